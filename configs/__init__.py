@@ -1,0 +1,1 @@
+"""Configurations as package data; each states only its differences."""

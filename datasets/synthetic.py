@@ -1,0 +1,44 @@
+"""Our own synthetic scans: people of the frozen body in many poses, seen by virtual depth cameras.
+
+Made by `shapespace synthesize`, in D-FAUST's layout, with true surfaces and splits:
+
+    ROOT/scans/<subject>/<sequence>/<sequence>.<frame>.ply    raw scans; vertex property `sensor`, element `sensor`
+    ROOT/registrations.hdf5                                   true surfaces; frame number = place in the sequence
+    ROOT/splits/{train,unseen_poses,unseen_people}.json       as IGR and SAL write them
+    ROOT/synthesis.json                                       arguments, seed, version
+
+Metres, y up. Licence: yours; the body and the poses they are made from are free (`datasets/assets/LICENSES.md`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shapespace.datasets import layout
+from trimesh import Trimesh
+
+from shapespace.data.files import Normals, read_scan
+from shapespace.data.recipe import Entry, Recipe
+from shapespace.data.scan import Scan
+
+
+@dataclass(frozen=True)
+class Synthetic(Recipe):
+    """Raw synthetic scans, with the bodies that they were taken of."""
+
+    name: str = "synthetic"
+    source: str = "shapespace synthesize"
+    licence: str = "free; the body and the poses: see datasets/assets/LICENSES.md"
+    get: str = "Make the data: shapespace synthesize."
+
+    def find(self, root: Path) -> list[Entry]:
+        """List ROOT/scans/<subject>/<sequence>/*.ply."""
+        return layout.find_scans(self, root)
+
+    def read(self, entry: Entry, normals: Normals = "auto") -> Scan:
+        """Read the PLY, sensors included."""
+        return read_scan(entry.path, name=entry.name, unit=self.unit, up=self.up, normals=normals)
+
+    def truth(self, root: Path, name: str) -> Trimesh | None:
+        """Read the body of that frame."""
+        subject, sequence, frame = name.split("/")
+        return layout.read_registration(self, root, subject, sequence, int(frame))

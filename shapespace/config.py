@@ -1,0 +1,137 @@
+"""What a training is told: names and numbers, with their defaults; YAML becomes arguments."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from shapespace.build import IGRSizes
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """What one step sees."""
+
+    scans: int = 16
+    """Scans in a batch, over all processes."""
+    points: int = 8000
+    """Surface points of each scan; as many again are drawn around them, and an eighth in the box."""
+    sigma: float = 0.01
+    """Standard deviation of the points around the scan, in model units."""
+    half: float = 1.8
+    """Half the edge of the box of the other off-surface points, in model units."""
+    workers: int = 0
+    """Processes that read ahead; 0 reads in place."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the weights move."""
+
+    steps: int = 100_000
+    """Length of the training."""
+    minutes: float | None = None
+    """A budget of time: the schedule follows steps or minutes, whichever is further, and ends when either is spent.
+    A training that stays within its minutes is repeatable to the bit."""
+    lr: float = 5e-3
+    """Adam's learning rate for the networks."""
+    lr_codes: float = 1e-3
+    """Adam's learning rate for free codes."""
+    schedule: Literal["cosine", "halving"] = "halving"
+    """Down to a hundredth along a cosine, or halved every `halve_every` steps."""
+    halve_every: int = 500
+    """Steps between two halvings."""
+    warmup: int = 0
+    """Steps over which the learning rate rises from zero."""
+    clip: float | None = None
+    """Largest norm of the gradient of all weights."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the loss's terms; 0 drops a term."""
+
+    surface: float = 1.0
+    normal: float = 1.0
+    eikonal: float = 0.1
+    code: float = 1e-3
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training. The defaults are the paper's; `configs/*.yaml` state where they differ."""
+
+    model: IGRSizes = field(default_factory=IGRSizes)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    weights: Weights = field(default_factory=Weights)
+    seed: int = 0
+    """Of weights, order and points."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    products: Literal["float32", "tf32", "bf16"] = "float32"
+    """Precision of matrix products (tf32 needs a GPU)."""
+    log_every: int = 20
+    """Steps between two records."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    mesh_every: int = 0
+    """Steps between two meshes in TensorBoard; 0 writes them at the end only."""
+
+
+def read(name: str) -> dict[str, Any]:
+    """A config's content: a file's path, or the name of one that comes with the package.
+
+    Raises `FileNotFoundError` for an unknown name, listing those there are, and `ValueError` for bad YAML.
+    """
+    packaged = resources.files("shapespace.configs")
+    known = sorted(entry.name.removesuffix(".yaml") for entry in packaged.iterdir() if entry.name.endswith(".yaml"))
+    source = Path(name) if Path(name).is_file() else packaged / f"{name}.yaml"
+    if not source.is_file():
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "give one of these, or the path of a YAML file."
+        raise FileNotFoundError(f"no config {name!r}; there are {', '.join(known)}: {hint}")
+    try:
+        content = yaml.load(source.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {name} is not YAML: {' '.join(str(error).split())}. Mend the file.") from None
+    if not isinstance(content or {}, dict):
+        raise ValueError(f"config {name} holds a {type(content).__name__}, not settings: write `group: {{name: value}}`.")
+    return content or {}
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
+    """Nested settings as command-line arguments, so that both are checked by the same parser."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield from (f"{prefix}{key}", str(value))
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Arguments with `--config NAME` replaced by what NAME says; whatever else is given comes later and wins."""
+    before: list[str] = []
+    rest = list(arguments)
+    while (place := next((i for i, word in enumerate(rest) if re.fullmatch(r"--config(=.*)?", word)), None)) is not None:
+        word = rest.pop(place)
+        if "=" not in word and place >= len(rest):
+            raise ValueError("--config needs a name: for example --config igr.")
+        before += flatten(read(word.partition("=")[2] or rest.pop(place)))
+    return before + rest
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; we read it as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,488 @@
+"""Scan and mesh files: the only place that knows their formats.
+
+Inside the program lengths are metres and y is up; unit and up axis are converted here, on the way in and out.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import trimesh
+from jaxtyping import Float, Int
+from trimesh import Trimesh
+from trimesh.exchange.ply import load_ply
+
+from shapespace.data.scan import Scan
+
+Up = Literal["x", "y", "z", "-x", "-y", "-z"]
+Normals = Literal["auto", "require", "drop"]
+
+MIN_POINTS = 100  # fewer cannot describe a body; it also catches files that hold a skeleton or a single marker
+POINT_KEYS = ("points", "vertices", "v", "pos", "v_posed")  # of an NPZ; the last is what CAPE says
+UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}  # metres per file unit
+
+# Rows are the world axes in file axes: each is a turn (no mirror) that brings the file's up axis to +y.
+_TURNS: dict[str, list[list[int]]] = {
+    "y": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "-y": [[1, 0, 0], [0, -1, 0], [0, 0, -1]],
+    "z": [[1, 0, 0], [0, 0, 1], [0, -1, 0]],
+    "-z": [[1, 0, 0], [0, 0, -1], [0, 1, 0]],
+    "x": [[0, -1, 0], [1, 0, 0], [0, 0, 1]],
+    "-x": [[0, 1, 0], [-1, 0, 0], [0, 0, 1]],
+}
+_NOT_SHAPES = {"zip", "bz2", "tar.gz", "tar.bz2", "dxf", "svg", "xyz"}  # archives, drawings, and what we read ourselves
+
+
+@dataclass
+class _Raw:
+    """What a file holds, in its own unit and axes."""
+
+    points: Any
+    faces: Any = None
+    normals: Any = None
+    sensors: Any = None
+
+
+def read_scan(
+    path: str | os.PathLike[str], *, name: str = "", unit: float = 1.0, up: Up = "y", normals: Normals = "auto"
+) -> Scan:
+    """Read a scan: any mesh or point file that trimesh reads, NPY, NPZ, XYZ, TXT or CSV.
+
+    Arrays and tables hold n rows of 3 (points) or 6 (points, normals); an NPZ names them `points` (or one of
+    `POINT_KEYS`), `normals`, `faces`, `sensors`. A PLY may name the sensor of each vertex, as `write_scan` does. The
+    parts of a scene are joined where the scene puts them. Points and sensors come back in metres, y up, float32.
+
+    Args:
+        path: The file.
+        name: The scan's name; that of the file by default.
+        unit: Metres per unit of the file.
+        up: The file's axis that points up.
+        normals: `auto` keeps the normals of points without faces, where there are any; `require` refuses a file from
+            which no normals can be had (neither faces nor normals); `drop` ignores the file's normals.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is empty, damaged, of an unknown kind, or holds no usable scan.
+
+    """
+    path = Path(path)
+    raw = _read(path)
+    points, faces = _points(path, raw.points, MIN_POINTS), _faces(path, raw.faces, len(raw.points))
+    vectors = None if normals == "drop" or faces is not None else _normals(path, raw.normals, len(points))
+    if normals == "require" and faces is None and vectors is None:
+        raise ValueError(
+            f"{path} holds {len(points):,} points without faces or normals, and normals are required. "
+            "Use a mesh or a file with normals, or say --normals auto and train without them."
+        )
+    sensors = None if raw.sensors is None else _rows(path, raw.sensors, "sensors", len(points))
+    turn = _turn(up)
+    return Scan(
+        name or path.stem,
+        _moved(path, points, unit * turn),
+        None if vectors is None else _moved(path, vectors, turn),
+        None if sensors is None else _moved(path, sensors, unit * turn),
+        faces,
+    )
+
+
+def read_mesh(path: str | os.PathLike[str], *, unit: float = 1.0, up: Up = "y") -> Trimesh:
+    """Read a triangle mesh in metres, y up; the order of the vertices is that of the file (OBJ and PLY).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is empty, damaged, of an unknown kind, or has no faces.
+
+    """
+    path = Path(path)
+    raw = _read(path)
+    points, faces = _points(path, raw.points, 3), _faces(path, raw.faces, len(raw.points))
+    if faces is None:
+        raise ValueError(f"{path} holds {len(points):,} points and no faces. Choose a file with a mesh.")
+    return Trimesh(_moved(path, points, unit * _turn(up)), faces, process=False)
+
+
+def read_faces(path: str | os.PathLike[str]) -> Int[np.ndarray, "m 3"]:
+    """Read only the triangles: of a mesh file, or an NPY of whole numbers (m, 3).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or has no faces.
+
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".npy":
+        return np.asarray(read_mesh(path).faces, dtype=np.int32)
+    with _readable(path):
+        values = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    faces = _faces(path, values, np.iinfo(np.int32).max)
+    if faces is None:
+        raise ValueError(f"{path} holds no faces. Copy or download it again.")
+    return faces
+
+
+def write_scan(path: str | os.PathLike[str], scan: Scan, *, unit: float = 1.0, up: Up = "y") -> None:
+    """Write a scan as binary PLY, in the given unit and up axis; the file appears complete or not at all.
+
+    Vertices have x, y, z, and where the scan has them nx, ny, nz and `sensor`: the row of the extra element `sensor`
+    (x, y, z), which holds each origin once.
+    """
+    turn = _turn(up).T
+    columns: dict[str, np.ndarray] = dict(zip("xyz", _moved(path, scan.points, turn / unit).T, strict=True))
+    if scan.normals is not None:
+        columns |= dict(zip(("nx", "ny", "nz"), _moved(path, scan.normals, turn).T, strict=True))
+    elements: list[tuple[str, dict[str, np.ndarray]]] = [("vertex", columns)]
+    if scan.faces is not None:
+        elements.append(("face", {"vertex_indices": scan.faces.astype("<i4")}))
+    if scan.sensors is not None:
+        origins, index = np.unique(scan.sensors, axis=0, return_inverse=True)
+        columns["sensor"] = index.reshape(-1).astype("u1" if len(origins) <= 256 else "<i4")
+        elements.append(("sensor", dict(zip("xyz", _moved(path, origins, turn / unit).T, strict=True))))
+    _write(Path(path), _ply_bytes(elements))
+
+
+def write_mesh(path: str | os.PathLike[str], mesh: Trimesh, *, unit: float = 1.0, up: Up = "y") -> None:
+    """Write a mesh as PLY, OBJ or GLB, by the suffix; the file appears complete or not at all.
+
+    Raises:
+        ValueError: The suffix is none of these.
+
+    """
+    path = Path(path)
+    exporters: dict[str, tuple[str, dict[str, Any]]] = {
+        ".ply": ("ply", {"vertex_normal": False}),
+        ".obj": ("obj", {"include_normals": False}),
+        ".glb": ("glb", {"include_normals": False}),
+    }
+    if path.suffix.lower() not in exporters:
+        raise ValueError(
+            f"cannot write a mesh as {path}: the suffix {path.suffix!r} is none of {', '.join(exporters)}. Choose one."
+        )
+    kind, options = exporters[path.suffix.lower()]
+    moved = Trimesh(np.asarray(mesh.vertices) @ (_turn(up) / unit), mesh.faces, process=False)
+    data: Any = moved.export(file_type=kind, **options)
+    _write(path, data.encode() if isinstance(data, str) else data)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def _read(path: Path) -> _Raw:
+    """Read the file, after the checks that come before any format."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}. Check the path, and that the data set was unpacked there.")
+    readers = _readers()
+    if path.is_dir() or path.suffix.lower() not in readers:
+        what = "is a folder" if path.is_dir() else f"has the unknown suffix {path.suffix!r}"
+        raise ValueError(f"{path} {what}. Give a file whose name ends in one of {', '.join(sorted(readers))}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes). Copy or download it again.")
+    with _readable(path), warnings.catch_warnings(action="ignore"):
+        return readers[path.suffix.lower()](path)
+
+
+def _readers() -> dict[str, Callable[[Path], _Raw]]:
+    """Name a reader for each suffix."""
+    ours: dict[str, Callable[[Path], _Raw]] = {
+        ".ply": _read_ply,
+        ".obj": _read_obj,
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+        ".xyz": _read_table,
+        ".txt": _read_table,
+        ".csv": _read_table,
+    }
+    return {f".{kind}": _read_scene for kind in trimesh.available_formats() - _NOT_SHAPES} | ours
+
+
+def suffixes() -> frozenset[str]:
+    """List the suffixes of files that can be read, with their dots."""
+    return frozenset(_readers())
+
+
+def to_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "y") -> Float[np.ndarray, "n 3"]:
+    """Bring points of a file's unit (metres per file unit) and up axis into metres, y up; float32."""
+    return _moved("points", vectors, unit * _turn(up))
+
+
+class _BadFileError(ValueError):
+    """A complete sentence about a bad file, to be passed on as it is."""
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever a parser raises on a damaged file into one sentence that names the file."""
+    try:
+        yield
+    except (_BadFileError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as {path.suffix.lower()[1:].upper()} ({what}): it is damaged or of another kind. "
+            "Copy or download it again, or save it anew as triangles in binary PLY."
+        ) from error
+
+
+def _read_ply(path: Path) -> _Raw:
+    with path.open("rb") as file:
+        _check_ply_size(path, file)
+        file.seek(0)
+        content = load_ply(file, fix_texture=False, skip_materials=True)
+    elements = content["metadata"]["_ply_raw"]
+    for key, element in elements.items():
+        _check_ply_rows(path, key, element)
+    if "vertices" not in content:
+        raise _BadFileError(f"{path} declares no vertices: there is nothing to read. Copy or download it again.")
+    sensors = None
+    if "sensor" in elements and "sensor" in elements["vertex"]["properties"]:
+        origins = np.column_stack([elements["sensor"]["data"][axis] for axis in "xyz"])
+        sensors = origins[elements["vertex"]["data"]["sensor"].reshape(-1)]
+    return _Raw(content["vertices"], content.get("faces"), content.get("vertex_normals"), sensors)
+
+
+_PLY_BYTES = dict.fromkeys(b"char uchar int8 uint8".split(), 1)
+_PLY_BYTES |= dict.fromkeys(b"short ushort int16 uint16 float16".split(), 2)
+_PLY_BYTES |= dict.fromkeys(b"int uint int32 uint32 float float32".split(), 4)
+_PLY_BYTES |= dict.fromkeys(b"double float64 int64 uint64".split(), 8)
+
+
+def _check_ply_size(path: Path, file: Any) -> None:
+    """Refuse a file that cannot hold what its header declares, before anything of that size is asked for."""
+    binary, counts, rows = True, [0], [0]  # for each element how many, and how many bytes one takes at the least
+    for line in iter(file.readline, b""):
+        words = line.split()
+        if words[:1] == [b"format"]:
+            binary = words[1] != b"ascii"
+        elif words[:1] == [b"element"]:
+            counts.append(int(words[2]))
+            rows.append(0)
+        elif words[:2] == [b"property", b"list"]:
+            corners = 3 if words[4].startswith(b"vertex_ind") else 0
+            rows[-1] += _PLY_BYTES[words[2]] + corners * _PLY_BYTES[words[3]] if binary else 2 + 2 * corners
+        elif words[:1] == [b"property"]:
+            rows[-1] += _PLY_BYTES[words[1]] if binary else 2  # a digit and a blank
+        elif words[:1] == [b"end_header"]:
+            break
+    else:
+        raise _BadFileError(f"{path} is cut off inside its header or is not a PLY file. Copy or download it again.")
+    least = file.tell() + sum(count * row for count, row in zip(counts, rows, strict=True)) - (not binary)
+    size = path.stat().st_size
+    if size < least:
+        raise _BadFileError(
+            f"{path} is truncated: what its header declares takes {least:,} bytes or more, and the file has {size:,}. "
+            "Copy or download it again."
+        )
+
+
+def _check_ply_rows(path: Path, key: str, element: dict[str, Any]) -> None:
+    """Refuse an element that came out shorter than declared, or whose polygons differ in their number of corners."""
+    data = element.get("data")
+    columns = list(data.values()) if isinstance(data, dict) else [data] if data is not None else []
+    rows = min((len(column) for column in columns), default=0)
+    if rows != element["length"]:
+        raise _BadFileError(
+            f"{path} is truncated: its header declares {element['length']:,} of {key}, and {rows:,} could be read. "
+            "Copy or download it again."
+        )
+    if isinstance(data, np.ndarray) and data.dtype.names:
+        lists = [data[field] for field in data.dtype.names if data.dtype[field].names]
+        if any(np.ptp(entry["f0"]) for entry in lists if len(entry)):
+            raise _BadFileError(f"{path} mixes lists of different length in {key}. Save it as triangles only.")
+
+
+def _read_obj(path: Path) -> _Raw:
+    """Vertices in the order of the file (texture seams do not split them), polygons as fans of triangles."""
+    lines: dict[str, list[list[str]]] = {"v": [], "vn": [], "f": []}
+    for line in path.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ").splitlines():
+        words = line.split()
+        if words and words[0] in lines:
+            lines[words[0]].append(words[1:])
+    points = np.array([words[:3] for words in lines["v"]], dtype=np.float64).reshape(-1, 3)
+    normals = np.array([words[:3] for words in lines["vn"]], dtype=np.float64) if lines["vn"] else None
+    fans = []
+    for words in lines["f"]:
+        corners = [int(word.split("/")[0]) for word in words]
+        fans += [(corners[0], b, c) for b, c in pairwise(corners[1:])]
+    if not fans:
+        return _Raw(points, None, normals)
+    faces = np.array(fans, dtype=np.int64)
+    if (faces == 0).any():
+        raise _BadFileError(f"{path} has a face with corner 0, and OBJ counts from 1. Export it again.")
+    return _Raw(points, np.where(faces > 0, faces - 1, len(points) + faces))
+
+
+def _read_scene(path: Path) -> _Raw:
+    """All parts of a scene, each where the scene puts it."""
+    scene = trimesh.load_scene(str(path), process=False)
+    points: list[np.ndarray] = [np.zeros((0, 3))]
+    faces: list[np.ndarray] = []
+    for node in scene.graph.nodes_geometry:
+        transform, key = scene.graph[node]
+        part = scene.geometry[key]
+        corners = np.asarray(getattr(part, "faces", np.zeros((0, 3), dtype=np.int64)))
+        mirrored = np.linalg.det(transform[:3, :3]) < 0
+        faces.append((corners[:, ::-1] if mirrored else corners) + sum(map(len, points)))
+        points.append(trimesh.transform_points(np.asarray(part.vertices), transform))
+    joined = np.concatenate(faces) if faces else np.zeros((0, 3), dtype=np.int64)
+    return _Raw(np.concatenate(points), joined if len(joined) else None)
+
+
+def _read_npy(path: Path) -> _Raw:
+    # Mapping the file, not loading it, makes numpy compare the declared shape with the size of the file first.
+    return _split_columns(path, np.array(np.load(path, mmap_mode="r", allow_pickle=False)))
+
+
+def _read_npz(path: Path) -> _Raw:
+    with np.load(path, allow_pickle=False) as arrays:
+        keys = [key for key in POINT_KEYS if key in arrays]
+        if not keys:
+            raise _BadFileError(
+                f"{path} holds {', '.join(arrays) or 'nothing'}, and none of {', '.join(POINT_KEYS)}. "
+                "Save the points under one of these names."
+            )
+        rest = {key: arrays.get(key) for key in ("faces", "normals", "sensors")}
+        return _Raw(arrays[keys[0]], **rest)
+
+
+def _read_table(path: Path) -> _Raw:
+    with path.open(encoding="utf-8") as file:
+        rows = (line.replace(",", " ").replace(";", " ") for line in file)
+        return _split_columns(path, np.loadtxt(rows, dtype=np.float64, ndmin=2))
+
+
+def _split_columns(path: Path, table: np.ndarray) -> _Raw:
+    """Three columns are points, six are points and unit normals."""
+    if table.ndim != 2 or table.shape[1] not in (3, 6):
+        raise _BadFileError(
+            f"{path} is an array of shape {table.shape}; (n, 3) is points and (n, 6) points with normals. "
+            "Save those columns only."
+        )
+    if table.shape[1] == 3:
+        return _Raw(table)
+    lengths = np.linalg.norm(table[:, 3:].astype(np.float64), axis=1)
+    if len(table) and np.median(lengths) > 1.5:
+        raise _BadFileError(
+            f"{path} has six columns, and the last three are no unit normals (median length {np.median(lengths):.3g}). "
+            "Are they colours? Save x y z alone."
+        )
+    return _Raw(table[:, :3], normals=table[:, 3:])
+
+
+# ------------------------------------------------------------------------------------------------------------ checking
+
+
+def _rows(path: Path, values: Any, what: str, count: int | None = None) -> Float[np.ndarray, "n 3"]:
+    """`values` as finite (n, 3) float64, one row per point if a count is given."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] != 3:
+        raise ValueError(
+            f"{path}: {what} are an array of {array.dtype} {array.shape}, not numbers (n, 3). Save them so."
+        )
+    if count is not None and len(array) != count:
+        raise ValueError(f"{path} has {len(array):,} {what} for {count:,} points. Save one for each point, or none.")
+    array = array.astype(np.float64)
+    bad = int((~np.isfinite(array)).any(axis=1).sum())
+    if bad:
+        raise ValueError(
+            f"{path}: {bad:,} of {len(array):,} {what} have NaN or infinite coordinates. Remove those rows."
+        )
+    return array
+
+
+def _points(path: Path, values: Any, least: int) -> Float[np.ndarray, "n 3"]:
+    points = _rows(path, values, "points")
+    if len(points) < least:
+        raise ValueError(f"{path} holds {len(points)} points, and at least {least} are needed. Is it the right file?")
+    if not np.ptp(points, axis=0).any():
+        raise ValueError(f"{path}: all {len(points):,} points are the same, {points[0]}. Export the file again.")
+    return points
+
+
+def _faces(path: Path, values: Any, count: int) -> Int[np.ndarray, "m 3"] | None:
+    """Triangles (quads are cut in two), or None if there are none."""
+    faces = np.asarray(values if values is not None else [])
+    if not faces.size:
+        return None
+    if faces.dtype.kind not in "iu" or faces.ndim != 2 or faces.shape[1] not in (3, 4):
+        raise ValueError(
+            f"{path}: faces are an array of {faces.dtype} {faces.shape}, not whole numbers (m, 3). Save triangles."
+        )
+    bad = int(((faces < 0) | (faces >= count)).any(axis=1).sum())
+    if bad:
+        raise ValueError(
+            f"{path}: {bad:,} of {len(faces):,} faces name vertices outside 0..{count - 1:,} (lowest {faces.min()}, "
+            f"highest {faces.max()}). The file is damaged, or counts from 1: export it again."
+        )
+    triangles = np.concatenate([faces[:, [0, a - 1, a]] for a in range(2, faces.shape[1])])
+    return np.asarray(triangles, dtype=np.int32)
+
+
+def _normals(path: Path, values: Any, count: int) -> Float[np.ndarray, "n 3"] | None:
+    """Check the normals and make them unit vectors; None if the file has none."""
+    if values is None:
+        return None
+    normals = _rows(path, values, "normals", count)
+    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+    bad = int((lengths < 1e-6).sum())
+    if bad:
+        raise ValueError(
+            f"{path}: {bad:,} of {count:,} normals have length zero. "
+            "Compute them anew, or say --normals drop to use the points alone."
+        )
+    return np.asarray(normals / lengths)
+
+
+def _turn(up: str) -> Float[np.ndarray, "3 3"]:
+    if up not in _TURNS:
+        raise ValueError(f"up axis {up!r} is none of {', '.join(_TURNS)}. Name the axis of the file that points up.")
+    return np.array(_TURNS[up], dtype=np.float64)
+
+
+def _moved(
+    path: str | os.PathLike[str], vectors: Float[np.ndarray, "n 3"], matrix: Float[np.ndarray, "3 3"]
+) -> Float[np.ndarray, "n 3"]:
+    """`matrix` applied to each row, float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = (vectors.astype(np.float64) @ matrix.T).astype(np.float32)
+    if not np.isfinite(moved).all():
+        raise ValueError(
+            f"{path}: coordinates of {np.abs(vectors).max():.3g} are too large for float32. Is the file damaged?"
+        )
+    return np.asarray(moved)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _ply_bytes(elements: list[tuple[str, dict[str, np.ndarray]]]) -> bytes:
+    """Lay out a binary little-endian PLY; a column of shape (n, k) becomes a list of k."""
+    names = {"u1": "uchar", "i4": "int", "f4": "float"}
+    header, blocks = ["ply", "format binary_little_endian 1.0"], []
+    for key, columns in elements:
+        header.append(f"element {key} {len(next(iter(columns.values())))}")
+        fields: list[Any] = []
+        for name, column in columns.items():
+            kind, listed = column.dtype.str[1:], column.ndim == 2
+            header.append(f"property {'list uchar ' if listed else ''}{names[kind]} {name}")
+            fields += [(f"{name} count", "u1"), (name, "<" + kind, column.shape[1])] if listed else [(name, "<" + kind)]
+        block = np.zeros(len(next(iter(columns.values()))), dtype=fields)
+        for name, column in columns.items():
+            block[name] = column
+            if column.ndim == 2:
+                block[f"{name} count"] = column.shape[1]
+        blocks.append(block.tobytes())
+    return "\n".join([*header, "end_header\n"]).encode() + b"".join(blocks)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write beside the target, then put in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)

@@ -1,0 +1,111 @@
+"""From a store to batches; a batch is a pure function of (seed, step), so a resumed run sees the same ones."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from shapespace.data.scan import Scan
+from shapespace.data.store import Store
+from shapespace.geometry import sampling
+
+Transform = Callable[[Any], Any]  # from torch-geometric `Data` to `Data`
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Dense points of b scans in the model frame.
+
+    `around` are the off-surface points of the Eikonal term; `shape` is each scan's row in the table of training
+    scans, -1 for a scan that is not in it.
+    """
+
+    points: Float[Tensor, "b n 3"]
+    normals: Float[Tensor, "b n 3"] | None
+    around: Float[Tensor, "b m 3"]
+    shape: Int[Tensor, "b"]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """On another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None})
+
+
+def collate(
+    scans: Sequence[Scan], *, sigma: float = 0.01, half: float = 1.0, shape: Sequence[int] | None = None, seed: int = 0
+) -> Batch:
+    """Scans of equally many points as one batch, with off-surface points drawn by `seed`."""
+    points = torch.from_numpy(np.stack([scan.points for scan in scans])).float()
+    normals = [scan.normals for scan in scans if scan.normals is not None]
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        points=points,
+        normals=torch.from_numpy(np.stack(normals)).float() if len(normals) == len(scans) else None,
+        around=sampling.around(points, sigma, half, generator),
+        shape=torch.tensor([-1] * len(scans) if shape is None else list(shape)),
+    )
+
+
+class StepDataset(Dataset[Batch]):
+    """The batch of each step: scans in an order reshuffled every epoch, points drawn afresh at every visit.
+
+    With several processes, process `rank` of `world` gets its share of each step's scans.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        names: Sequence[str],
+        *,
+        scans: int,
+        points: int,
+        sigma: float,
+        half: float,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        transform: Transform | None = None,
+    ) -> None:
+        if not names:
+            raise ValueError(f"no scans to train on in {store.path}: pack some, or choose another split")
+        if scans % world:
+            raise ValueError(f"a batch of {scans} scans does not divide among {world} processes: change --batch.scans")
+        self.store, self.names, self.transform = store, list(names), transform
+        self.scans, self.points, self.sigma, self.half, self.seed = scans, points, sigma, half, seed
+        self.rank, self.world = rank, world
+        self._epoch, self._order = -1, np.arange(0)  # the order of the epoch that was asked for last
+
+    def __getitem__(self, step: int) -> Batch:
+        slots = range(self.rank, self.scans, self.world)
+        shape = [self._row(step * self.scans + slot) for slot in slots]
+        drawn = [
+            self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, step, slot)))
+            for row, slot in zip(shape, slots, strict=True)
+        ]
+        if self.transform is not None:
+            drawn = [Scan.from_data(self.transform(scan.to_data())) for scan in drawn]
+        seed = int(np.random.default_rng((self.seed, step, self.scans + self.rank)).integers(2**62))
+        return collate(drawn, sigma=self.sigma, half=self.half, shape=shape, seed=seed)
+
+    def visit(self, row: int) -> Batch:
+        """One training scan by itself, always with the same points: for looking at, and for the prior of the codes."""
+        scan = self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, row)))
+        return collate([scan], sigma=self.sigma, half=self.half, shape=[row], seed=row)
+
+    def _row(self, visit: int) -> int:
+        epoch, place = divmod(visit, len(self.names))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.names))
+        return int(self._order[place])
+
+
+def batches(dataset: StepDataset, start: int, stop: int, *, workers: int = 0) -> Iterator[Batch]:
+    """The batches of steps start to stop, read ahead by `workers` processes (0: read in place)."""
+    steps = range(start, stop)
+    yield from DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers)  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""A scan: what one capture of one person left."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from shapespace.geometry.frame import Frame
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Points of one capture; metres (or model units after `to_model`), y up.
+
+    `normals` are unit vectors that point out of the body. `sensors` holds, for each point, the origin of the sensor
+    that saw it. `faces` are kept where the file has them, so that the surface can be sampled evenly.
+    """
+
+    name: str
+    points: Float[np.ndarray, "n 3"]
+    normals: Float[np.ndarray, "n 3"] | None = None
+    sensors: Float[np.ndarray, "n 3"] | None = None
+    faces: Int[np.ndarray, "m 3"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def sample(self, count: int, rng: np.random.Generator) -> "Scan":
+        """Draw `count` points: evenly over the area of the faces, with face normals, or from the points if no faces.
+
+        Points alone are drawn without repetition while they last, and all of them, in random order, if fewer.
+        """
+        if self.faces is None:
+            chosen = rng.permutation(len(self))[:count]
+            return self.take(chosen)
+        corners = self.points[self.faces]
+        cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        doubled = np.linalg.norm(cross, axis=1)
+        total = np.cumsum(doubled, dtype=np.float64)
+        if not total[-1] > 0:
+            raise ValueError(
+                f"scan {self.name} has {len(self.faces)} faces of no area: its surface cannot be sampled. "
+                "Remove the faces to use its vertices as points."
+            )
+        face = np.searchsorted(total, rng.random(count) * total[-1], side="right").clip(max=len(doubled) - 1)
+        u, v = np.sqrt(rng.random(count)), rng.random(count)
+        weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
+        points = np.einsum("nk,nkd->nd", weights, corners[face])
+        normals = cross[face] / doubled[face, None].clip(1e-30)
+        sensors = None if self.sensors is None else self.sensors[self.faces[face, 0]]
+        return Scan(self.name, points.astype(self.points.dtype), normals.astype(self.points.dtype), sensors)
+
+    def frame(self, scale: float) -> Frame:
+        """Where the scan lies: centred at the mean of its surface (IGR centres at the mean of surface samples).
+
+        The mean is taken over the area of the faces, exactly, so that it does not depend on a draw; over the points
+        if there are no faces. `scale` is metres of one model unit.
+        """
+        if self.faces is None:
+            centre = self.points.mean(axis=0, dtype=np.float64)
+        else:
+            corners = self.points[self.faces].astype(np.float64)
+            doubled = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+            centre = np.average(corners.mean(axis=1), axis=0, weights=doubled)
+        return Frame(torch.from_numpy(centre).float(), torch.tensor(scale))
+
+    def take(self, chosen: Int[np.ndarray, "k"]) -> "Scan":
+        """Keep only the chosen points (and drop the faces)."""
+        return Scan(
+            self.name,
+            self.points[chosen],
+            None if self.normals is None else self.normals[chosen],
+            None if self.sensors is None else self.sensors[chosen],
+        )
+
+    def to_model(self, frame: Frame) -> "Scan":
+        """The same scan in the model frame: points and sensors move, normals stay."""
+        return self._moved(frame.to_model)
+
+    def to_world(self, frame: Frame) -> "Scan":
+        """The way back from `to_model`."""
+        return self._moved(frame.to_world)
+
+    def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Scan":
+        def array(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+            return move(torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))).numpy()
+
+        return replace(self, points=array(self.points), sensors=None if self.sensors is None else array(self.sensors))
+
+    def to_data(self) -> Any:
+        """As a torch-geometric `Data` (`pos`, `normal`, `sensor`, `name`), for its transforms and loaders."""
+        from torch_geometric.data import Data  # three seconds: only where it is wanted
+
+        optional = {"normal": self.normals, "sensor": self.sensors}
+        tensors = {key: torch.from_numpy(value).float() for key, value in optional.items() if value is not None}
+        return Data(pos=torch.from_numpy(self.points).float(), name=self.name, **tensors)
+
+    @classmethod
+    def from_data(cls, data: Any) -> "Scan":
+        """The way back from `to_data`."""
+        normal, sensor = data.get("normal"), data.get("sensor")
+        return cls(
+            data.get("name", ""),
+            data.pos.numpy(),
+            None if normal is None else normal.numpy(),
+            None if sensor is None else sensor.numpy(),
+        )

@@ -1,0 +1,1 @@
+"""Torch and numpy on points, fields and meshes; knows nothing of learning."""

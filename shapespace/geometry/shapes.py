@@ -1,0 +1,36 @@
+"""Signed distances in closed form: what the tests trust. Negative inside."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def sphere(x: Float[Tensor, "*b 3"], centre: Float[Tensor, "3"], radius: float) -> Float[Tensor, "*b"]:
+    """Distance to the ball of `radius` about `centre`; negative inside."""
+    return (x - centre).norm(dim=-1) - radius
+
+
+def box(x: Float[Tensor, "*b 3"], half: Float[Tensor, "3"]) -> Float[Tensor, "*b"]:
+    """Distance to the box [-half, half]; negative inside."""
+    beyond = x.abs() - half
+    return beyond.clamp(min=0).norm(dim=-1) + beyond.amax(dim=-1).clamp(max=0)
+
+
+def torus(x: Float[Tensor, "*b 3"], ring: float, tube: float) -> Float[Tensor, "*b"]:
+    """Distance to the torus of radii `ring` and `tube` about the y axis; negative inside."""
+    sideways = torch.hypot(x[..., 0], x[..., 2]) - ring
+    return torch.hypot(sideways, x[..., 1]) - tube
+
+
+def capsule(
+    x: Float[Tensor, "*b 3"], a: Float[Tensor, "3"], b: Float[Tensor, "3"], radius: float
+) -> Float[Tensor, "*b"]:
+    """Distance to the points within `radius` of the segment a-b; negative inside."""
+    along = b - a
+    t = ((x - a) @ along / along.dot(along)).clamp(0, 1)
+    return (x - a - t[..., None] * along).norm(dim=-1) - radius
+
+
+def union(*distances: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Distance to a union of shapes: exact outside, a lower bound of the depth inside."""
+    return torch.stack(distances).amin(dim=0)

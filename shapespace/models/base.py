@@ -1,0 +1,63 @@
+"""What every family can do."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from trimesh import Trimesh
+
+from shapespace.data.loader import Batch
+from shapespace.geometry.isosurface import isosurface
+from shapespace.losses import Scalar
+from shapespace.models.code import Code
+from shapespace.nn.mlp import Linearised
+from shapespace.nn.prior import GaussianPrior
+
+
+class ShapeModel(nn.Module, ABC):
+    """A shape space: encodes scans to codes, and turns codes into surfaces. Works in the model frame."""
+
+    prior: GaussianPrior  # of the training codes, in their flat form
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Code:
+        """Codes of a batch of scans, in one forward pass."""
+
+    @abstractmethod
+    def terms(self, batch: Batch, code: Code) -> dict[str, Scalar]:
+        """The unweighted terms of the loss; training and fitting use the same."""
+
+    @abstractmethod
+    def surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
+        """One mesh for each code, outward, in the model frame."""
+
+
+class FieldModel(ShapeModel):
+    """A family whose shape is a level set: the surface is `field == level`, inside is below."""
+
+    level: float = 0.0
+    lipschitz: float = 2.0  # slack of the isosurface's search; see `isosurface`
+
+    @abstractmethod
+    def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
+        """The field at model points; negative inside."""
+
+    @abstractmethod
+    def linearise(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearised:
+        """The field, its gradient in x and its Jacobian in the flat code; no graph."""
+
+    @torch.no_grad()
+    def surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
+        """One mesh for each code, by sparse marching cubes in [-1, 1]^3 of `resolution` cells along an edge."""
+        device = code.parts[0].device
+
+        def mesh(one: Code) -> Trimesh:
+            return isosurface(
+                lambda x: self.field(x.to(device)[None], one)[0],
+                resolution=resolution,
+                level=self.level,
+                lipschitz=self.lipschitz,
+            )
+
+        return [mesh(code[index]) for index in range(len(code))]

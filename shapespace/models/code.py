@@ -1,0 +1,76 @@
+"""What a shape is in the shape space."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Path = Literal["linear", "spherical"]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Codes of a batch of shapes: one tensor, or several that share the first axis (a grid, a pyramid).
+
+    `cost` is what each code costs under the encoder's own prior, where it has one (a variational encoder); unweighted.
+    """
+
+    parts: tuple[Tensor, ...]
+    cost: Float[Tensor, "b"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Code":
+        """Some of the codes; still a batch."""
+        if isinstance(index, int):
+            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+        return Code(tuple(part[index] for part in self.parts))
+
+    @property
+    def flat(self) -> Float[Tensor, "b k"]:
+        """All numbers of each code in one row."""
+        return torch.cat([part.flatten(1) for part in self.parts], dim=1)
+
+    def like(self, flat: Float[Tensor, "c k"]) -> "Code":
+        """Rows of numbers as codes of this kind: the way back from `flat`."""
+        sizes = [part[0].numel() for part in self.parts]
+        pieces = flat.split(sizes, dim=1)
+        return Code(tuple(p.view(len(flat), *part.shape[1:]) for p, part in zip(pieces, self.parts, strict=True)))
+
+    def to(self, device: torch.device | str) -> "Code":
+        """On another device."""
+        return replace(self, parts=tuple(part.to(device) for part in self.parts))
+
+
+def join(codes: Sequence[Code]) -> Code:
+    """Several batches as one."""
+    return Code(tuple(torch.cat(parts) for parts in zip(*(code.parts for code in codes), strict=True)))
+
+
+def between(a: Code, b: Code, steps: int, path: Path = "linear") -> Code:
+    """`steps` codes from a to b, both ends included.
+
+    Linear: (1 - t) a + t b. Spherical: Shoemake's slerp (SIGGRAPH 1985) of the directions, with the length
+    interpolated linearly, so that the middle of the way is no shorter than the ends.
+    """
+    if steps < 2:
+        raise ValueError(f"a path of {steps} steps has no two ends: ask for at least 2")
+    if path not in get_args(Path):
+        raise ValueError(f"path {path!r} is none of {', '.join(get_args(Path))}")
+    t = torch.linspace(0, 1, steps, device=a.flat.device)[:, None]
+    start, end = a.flat, b.flat
+    if path == "linear":
+        return a.like(torch.lerp(start, end, t))
+    lengths = start.norm(), end.norm()
+    cosine = (start * end).sum() / (lengths[0] * lengths[1]).clamp(min=1e-12)
+    angle = cosine.clamp(-1, 1).arccos()
+    if angle.sin() < 1e-4:  # same or opposite direction: the great circle is not defined, the straight line is
+        return a.like(torch.lerp(start, end, t))
+    direction = (
+        ((1 - t) * angle).sin() * start / lengths[0] + (t * angle).sin() * end / lengths[1]
+    ) / angle.sin()
+    return a.like(direction * torch.lerp(lengths[0], lengths[1], t))

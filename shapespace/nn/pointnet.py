@@ -1,0 +1,47 @@
+"""PointNet: from an unordered set of points to a code."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PointNet(nn.Module):
+    """A shared MLP on each point, a maximum over the points, an MLP on what is left (Qi et al., CVPR 2017, section 4).
+
+    No transformation nets: scans stand upright in the model frame, and turning is left to the augmentation. No batch
+    normalisation either, so that a batch equals its members and a code does not depend on its neighbours.
+
+    It reads the first `count` points of a scan, which lie in random order: a maximum grows with the number of points,
+    so a code of many points would not be the code of few.
+    """
+
+    def __init__(self, *, code: int, count: int, width: int, features: int, variational: bool = False) -> None:
+        super().__init__()
+        from torch_geometric.nn import MLP  # three seconds: only where a model is built
+
+        self.count = count
+        self.points = MLP([3, width // 2, width, features], norm=None, plain_last=False)
+        self.pooled = MLP([features, features // 2, features // 2], norm=None, plain_last=False)
+        self.mean = nn.Linear(features // 2, code)
+        self.log_variance = nn.Linear(features // 2, code) if variational else None
+        nn.init.normal_(self.mean.weight, 0.0, 0.1 / features**0.5)  # small codes: the decoder starts as a sphere
+        nn.init.zeros_(self.mean.bias)
+
+    def forward(self, points: Float[Tensor, "b n 3"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"] | None]:
+        """Mean of the code, and the logarithm of its variance if variational."""
+        points = points[:, : self.count]
+        features = cast(Tensor, self.points(points.flatten(0, 1))).view(*points.shape[:2], -1).amax(dim=1)
+        pooled = self.pooled(features)
+        return self.mean(pooled), None if self.log_variance is None else self.log_variance(pooled)
+
+
+def sample_normal(mean: Float[Tensor, "b k"], log_variance: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """A draw from N(mean, exp(log_variance)) through which gradients pass (Kingma & Welling 2014, section 2.4)."""
+    return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+
+
+def divergence(mean: Float[Tensor, "b k"], log_variance: Float[Tensor, "b k"]) -> Float[Tensor, "b"]:
+    """Kullback-Leibler divergence of N(mean, exp(log_variance)) from N(0, 1) (Kingma & Welling 2014, appendix B)."""
+    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=-1)

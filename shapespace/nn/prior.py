@@ -1,0 +1,38 @@
+"""What codes of people look like: their mean and covariance."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class GaussianPrior(nn.Module):
+    """Mean and covariance of the training codes; buffers, so that they travel with the weights."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(code))
+        self.register_buffer("covariance", torch.eye(code))
+
+    @torch.no_grad()
+    def fit(self, codes: Float[Tensor, "n k"]) -> None:
+        """Take the mean and covariance of `codes`, shrunk so that few codes still give a covariance of full rank.
+
+        With n codes in k dimensions, a share k / (n + k) of the covariance is replaced by its mean variance.
+        """
+        n, k = codes.shape
+        self.mean.copy_(codes.mean(dim=0))
+        spread = torch.cov(codes.T, correction=0) if n > 1 else codes.new_zeros(k, k)
+        share = k / (n + k)
+        even = torch.eye(k, device=codes.device) * spread.diagonal().mean().clamp(min=1e-8)
+        self.covariance.copy_((1 - share) * spread.view(k, k) + share * even)
+
+    def precision(self) -> Float[Tensor, "k k"]:
+        """Inverse covariance."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.covariance))
+
+    def draw(self, count: int) -> Float[Tensor, "c k"]:
+        """`count` codes from the prior."""
+        return self.mean + torch.randn(count, len(self.mean)) @ torch.linalg.cholesky(self.covariance).T

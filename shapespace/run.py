@@ -1,0 +1,101 @@
+"""A run: the folder with everything that a training leaves."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shapespace.atomic import replacing
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of a run, and what is written to them; every file appears whole or not at all."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """All settings, as YAML."""
+        return self.folder / "config.yaml"
+
+    @property
+    def weights(self) -> Path:
+        """The model: weights, and what it needs to be built again, in one file that cannot run code."""
+        return self.folder / "model.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The full state of the training, to resume from."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def events(self) -> Path:
+        """TensorBoard's folder."""
+        return self.folder / "tensorboard"
+
+    def create(self, settings: dict[str, Any]) -> None:
+        """Make the folder and write the settings; refuse a folder that already holds a run."""
+        if self.checkpoint.exists() or self.weights.exists():
+            raise FileExistsError(
+                f"{self.folder} already holds a run: choose another --run, remove it, "
+                f"or go on with it: shapespace train --resume {self.folder}"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+    def read_settings(self) -> str:
+        """The YAML that `create` wrote."""
+        if not self.config.is_file():
+            raise FileNotFoundError(f"{self.folder} has no config.yaml: is it the folder of a run?")
+        return self.config.read_text()
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write the training's state (plain dicts, tensors and numbers)."""
+        with replacing(self.checkpoint) as part:
+            torch.save(state, part)
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Read it back; a file from a stranger cannot run code."""
+        if not self.checkpoint.is_file():
+            raise FileNotFoundError(f"{self.folder} has no checkpoint.pt to resume from: is it the folder of a run?")
+        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        return state
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Tensors with a description (JSON in the metadata), atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        save_file(contiguous, part, metadata={"shapespace": json.dumps({"format": FORMAT, **about})})
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and their description; `kind` ("model", "codes") is what they must be.
+
+    Raises `FileNotFoundError` or `ValueError` with a sentence.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {kind} at {path}: give the folder of a run, or a .safetensors file that it wrote.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("shapespace", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}): write it again.") from None
+    if about.get("kind") != kind:
+        raise ValueError(f"{path} holds {about.get('kind', 'something else')}, not a shapespace {kind}: give another file.")
+    if about["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has format {about['format']}, this version reads {FORMAT}: "
+            "train again, or install the version that wrote it."
+        )
+    return tensors, about

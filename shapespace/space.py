@@ -1,0 +1,267 @@
+"""The one-call door: numpy in, numpy and trimesh out, metres."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+from trimesh import Trimesh
+
+from shapespace import build, fit, train
+from shapespace.config import TrainConfig
+from shapespace.data.loader import StepDataset
+from shapespace.data.scan import Scan
+from shapespace.data.store import Store
+from shapespace.geometry.frame import Frame
+from shapespace.geometry.isosurface import largest
+from shapespace.models.base import FieldModel
+from shapespace.models.code import Code, Path, between, join
+from shapespace.run import Run, load_tensors, save_tensors
+
+Components = Literal["largest", "all"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One scan in the shape space."""
+
+    code: Code
+    """A batch of one."""
+    frame: Frame
+    """Where the scan lies in the world."""
+    residuals: Float[np.ndarray, "n"]
+    """Distances |f|, in metres, at points of the scan; by encoding alone, none."""
+    covariance: Float[np.ndarray, "k k"] | None = None
+    """Of the flat code, by Laplace's approximation; none for first-order fits and for encoding alone."""
+    name: str = ""
+    seconds: float = 0.0
+
+
+class ShapeSpace:
+    """A learned space of shapes: encode, fit, mesh, interpolate, sample."""
+
+    def __init__(self, model: FieldModel, sizes: build.IGRSizes, *, scale: float, about: dict[str, Any]) -> None:
+        """`scale` is metres of one model unit; `about` travels with the weights (data, licence, loss weights)."""
+        self.model, self.sizes, self.scale, self.about = model, sizes, scale, about
+
+    # ---------------------------------------------------------------- files
+
+    @classmethod
+    def load(cls, path: str | FilePath, *, device: str = "cpu") -> "ShapeSpace":
+        """Open a run's folder, or a .safetensors file that `save` wrote."""
+        file = FilePath(path)
+        tensors, about = load_tensors(Run(file).weights if file.is_dir() else file, "model")
+        sizes = build.IGRSizes(**about["sizes"])
+        model = build.igr(sizes, shapes=len(tensors.get("encoder.codes", ())))
+        model.load_state_dict(tensors)
+        return cls(model.to(device).eval(), sizes, scale=about["scale"], about=about["about"])
+
+    def save(self, path: str | FilePath) -> None:
+        """Write weights and description to one file, which cannot run code when it is read."""
+        about = {"kind": "model", "family": "igr", "sizes": asdict(self.sizes), "scale": self.scale, "about": self.about}
+        save_tensors(FilePath(path), self.model.state_dict(), about)
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any weight: codes belong to one model."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    # ---------------------------------------------------------------- people
+
+    def fit(
+        self,
+        points: Float[np.ndarray, "n 3"],
+        normals: Float[np.ndarray, "n 3"] | None = None,
+        sensors: Float[np.ndarray, "n 3"] | None = None,
+    ) -> Fit:
+        """Fit the code of one scan: points in metres, y up; unit normals that point out; origins of the sensors."""
+        return self.fit_scans([Scan("scan", points, normals, sensors)])[0]
+
+    def encode_scans(self, scans: Sequence[Scan], *, seed: int = 0) -> list[Fit]:
+        """Codes by one forward pass of the encoder; scans in metres."""
+        placed = [self._place(scan) for scan in scans]
+        began = time.perf_counter()
+        code = fit.encode(self.model, [scan for scan, _ in placed], seed=seed)
+        each = (time.perf_counter() - began) / len(scans)
+        return [
+            Fit(code[index], frame, np.empty(0), name=scan.name, seconds=each)
+            for index, (scan, frame) in enumerate(placed)
+        ]
+
+    def fit_scans(
+        self,
+        scans: Sequence[Scan],
+        *,
+        method: Literal["lm", "adam"] = "lm",
+        lm: fit.LMOptions | None = None,
+        adam: fit.AdamOptions | None = None,
+        seed: int = 0,
+    ) -> list[Fit]:
+        """Fit the codes of scans (metres): Levenberg-Marquardt, or the paper's protocol."""
+        placed = [self._place(scan) for scan in scans]
+        models = [scan for scan, _ in placed]
+        began = time.perf_counter()
+        if method == "lm":
+            fitted = fit.fit_lm(self.model, models, lm, seed=seed)
+        else:
+            fitted = fit.fit_adam(self.model, models, self.about["weights"], adam, seed=seed)
+        each = (time.perf_counter() - began) / len(scans)
+        return [
+            Fit(
+                fitted.code[index],
+                frame,
+                fitted.residual[index].cpu().numpy() * self.scale,
+                None if fitted.covariance is None else fitted.covariance[index].cpu().numpy(),
+                scan.name,
+                each,
+            )
+            for index, (scan, frame) in enumerate(placed)
+        ]
+
+    def mesh(self, of: Fit | Code, *, resolution: int = 128, components: Components = "largest") -> Trimesh:
+        """Surface in metres: of a fit where its scan lies, of a code (a batch of one) about the origin."""
+        code = of.code if isinstance(of, Fit) else of
+        frame = of.frame if isinstance(of, Fit) else self._frame()
+        (mesh,) = self.model.surface(code, resolution=resolution)
+        if components == "largest":
+            mesh = largest(mesh)
+        vertices = frame.to_world(torch.from_numpy(np.asarray(mesh.vertices)).float()).numpy()
+        return Trimesh(vertices, mesh.faces, process=False)
+
+    def interpolate(
+        self, a: Fit | Code, b: Fit | Code, steps: int, *, path: Path = "linear", resolution: int = 128
+    ) -> list[Trimesh]:
+        """Meshes along a path between two codes, both ends included; places are interpolated too."""
+        codes = between(_code(a), _code(b), steps, path)
+        start, end = (x.frame if isinstance(x, Fit) else self._frame() for x in (a, b))
+        meshes = []
+        for index, t in enumerate(tqdm(np.linspace(0, 1, steps), desc="mesh", unit="frame")):
+            frame = replace(start, centre=torch.lerp(start.centre, end.centre, float(t)))
+            meshes.append(self.mesh(Fit(codes[index], frame, np.empty(0)), resolution=resolution))
+        return meshes
+
+    def sample(self, count: int) -> Code:
+        """`count` codes drawn from the Gaussian of the training codes."""
+        kind = Code((torch.zeros(1, self.sizes.code),))
+        return kind.like(self.model.prior.draw(count))
+
+    # ---------------------------------------------------------------- learning
+
+    @classmethod
+    def learn(
+        cls,
+        store: Store,
+        names: Sequence[str],
+        run: Run,
+        config: TrainConfig,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        resume: bool = False,
+    ) -> "ShapeSpace":
+        """Train on the scans `names` of a store, leaving everything in `run`."""
+        device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
+        if config.device != "auto":
+            device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        torch.set_float32_matmul_precision({"float32": "highest", "tf32": "high", "bf16": "medium"}[config.products])
+        model = build.igr(config.model, shapes=len(names)).to(device)
+        space = cls(
+            model,
+            config.model,
+            scale=store.scale,
+            about={"weights": asdict(config.weights), "data": store.about, "scans": len(names)},
+        )
+        dataset = StepDataset(
+            store,
+            names,
+            scans=config.batch.scans,
+            points=config.batch.points,
+            sigma=config.batch.sigma,
+            half=config.batch.half,
+            seed=config.seed,
+            rank=rank,
+            world=world,
+        )
+        optim = config.optim
+        plan = train.Plan(
+            steps=optim.steps,
+            minutes=optim.minutes,
+            schedule=train.cosine(warmup=optim.warmup)
+            if optim.schedule == "cosine"
+            else train.halving(every=optim.halve_every, warmup=optim.warmup),
+            clip=optim.clip,
+            seed=config.seed,
+            log_every=config.log_every,
+            save_every=config.save_every,
+            mesh_every=config.mesh_every,
+            workers=config.batch.workers,
+        )
+        train.train(
+            model,
+            dataset,
+            train.adam(model, lr=optim.lr, lr_codes=optim.lr_codes),
+            asdict(config.weights),
+            plan,
+            run,
+            device=device,
+            publish=lambda: space.save(run.weights),
+            resume=resume,
+        )
+        model.eval()
+        return space
+
+    def _place(self, scan: Scan) -> tuple[Scan, Frame]:
+        frame = scan.frame(self.scale)
+        return scan.to_model(frame), frame
+
+    def _frame(self) -> Frame:
+        return Frame(torch.zeros(3), torch.tensor(self.scale))
+
+
+def save_fits(path: FilePath, fits: Sequence[Fit], space: ShapeSpace) -> None:
+    """Codes of many scans in one safetensors file: numbers, places, names, and which model they belong to."""
+    code = join([fit.code for fit in fits])
+    tensors: dict[str, Tensor] = {f"code.{index}": part for index, part in enumerate(code.parts)}
+    tensors["centre"] = torch.stack([fit.frame.centre for fit in fits])
+    tensors["scale"] = torch.stack([fit.frame.scale for fit in fits])
+    if all(fit.covariance is not None for fit in fits):
+        tensors["covariance"] = torch.from_numpy(np.stack([fit.covariance for fit in fits if fit.covariance is not None]))
+    names = [fit.name for fit in fits]
+    save_tensors(path, tensors, {"kind": "codes", "names": names, "model": space.fingerprint()})
+
+
+def load_fits(path: FilePath, space: ShapeSpace) -> list[Fit]:
+    """The way back. Raises `ValueError` for the codes of another model."""
+    tensors, about = load_tensors(path, "codes")
+    if about["model"] != space.fingerprint():
+        raise ValueError(
+            f"the codes in {path} belong to model {about['model']}, this one is {space.fingerprint()}: "
+            "give the run that wrote them, or fit the scans again with this one."
+        )
+    parts = tuple(tensors[f"code.{index}"] for index in range(sum(name.startswith("code.") for name in tensors)))
+    code, covariance = Code(parts), tensors.get("covariance")
+    return [
+        Fit(
+            code[index],
+            Frame(tensors["centre"][index], tensors["scale"][index]),
+            np.empty(0),
+            None if covariance is None else covariance[index].numpy(),
+            name,
+        )
+        for index, name in enumerate(about["names"])
+    ]
+
+
+def _code(of: Fit | Code) -> Code:
+    return of.code if isinstance(of, Fit) else of

@@ -1,0 +1,224 @@
+"""Training: batch, code, terms, loss, step, record, save."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from shapespace.data.loader import Batch, StepDataset, batches
+from shapespace.losses import weigh
+from shapespace.models.base import ShapeModel
+from shapespace.nn.codebook import Codebook
+from shapespace.run import Run
+
+
+class Objective(nn.Module):
+    """The whole loss in one `forward`, so that DistributedDataParallel sees every gradient."""
+
+    def __init__(self, model: ShapeModel, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.model, self.weights = model, dict(weights)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and its terms for the record."""
+        terms = self.model.terms(batch, self.model.encode(batch))
+        return weigh(terms, self.weights), {name: term.detach() for name, term in terms.items()}
+
+
+class Schedule(Protocol):
+    """The part of the learning rate that is used, at a step and at a share of the training that has passed."""
+
+    def __call__(self, step: int, passed: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop needs to know."""
+
+    steps: int
+    minutes: float | None
+    schedule: Schedule
+    clip: float | None
+    seed: int
+    log_every: int
+    save_every: int
+    mesh_every: int
+    workers: int
+
+
+def train(
+    model: ShapeModel,
+    dataset: StepDataset,
+    optimiser: torch.optim.Optimizer,
+    weights: Mapping[str, float],
+    plan: Plan,
+    run: Run,
+    *,
+    device: torch.device,
+    publish: Callable[[], None],
+    resume: bool = False,
+) -> None:
+    """Train until the plan's steps or minutes are spent; `publish` writes the model beside each checkpoint.
+
+    Resumed on a CPU within its minutes, it ends with the same bits as an uninterrupted run: batches and random draws
+    are functions of (seed, step), and the checkpoint holds all the rest.
+    """
+    chief = dataset.rank == 0
+    base_lr = [group["lr"] for group in optimiser.param_groups]
+    start, spent = _restore(model, optimiser, run) if resume else (0, 0.0)
+    objective: nn.Module = Objective(model, weights)
+    if dataset.world > 1:
+        objective = DistributedDataParallel(objective)
+    writer = SummaryWriter(str(run.events), purge_step=start) if chief else None
+    bar = tqdm(total=plan.steps, initial=start, desc="train", unit="step", disable=not chief, smoothing=0.05)
+    began = time.monotonic() - spent
+
+    model.train()
+    step = start
+    for batch in batches(dataset, start, plan.steps, workers=plan.workers):
+        passed = _passed(step, time.monotonic() - began, plan)
+        if passed >= 1:
+            break
+        torch.manual_seed(hash((plan.seed, step, dataset.rank)))
+        for group, lr in zip(optimiser.param_groups, base_lr, strict=True):
+            group["lr"] = lr * plan.schedule(step, passed)
+        loss, terms = objective(batch.to(device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if plan.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        optimiser.step()
+        step += 1
+
+        if writer and step % plan.log_every == 0:
+            _record(writer, bar, step, loss, terms, optimiser)
+        if writer and plan.mesh_every and step % plan.mesh_every == 0:
+            _record_meshes(writer, step, model, dataset, device)
+        if writer and step % plan.save_every == 0:
+            _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device)
+        bar.update()
+
+    if writer:
+        _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device)
+        _record_meshes(writer, step, model, dataset, device)
+        writer.close()
+    bar.close()
+
+
+def _passed(step: int, seconds: float, plan: Plan) -> float:
+    """Share of the training that is behind us: by steps or by the clock, whichever is further; the same everywhere."""
+    share = step / plan.steps
+    if plan.minutes is not None:
+        clock = torch.tensor(seconds / 60 / plan.minutes)
+        if dist.is_initialized():
+            dist.broadcast(clock, src=0)
+        share = max(share, clock.item())
+    return share
+
+
+def _record(
+    writer: SummaryWriter,
+    bar: Any,
+    step: int,
+    loss: Tensor,
+    terms: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss.item()} at step {step} (terms: {', '.join(f'{k} {v:.3g}' for k, v in terms.items())}): "
+            "lower --optim.lr, or set --optim.clip 1."
+        )
+    writer.add_scalar("loss", loss.item(), step)
+    writer.add_scalar("lr", optimiser.param_groups[0]["lr"], step)
+    for name, term in terms.items():
+        writer.add_scalar(f"terms/{name}", term.item(), step)
+    bar.set_postfix(loss=f"{loss.item():.4f}", surface=f"{terms['surface'].item():.4f}", refresh=False)
+
+
+@torch.no_grad()
+def _record_meshes(
+    writer: SummaryWriter, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device
+) -> None:
+    """The surfaces of one batch's first scan, coarse, for TensorBoard's mesh page."""
+    model.eval()
+    code = model.encode(dataset[0].to(device))
+    try:
+        (mesh,) = model.surface(code[0], resolution=64)
+    except ValueError:  # no surface yet: early in a training that is ordinary
+        return
+    finally:
+        model.train()
+    vertices, faces = torch.from_numpy(mesh.vertices.copy()), torch.from_numpy(mesh.faces.copy())
+    writer.add_mesh("surface", vertices=vertices[None].float(), faces=faces[None].int(), global_step=step)
+
+
+@torch.no_grad()
+def training_codes(model: ShapeModel, dataset: StepDataset, device: torch.device) -> Tensor:
+    """Flat codes of all training scans, in the order of their rows."""
+    model.eval()
+    rows = range(len(dataset.names))
+    codes = [model.encode(dataset.visit(row).to(device)).flat for row in rows]
+    model.train()
+    return torch.cat(codes)
+
+
+def _save(
+    model: ShapeModel,
+    optimiser: torch.optim.Optimizer,
+    run: Run,
+    step: int,
+    seconds: float,
+    publish: Callable[[], None],
+    dataset: StepDataset,
+    device: torch.device,
+) -> None:
+    model.prior.fit(training_codes(model, dataset, device))
+    run.save_checkpoint(
+        {"step": step, "seconds": seconds, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    )
+    publish()
+
+
+def _restore(model: ShapeModel, optimiser: torch.optim.Optimizer, run: Run) -> tuple[int, float]:
+    state = run.load_checkpoint()
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"]), float(state["seconds"])
+
+
+def cosine(*, warmup: int, floor: float = 0.01) -> Schedule:
+    """Up over `warmup` steps, then down to `floor` along half a cosine."""
+
+    def factor(step: int, passed: float) -> float:
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(passed, 1.0))))
+
+    return factor
+
+
+def halving(*, every: int, warmup: int = 0) -> Schedule:
+    """Halved every `every` steps (IGR halves every 500 epochs)."""
+
+    def factor(step: int, passed: float) -> float:
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        return float(rise * 0.5 ** (step // every))
+
+    return factor
+
+
+def adam(model: ShapeModel, *, lr: float, lr_codes: float) -> torch.optim.Adam:
+    """Adam with one rate for the networks and one for free codes (IGR, section 6)."""
+    codes = [p for module in model.modules() if isinstance(module, Codebook) for p in module.parameters()]
+    taken = {id(p) for p in codes}
+    networks = [p for p in model.parameters() if id(p) not in taken]
+    groups = [{"params": networks, "lr": lr}, {"params": codes, "lr": lr_codes}]
+    return torch.optim.Adam([group for group in groups if group["params"]])

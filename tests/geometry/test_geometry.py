@@ -1,0 +1,78 @@
+"""Frames, samples, closed-form distances, nearest points."""
+
+import numpy as np
+import torch
+import trimesh
+
+from shapespace.geometry import nearest, sampling, shapes
+from shapespace.geometry.frame import Frame
+
+
+def test_frame_moves_there_and_back_and_keeps_directions() -> None:
+    frame = Frame(torch.tensor([1.0, 2.0, 3.0]), torch.tensor(2.0))
+    world = torch.randn(10, 3)
+    torch.testing.assert_close(frame.to_world(frame.to_model(world)), world)
+    torch.testing.assert_close(frame.to_model(torch.tensor([[3.0, 2.0, 3.0]])), torch.tensor([[1.0, 0.0, 0.0]]))
+
+
+def test_frame_of_a_batch() -> None:
+    frame = Frame(torch.randn(4, 3), torch.rand(4) + 1)
+    model = torch.randn(4, 5, 3)
+    one = Frame(frame.centre[2], frame.scale[2]).to_world(model[2])
+    torch.testing.assert_close(frame.to_world(model)[2], one)
+
+
+def test_around_has_a_shell_and_an_eighth_in_the_box() -> None:
+    points = torch.zeros(3, 800, 3)
+    drawn = sampling.around(points, sigma=0.01, half=0.9, generator=torch.Generator().manual_seed(0))
+    assert drawn.shape == (3, 900, 3)
+    shell, box = drawn[:, :800], drawn[:, 800:]
+    assert abs(shell.std().item() - 0.01) < 1e-3
+    assert box.abs().max() <= 0.9
+    assert box.abs().max() > 0.8
+
+
+def test_shapes_are_distances() -> None:
+    """|grad| is 1 almost everywhere, and stepping by the distance along the gradient lands on the surface."""
+    torch.manual_seed(0)
+    a, b = torch.tensor([0.2, -0.4, 0.1]), torch.tensor([-0.1, 0.5, 0.3])
+    fields = {
+        "sphere": lambda x: shapes.sphere(x, a, 0.3),
+        "box": lambda x: shapes.box(x, torch.tensor([0.2, 0.4, 0.3])),
+        "torus": lambda x: shapes.torus(x, 0.5, 0.2),
+        "capsule": lambda x: shapes.capsule(x, a, b, 0.15),
+    }
+    for name, field in fields.items():
+        x = (torch.rand(2000, 3, dtype=torch.float64) * 2 - 1).float().requires_grad_()
+        value = field(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        torch.testing.assert_close(gradient.norm(dim=-1), torch.ones(2000), atol=1e-4, rtol=0, msg=name)
+        landed = (x - value[:, None] * gradient).detach()
+        assert field(landed).abs().quantile(0.99) < 1e-5, name
+        assert value.min() < 0 < value.max(), name
+
+
+def test_union_is_the_smaller_distance() -> None:
+    x = torch.randn(100, 3)
+    one, other = x.norm(dim=-1) - 1, (x - 1).norm(dim=-1) - 1
+    assert torch.equal(shapes.union(one, other), torch.minimum(one, other))
+
+
+def test_nearest_on_a_box_is_the_closed_form() -> None:
+    box = trimesh.creation.box((0.4, 0.8, 0.6))
+    points = np.random.default_rng(0).uniform(-1, 1, (500, 3))
+    distance, face, closest = nearest.to_mesh(points, box)
+    expected = shapes.box(torch.from_numpy(points), torch.tensor([0.2, 0.4, 0.3], dtype=torch.float64)).abs()
+    np.testing.assert_allclose(distance, expected.numpy(), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(points - closest, axis=1), distance, atol=1e-12)
+    normal = box.face_normals[face]
+    np.testing.assert_allclose(np.einsum("ij,ij->i", closest - box.triangles[face, 0], normal), 0, atol=1e-12)
+
+
+def test_nearest_among_points() -> None:
+    rng = np.random.default_rng(0)
+    points, others = rng.normal(size=(50, 3)), rng.normal(size=(60, 3))
+    distance, index = nearest.to_points(points, others)
+    table = np.linalg.norm(points[:, None] - others, axis=-1)
+    np.testing.assert_allclose(distance, table.min(axis=1))
+    np.testing.assert_array_equal(index, table.argmin(axis=1))

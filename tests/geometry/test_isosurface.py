@@ -1,0 +1,87 @@
+"""Sparse marching cubes against the dense grid and against closed forms."""
+
+import igl
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shapespace.geometry import shapes
+from shapespace.geometry.isosurface import dense, isosurface, largest
+
+A, B = torch.tensor([0.3, -0.4, 0.1]), torch.tensor([-0.1, 0.5, 0.3])
+
+
+def capsule(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    return shapes.capsule(x, A, B, 0.15)
+
+
+def sphere(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    return shapes.sphere(x, torch.zeros(3), 0.6)
+
+
+@pytest.mark.parametrize("mesher", [isosurface, dense])
+def test_a_sphere_is_a_sphere(mesher: object) -> None:
+    mesh = mesher(sphere, resolution=64)  # type: ignore[operator]
+    assert mesh.is_watertight
+    np.testing.assert_allclose(np.linalg.norm(mesh.vertices, axis=1), 0.6, atol=1e-3)
+    assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=5e-3)  # positive: outward
+
+
+@pytest.mark.parametrize("mesher", [isosurface, dense])
+def test_an_off_centre_capsule_is_not_mirrored_or_swapped(mesher: object) -> None:
+    mesh = mesher(capsule, resolution=96)  # type: ignore[operator]
+    assert mesh.is_watertight
+    assert capsule(torch.from_numpy(mesh.vertices).float()).abs().max() < 1e-3
+    proper = mesh.area_faces > 1e-9  # a grid node on the surface leaves faces of no area, which face nowhere
+    outward = (mesh.triangles_center + 0.01 * mesh.face_normals)[proper]
+    assert capsule(torch.from_numpy(outward).float()).min() > 0
+
+
+@pytest.mark.parametrize("resolution", [32, 48, 100])
+def test_sparse_equals_dense_on_the_same_grid(resolution: int) -> None:
+    """The same vertices to 1e-6, and the same surface, as libigl's marching cubes over every node."""
+    sparse = isosurface(capsule, resolution=resolution)
+    axis = np.linspace(-1, 1, resolution + 1)
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3, order="C")
+    grid = grid[np.lexsort((grid[:, 0], grid[:, 1], grid[:, 2]))]  # x runs fastest
+    values = capsule(torch.from_numpy(grid).float()).double().numpy()
+    vertices, faces, _ = igl.marching_cubes(values, grid, *(resolution + 1,) * 3)
+    assert len(sparse.vertices) == len(vertices)
+    assert len(sparse.faces) == len(faces)
+    order = lambda v: v[np.lexsort(np.round(v, 5).T)]  # noqa: E731
+    np.testing.assert_allclose(order(sparse.vertices), order(vertices), atol=1e-5)
+    assert sparse.area == pytest.approx(dense(capsule, resolution=resolution).area, rel=2e-3)
+
+
+def test_visits_little_of_the_grid() -> None:
+    visited = 0
+
+    def counted(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+        nonlocal visited
+        visited += len(x)
+        return capsule(x)
+
+    isosurface(counted, resolution=256, lipschitz=1.0)
+    assert visited < 0.03 * 257**3
+
+
+def test_a_field_that_changes_as_fast_as_the_bound_loses_nothing() -> None:
+    fast = isosurface(lambda x: 1.9 * capsule(x), resolution=64, lipschitz=2.0)
+    plain = isosurface(capsule, resolution=64)
+    np.testing.assert_allclose(fast.area, plain.area, rtol=1e-6)
+
+
+def test_no_surface_says_what_the_field_does() -> None:
+    for mesher in (isosurface, dense):
+        with pytest.raises(ValueError, match=r"stays within \[2, 2\].* never crosses level 0.*trained"):
+            mesher(lambda x: torch.full((len(x),), 2.0), resolution=16)
+
+
+def test_largest_component() -> None:
+    two = isosurface(
+        lambda x: shapes.union(sphere(x), shapes.sphere(x, torch.tensor([0.85, 0.85, 0.85]), 0.1)), resolution=64
+    )
+    assert largest(two).volume == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=1e-2)
+    assert two.volume > largest(two).volume

@@ -1,0 +1,118 @@
+"""The written-out network against its twin: concatenated input, plain softplus, autograd."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from shapespace.nn.mlp import SkipMLP, _SoftStep
+
+
+def network(code: int = 5, width: int = 24, depth: int = 5, skip: int = 3) -> SkipMLP:
+    torch.manual_seed(0)
+    net = SkipMLP(code=code, width=width, depth=depth, skip=skip).double()
+    for parameter in net.parameters():  # away from the initialisation, where half the terms vanish
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return net
+
+
+def twin(net: SkipMLP, x: Tensor, code: Tensor) -> Tensor:
+    """IGR's network as the paper draws it: the input (code, x) is expanded to every point and concatenated."""
+    entry = torch.cat([code[:, None].expand(-1, x.shape[1], -1), x], dim=-1)
+    first = torch.cat([net.code_in.weight, net.point_in.weight], dim=1)
+    h = softplus(entry @ first.T + net.point_in.bias, net.beta, threshold=1e9)
+    for index, layer in enumerate(net.hidden, start=1):
+        weight = layer.weight
+        if index == net.skip:
+            h = torch.cat([h, entry], dim=-1) / math.sqrt(2)
+            weight = torch.cat([weight, net.code_skip.weight, net.point_skip.weight], dim=1)
+        h = softplus(h @ weight.T + layer.bias, net.beta, threshold=1e9)
+    return (h @ net.out.weight.T + net.out.bias)[..., 0]
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(2, 7, 3, generator=generator, dtype=torch.float64) * 2 - 1
+    return x, torch.randn(2, 5, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("depth", "skip"), [(5, 3), (4, 1), (3, 2)])
+def test_value_and_gradient_equal_the_twin(depth: int, skip: int) -> None:
+    net, (x, code) = network(depth=depth, skip=skip), inputs()
+    x.requires_grad_()
+    expected = twin(net, x, code)
+    (slope,) = torch.autograd.grad(expected.sum(), x)
+    value, gradient = net.value_and_gradient(x, code)
+    torch.testing.assert_close(value, expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(gradient, slope, atol=1e-9, rtol=0)
+    torch.testing.assert_close(net(x, code), expected, atol=1e-10, rtol=0)
+
+
+def test_weights_gradients_equal_double_backward() -> None:
+    net, (x, code) = network(), inputs()
+
+    def loss(value: Tensor, gradient: Tensor) -> Tensor:
+        return value.abs().mean() + (gradient.norm(dim=-1) - 1).square().mean() + (gradient[..., 0] - 0.3).abs().mean()
+
+    x.requires_grad_()
+    code.requires_grad_()
+    learned = [*net.parameters(), code]
+    value = twin(net, x, code)
+    (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    expected = torch.autograd.grad(loss(value, slope), learned)
+    found = torch.autograd.grad(loss(*net.value_and_gradient(x, code)), learned)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
+
+
+def test_float32_gradients_hold_to_1e_5() -> None:
+    net, (x, code) = network(), inputs()
+    single = network().float()
+
+    def weight_gradients(model: SkipMLP, x: Tensor, code: Tensor) -> Tensor:
+        value, gradient = model.value_and_gradient(x, code)
+        loss = value.abs().mean() + (gradient.norm(dim=-1) - 1).square().mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).double()
+
+    exact, rounded = weight_gradients(net, x, code), weight_gradients(single, x.float(), code.float())
+    assert (exact - rounded).norm() < 1e-5 * exact.norm()
+
+
+def test_linearise_equals_autograd() -> None:
+    net, (x, code) = network(), inputs()
+    found = net.linearise(x, code)
+    code.requires_grad_()
+    x.requires_grad_()
+    value = twin(net, x, code)
+    torch.testing.assert_close(found.value, value.detach(), atol=1e-10, rtol=0)
+    for point in range(x.shape[1]):
+        by_x, by_code = torch.autograd.grad(value[:, point].sum(), (x, code), retain_graph=True)
+        torch.testing.assert_close(found.gradient[:, point], by_x[:, point], atol=1e-9, rtol=0)
+        torch.testing.assert_close(found.jacobian[:, point], by_code, atol=1e-9, rtol=0)
+
+
+def test_softplus_holds_far_from_zero() -> None:
+    """No overflow, no jump and the right slope where the exponential saturates."""
+    z = torch.tensor([-1e4, -3.0, -0.31, -0.3, -0.29, 0.0, 0.29, 0.3, 0.31, 3.0, 1e4])
+    value, slope = _SoftStep.apply(z, 100.0)
+    exact = torch.logaddexp(torch.zeros(()).double(), 100 * z.double()) / 100
+    torch.testing.assert_close(value, exact.float(), atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(slope, torch.sigmoid(100 * z.double()).float(), atol=2e-7, rtol=0)
+
+
+def test_starts_as_a_sphere() -> None:
+    torch.manual_seed(0)
+    net = SkipMLP(code=16, width=256, depth=8, skip=4, radius=0.6)
+    x = torch.randn(1, 500, 3)
+    x = x / x.norm(dim=-1, keepdim=True) * torch.linspace(0.3, 1.2, 500)[None, :, None]
+    error = net(x, torch.zeros(1, 16)) - (x.norm(dim=-1) - 0.6)
+    assert error.abs().mean() < 0.15  # in the limit of infinite width it is zero (SAL, theorem 1)
+
+
+def test_sizes_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="re-enters at layer 8"):
+        SkipMLP(code=4, width=32, depth=8, skip=8)
+    with pytest.raises(ValueError, match="width 64 leaves nothing beside the input of 64 \\+ 3"):
+        SkipMLP(code=64, width=64, depth=8, skip=4)

@@ -1,0 +1,60 @@
+"""The terms, where they meet their weights, and what they find: planes."""
+
+import pytest
+import torch
+
+from shapespace import losses
+
+
+def test_terms_are_zero_for_a_distance_and_known_for_others() -> None:
+    normals = torch.nn.functional.normalize(torch.randn(2, 9, 3), dim=-1)
+    assert losses.surface(torch.zeros(2, 9)) == 0
+    assert losses.normal(normals, normals) == 0
+    torch.testing.assert_close(losses.normal(-normals, normals), torch.tensor(2.0))
+    torch.testing.assert_close(losses.eikonal(normals), torch.tensor(0.0))
+    torch.testing.assert_close(losses.eikonal(3 * normals), torch.tensor(4.0))
+
+
+def test_weigh_is_the_weighted_sum() -> None:
+    terms = {"surface": torch.tensor(2.0), "eikonal": torch.tensor(3.0), "code": torch.tensor(7.0)}
+    assert losses.weigh(terms, {"surface": 1.0, "eikonal": 0.5, "code": 0.0, "normal": 0.0}) == 3.5
+
+
+def test_weigh_refuses_one_without_the_other() -> None:
+    one = torch.tensor(1.0)
+    with pytest.raises(ValueError, match="loss terms without a weight: eikonal"):
+        losses.weigh({"surface": one, "eikonal": one}, {"surface": 1.0})
+    with pytest.raises(ValueError, match="weights without a term: normal; .* --weights.normal 0"):
+        losses.weigh({"surface": one}, {"surface": 1.0, "normal": 1.0})
+    with pytest.raises(ValueError, match="every weight of the loss is zero"):
+        losses.weigh({"surface": one}, {"surface": 0.0})
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_plane_reproduction(noise: float) -> None:
+    """A linear model on points of a plane becomes its signed distance from almost every start (IGR, theorem 1)."""
+    generator = torch.Generator().manual_seed(3)
+    normal = torch.nn.functional.normalize(torch.tensor([1.0, -2.0, 0.5]), dim=0)
+    offset = 0.3
+    points = torch.randn(400, 3, generator=generator)
+    points = points - (points @ normal - offset)[:, None] * normal
+    points = points + noise * torch.randn(points.shape, generator=generator)
+    for _ in range(5):
+        slope = torch.randn(3, generator=generator).requires_grad_()
+        bias = torch.randn((), generator=generator).requires_grad_()
+        optimiser = torch.optim.LBFGS([slope, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+        def loss() -> torch.Tensor:
+            optimiser.zero_grad()
+            terms = {
+                "surface": (points @ slope + bias).square().mean(),
+                "eikonal": losses.eikonal(slope.expand(1, 1, 3)),
+            }
+            total = losses.weigh(terms, {"surface": 1.0, "eikonal": 0.1})
+            total.backward()
+            return total
+
+        optimiser.step(loss)
+        sign = torch.sign(slope.detach() @ normal)
+        torch.testing.assert_close(slope.detach() * sign, normal, atol=5e-3, rtol=0)
+        torch.testing.assert_close(bias.detach() * sign, torch.tensor(-offset), atol=5e-3, rtol=0)

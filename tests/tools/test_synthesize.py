@@ -1,0 +1,189 @@
+"""A synthetic data set: D-FAUST's layout, the same bytes for the same seed, and test poses that nobody trained on."""
+
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import trimesh
+from shapespace.tools.synthesize import LIMITS, Plan, main, schedule
+
+from shapespace.data.files import read_scan
+from shapespace.geometry import nearest
+
+TINY = {"people": 2, "poses": 3, "test_poses": 1, "test_people": 1, "test_people_poses": 1, "seed": 7}
+PLAN = Plan(people=4, poses=10, test_people=2, test_people_poses=3, test_poses=1, motion=0.5, seed=0)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("synthetic") / "tiny"
+    main(out, **TINY, jobs=1)
+    return out
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def listed(root: Path, split: str) -> list[str]:
+    """Names subject/sequence/frame in a split file."""
+    scans = json.loads((root / "splits" / f"{split}.json").read_text())["scans"]
+    stems = [(subject, *stem.split(".")) for subject, found in scans.items() for run in found.values() for stem in run]
+    return ["/".join(parts) for parts in stems]
+
+
+def truth(root: Path, name: str) -> trimesh.Trimesh:
+    subject, sequence, frame = name.split("/")
+    with h5py.File(root / "registrations.hdf5") as file:
+        return trimesh.Trimesh(file[f"{subject}_{sequence}"][:, :, int(frame)], file["faces"][:], process=False)
+
+
+def test_layout(tiny: Path) -> None:
+    names = {split: listed(tiny, split) for split in ("train", "unseen_poses", "unseen_people")}
+    assert [len(found) for found in names.values()] == [4, 2, 1]
+    everything = sorted(name for found in names.values() for name in found)
+    assert len(set(everything)) == 7
+    on_disk = sorted((tiny / "scans").rglob("*.ply"))
+    assert sorted(f"{p.parts[-3]}/{p.parts[-2]}/{p.stem.split('.')[1]}" for p in on_disk) == everything
+    assert all(path.name == f"{path.parent.name}.{path.stem.split('.')[1]}.ply" for path in on_disk)
+    assert {name.split("/")[0] for name in names["train"]} == {name.split("/")[0] for name in names["unseen_poses"]}
+    assert {name.split("/")[0] for name in names["unseen_people"]} == {"02"}
+    with h5py.File(tiny / "registrations.hdf5") as file:
+        frames = Counter(name.rpartition("/")[0].replace("/", "_") for name in everything)
+        assert set(file) == {*frames, "faces"}
+        assert all(file[key].shape == (13348, 3, count) for key, count in frames.items())
+        assert all(file[key].dtype == np.float32 for key in frames)
+        assert file["faces"].shape == (26692, 3)
+    card = json.loads((tiny / "synthesis.json").read_text())
+    assert card["seed"] == 7
+    assert card["people"] == 2
+    assert not list(tiny.rglob("*.part"))
+
+
+def test_scans_lie_near_their_registrations(tiny: Path) -> None:
+    for name in (*listed(tiny, "train"), *listed(tiny, "unseen_poses"), *listed(tiny, "unseen_people")):
+        subject, sequence, frame = name.split("/")
+        scan = read_scan(tiny / "scans" / subject / sequence / f"{sequence}.{frame}.ply")
+        distance, _, _ = nearest.to_mesh(scan.points[::20], truth(tiny, name))
+        assert distance.mean() < 0.001
+        assert scan.sensors is not None
+        assert len(np.unique(scan.sensors, axis=0)) == 16
+        assert truth(tiny, name).vertices[:, 1].min() == 0
+
+
+def test_people_keep_their_shape_and_differ(tiny: Path) -> None:
+    def limb_lengths(name: str) -> np.ndarray:
+        return truth(tiny, name).edges_unique_length
+
+    names = listed(tiny, "train")
+    own = [name for name in names if name.startswith("00/")]
+    other = next(name for name in names if name.startswith("01/"))
+    same = np.median(np.abs(limb_lengths(own[0]) / limb_lengths(own[1]) - 1))
+    different = np.median(np.abs(limb_lengths(own[0]) / limb_lengths(other) - 1))
+    assert different > 4 * same
+
+
+def test_no_test_pose_is_a_training_pose(tiny: Path) -> None:
+    for name in listed(tiny, "unseen_poses"):
+        for known in listed(tiny, "train"):
+            across = truth(tiny, name).vertices - truth(tiny, known).vertices
+            assert np.linalg.norm(across, axis=1).mean() > 0.02
+
+
+def test_same_seed_same_bytes_whatever_the_processes(tiny: Path, tmp_path: Path) -> None:
+    main(tmp_path / "pool", **TINY, jobs=2)
+    assert contents(tmp_path / "pool") == contents(tiny)
+
+
+def test_a_stopped_run_goes_on(tiny: Path, tmp_path: Path) -> None:
+    whole = contents(tiny)
+    for name, data in whole.items():
+        (tmp_path / "again" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "again" / name).write_bytes(data)
+    scans = sorted((tmp_path / "again").rglob("*.ply"))
+    kept = {path: os.stat(path).st_mtime_ns for path in scans[1:]}
+    for lost in (scans[0], tmp_path / "again" / "registrations.hdf5", *(tmp_path / "again" / "splits").iterdir()):
+        lost.unlink()
+    main(tmp_path / "again", **TINY, jobs=1)
+    assert contents(tmp_path / "again") == whole
+    assert {path: os.stat(path).st_mtime_ns for path in kept} == kept
+
+
+def test_a_complete_data_set_is_left_alone(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: os.stat(path).st_mtime_ns for path in (tiny / "scans").rglob("*.ply")}
+    before[tiny / "registrations.hdf5"] = os.stat(tiny / "registrations.hdf5").st_mtime_ns
+    main(tiny, **TINY)
+    assert {path: os.stat(path).st_mtime_ns for path in before} == before
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["7 scans: 4 train, 2 unseen_poses, 1 unseen_people", str(tiny)]
+    assert "scanning" not in said.err
+
+
+def test_a_scan_depends_on_its_seed_subject_and_pose_only(tiny: Path, tmp_path: Path) -> None:
+    main(tmp_path / "one", people=1, poses=1, test_poses=0, test_people=0, seed=7, jobs=1)
+    main(tmp_path / "other", people=1, poses=1, test_poses=0, test_people=0, seed=8, jobs=1)
+    path = next((tmp_path / "one").rglob("*.ply"))
+    other = next((tmp_path / "other").rglob("*.ply"))
+    assert path.read_bytes() == (tiny / path.relative_to(tmp_path / "one")).read_bytes()
+    assert path.read_bytes() != other.read_bytes()
+    assert [split.name for split in (tmp_path / "one" / "splits").iterdir()] == ["train.json"]
+
+
+def test_frames_are_consecutive_and_motions_have_their_share() -> None:
+    captures = list(schedule(PLAN))
+    assert Counter(capture.split for capture in captures) == {"train": 36, "unseen_poses": 4, "unseen_people": 6}
+    frames: dict[tuple[int, str], list[int]] = {}
+    for capture in captures:
+        frames.setdefault((capture.subject, capture.sequence), []).append(capture.frame)
+    assert all(found == list(range(len(found))) for found in frames.values())
+    for subject in range(PLAN.people):
+        kinds = [capture.sequence for capture in captures if capture.subject == subject]
+        assert kinds.count(LIMITS) == 5
+        motions = [kind for kind in kinds if kind != LIMITS]
+        assert len(set(motions)) == len(motions)
+    assert {c.sequence for c in schedule(replace(PLAN, motion=0.0))} == {LIMITS}
+    assert LIMITS not in {c.sequence for c in schedule(replace(PLAN, motion=1.0))}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"people": 0}, r"--people is 0, and there must be at least 1\. Raise it"),
+        ({"poses": 0}, r"--poses is 0, and there must be at least 1"),
+        ({"test_people": -1}, r"--test-people is -1, and there must be at least 0"),
+        ({"test_people_poses": 0}, r"--test-people-poses is 0, and there must be at least 1"),
+        ({"test_poses": -1}, r"--test-poses is -1, and there must be at least 0"),
+        ({"poses": 3, "test_poses": 5}, r"--test-poses is 5 of --poses 3: no pose is left to train on\. Lower"),
+        ({"poses": 3, "test_poses": 3}, r"--test-poses is 3 of --poses 3: no pose is left"),
+        ({"motion": 1.5}, r"--motion is 1\.5, and a share lies between 0 and 1\. Give"),
+        ({"motion": float("nan")}, r"--motion is nan"),
+        ({"seed": -3}, r"--seed is -3, and seeds are not negative\. Give"),
+        ({"jobs": 0}, r"--jobs is 0, and it takes at least one process\. Give"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_anything_is_written(
+    tmp_path: Path, wrong: dict[str, float], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        main(tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_made_otherwise_is_refused(tiny: Path) -> None:
+    before = contents(tiny)
+    with pytest.raises(ValueError, match=r"made otherwise \(people 2 instead of 5, seed 7 instead of 9; see .*Choose"):
+        main(tiny, **{**TINY, "people": 5, "seed": 9})
+    assert contents(tiny) == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no synthetic data set\. Choose a new or an empty folder"):
+        main(tmp_path)
+    with pytest.raises(ValueError, match=r"no synthetic data set"):
+        main(tmp_path / "holiday.jpg")

@@ -1,0 +1,68 @@
+"""`shapespace VERB ...`: every verb is a file of this folder, and its own help is `shapespace VERB --help`."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import tyro
+
+VERBS = {
+    "synthesize": "people, posed and scanned virtually, in the layout of D-FAUST",
+    "preprocess": "a folder of scans into one store",
+    "train": "a shape space from a store",
+    "encode": "codes of scans, by one pass of the encoder",
+    "fit": "codes and meshes of scans, by optimising the codes",
+    "mesh": "meshes of codes",
+    "interpolate": "the way from one shape to another, as meshes, animation and pictures",
+    "evaluate": "scores of unseen scans against the truth",
+    "benchmark": "times and memory, against the plain way",
+}
+
+
+def main() -> None:
+    """Run the verb that the command line names."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: shapespace VERB ...\n\nLearned shape spaces of human bodies from raw 3-D scans.\n")
+        print("\n".join(f"  {verb:<12} {about}" for verb, about in VERBS.items()))
+        print("\nshapespace VERB --help tells more.")
+        sys.exit(0 if arguments else 2)
+    verb = arguments[0]
+    if verb not in VERBS:
+        close = get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}."
+        _fail("", f"no verb {verb!r}: {hint}")
+    run(importlib.import_module(f"shapespace.tools.{verb}").main, arguments[1:], verb)
+
+
+def run(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: str | None = None) -> None:
+    """Call a tool's `main` with the command line; an error that a user can mend becomes one sentence and exit code 2."""
+    verb = verb or tool.__module__.rpartition(".")[2]
+    if verb == "__main__":  # python tools/fit.py
+        verb = sys.argv[0].rpartition("/")[2].removesuffix(".py")
+    try:
+        from shapespace.config import expand
+
+        words = expand(sys.argv[1:] if arguments is None else arguments)
+        tyro.cli(
+            tool, prog=f"shapespace {verb}", args=words, description=_page(tool), config=(tyro.conf.FlagConversionOff,)
+        )
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+        _fail(verb, str(error))
+    except KeyboardInterrupt:
+        _fail(verb, "stopped; what was finished stays", status=130)
+
+
+def _page(tool: Callable[..., Any]) -> str | None:
+    return sys.modules[tool.__module__].__doc__
+
+
+def _fail(verb: str, sentence: str, status: int = 2) -> None:
+    print(f"shapespace {verb}".strip() + f": {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

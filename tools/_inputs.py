@@ -1,0 +1,57 @@
+"""Scans that a command line names: files, folders, names in a store, or a split of a store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shapespace.data import files
+from shapespace.data.scan import Scan
+from shapespace.data.store import Store
+
+STORE_POINTS = 50_000  # what is read of a packed scan: twenty times what a fit looks at
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to read what the command line names."""
+
+    store: Path | None = None
+    """A store, for scans given by name (subject/sequence/frame) or by split."""
+    split: str | None = None
+    """All scans of this split of the store."""
+    unit: Literal["m", "cm", "mm", "in"] = "m"
+    """Unit of the files. Meshes come back in it."""
+    up: files.Up = "y"
+    """Axis of the files that points up: x, y, z or their negatives. Meshes come back so."""
+
+
+def gather(inputs: Sequence[str], source: Source) -> list[Scan]:
+    """The scans, in metres, y up. Raises `ValueError` if there are none."""
+    store = None if source.store is None else Store(source.store)
+    scans = [_scan(word, store, source) for word in inputs]
+    if source.split is not None:
+        if store is None:
+            raise ValueError(f"--split {source.split} needs the store that has it: add --store FILE.")
+        scans += [from_store(store, name) for name in store.select(source.split)]
+    if not scans:
+        raise ValueError("no scans given: name files, or names in a store (--store FILE), or --store FILE --split NAME.")
+    return scans
+
+
+def from_store(store: Store, name: str) -> Scan:
+    """A packed scan, back in metres."""
+    packed = store.sample(name, min(STORE_POINTS, store.count(name)))
+    return packed.to_world(store.frame(name))
+
+
+def _scan(word: str, store: Store | None, source: Source) -> Scan:
+    path = Path(word)
+    if path.is_file() or store is None:
+        return files.read_scan(path, name=path.stem, unit=files.UNITS[source.unit], up=source.up)
+    return from_store(store, word)
+
+
+def file_name(name: str) -> str:
+    """A scan's name as the stem of a file."""
+    return name.replace("/", "_")

@@ -1,0 +1,47 @@
+"""Encode scans: their codes by one forward pass, without optimisation.
+
+    shapespace encode runs/people scan.ply --out encoded
+    shapespace encode runs/people --store data/people.h5 --split train --out encoded --resolution 0
+
+Writes what `shapespace fit` writes: `codes.safetensors`, `fits.json` and one PLY a scan.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shapespace.space import Components, ShapeSpace
+from shapespace.tools._inputs import Source, gather
+from shapespace.tools.fit import write
+
+
+def main(
+    run: Annotated[Path, tyro.conf.Positional],
+    scans: Annotated[list[str], tyro.conf.Positional],
+    *,
+    source: Annotated[Source, tyro.conf.arg(name="")],
+    out: Path = Path("encoded"),
+    resolution: int = 128,
+    components: Components = "largest",
+    seed: int = 0,
+) -> None:
+    """Encode scans.
+
+    Args:
+        run: Folder of a run, or a model's .safetensors file.
+        scans: Scan files, or names in a store.
+        source: How to read them.
+        out: Folder for codes and meshes.
+        resolution: Cells of the mesh's grid along the model cube's edge; 0 makes no meshes.
+        components: Keep the largest component of each mesh, or all.
+        seed: Of the points that are drawn from each scan.
+    """
+    space = ShapeSpace.load(run)
+    write(space.encode_scans(gather(scans, source), seed=seed), space, out, source, resolution, components)
+
+
+if __name__ == "__main__":
+    from shapespace.tools.__main__ import run as run_tool
+
+    run_tool(main)

@@ -1,0 +1,102 @@
+"""Pack a data set of scans into one HDF5 store, from which training, fitting and evaluation draw.
+
+    shapespace preprocess RECIPE ROOT OUT.h5
+    shapespace preprocess synthetic data/scans data/scans.h5
+    shapespace preprocess dfaust D-FAUST dfaust.h5 --split train_all.json test_all.json --jobs 8 --max-bad 10
+    shapespace preprocess folder my_scans my_scans.h5 --unit mm --up z --pattern "{subject}/{sequence}/{frame}.obj"
+
+A killed run is continued by the same line; a store that is there and complete is left as it is.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from shapespace.datasets import find_recipe
+from shapespace.datasets.folder import Folder
+
+from shapespace.data.files import UNITS, Normals, Up
+from shapespace.data.pack import pack
+from shapespace.data.recipe import Recipe
+
+
+def main(
+    recipe: Annotated[str, tyro.conf.Positional],
+    root: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    points: int = 250_000,
+    unit: Literal["m", "cm", "mm", "in"] | None = None,
+    up: Up | None = None,
+    scale: float | None = None,
+    split: tuple[Path, ...] = (),
+    pattern: str | None = None,
+    normals: Normals = "auto",
+    max_bad: int = 0,
+    jobs: int = 1,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Pack a data set of scans into one HDF5 store.
+
+    Args:
+        recipe: How the data set is laid out: dfaust, dfaust-registrations, faust, faust-registrations, cape, cape-raw,
+            synthetic, or folder (any files).
+        root: The folder of the data set.
+        out: The store to make.
+        points: Points drawn from each scan.
+        unit: The unit of the files; the recipe's own by default.
+        up: The axis of the files that points up; the recipe's own by default.
+        scale: Metres of one model unit, one for the whole data set; 1.25, which suits people, by default.
+        split: Split files (the JSON of IGR and SAL): only the scans that they name are packed.
+        pattern: For the recipe folder: how paths below ROOT are made, as in "{subject}/{sequence}/{frame}.ply".
+        normals: `require` refuses scans of which no normals can be had, `drop` leaves normals out.
+        max_bad: How many unusable scans to bear with; more make the command fail.
+        jobs: Processes that read scans.
+        seed: Seeds the drawing of points.
+        overwrite: Replace a store that is there.
+
+    """
+    chosen = _adapted(find_recipe(recipe), unit, up, scale, pattern)
+    packed = pack(
+        chosen,
+        root,
+        out,
+        points=points,
+        splits=split,
+        normals=normals,
+        max_bad=max_bad,
+        jobs=jobs,
+        seed=seed,
+        overwrite=overwrite,
+        progress=True,
+    )
+    for line in packed.notes:
+        print(f"note: {line}.")
+    if packed.bad:
+        print(f"skipped {len(packed.bad):,} unusable scans: {', '.join(list(packed.bad)[:5])}")
+    print(f"{packed.truths:,} of {packed.scans:,} scans have a true surface.")
+    made = "store" if packed.fresh else "store, there already, nothing to do"
+    print(f"{made}: {packed.path} ({packed.scans:,} scans, {packed.points:,} points, {packed.size:,} bytes)")
+
+
+def _adapted(recipe: Recipe, unit: str | None, up: Up | None, scale: float | None, pattern: str | None) -> Recipe:
+    """Apply what the user said about the files to the recipe."""
+    if pattern is not None:
+        if not isinstance(recipe, Folder):
+            raise ValueError(f"--pattern {pattern} does not go with the recipe {recipe.name}: only folder has one.")
+        recipe = replace(recipe, pattern=pattern)
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ValueError(f"--scale is {scale}. Give the metres of one model unit, such as 1.25 for people.")
+    return replace(
+        recipe,
+        unit=recipe.unit if unit is None else UNITS[unit],
+        up=recipe.up if up is None else up,
+        scale=recipe.scale if scale is None else scale,
+    )
+
+
+if __name__ == "__main__":
+    from shapespace.tools.__main__ import run
+
+    run(main)

@@ -1,0 +1,85 @@
+"""Train a shape space on the scans of a store.
+
+    shapespace train data/people.h5 --config igr --run runs/people --split train
+    shapespace train --resume runs/people
+    torchrun --nproc-per-node 2 -m shapespace.tools.train data/people.h5 --config igr --run runs/people
+
+`--config` names one of the package's configurations (igr, igr_autodecoder, igr_paper, tiny) or a YAML file; every
+setting can be overridden behind it: `--optim.steps 5000`. The run's folder holds the model, the settings, a checkpoint
+to resume from and TensorBoard's events (`tensorboard --logdir runs`).
+"""
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.distributed as dist
+import tyro
+import yaml
+
+from shapespace.config import TrainConfig, flatten
+from shapespace.data.store import Store
+from shapespace.run import Run
+from shapespace.space import ShapeSpace
+
+
+def main(
+    store: Annotated[Path | None, tyro.conf.Positional] = None,
+    *,
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")],
+    run: Path | None = None,
+    split: str | None = None,
+    resume: Path | None = None,
+) -> None:
+    """Train a shape space.
+
+    Args:
+        store: The store that `shapespace preprocess` wrote.
+        config: Settings.
+        run: Folder for everything that the training leaves.
+        split: Name of a split in the store, or path of a split file; all scans without it.
+        resume: Folder of a run that was interrupted: store, split and settings are its own.
+    """
+    if resume is not None:
+        store, split, config = _settings(Run(resume))
+    elif store is None or run is None:
+        raise ValueError("train needs a store and a folder: shapespace train STORE --run FOLDER, or --resume FOLDER.")
+    folder = Run(resume or run or Path())
+    rank, world = _join_processes()
+    scans = Store(store)
+    names = scans.select(split)
+    if rank == 0:
+        if resume is None:
+            folder.create({"store": str(store), "split": split, **asdict(config)})
+        print(f"training on {len(names)} scans; watch: tensorboard --logdir {folder.folder}", file=sys.stderr)
+    ShapeSpace.learn(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
+    if rank == 0:
+        print(f"model in {folder.weights}")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def _settings(run: Run) -> tuple[Path, str | None, TrainConfig]:
+    """What a run was told when it began."""
+    said: dict[str, Any] = yaml.safe_load(run.read_settings())
+    store, split = Path(said.pop("store")), said.pop("split")
+    return store, split, tyro.cli(TrainConfig, args=list(flatten(said)), config=(tyro.conf.FlagConversionOff,))
+
+
+def _join_processes() -> tuple[int, int]:
+    """Rank and number of the processes that torchrun started; (0, 1) without it."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return dist.get_rank(), dist.get_world_size()
+
+
+if __name__ == "__main__":
+    from shapespace.tools.__main__ import run as run_tool
+
+    run_tool(main)
