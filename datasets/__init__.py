@@ -6,13 +6,12 @@ if __name__ == "datasets":
         "import shapespace.datasets instead, from an installed shapespace (pip install -e .)."
     )
 
+from shapespace.data.recipe import Recipe, suggest
 from shapespace.datasets import faust
 from shapespace.datasets.cape import Cape, CapeRaw
 from shapespace.datasets.dfaust import DFaust, DFaustRegistrations
 from shapespace.datasets.folder import Folder
 from shapespace.datasets.synthetic import Synthetic
-
-from shapespace.data.recipe import Recipe, suggest
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe

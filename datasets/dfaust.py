@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from shapespace.datasets import layout
 from trimesh import Trimesh
 
 from shapespace.data.files import Normals, read_scan
 from shapespace.data.recipe import Entry, Recipe
 from shapespace.data.scan import Scan
+from shapespace.datasets import layout
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,10 @@ def _pattern_name(pattern: str) -> Callable[[Path], str | None]:
     expression = ""
     for piece in re.split(r"(\{.*?\}|\*)", pattern):
         if piece == "*":
-            expression += "[^/]*"
+            expression += "[^/]*?"
         elif piece in PLACES:
             key = piece.strip("{}")
-            expression += f"(?P={key})" if key in seen else f"(?P<{key}>[^/]+?)"
+            expression += f"(?P={key})" if key in seen else f"(?P<{key}>[^/]+)"
             seen.add(key)
         elif piece.startswith("{"):
             raise ValueError(f"--pattern {pattern} has {piece}; it may hold {', '.join(PLACES)} and *. Use these.")

@@ -13,12 +13,12 @@ Metres, y up. Licence: yours; the body and the poses they are made from are free
 from dataclasses import dataclass
 from pathlib import Path
 
-from shapespace.datasets import layout
 from trimesh import Trimesh
 
 from shapespace.data.files import Normals, read_scan
 from shapespace.data.recipe import Entry, Recipe
 from shapespace.data.scan import Scan
+from shapespace.datasets import layout
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Synthetic(Recipe):
     """Raw synthetic scans, with the bodies that they were taken of."""
 
     name: str = "synthetic"
-    source: str = "shapespace synthesize"
+    source: str = "shapespace synthesize; body: the MakeHuman project"
     licence: str = "free; the body and the poses: see datasets/assets/LICENSES.md"
-    get: str = "Make the data: shapespace synthesize."
+    get: str = "Make the data: shapespace synthesize ROOT."
 
     def find(self, root: Path) -> list[Entry]:
         """List ROOT/scans/<subject>/<sequence>/*.ply."""

@@ -101,7 +101,9 @@ def read(name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"config {name} is not YAML: {' '.join(str(error).split())}. Mend the file.") from None
     if not isinstance(content or {}, dict):
-        raise ValueError(f"config {name} holds a {type(content).__name__}, not settings: write `group: {{name: value}}`.")
+        raise ValueError(
+            f"config {name} holds a {type(content).__name__}, not settings: write `group: {{name: value}}`."
+        )
     return content or {}
 
 
@@ -118,7 +120,9 @@ def expand(arguments: Sequence[str]) -> list[str]:
     """Arguments with `--config NAME` replaced by what NAME says; whatever else is given comes later and wins."""
     before: list[str] = []
     rest = list(arguments)
-    while (place := next((i for i, word in enumerate(rest) if re.fullmatch(r"--config(=.*)?", word)), None)) is not None:
+    while (
+        place := next((i for i, word in enumerate(rest) if re.fullmatch(r"--config(=.*)?", word)), None)
+    ) is not None:
         word = rest.pop(place)
         if "=" not in word and place >= len(rest):
             raise ValueError("--config needs a name: for example --config igr.")

@@ -162,9 +162,7 @@ class _State:
 class _Problem:
     """Residuals of a batch of scans as a function of their codes: cost, gradient and Gauss-Newton matrix."""
 
-    def __init__(
-        self, model: FieldModel, scans: Sequence[Scan], codes: Code, options: LMOptions, seed: int
-    ) -> None:
+    def __init__(self, model: FieldModel, scans: Sequence[Scan], codes: Code, options: LMOptions, seed: int) -> None:
         device = codes.flat.device
         self.model, self.codes, self.options = model, codes, options
         rows = [_constraints(_draw(scan, options.points, seed), options, seed) for scan in scans]

@@ -70,6 +70,7 @@ def protocol(name: str) -> Protocol:
 
     Raises:
         ValueError: There is no such protocol.
+
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
@@ -144,6 +145,7 @@ def surface(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Ge
 
     Raises:
         ValueError: The scan lies nowhere near the truth.
+
     """
     a, b = _samples(truth, found, count, rng)
     missed, invented = _exact(a.points, found), _exact(b.points, truth)
@@ -271,6 +273,7 @@ def iou(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Genera
 
     Raises:
         ValueError: The truth encloses nothing.
+
     """
     corners = np.concatenate([np.asarray(found.vertices), np.asarray(truth.vertices)])
     low, high = corners.min(axis=0), corners.max(axis=0)
@@ -346,6 +349,7 @@ def sa_sigma(meshes: Sequence[Trimesh]) -> float:
 
     Raises:
         ValueError: There are no meshes.
+
     """
     if not meshes:
         raise ValueError("sa_sigma was given no meshes. Give the meshes of an interpolation, in order.")

@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 from trimesh import Scene, Trimesh, creation
 from trimesh.exchange.gltf import export_glb
-from trimesh.ray.ray_pyembree import RayMeshIntersector
 from trimesh.visual import ColorVisuals
 
 from shapespace.atomic import replacing
 from shapespace.data.scan import Scan
 from shapespace.geometry.nearest import to_mesh, to_points
+from shapespace.geometry.rays import Rays
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
@@ -30,6 +30,7 @@ INK, PALE = (52, 50, 48), (160, 156, 150)
 ERROR_RAMP = ((232, 230, 225), (246, 217, 139), (240, 152, 63), (207, 59, 46), (94, 15, 43))  # zero to limit and beyond
 WARMTH = (0.92, 1.0, 1.06)  # exponents of the light in red, green, blue: shadows are warmer than lights
 OVERSAMPLING = 2  # rays per pixel, along each axis
+SHADOW_HEIGHT = 0.8  # metres: what is this far above the floor shades it to 1 / e
 MAX_BEADS = 20_000
 
 
@@ -40,12 +41,18 @@ def render(meshes: Sequence[Trimesh], *, size: int = 512, azimuth: float = 25.0,
     """Draw meshes side by side on one floor, in one scale, seen by an orthographic camera.
 
     Args:
-        meshes: From left to right. Faces may be an unordered soup of either orientation; without faces the place is
-            left empty.
+        meshes: From left to right. Faces may be an unordered soup of either orientation. In the place of one without
+            faces stands "no surface".
         size: Height in pixels; the width follows.
         azimuth: Degrees from the front towards the person's left side (world +x).
         elevation: Degrees above the horizon.
+
+    Raises:
+        ValueError: There are no meshes.
+
     """
+    if not meshes:
+        raise ValueError("a picture was asked of no meshes. Give it at least one.")
     figures, axes = _stand(meshes), _axes(azimuth, elevation)
     window = _Window.around(figures, axes, size)
     return np.concatenate([_draw(figure, axes, window) for figure in figures], axis=1)
@@ -63,9 +70,9 @@ def mesh_of_scan(scan: Scan) -> Trimesh:
     if scan.faces is not None:
         return Trimesh(scan.points, scan.faces, process=False)
     points = scan.points[:: -(-len(scan) // MAX_BEADS)].astype(np.float64)
-    apart, _ = to_points(points[:2000], points[1:])  # from the first few: a typical spacing is enough
-    bead = creation.icosahedron()
+    apart, _ = to_points(points[::2], points[1::2])
     radius = max(0.7 * float(np.median(apart)), 0.002)
+    bead = creation.icosahedron()
     vertices = points[:, None] + radius * np.asarray(bead.vertices)
     faces = np.asarray(bead.faces) + len(bead.vertices) * np.arange(len(points))[:, None, None]
     return Trimesh(vertices.reshape(-1, 3), faces.reshape(-1, 3), process=False)
@@ -135,8 +142,10 @@ def _figure(mesh: Trimesh, floor: float) -> _Figure:
 
 def _own_colours(mesh: Trimesh) -> UInt8[np.ndarray, "n 4"] | None:
     """The colours of a mesh that has any."""
-    painted = isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind in ("vertex", "face")
-    return np.asarray(mesh.visual.vertex_colors) if painted else None
+    visual = mesh.visual
+    if not isinstance(visual, ColorVisuals) or visual.kind is None:
+        return None
+    return np.asarray(visual.vertex_colors)
 
 
 # --------------------------------------------------------------------------------------------------------- the shader
@@ -144,11 +153,11 @@ def _own_colours(mesh: Trimesh) -> UInt8[np.ndarray, "n 4"] | None:
 
 def _draw(figure: _Figure, axes: Float[np.ndarray, "3 3"], window: _Window) -> Picture:
     """One cell: the figure over the paper with its shadow."""
-    paper = np.tile(np.array(PAPER), (window.rows, window.columns, 1))
     if not len(figure.faces):
-        return _bytes(paper)
+        return _absent(window)
+    paper = np.tile(np.array(PAPER), (window.rows, window.columns, 1))
     seen = figure.vertices @ axes.T  # to the right, up, towards the viewer
-    rays = RayMeshIntersector(Trimesh(seen, figure.faces, process=False))
+    rays = Rays(seen, figure.faces)
     drawn = _shaded(figure, seen, rays, axes, window)
     paper *= 1 - 0.35 * _shadow(figure, rays, axes, window)[..., None]
     return _bytes(drawn[..., :3] + (1 - drawn[..., 3:]) * paper)
@@ -157,7 +166,7 @@ def _draw(figure: _Figure, axes: Float[np.ndarray, "3 3"], window: _Window) -> P
 def _shaded(
     figure: _Figure,
     seen: Float[np.ndarray, "n 3"],
-    rays: RayMeshIntersector,
+    rays: Rays,
     axes: Float[np.ndarray, "3 3"],
     window: _Window,
 ) -> Float[np.ndarray, "h w 4"]:
@@ -178,7 +187,7 @@ def _shaded(
 
 
 def _cast(
-    seen: Float[np.ndarray, "n 3"], rays: RayMeshIntersector, window: _Window
+    seen: Float[np.ndarray, "n 3"], rays: Rays, window: _Window
 ) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"], Int[np.ndarray, "k"], Float[np.ndarray, "k 2"]]:
     """For the pixels that see the figure: row, column, face, and the point of the picture plane (metres)."""
     across, up = window.centres()
@@ -187,8 +196,8 @@ def _cast(
     origins = np.empty((len(rows), len(columns), 3), dtype=np.float32)
     origins[..., 0], origins[..., 1] = across[columns], up[rows, None]
     origins[..., 2] = seen[:, 2].max() + 0.1
-    ahead = np.broadcast_to(np.array([0, 0, -1], dtype=np.float32), (origins.size // 3, 3))
-    first = rays.intersects_first(origins.reshape(-1, 3), ahead)
+    ahead = np.tile(np.array([0, 0, -1], dtype=np.float32), (origins.size // 3, 1))
+    _, first = rays.first(origins.reshape(-1, 3), ahead)
     hit = np.flatnonzero(first >= 0)
     row, column = rows[hit // max(len(columns), 1)], columns[hit % max(len(columns), 1)]
     return row, column, first[hit].astype(np.int64), np.stack([across[column], up[row]], axis=1)
@@ -212,13 +221,14 @@ def _barycentric(points: Float[np.ndarray, "k 2"], corners: Float[np.ndarray, "k
     v = (p[:, 0] * c[:, 1] - p[:, 1] * c[:, 0]) / doubled
     w = (b[:, 0] * p[:, 1] - b[:, 1] * p[:, 0]) / doubled
     weights = np.stack([1 - v - w, v, w], axis=1).clip(0, 1)
-    return weights / weights.sum(axis=1, keepdims=True)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def _facing(seen: Float[np.ndarray, "n 3"], faces: Int[np.ndarray, "k 3"]) -> Bool[np.ndarray, "k"]:
     """Whether the corners run counter-clockwise for the viewer."""
-    a, b, c = (seen[faces[:, k], :2] for k in range(3))
-    return (b - a)[:, 0] * (c - a)[:, 1] >= (b - a)[:, 1] * (c - a)[:, 0]
+    a = seen[faces[:, 0], :2]
+    b, c = seen[faces[:, 1], :2] - a, seen[faces[:, 2], :2] - a
+    return np.asarray(b[:, 0] * c[:, 1] >= b[:, 1] * c[:, 0], dtype=np.bool_)
 
 
 def _light(normals: Float[np.ndarray, "k 3"], axes: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "k"]:
@@ -243,13 +253,12 @@ def _crease(
     mean = _pooled(depth[:, None], pixel, window)[..., 0] / cover.clip(1)
     around = gaussian_filter(np.where(cover > 0, mean, far), 0.008 * window.rows)
     height = window.pixel * window.rows
-    return 0.5 * ((around.reshape(-1)[pixel] - depth) / (0.04 * height)).clip(0, 1)
+    behind = (around.reshape(-1)[pixel] - depth) / (0.04 * height)
+    return np.asarray(0.5 * behind.clip(0, 1))
 
 
-def _shadow(
-    figure: _Figure, rays: RayMeshIntersector, axes: Float[np.ndarray, "3 3"], window: _Window
-) -> Float[np.ndarray, "h w"]:
-    """How dark the floor is, 0 to 1, under a light overhead; nothing for a camera that does not look down."""
+def _shadow(figure: _Figure, rays: Rays, axes: Float[np.ndarray, "3 3"], window: _Window) -> Float[np.ndarray, "h w"]:
+    """How dark the floor is, 0 to 1, under what hangs low above it; nothing for a camera that does not look down."""
     shadow = np.zeros((window.rows, window.columns))
     if axes[2, 1] < 0.05:
         return shadow
@@ -260,9 +269,9 @@ def _shadow(
     plane = np.stack(np.broadcast_arrays(across[columns], up[rows, None]), axis=-1).reshape(-1, 2)
     # The point of the floor (world height 0) behind a point of the picture, in the camera's axes.
     floor = np.column_stack([plane, -plane[:, 1] * axes[1, 1] / axes[2, 1]])
-    overhead = np.broadcast_to(axes[:, 1], floor.shape)  # the world's up
-    dark = rays.intersects_any(floor + 1e-4 * overhead, overhead)
-    shadow[np.ix_(rows, columns)] = dark.reshape(len(rows), len(columns))
+    overhead = np.tile(axes[:, 1], (len(floor), 1))  # the world's up
+    height, _ = rays.first(floor + 1e-4 * overhead, overhead)
+    shadow[np.ix_(rows, columns)] = np.exp(-height / SHADOW_HEIGHT).reshape(len(rows), len(columns))
     return gaussian_filter(shadow, 0.012 * window.rows)
 
 
@@ -299,7 +308,7 @@ def contact_sheet(
     azimuth: float = 25.0,
     elevation: float = 10.0,
     limit: float | None = None,
-    curves: Mapping[str, Sequence[float]] | None = None,
+    curves: Mapping[str, Float[np.ndarray, "_"]] | None = None,
 ) -> None:
     """Write rows of meshes, each under its label, as one PNG in one scale.
 
@@ -315,6 +324,7 @@ def contact_sheet(
 
     Raises:
         ValueError: There is nothing to draw.
+
     """
     if not any(meshes for _, meshes in rows):
         raise ValueError(f"{path}: a contact sheet was given no meshes in {len(rows)} rows. Give it at least one.")
@@ -333,12 +343,12 @@ def contact_sheet(
         _stacked(blocks).save(part, format="PNG")
 
 
-def chart(curves: Mapping[str, Sequence[float]], *, width: int = 380, height: int = 170) -> Picture:
+def chart(curves: Mapping[str, Float[np.ndarray, "_"]], *, width: int = 380, height: int = 170) -> Picture:
     """Draw curves along a path, side by side, each under its name and on its own scale; NaN leaves a gap.
 
     A curve that hardly changes looks flat: its scale spans at least 4 % of its mean.
     """
-    return np.concatenate([_curve(name, np.array(v, dtype=float), width, height) for name, v in curves.items()], axis=1)
+    return np.concatenate([_curve(name, values, width, height) for name, values in curves.items()], axis=1)
 
 
 def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -> Picture:
@@ -403,6 +413,13 @@ def _stacked(blocks: Sequence[Image.Image], margin: int = 20) -> Image.Image:
     return page
 
 
+def _absent(window: _Window) -> Picture:
+    image = _paper(window.columns, window.rows)
+    middle = (window.columns // 2, window.rows // 2)
+    ImageDraw.Draw(image).text(middle, "no surface", fill=PALE, font=_font(14), anchor="mm")
+    return np.asarray(image)
+
+
 def _paper(width: int, height: int) -> Image.Image:
     red, green, blue = _bytes(np.array(PAPER).reshape(1, 1, 3)).reshape(3).tolist()
     return Image.new("RGB", (width, height), (red, green, blue))
@@ -424,6 +441,7 @@ def animated_glb(meshes: Sequence[Trimesh], path: str | PathLike[str], *, second
 
     Raises:
         ValueError: There are no meshes, or one has no faces.
+
     """
     if not meshes:
         raise ValueError(f"{path}: an animation was given no meshes. Give it at least one.")
@@ -437,7 +455,9 @@ def animated_glb(meshes: Sequence[Trimesh], path: str | PathLike[str], *, second
         _add_materials(tree)
         _add_animation(buffers, tree, len(meshes), seconds)
 
-    data = export_glb(scene, include_normals=True, unitize_normals=False, buffer_postprocessor=finish)
+    data = export_glb(  # type: ignore[no-untyped-call]
+        scene, include_normals=True, unitize_normals=False, buffer_postprocessor=finish
+    )
     with replacing(path) as part:
         part.write_bytes(data)
 

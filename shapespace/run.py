@@ -92,7 +92,9 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}): write it again.") from None
     if about.get("kind") != kind:
-        raise ValueError(f"{path} holds {about.get('kind', 'something else')}, not a shapespace {kind}: give another file.")
+        raise ValueError(
+            f"{path} holds {about.get('kind', 'something else')}, not a shapespace {kind}: give another file."
+        )
     if about["format"] != FORMAT:
         raise ValueError(
             f"{path} has format {about['format']}, this version reads {FORMAT}: "

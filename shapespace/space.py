@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace import build, fit, train
+from shapespace import build, train
 from shapespace.config import TrainConfig
 from shapespace.data.loader import StepDataset
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
+from shapespace.fit import AdamOptions, LMOptions, encode, fit_adam, fit_lm
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
 from shapespace.models.base import FieldModel
@@ -65,7 +66,13 @@ class ShapeSpace:
 
     def save(self, path: str | FilePath) -> None:
         """Write weights and description to one file, which cannot run code when it is read."""
-        about = {"kind": "model", "family": "igr", "sizes": asdict(self.sizes), "scale": self.scale, "about": self.about}
+        about = {
+            "kind": "model",
+            "family": "igr",
+            "sizes": asdict(self.sizes),
+            "scale": self.scale,
+            "about": self.about,
+        }
         save_tensors(FilePath(path), self.model.state_dict(), about)
 
     def fingerprint(self) -> str:
@@ -91,7 +98,7 @@ class ShapeSpace:
         """Codes by one forward pass of the encoder; scans in metres."""
         placed = [self._place(scan) for scan in scans]
         began = time.perf_counter()
-        code = fit.encode(self.model, [scan for scan, _ in placed], seed=seed)
+        code = encode(self.model, [scan for scan, _ in placed], seed=seed)
         each = (time.perf_counter() - began) / len(scans)
         return [
             Fit(code[index], frame, np.empty(0), name=scan.name, seconds=each)
@@ -103,8 +110,8 @@ class ShapeSpace:
         scans: Sequence[Scan],
         *,
         method: Literal["lm", "adam"] = "lm",
-        lm: fit.LMOptions | None = None,
-        adam: fit.AdamOptions | None = None,
+        lm: LMOptions | None = None,
+        adam: AdamOptions | None = None,
         seed: int = 0,
     ) -> list[Fit]:
         """Fit the codes of scans (metres): Levenberg-Marquardt, or the paper's protocol."""
@@ -112,9 +119,9 @@ class ShapeSpace:
         models = [scan for scan, _ in placed]
         began = time.perf_counter()
         if method == "lm":
-            fitted = fit.fit_lm(self.model, models, lm, seed=seed)
+            fitted = fit_lm(self.model, models, lm, seed=seed)
         else:
-            fitted = fit.fit_adam(self.model, models, self.about["weights"], adam, seed=seed)
+            fitted = fit_adam(self.model, models, self.about["weights"], adam, seed=seed)
         each = (time.perf_counter() - began) / len(scans)
         return [
             Fit(
@@ -236,7 +243,9 @@ def save_fits(path: FilePath, fits: Sequence[Fit], space: ShapeSpace) -> None:
     tensors["centre"] = torch.stack([fit.frame.centre for fit in fits])
     tensors["scale"] = torch.stack([fit.frame.scale for fit in fits])
     if all(fit.covariance is not None for fit in fits):
-        tensors["covariance"] = torch.from_numpy(np.stack([fit.covariance for fit in fits if fit.covariance is not None]))
+        tensors["covariance"] = torch.from_numpy(
+            np.stack([fit.covariance for fit in fits if fit.covariance is not None])
+        )
     names = [fit.name for fit in fits]
     save_tensors(path, tensors, {"kind": "codes", "names": names, "model": space.fingerprint()})
 

@@ -36,7 +36,8 @@ class Objective(nn.Module):
 class Schedule(Protocol):
     """The part of the learning rate that is used, at a step and at a share of the training that has passed."""
 
-    def __call__(self, step: int, passed: float) -> float: ...
+    def __call__(self, step: int, passed: float) -> float:
+        """Factor on the learning rate."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def run(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: str | None = None) -> None:
-    """Call a tool's `main` with the command line; an error that a user can mend becomes one sentence and exit code 2."""
+    """Call a tool's `main` with the command line; an error that can be mended becomes a sentence and exit code 2."""
     verb = verb or tool.__module__.rpartition(".")[2]
     if verb == "__main__":  # python tools/fit.py
         verb = sys.argv[0].rpartition("/")[2].removesuffix(".py")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from shapespace.data import files
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
-
-STORE_POINTS = 50_000  # what is read of a packed scan: twenty times what a fit looks at
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,24 @@ class Source:
     """Axis of the files that points up: x, y, z or their negatives. Meshes come back so."""
 
 
-def gather(inputs: Sequence[str], source: Source) -> list[Scan]:
-    """The scans, in metres, y up. Raises `ValueError` if there are none."""
+def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> list[Scan]:
+    """The scans, in metres, y up. Raises `ValueError` if there are none, unless they may be `empty`."""
     store = None if source.store is None else Store(source.store)
     scans = [_scan(word, store, source) for word in inputs]
     if source.split is not None:
         if store is None:
             raise ValueError(f"--split {source.split} needs the store that has it: add --store FILE.")
         scans += [from_store(store, name) for name in store.select(source.split)]
-    if not scans:
-        raise ValueError("no scans given: name files, or names in a store (--store FILE), or --store FILE --split NAME.")
+    if not scans and not empty:
+        raise ValueError(
+            "no scans given: name files, or names in a store (--store FILE), or --store FILE --split NAME."
+        )
     return scans
 
 
 def from_store(store: Store, name: str) -> Scan:
-    """A packed scan, back in metres."""
-    packed = store.sample(name, min(STORE_POINTS, store.count(name)))
+    """A packed scan, back in metres; all of it, so that its mean is the one it was packed with."""
+    packed = store.sample(name, store.count(name), np.random.default_rng(0))
     return packed.to_world(store.frame(name))
 
 

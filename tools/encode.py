@@ -36,6 +36,7 @@ def main(
         resolution: Cells of the mesh's grid along the model cube's edge; 0 makes no meshes.
         components: Keep the largest component of each mesh, or all.
         seed: Of the points that are drawn from each scan.
+
     """
     space = ShapeSpace.load(run)
     write(space.encode_scans(gather(scans, source), seed=seed), space, out, source, resolution, components)

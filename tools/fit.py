@@ -49,13 +49,16 @@ def main(
         resolution: Cells of the mesh's grid along the model cube's edge; 0 makes no meshes.
         components: Keep the largest component of each mesh, or all.
         seed: Of the points that are drawn from each scan.
+
     """
     space = ShapeSpace.load(run)
     fits = space.fit_scans(gather(scans, source), method=method, lm=lm, adam=adam, seed=seed)
     write(fits, space, out, source, resolution, components)
 
 
-def write(fits: list[Fit], space: ShapeSpace, out: Path, source: Source, resolution: int, components: Components) -> None:
+def write(
+    fits: list[Fit], space: ShapeSpace, out: Path, source: Source, resolution: int, components: Components
+) -> None:
     """Codes, the record of the fits, and the meshes."""
     out.mkdir(parents=True, exist_ok=True)
     save_fits(out / "codes.safetensors", fits, space)

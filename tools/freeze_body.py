@@ -186,10 +186,10 @@ def resampled(clip: str) -> np.ndarray:
             "Run `pip install shapespace[body]` first; it is needed for making the assets only."
         ) from missing
     path = Path(pybullet_data.getDataPath()) / "data" / "motions" / f"humanoid3d_{clip}.txt"
-    frames: np.ndarray = np.array(json.loads(path.read_text())["Frames"])
+    frames = np.array(json.loads(path.read_text())["Frames"])
     start = np.concatenate([[0.0], np.cumsum(frames[:-1, 0])])
     wanted = np.linspace(0.0, start[-1], KEPT)
-    return frames[np.abs(start[:, None] - wanted).argmin(axis=0)]
+    return np.asarray(frames[np.abs(start[:, None] - wanted).argmin(axis=0)])
 
 
 def retarget(frame: np.ndarray, down: dict[str, Rotation]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Mesh codes that `encode` or `fit` wrote, at any resolution and in any format.
 
-    shapespace mesh runs/people fitted/codes.safetensors --resolution 256 --format obj --out meshes
+shapespace mesh runs/people fitted/codes.safetensors --resolution 256 --format obj --out meshes
 """
 
 from pathlib import Path
@@ -32,6 +32,7 @@ def main(
         resolution: Cells of the grid along the model cube's edge.
         format: Format of the meshes.
         components: Keep the largest component of each mesh, or all.
+
     """
     space = ShapeSpace.load(run)
     fits = load_fits(codes, space)

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from shapespace.datasets import find_recipe
-from shapespace.datasets.folder import Folder
 
 from shapespace.data.files import UNITS, Normals, Up
 from shapespace.data.pack import pack
 from shapespace.data.recipe import Recipe
+from shapespace.datasets import find_recipe
+from shapespace.datasets.folder import Folder
 
 
 def main(
-    recipe: Annotated[str, tyro.conf.Positional],
-    root: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.h5")],
     points: int = 250_000,
     unit: Literal["m", "cm", "mm", "in"] | None = None,
     up: Up | None = None,
@@ -35,7 +35,7 @@ def main(
     max_bad: int = 0,
     jobs: int = 1,
     seed: int = 0,
-    overwrite: bool = False,
+    overwrite: tyro.conf.UseCounterAction[int] = 0,
 ) -> None:
     """Pack a data set of scans into one HDF5 store.
 
@@ -68,7 +68,7 @@ def main(
         max_bad=max_bad,
         jobs=jobs,
         seed=seed,
-        overwrite=overwrite,
+        overwrite=overwrite > 0,
         progress=True,
     )
     for line in packed.notes:

@@ -42,6 +42,7 @@ def main(
         run: Folder for everything that the training leaves.
         split: Name of a split in the store, or path of a split file; all scans without it.
         resume: Folder of a run that was interrupted: store, split and settings are its own.
+
     """
     if resume is not None:
         store, split, config = _settings(Run(resume))

@@ -158,7 +158,7 @@ class Poses:
         time = rng.uniform(0, len(frames) - 1)
         before = min(int(time), len(frames) - 2)
         share = time - before
-        # The quaternions of neighbouring frames have one sign, and lie close: the chord is as good as the arc.
+        # Quaternions of neighbouring frames have one sign and lie close: the chord is as good as the arc.
         blended = (1 - share) * frames[before] + share * frames[before + 1]
         local = dict(zip(self.clip_joints, Rotation.from_quat(blended), strict=True))
         local["root"] = _heading(rng) * local["root"]

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from trimesh import Trimesh
 from trimesh.exchange.ply import load_ply
 
+from shapespace.atomic import replacing
 from shapespace.data.scan import Scan
 
 Up = Literal["x", "y", "z", "-x", "-y", "-z"]
@@ -386,7 +387,8 @@ def _rows(path: Path, values: Any, what: str, count: int | None = None) -> Float
         )
     if count is not None and len(array) != count:
         raise ValueError(f"{path} has {len(array):,} {what} for {count:,} points. Save one for each point, or none.")
-    array = array.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        array = array.astype(np.float64)
     bad = int((~np.isfinite(array)).any(axis=1).sum())
     if bad:
         raise ValueError(
@@ -481,8 +483,5 @@ def _ply_bytes(elements: list[tuple[str, dict[str, np.ndarray]]]) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write beside the target, then put in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(data)

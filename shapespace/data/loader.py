@@ -108,4 +108,4 @@ class StepDataset(Dataset[Batch]):
 def batches(dataset: StepDataset, start: int, stop: int, *, workers: int = 0) -> Iterator[Batch]:
     """The batches of steps start to stop, read ahead by `workers` processes (0: read in place)."""
     steps = range(start, stop)
-    yield from DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers)  # type: ignore[arg-type]
+    yield from DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers)

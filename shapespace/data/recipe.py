@@ -71,12 +71,12 @@ class Recipe(ABC):
             return
         sizes = {unit: size / self.unit * metres for unit, metres in UNITS.items()}
         likely = min(sizes, key=lambda unit: abs(np.log(max(sizes[unit], 1e-30) / (1.36 * self.scale))))
-        unit_hint = f"are the files in {likely}? Then say --unit {likely}; otherwise, is it the right data"
-        other_hint = "is it the right data? If it is no person, give its size by --scale"
-        raise ValueError(
-            f"scan {scan.name} is {size:,.3g} m large, and {least:.2g} to {most:.2g} m is expected: "
-            f"{unit_hint if least <= sizes[likely] <= most else other_hint}?"
-        )
+        if least <= sizes[likely] <= most:
+            remedy = f"Are the files in {likely}? Then say --unit {likely}."
+        else:
+            remedy = "Is it the right file? If it is no person, give its size by --scale."
+        shown = f"{size:,.0f}" if size > 10 else f"{size:.3g}"
+        raise ValueError(f"scan {scan.name} is {shown} m large, and {least:.2g} to {most:.2g} m is expected. {remedy}")
 
     def missing(self, what: Path, seen: str = "") -> FileNotFoundError:
         """Make the error for data that are not there: what was seen instead, what to get, and where to put it."""

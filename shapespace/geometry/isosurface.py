@@ -76,6 +76,6 @@ def _no_surface(field: Field, half: float, level: float) -> ValueError:
     values = evaluate(field, np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3))
     return ValueError(
         f"no surface to extract: the field stays within [{values.min():.3g}, {values.max():.3g}] on a coarse grid of "
-        f"[-{half:g}, {half:g}]^3 and never crosses level {level:g}. Is the model trained, and is the scan in the model "
-        "frame (inside [-1, 1]^3)?"
+        f"[-{half:g}, {half:g}]^3 and never crosses level {level:g}. Is the model trained, and is the scan in the "
+        "model frame (inside [-1, 1]^3)?"
     )

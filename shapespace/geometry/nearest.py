@@ -24,4 +24,4 @@ def to_points(
 ) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     """Distance from each point to the nearest of the others, and its index."""
     distance, index = cKDTree(others).query(points, workers=-1)
-    return distance, index
+    return np.asarray(distance), np.asarray(index)

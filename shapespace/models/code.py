@@ -70,7 +70,5 @@ def between(a: Code, b: Code, steps: int, path: Path = "linear") -> Code:
     angle = cosine.clamp(-1, 1).arccos()
     if angle.sin() < 1e-4:  # same or opposite direction: the great circle is not defined, the straight line is
         return a.like(torch.lerp(start, end, t))
-    direction = (
-        ((1 - t) * angle).sin() * start / lengths[0] + (t * angle).sin() * end / lengths[1]
-    ) / angle.sin()
+    direction = (((1 - t) * angle).sin() * start / lengths[0] + (t * angle).sin() * end / lengths[1]) / angle.sin()
     return a.like(direction * torch.lerp(lengths[0], lengths[1], t))

@@ -35,6 +35,11 @@ class _SoftStep(torch.autograd.Function):
         return curvature.mul_(slope_grad).addcmul_(value_grad, slope), None
 
 
+def soft_step(z: Float[Tensor, "n w"], beta: float) -> tuple[Float[Tensor, "n w"], Float[Tensor, "n w"]]:
+    """Softplus of sharpness `beta`, `log(1 + exp(beta z)) / beta`, and its derivative."""
+    return _SoftStep.apply(z, beta)  # type: ignore[no-untyped-call]
+
+
 class Linearised(NamedTuple):
     """A field to first order: value, gradient in x, Jacobian in the code."""
 
@@ -113,7 +118,7 @@ class SkipMLP(nn.Module):
         shape = x.shape[:2]
         flat = x.flatten(0, 1)
         z = self.point_in(flat).view(*shape, -1) + self.code_in(code)[:, None]
-        h, slope = _SoftStep.apply(z.flatten(0, 1), self.beta)
+        h, slope = soft_step(z.flatten(0, 1), self.beta)
         slopes = [slope]
         for index, layer in enumerate(self._layers(), start=1):
             if index == self.skip:
@@ -122,7 +127,7 @@ class SkipMLP(nn.Module):
                 z = (entering + h @ layer.weight.T) * math.sqrt(0.5) + layer.bias
             else:
                 z = layer(h)
-            h, slope = _SoftStep.apply(z, self.beta)
+            h, slope = soft_step(z, self.beta)
             slopes.append(slope)
         return h, slopes
 

@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 import trimesh
-from shapespace.tools.synthesize import LIMITS, Plan, main, schedule
 
 from shapespace.data.files import read_scan
 from shapespace.geometry import nearest
+from shapespace.tools.synthesize import LIMITS, Plan, main, schedule
 
 TINY = {"people": 2, "poses": 3, "test_poses": 1, "test_people": 1, "test_people_poses": 1, "seed": 7}
 PLAN = Plan(people=4, poses=10, test_people=2, test_people_poses=3, test_poses=1, motion=0.5, seed=0)

@@ -1,0 +1,48 @@
+"""Found surfaces against true ones: one row of scores for each scan."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from trimesh import Trimesh
+
+from shapespace import metrics
+from shapespace.data.store import Store
+from shapespace.report import Report
+
+SCAN_POINTS = 50_000  # of the packed scan, to tell which of the true surface was seen
+
+
+def evaluate(
+    found: Iterable[tuple[str, str, Trimesh | None]],
+    store: Store,
+    protocols: Sequence[str],
+    *,
+    total: int,
+    settings: dict[str, Any],
+    seed: int = 0,
+) -> Report:
+    """Score `found`, triples of split, name in the store and mesh in metres (None: no surface was found).
+
+    Raises `ValueError` for a protocol that there is not, and for a scan without a true surface.
+    """
+    chosen = {name: metrics.protocol(name) for name in protocols}
+    rows = []
+    for split, name, mesh in tqdm(found, total=total, desc="score", unit="scan"):
+        truth = store.truth(name)
+        if truth is None:
+            raise ValueError(
+                f"scan {name} has no true surface in {store.path}: scores need registrations beside the scans. "
+                "Pack them together (see the recipe), or evaluate another split."
+            )
+        packed = store.sample(name, min(SCAN_POINTS, store.count(name)), np.random.default_rng(seed))
+        scores = metrics.score(protocols, mesh, truth, packed.to_world(store.frame(name)), seed=seed)
+        rows.append({"name": name, "split": split, **scores})
+    return Report(
+        protocols={name: protocol.description for name, protocol in chosen.items()},
+        units={name: protocol.all_units for name, protocol in chosen.items()},
+        rows=rows,
+        summary=metrics.summarise(rows),
+        settings=settings,
+    )

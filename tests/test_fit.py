@@ -1,0 +1,130 @@
+"""Fitting: the problem's derivatives against autograd, recovery of a known code, the prior, free space."""
+
+import numpy as np
+import pytest
+import torch
+
+from shapespace import build, fit
+from shapespace.data.loader import collate
+from shapespace.data.scan import Scan
+from shapespace.geometry.isosurface import largest
+from shapespace.losses import weigh
+from shapespace.models.igr import IGR
+
+WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3}
+
+
+def ellipsoid(height: float, seed: int = 0, count: int = 600) -> Scan:
+    axes = (0.35, height, 0.3)
+    sphere = np.random.default_rng(seed).normal(size=(count, 3))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    normals = sphere / axes
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    points = (sphere * axes).astype(np.float32)
+    sensors = (points + 2 * normals).astype(np.float32)
+    return Scan(f"ellipsoid/{height:.2f}/0", points, normals.astype(np.float32), sensors)
+
+
+HEIGHTS = (0.3, 0.4, 0.5, 0.6)
+
+
+@pytest.fixture(scope="module")
+def model() -> IGR:
+    """A space of ellipsoids of four heights, trained for seconds."""
+    torch.manual_seed(0)
+    sizes = build.IGRSizes(
+        code=4, width=64, depth=4, skip=2, radius=0.4, encoder_points=256, encoder_width=32, encoder_features=64
+    )
+    made = build.igr(sizes)
+    optimiser = torch.optim.Adam(made.parameters(), lr=3e-3)
+    for step in range(250):
+        optimiser.param_groups[0]["lr"] = 3e-3 * (1 - step / 260)
+        batch = collate([ellipsoid(h, seed=step, count=256) for h in HEIGHTS], seed=step)
+        loss = weigh(made.terms(batch, made.encode(batch)), WEIGHTS)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    made.eval()
+    made.prior.fit(fit.encode(made, [ellipsoid(h) for h in HEIGHTS]).flat.detach())
+    return made
+
+
+def test_gradient_and_matrix_of_the_problem_equal_autograd(model: IGR) -> None:
+    scan = ellipsoid(0.45)
+    problem = fit._Problem(model, [scan], fit.encode(model, [scan]), fit.LMOptions(points=300), seed=0)
+    flat = (model.prior.mean + 0.1)[None].clone().requires_grad_()
+    options = problem.options
+    value = model.field(problem.x[0][None], problem.codes.like(flat))[0]
+    residual = value - problem.target[0]
+    active = ~(problem.free[0] & (residual > 0))
+    size = residual[active].abs()
+    huber = torch.where(size < options.huber, 0.5 * size**2, options.huber * (size - 0.5 * options.huber))
+    away = flat[0] - model.prior.mean
+    share = options.evidence / options.points / options.noise**2
+    cost = share * huber.sum() + 0.5 * away @ torch.linalg.solve(model.prior.covariance, away)
+    (gradient,) = torch.autograd.grad(cost, flat)
+    state = problem(flat.detach())
+    torch.testing.assert_close(state.cost[0], cost.detach(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(state.gradient, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+    assert torch.linalg.eigvalsh(state.hessian[0]).min() > 0
+
+
+def test_lm_fits_an_unseen_height_better_than_the_encoder_and_than_the_mean(model: IGR) -> None:
+    scan = ellipsoid(0.55, seed=9)
+    found = fit.fit_lm(model, [scan], fit.LMOptions(points=512))
+    x = torch.from_numpy(scan.points)[None]
+    with torch.no_grad():
+        encoded = model.field(x, fit.encode(model, [scan])).abs().mean()
+        mean = model.field(x, found.code.like(model.prior.mean[None])).abs().mean()
+    error = found.residual.mean()
+    assert error < encoded
+    assert error < 0.5 * mean
+    top = largest(model.surface(found.code, resolution=64)[0]).vertices[:, 1].max()
+    assert top == pytest.approx(0.55, abs=0.02)
+
+
+def test_lm_of_many_equals_lm_of_each(model: IGR) -> None:
+    scans = [ellipsoid(0.35), ellipsoid(0.55)]
+    together = fit.fit_lm(model, scans, chunk=2)
+    for index, scan in enumerate(scans):
+        alone = fit.fit_lm(model, [scan])
+        torch.testing.assert_close(together.code.flat[index], alone.code.flat[0], atol=2e-3, rtol=1e-2)
+
+
+def test_without_normals_and_sensors_it_fits_too(model: IGR) -> None:
+    scan = ellipsoid(0.45)
+    found = fit.fit_lm(model, [Scan(scan.name, scan.points)])
+    assert found.residual.mean() < 0.015
+
+
+def test_the_prior_speaks_where_the_scan_is_silent(model: IGR) -> None:
+    """A cap of the ellipsoid leaves the covariance wider than the whole does, and never wider than the prior."""
+    scan = ellipsoid(0.5, count=3000)
+    cap = scan.take(np.flatnonzero(scan.points[:, 2] > 0.27))
+    whole, part = fit.fit_lm(model, [scan]), fit.fit_lm(model, [cap])
+    assert whole.covariance is not None
+    assert part.covariance is not None
+    assert part.covariance.diagonal(dim1=1, dim2=2).sum() > whole.covariance.diagonal(dim1=1, dim2=2).sum()
+    assert torch.linalg.eigvalsh(model.prior.covariance - part.covariance[0]).min() > -1e-5
+
+
+def test_free_space_lies_on_the_rays_and_weighs_only_where_the_field_is_inside(model: IGR) -> None:
+    scan = ellipsoid(0.5)
+    options = fit.LMOptions(points=300, free=200)
+    x, target, free = fit._constraints(scan, options, seed=0)
+    assert free.sum() == 200
+    assert not target[free].any()
+    assert ((x[free] / torch.tensor([0.35, 0.5, 0.3])).square().sum(dim=1) > 1).all()  # rays leave the body
+    problem = fit._Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
+    code = model.prior.mean[None]
+    content = problem(code).cost
+    problem.x[0][free] = 0.0  # as if the sensor had looked through the middle of the body
+    assert problem(code).cost > content + 100
+
+
+def test_adam_lowers_the_loss_and_shares_the_terms(model: IGR) -> None:
+    scan = ellipsoid(0.45)
+    start = fit.fit_adam(model, [scan], WEIGHTS, fit.AdamOptions(points=256, steps=1, half=1.0))
+    end = fit.fit_adam(model, [scan], WEIGHTS, fit.AdamOptions(points=256, steps=100, lr=0.02, half=1.0))
+    assert end.covariance is None
+    assert end.residual.mean() < 0.5 * start.residual.mean()

@@ -1,0 +1,99 @@
+"""Move between two shapes of the space.
+
+    shapespace interpolate runs/people standing.ply sitting.ply --out between
+    shapespace interpolate runs/people 03/walk/000001 03/jump/000002 --store data/people.h5 --steps 12
+    shapespace interpolate runs/people fitted/codes.safetensors:a fitted/codes.safetensors:b --path spherical
+
+An end is a scan file, a name in a store (both are fitted first), or `codes.safetensors:NAME`. Writes the
+meshes, one animated GLB, a contact sheet with the path's area and volume curves (PNG), and `path.json` with the
+curves and SA-sigma.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from shapespace import metrics, picture
+from shapespace.atomic import replacing
+from shapespace.data import files
+from shapespace.data.scan import Scan
+from shapespace.fit import LMOptions
+from shapespace.models.code import Path as CodePath
+from shapespace.space import Fit, ShapeSpace, load_fits
+from shapespace.tools._inputs import Source, gather
+
+
+def main(
+    run: Annotated[Path, tyro.conf.Positional],
+    a: Annotated[str, tyro.conf.Positional],
+    b: Annotated[str, tyro.conf.Positional],
+    *,
+    source: Annotated[Source, tyro.conf.arg(name="")],
+    lm: LMOptions,
+    steps: int = 9,
+    path: CodePath = "linear",
+    out: Path = Path("interpolation"),
+    resolution: int = 128,
+    format: Literal["ply", "obj"] = "obj",
+    seed: int = 0,
+) -> None:
+    """Interpolate.
+
+    Args:
+        run: Folder of a run, or a model's .safetensors file.
+        a: Where the path begins.
+        b: Where it ends.
+        source: How to read scans.
+        lm: Settings of the fits.
+        steps: Shapes on the path, both ends included.
+        path: Straight, or along the great circle.
+        out: Folder for everything.
+        resolution: Cells of the mesh's grid along the model cube's edge.
+        format: Format of the meshes.
+        seed: Of the points that are drawn from the scans.
+
+    """
+    space = ShapeSpace.load(run)
+    start, end = _ends(space, (a, b), source, lm, seed)
+    meshes = space.interpolate(start, end, steps, path=path, resolution=resolution)
+    for index, mesh in enumerate(meshes):
+        file = out / f"{index:03d}.{format}"
+        files.write_mesh(file, mesh, unit=files.UNITS[source.unit], up=source.up)
+    picture.animated_glb(meshes, out / "interpolation.glb")
+    area, volume = metrics.areas(meshes).tolist(), metrics.volumes(meshes).tolist()
+    picture.contact_sheet(
+        [(f"{start.name} to {end.name}, {path}", meshes)],
+        out / "interpolation.png",
+        curves={"area (m²)": area, "volume (m³)": volume},
+    )
+    record = {"a": start.name, "b": end.name, "path": path, "area_m2": area, "volume_m3": volume}
+    with replacing(out / "path.json") as part:
+        part.write_text(json.dumps({**record, "sa_sigma": metrics.sa_sigma(meshes)}, indent=1))
+    print(f"{steps} meshes in {out}, animation in {out / 'interpolation.glb'}, picture in {out / 'interpolation.png'}")
+
+
+def _ends(space: ShapeSpace, words: tuple[str, str], source: Source, lm: LMOptions, seed: int) -> list[Fit]:
+    """The two ends: read from a file of codes, or fitted together."""
+    read = [_read(space, word) for word in words]
+    scans: list[Scan] = gather([word for word, fit in zip(words, read, strict=True) if fit is None], source, empty=True)
+    fitted = iter(space.fit_scans(scans, lm=lm, seed=seed) if scans else [])
+    return [next(fitted) if fit is None else fit for fit in read]
+
+
+def _read(space: ShapeSpace, word: str) -> Fit | None:
+    file, mark, name = word.rpartition(".safetensors:")
+    if not mark:
+        return None
+    path = Path(f"{file}.safetensors")
+    fits = {fit.name: fit for fit in load_fits(path, space)}
+    if name not in fits:
+        raise ValueError(f"no code named {name!r} in {path}; there are {', '.join(sorted(fits))}.")
+    return fits[name]
+
+
+if __name__ == "__main__":
+    from shapespace.tools.__main__ import run as run_tool
+
+    run_tool(main)
