@@ -86,7 +86,7 @@ def _base(root: Path) -> Path:
 def _find(recipe: Recipe, folder: Path, suffix: str) -> list[Entry]:
     """List <subject>/<sequence>/<sequence>.<frame> in the folder."""
     found = checked(
-        Entry(f"{path.parent.parent.name}/{path.parent.name}/{frame_of(path.stem)}", path)
+        Entry(f"{path.parent.parent.name}/{path.parent.name}/{frame_of(str(path.with_suffix('')))}", path)
         for path in folder.glob(f"*/*/[!.]*{suffix}")
     )
     if not found:

@@ -78,7 +78,7 @@ def _base(root: Path) -> Path:
 
 
 def _name(path: Path) -> str:
-    frame = frame_of(path.stem)
+    frame = frame_of(str(path.with_suffix("")))
     if path.stem.startswith("test"):
         return f"unknown/test/{frame}"
     return f"{int(frame) // 10:02d}/pose_{int(frame) % 10}/{frame}"

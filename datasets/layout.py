@@ -68,7 +68,7 @@ def _scans(root: Path) -> Path:
 
 
 def _frames(folder: Path) -> dict[str, Path]:
-    return {frame_of(path.stem): path for path in sorted(folder.glob("[!.]*.ply"))}
+    return {frame_of(str(path.with_suffix(""))): path for path in sorted(folder.glob("[!.]*.ply"))}
 
 
 def _files(root: Path) -> list[Path]:

@@ -1,1 +1,29 @@
 """Learned shape spaces of human bodies from raw 3-D scans."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shapespace.data.scan import Scan
+    from shapespace.data.store import Store
+    from shapespace.geometry.frame import Frame
+    from shapespace.models.code import Code
+    from shapespace.space import Fit, ShapeSpace
+
+__all__ = ["Code", "Fit", "Frame", "Scan", "ShapeSpace", "Store"]
+
+_HOMES = {
+    "Code": "models.code",
+    "Fit": "space",
+    "Frame": "geometry.frame",
+    "Scan": "data.scan",
+    "ShapeSpace": "space",
+    "Store": "data.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: torch takes seconds, and a reader of scans needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shapespace' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"shapespace.{_HOMES[name]}"), name)

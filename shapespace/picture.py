@@ -315,7 +315,7 @@ def contact_sheet(
     Args:
         rows: Label and meshes, left to right; each row has its own floor.
         path: The PNG.
-        titles: Words over the columns.
+        titles: Words over the columns of the first row.
         size: Height of a row in pixels.
         azimuth: See `render`.
         elevation: See `render`.
@@ -331,14 +331,18 @@ def contact_sheet(
     axes = _axes(azimuth, elevation)
     figures = [_stand(meshes) for _, meshes in rows]
     window = _Window.around([figure for row in figures for figure in row], axes, size)
-    blocks: list[Image.Image] = [_titles(titles, window.columns)] if titles else []
+    blocks: list[Image.Image] = []
     for (label, _), row in zip(rows, figures, strict=True):
-        cells = [_draw(figure, axes, window) for figure in row]
-        blocks += [_line(label), *([Image.fromarray(np.concatenate(cells, axis=1))] if cells else [])]
+        blocks.append(_line(label))
+        if titles and len(blocks) == 1:
+            blocks.append(_titles(titles, window.columns))
+        if row:
+            blocks.append(Image.fromarray(np.concatenate([_draw(figure, axes, window) for figure in row], axis=1)))
     if limit is not None:
         blocks.append(_legend(limit))
     if curves:
-        blocks.append(Image.fromarray(chart(curves)))
+        width = max(block.width for block in blocks) // len(curves)
+        blocks.append(Image.fromarray(chart(curves, width=min(max(width, 380), 640))))
     with replacing(path) as part:
         _stacked(blocks).save(part, format="PNG")
 
@@ -355,7 +359,7 @@ def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -
     left, right, top, bottom = 64, width - 24, 34, height - 26
     known = np.flatnonzero(np.isfinite(values))
     finite = values[known] if len(known) else np.zeros(1)
-    reach = max(np.ptp(finite), 0.04 * abs(finite.mean()), 1e-9)
+    reach = max(np.ptp(finite), 0.04 * abs(finite.mean()), 1e-3)
     low = 0.5 * (finite.min() + finite.max() - reach)
     x = left + (right - left) * np.arange(len(values)) / max(len(values) - 1, 1)
     y = bottom - (bottom - top) * (values - low) / reach
@@ -366,12 +370,13 @@ def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -
     for k in known:
         if k + 1 < len(values) and np.isfinite(values[k + 1]):
             pen.line([(4 * x[k], 4 * y[k]), (4 * x[k + 1], 4 * y[k + 1])], fill=ERROR_RAMP[3], width=8)
-        pen.circle((4 * x[k], 4 * y[k]), 12, fill=ERROR_RAMP[3])
+        pen.ellipse([4 * x[k] - 12, 4 * y[k] - 12, 4 * x[k] + 12, 4 * y[k] + 12], fill=ERROR_RAMP[3])
     small = large.resize((width, height), Image.Resampling.BOX)
     pen = ImageDraw.Draw(small)
     pen.text((left, 6), name, fill=INK, font=_font(14))
+    decimals = max(0, 1 - int(np.floor(np.log10(reach))))
     for level, value in ((top, low + reach), (bottom, low)):
-        pen.text((left - 8, level), f"{value:.3g}", fill=INK, font=_font(12), anchor="rm")
+        pen.text((left - 8, level), f"{value:.{decimals}f}", fill=INK, font=_font(12), anchor="rm")
     pen.text((left, height - 20), "start", fill=PALE, font=_font(12))
     pen.text((right, height - 20), "end", fill=PALE, font=_font(12), anchor="ra")
     return np.asarray(small)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,11 +33,8 @@ class Objective(nn.Module):
         return weigh(terms, self.weights), {name: term.detach() for name, term in terms.items()}
 
 
-class Schedule(Protocol):
-    """The part of the learning rate that is used, at a step and at a share of the training that has passed."""
-
-    def __call__(self, step: int, passed: float) -> float:
-        """Factor on the learning rate."""
+# Factor on the learning rate at a step, and at a share of the training that has passed.
+Schedule = Callable[[int, float], float]
 
 
 @dataclass(frozen=True)

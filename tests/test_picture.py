@@ -91,6 +91,10 @@ def test_meshes_side_by_side_share_scale_and_floor() -> None:
     assert rows[0].max() == pytest.approx(rows[1].max(), abs=1)
     columns = [np.flatnonzero(cell.any(axis=0)).mean() for cell in cells]
     assert columns[0] == pytest.approx(columns[1], abs=0.6)  # each in the middle of its cell
+    # One that jumps stays in the air: 1.5 m are 200 pixels with their margins, and it is 1 m higher.
+    jump = render([sphere(0.25, (0, 1.25, 0)), sphere(0.25, (0, 0.25, 0))], size=200, elevation=0.0)
+    tops = [np.flatnonzero(cell.any(axis=1)).min() for cell in np.split(drawn(jump), 2, axis=1)]
+    assert tops[1] - tops[0] == pytest.approx(1.0 * 200 / (1.5 * 1.08), abs=1)
 
 
 def test_soups_and_faces_turned_inside_out_are_lit_the_same() -> None:
@@ -112,7 +116,8 @@ def test_light_comes_from_the_upper_left_and_the_shadow_lies_on_the_floor() -> N
     image = render([sphere()], size=200, azimuth=0.0, elevation=0.0).astype(float).mean(axis=-1)
     rows, columns = image.shape[0] // 2, image.shape[1] // 2
     step = 45
-    assert image[rows - step, columns - step] > image[rows + step, columns + step] + 30
+    assert image[rows, columns - step] > image[rows, columns + step] + 20
+    assert image[rows - step, columns] > image[rows + step, columns] + 30
     assert not drawn(render([sphere()], size=200, elevation=0.0))[:, :3].any()
     floating = render([sphere(0.2, (0, 1.0, 0)), box((0.2, 0.2, 0.2), (0, 0.1, 0), RED)], size=200, elevation=20.0)
     cell = np.split(floating, 2, axis=1)[0]
@@ -169,11 +174,14 @@ def test_contact_sheet_holds_its_rows_labels_legend_and_chart(tmp_path: Path) ->
     contact_sheet(rows, path, titles=["scan", "fit"], size=100, limit=20.0, curves={"area [m2]": np.array([1.0, 1.1])})
     image = np.asarray(Image.open(path))
     cells = render([sphere(), sphere(0.3)], size=100)
-    assert image.shape == (2 * 20 + 24 + 2 * (28 + 100) + 46 + 170, 380 * 1 + 2 * 20, 3)
-    top = 20 + 24 + 28
+    assert image.shape == (2 * 20 + 24 + 2 * (28 + 100) + 46 + 170, 380 + 2 * 20, 3)
+    top = 20 + 28 + 24
     assert (image[top : top + 100, 20 : 20 + cells.shape[1]] == cells).all()
-    assert drawn(image[20:44]).any()  # titles
-    assert drawn(image[44:72]).any()  # the first label
+    assert drawn(image[20:48]).any()  # the first label
+    titled = drawn(image[48:72])
+    middles = 20 + cells.shape[1] // 4 * np.array([1, 3])  # of the two columns
+    assert all(titled[:, middle - 8 : middle + 8].any() for middle in middles)
+    assert not titled[:, 20 + cells.shape[1] :].any()
     assert not drawn(image[:, :20]).any()
     assert tuple(image[top + 100 + 28 + 100 + 10, 30]) == pytest.approx(ERROR_RAMP[0], abs=6)
     assert os.listdir(path.parent) == ["sheet.png"]

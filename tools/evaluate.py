@@ -4,21 +4,25 @@
     shapespace evaluate runs/people data/people.h5 --splits unseen_people --protocols surface l1 normals fscore iou
     shapespace evaluate runs/people data/people.h5 --method encode      (without optimisation)
 
-Writes `scores.json` (rows and `summary`), `scores.csv` and `scores.md` beside the model, or under --out, and the meshes
-that were scored. Protocol `surface` is the one to quote: exact point-to-triangle distances, in millimetres.
+Writes `scores.json` (rows and `summary`), `scores.csv` and `scores.md` beside the model, or under --out, with the meshes
+that were scored and a picture of the best, the median and the worst. Protocol `surface` is the one to quote: exact
+point-to-triangle distances, in millimetres.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from trimesh import Trimesh
 
+from shapespace import picture
 from shapespace.data import files
 from shapespace.data.store import Store
 from shapespace.evaluate import evaluate
 from shapespace.fit import AdamOptions, LMOptions
+from shapespace.report import Report
 from shapespace.space import Components, Fit, ShapeSpace, save_fits
 from shapespace.tools._inputs import file_name, from_store
 
@@ -67,7 +71,7 @@ def main(
         for (split, name), fit in zip(names, fits, strict=True):
             mesh = _mesh(space, fit, resolution, components)
             if mesh is not None:
-                files.write_mesh(folder / "meshes" / split / f"{file_name(name)}.ply", mesh)
+                files.write_mesh(_mesh_file(folder, split, name), mesh)
             yield split, name, mesh
 
     settings = {
@@ -81,8 +85,38 @@ def main(
     }
     report = evaluate(found(), packed, protocols, total=len(names), settings=settings, seed=seed)
     report.write(folder)
+    _draw(report, packed, folder)
     report.show()
-    print(f"scores in {folder / 'scores.json'}, meshes in {folder / 'meshes'}")
+    print(f"scores in {folder / 'scores.json'}, meshes in {folder / 'meshes'}, pictures in {folder / 'fits.png'}")
+
+
+def _draw(report: Report, store: Store, folder: Path) -> None:
+    """Picture the best, the median and the worst scan of each split: scan, fit, distance to the truth, truth."""
+    pictures = []
+    for split in report.summary:
+        rows = [row for row in report.rows if row["split"] == split and _total(row) < math.inf]
+        rows.sort(key=_total)
+        for word, index in (("best", 0), ("median", len(rows) // 2), ("worst", -1)) if rows else ():
+            name = rows[index]["name"]
+            found = files.read_mesh(_mesh_file(folder, split, name))
+            truth = store.truth(name)
+            assert truth is not None  # evaluate refuses scans without one
+            scan = picture.mesh_of_scan(from_store(store, name))
+            pictures.append((f"{split}, {word}: {name}", [scan, found, picture.paint_distance(found, truth), truth]))
+    if pictures:
+        titles = ("scan", "fit", "distance of the fit to the truth", "truth")
+        picture.contact_sheet(pictures, folder / "fits.png", titles=titles, limit=20.0)
+
+
+def _total(row: Mapping[str, Any]) -> float:
+    """Order rows by the sum of the columns of their first protocol; infinite where nothing was found."""
+    columns = next(value for key, value in row.items() if key not in ("name", "split"))
+    total = float(sum(columns.values()))
+    return math.inf if math.isnan(total) else total
+
+
+def _mesh_file(folder: Path, split: str, name: str) -> Path:
+    return folder / "meshes" / split / f"{file_name(name)}.ply"
 
 
 def _mesh(space: ShapeSpace, fit: Fit, resolution: int, components: Components) -> Trimesh | None:

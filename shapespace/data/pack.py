@@ -61,7 +61,7 @@ class _Ready:
     frame: Frame
     digest: str
     truth: Trimesh | None
-    note: str | None
+    note: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _Work:
                 f"scan {entry.name} has {outside:.0%} of its points outside [-1, 1]^3 when one model unit is "
                 f"{self.recipe.scale:g} m. Say --scale {larger:.3g}, the same for the whole data set."
             )
-        truth, note = self.recipe.truth(self.root, entry.name), None
+        truth, note = self.recipe.truth(self.root, entry.name), ""
         if truth is not None:
             away, _, _ = nearest.to_mesh(drawn.points[:500].astype(np.float64), truth)
             if np.median(away) > FAR * self.recipe.scale:
@@ -136,7 +136,7 @@ def pack(
         max_bad: How many unusable scans to bear with.
         jobs: Processes that read.
         seed: Seeds the drawing of points, together with each scan's name.
-        overwrite: Replace what is there.
+        overwrite: Replace a store that is there, or one that was begun with other arguments.
         progress: Show a bar, and name unusable scans as they come, on stderr.
 
     Raises:
@@ -148,32 +148,17 @@ def pack(
     entries, wanted, bad = _plan(recipe, root, splits)
     about = _about(recipe, points, normals, seed, wanted)
     part = out.with_name(out.name + ".part")
-    if overwrite:
-        part.unlink(missing_ok=True)
-    elif out.exists():
+    if out.exists() and not overwrite:
         return _already(out, about, entries, bad, max_bad)
-    work, notes = _Work(recipe, root, points, normals, seed), []
-    with _open_part(part, about) as file:
-        done = _clean(file, entries)
-        todo = [entry for entry in entries if entry.name not in done]
-        with tqdm(total=len(entries), initial=len(done), unit="scan", disable=not progress) as bar:
-            for entry, ready in _prepared(work, todo, jobs):
-                bar.update()
-                if isinstance(ready, str):
-                    bad[entry.name] = ready
-                    if progress:
-                        tqdm.write(f"skipped {entry.name}: {ready}", file=sys.stderr)
-                else:
-                    _write(file, ready, root)
-                    notes += [ready.note] if ready.note else []
+    with _open_part(part, about, overwrite) as file:
+        bad |= _fill(file, _Work(recipe, root, points, normals, seed), entries, jobs, progress)
         names = [entry.name for entry in entries if entry.name not in bad]
-        if not names:
-            part.unlink()
-        _refuse(bad, len(names) + len(bad), max_bad)
-        truths = _finish(file, names, wanted, bad)
-        total = sum(len(file[name]["points"]) for name in names)
+        _finish(file, names, wanted, bad)
+    if not names:
+        part.unlink()
+    _refuse(bad, len(names) + len(bad), max_bad)
     os.replace(part, out)
-    return Packed(out, len(names), total, truths, out.stat().st_size, bad, tuple(notes), fresh=True)
+    return _report(out, fresh=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ planning
@@ -246,9 +231,17 @@ def _already(out: Path, about: dict[str, Any], entries: list[Entry], absent: dic
                 f"{out} was packed from other files: {len(changed):,} scans differ, {min(changed)} for one. {remedy}"
             )
         _refuse(store.bad, len(store) + len(store.bad), max_bad)
+    return _report(out, fresh=False)
+
+
+def _report(out: Path, fresh: bool) -> Packed:
+    """Count what the store holds."""
+    with Store(out) as store:
+        points = sum(store.count(name) for name in store.names)
         truths = sum(store.has_truth(name) for name in store.names)
-        total = sum(store.count(name) for name in store.names)
-        return Packed(out, len(store), total, truths, out.stat().st_size, store.bad, (), fresh=False)
+        notes = [store.origin(name)["note"] for name in store.names]
+        size = out.stat().st_size
+        return Packed(out, len(store), points, truths, size, store.bad, tuple(filter(None, notes)), fresh)
 
 
 def _refuse(bad: dict[str, str], total: int, max_bad: int) -> None:
@@ -305,7 +298,7 @@ def _size(entry: Entry) -> int:
     return entry.path.stat().st_size
 
 
-def _open_part(part: Path, about: dict[str, Any]) -> h5py.File:
+def _open_part(part: Path, about: dict[str, Any], overwrite: bool) -> h5py.File:
     """Open the unfinished store to go on with it, or begin one."""
     part.parent.mkdir(parents=True, exist_ok=True)
     if part.exists():
@@ -323,9 +316,11 @@ def _open_part(part: Path, about: dict[str, Any]) -> h5py.File:
             if not difference:
                 return file
             file.close()
-            raise ValueError(
-                f"{part} was begun with other arguments: {difference}. Give the same to go on, or say --overwrite."
-            )
+            if not overwrite:
+                raise ValueError(
+                    f"{part} was begun with other arguments: {difference}. Give the same to go on, or say --overwrite."
+                )
+            part.unlink()
     file = h5py.File(part, "w")
     file.attrs.update(format=FORMAT, about=json.dumps(about), **{key: about[key] for key in _PLAIN})
     file.create_group("_topologies")
@@ -334,6 +329,23 @@ def _open_part(part: Path, about: dict[str, Any]) -> h5py.File:
 
 
 _PLAIN = ("recipe", "source", "licence", "unit", "up", "scale")  # attributes that other programs may want to read
+
+
+def _fill(file: h5py.File, work: _Work, entries: list[Entry], jobs: int, progress: bool) -> dict[str, str]:
+    """Write the scans that are not in the file yet; give those that cannot be used, and why."""
+    bad = {}
+    done = _clean(file, entries)
+    todo = [entry for entry in entries if entry.name not in done]
+    with tqdm(total=len(entries), initial=len(done), unit="scan", disable=not progress) as bar:
+        for entry, ready in _prepared(work, todo, jobs):
+            bar.update()
+            if not isinstance(ready, str):
+                _write(file, ready, work.root)
+                continue
+            bad[entry.name] = ready
+            if progress:
+                tqdm.write(f"skipped {entry.name}: {ready}", file=sys.stderr)
+    return bad
 
 
 def _clean(file: h5py.File, entries: list[Entry]) -> set[str]:
@@ -371,14 +383,15 @@ def _write(file: h5py.File, ready: _Ready, root: Path) -> None:
         file=os.path.relpath(ready.entry.path, root),
         bytes=_size(ready.entry),
         sha256=ready.digest,
+        note=ready.note,
     )
     file.flush()
     group.attrs["complete"] = True
     file.flush()
 
 
-def _finish(file: h5py.File, names: list[str], wanted: dict[str, list[str]], bad: dict[str, str]) -> int:
-    """Write the names, the splits (of scans that are there) and the refused scans; count the true surfaces."""
+def _finish(file: h5py.File, names: list[str], wanted: dict[str, list[str]], bad: dict[str, str]) -> None:
+    """Write the names, the splits (of scans that are there) and the refused scans."""
     for key in ("_names", "_splits", "_bad"):
         file.pop(key, None)
     file["_names"] = _texts(names)
@@ -388,7 +401,6 @@ def _finish(file: h5py.File, names: list[str], wanted: dict[str, list[str]], bad
         kept = [name for name in members if name in there]
         if kept:
             splits[split] = _texts(kept)
-    return sum("truth" in file[name] for name in names)
 
 
 def _texts(texts: list[str]) -> np.ndarray:

@@ -84,7 +84,7 @@ class Recipe(ABC):
 
 
 def frame_of(stem: str) -> str:
-    """Name the frame of a file `<sequence>.<digits>` or `<anything>_<digits>`: the digits, as they are written."""
+    """Find the frame in `<sequence>.<digits>` or `<anything>_<digits>`, with or without folders: the digits as written."""
     digits = re.search(r"(\d+)$", stem)
     if not digits:
         raise ValueError(

@@ -80,9 +80,9 @@ class Store:
 
         """
         if split is None:
-            return self.names
+            return list(self.names)
         if split in self.splits:
-            return self.splits[split]
+            return list(self.splits[split])
         if not split.endswith(".json"):
             raise ValueError(
                 f"{self.path} has no split {split!r}. {suggest(split, sorted(self.splits))} "
@@ -115,9 +115,9 @@ class Store:
         return "truth" in self._scan(name)
 
     def origin(self, name: str) -> dict[str, Any]:
-        """Where the scan comes from: `file` under the root, its `bytes`, and `sha256` of the points as read."""
+        """Where the scan comes from: `file` under the root, its `bytes`, `sha256` of the points as read, and a `note`."""
         attributes = self._scan(name).attrs
-        return {key: attributes[key] for key in ("file", "bytes", "sha256")}
+        return {key: attributes[key] for key in ("file", "bytes", "sha256", "note")}
 
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
         """Draw `count` points (with normals and sensors where there are any), in the model frame.

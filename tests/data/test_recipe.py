@@ -73,6 +73,12 @@ def test_dfaust_registrations(dfaust_root):
     assert "50004/light_hopping_loose/000002" in entries
 
 
+def test_a_file_without_a_frame_number_is_named(dfaust_root):
+    (dfaust_root / "scans/50002/hips/template.ply").touch()
+    with pytest.raises(ValueError, match=r"scans/50002/hips/template' does not end in a frame number\. Name the files"):
+        find_recipe("dfaust").find(dfaust_root)
+
+
 def test_a_damaged_registration_file_is_named(dfaust_root):
     path = dfaust_root / "registrations_f.hdf5"
     path.write_bytes(path.read_bytes()[:1000])

@@ -118,8 +118,8 @@ def test_a_draw_reads_its_block_and_no_more(cloud):
     cloud.sample("all/scans/1", 10, rng())  # opens the file
     before = read()
     for seed in range(10):
-        cloud.sample("all/scans/1", 1000, rng(seed))
-    assert 10 * 12_000 <= read() - before < 10 * 12_000 + 50_000  # the whole scan has 1,200,000 bytes
+        cloud.sample("all/scans/1", 8000, rng(seed))
+    assert 10 * 96_000 <= read() - before < 10 * 120_000  # the whole scan has 1,200,000 bytes
 
 
 def test_a_store_travels_to_other_processes(store):

@@ -1,0 +1,58 @@
+# shapespace: `make` alone prints this help.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test check slow bench clean
+
+help:  ## print this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# torch first and by itself, so that no other package chooses its build
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shapespace needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: runs/demo/scores.md runs/demo/interpolation/interpolation.png  ## people from scans to scores: at most 15 minutes on 2 cores
+	@cat runs/demo/scores.md
+	@echo "looked at best first: runs/demo/fits.png runs/demo/interpolation/interpolation.png"
+	@echo "and: runs/demo/meshes runs/demo/fitted runs/demo/interpolation/interpolation.glb; tensorboard --logdir runs"
+
+data/demo.h5: $(VENV)/ready
+	$(BIN)/shapespace synthesize data/demo --seed 1
+	$(BIN)/shapespace preprocess synthetic data/demo $@ --points 100000 --jobs 2
+
+runs/demo/trained: data/demo.h5
+	if test -f runs/demo/checkpoint.pt; then $(BIN)/shapespace train --resume runs/demo; \
+	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --run runs/demo; fi
+	@touch $@
+
+runs/demo/scores.md: runs/demo/trained
+	$(BIN)/shapespace evaluate runs/demo data/demo.h5 --splits unseen_poses unseen_people
+	$(BIN)/shapespace fit runs/demo $(UNSEEN) --out runs/demo/fitted --resolution 192
+
+runs/demo/interpolation/interpolation.png: runs/demo/trained
+	$(BIN)/shapespace interpolate runs/demo $(ENDS) --store data/demo.h5 --out runs/demo/interpolation
+
+test: $(VENV)/ready  ## the test suite: at most 10 minutes on 2 cores
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/ready  ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	rm -rf build && $(PIP) --no-deps --no-build-isolation --target build/typed .
+	cd build/typed && MYPYPATH= ../../$(BIN)/mypy --config-file ../../pyproject.toml --no-incremental -p shapespace
+
+slow: $(VENV)/ready  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+bench: $(VENV)/ready  ## times and memory against the plain way
+	$(BIN)/shapespace benchmark
+
+clean:  ## remove what make made, but no runs and no data
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,79 @@
+"""The one-call door: numpy in, trimesh out, metres."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shapespace import ShapeSpace, build
+from shapespace.data.scan import Scan
+from shapespace.space import load_fits, save_fits
+
+
+def sphere(radius: float, centre: tuple[float, float, float], count: int = 2000) -> Scan:
+    normals = np.random.default_rng(0).normal(size=(count, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return Scan("ball/one/0", (normals * radius + centre).astype(np.float32), normals.astype(np.float32))
+
+
+@pytest.fixture
+def space() -> ShapeSpace:
+    """Untrained: its shape is about a sphere of 0.5 model units, here a metre."""
+    torch.manual_seed(0)
+    sizes = build.IGRSizes(code=4, width=128, depth=4, skip=2, radius=0.5, encoder_points=256)
+    return ShapeSpace(build.igr(sizes).eval(), sizes, scale=2.0, about={"weights": {}})
+
+
+def test_a_fit_lies_where_its_scan_lies(space: ShapeSpace) -> None:
+    scan = sphere(1.0, (5.0, 1.0, -3.0))
+    found = space.fit(scan.points, scan.normals)
+    mesh = space.mesh(found, resolution=48)
+    np.testing.assert_allclose(mesh.bounds.mean(axis=0), (5, 1, -3), atol=0.3)
+    assert mesh.volume == pytest.approx(4 / 3 * np.pi, rel=0.5)
+    assert found.residuals.shape == (2048,)
+    assert 0 < found.residuals.mean() < 0.3
+    assert found.covariance is not None
+    assert found.covariance.shape == (4, 4)
+
+
+def test_moving_a_scan_moves_its_mesh_and_leaves_its_code(space: ShapeSpace) -> None:
+    here, there = (space.fit(s.points, s.normals) for s in (sphere(1.0, (0, 0, 0)), sphere(1.0, (2, 1, 0))))
+    torch.testing.assert_close(here.code.flat, there.code.flat, atol=1e-2, rtol=1e-2)
+    moved = space.mesh(there, resolution=32).bounds - space.mesh(here, resolution=32).bounds
+    np.testing.assert_allclose(moved, [[2, 1, 0], [2, 1, 0]], atol=0.05)
+
+
+def test_save_and_load(space: ShapeSpace, tmp_path: Path) -> None:
+    space.save(tmp_path / "ball.safetensors")
+    again = ShapeSpace.load(tmp_path / "ball.safetensors")
+    assert again.fingerprint() == space.fingerprint()
+    assert (again.scale, again.sizes, again.about) == (space.scale, space.sizes, space.about)
+
+
+def test_codes_come_back_and_belong_to_one_model(space: ShapeSpace, tmp_path: Path) -> None:
+    fits = space.fit_scans([sphere(1.0, (0, 1, 0)), sphere(0.8, (3, 1, 0))])
+    save_fits(tmp_path / "codes.safetensors", fits, space)
+    again = load_fits(tmp_path / "codes.safetensors", space)
+    for one, other in zip(fits, again, strict=True):
+        assert torch.equal(one.code.flat, other.code.flat)
+        assert torch.equal(one.frame.centre, other.frame.centre)
+        assert one.name == other.name
+        np.testing.assert_array_equal(one.covariance, other.covariance)
+    space.model.prior.mean += 1
+    with pytest.raises(ValueError, match=r"belong to model .* fit the scans again"):
+        load_fits(tmp_path / "codes.safetensors", space)
+
+
+def test_interpolate_goes_from_one_place_to_the_other(space: ShapeSpace) -> None:
+    a, b = space.encode_scans([sphere(1.0, (0, 0, 0)), sphere(1.0, (4, 0, 0))])
+    meshes = space.interpolate(a, b, 3, resolution=32)
+    centres = [mesh.bounds.mean(axis=0)[0] for mesh in meshes]
+    np.testing.assert_allclose(np.diff(centres), 2.0, atol=0.1)
+
+
+def test_samples_are_codes_of_the_prior(space: ShapeSpace) -> None:
+    space.model.prior.fit(0.05 * torch.randn(50, 4))
+    drawn = space.sample(2000).flat
+    torch.testing.assert_close(torch.cov(drawn.T), space.model.prior.covariance, atol=5e-4, rtol=0)
+    assert space.mesh(space.sample(1), resolution=24).volume > 0

@@ -1,0 +1,210 @@
+"""Training: resumed equals uninterrupted to the bit, two processes equal one, and what goes wrong gets a sentence."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from shapespace import build, train
+from shapespace.config import TrainConfig, expand
+from shapespace.data.loader import StepDataset, collate
+from shapespace.data.pack import pack
+from shapespace.data.scan import Scan
+from shapespace.data.store import Store
+from shapespace.datasets import find_recipe
+from shapespace.run import Run, load_tensors, save_tensors
+from shapespace.space import ShapeSpace
+
+
+@pytest.fixture
+def store(synthetic_root: Path, tmp_path: Path) -> Store:
+    pack(find_recipe("synthetic"), synthetic_root, tmp_path / "store.h5", points=2000)
+    return Store(tmp_path / "store.h5")
+
+
+def tiny(*arguments: str) -> TrainConfig:
+    words = expand(["--config", "tiny", "--device", "cpu", *arguments])
+    return tyro.cli(TrainConfig, args=words, config=(tyro.conf.FlagConversionOff,))
+
+
+def learn(store: Store, folder: Path, *arguments: str, resume: bool = False) -> dict[str, torch.Tensor]:
+    run = Run(folder)
+    if not resume:
+        run.create({})
+    ShapeSpace.learn(store, store.select("train"), run, tiny(*arguments), resume=resume)
+    return load_tensors(run.weights, "model")[0]
+
+
+class Interrupted(Exception):
+    """Stands for a machine that goes away."""
+
+
+@pytest.mark.parametrize("kind", [(), ("--model.encoder", "False"), ("--model.variational", "True")])
+def test_resumed_equals_uninterrupted_to_the_bit(
+    kind: tuple[str, ...], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("--optim.steps", "12", "--save_every", "5", *kind)
+    whole = learn(store, tmp_path / "whole", *settings)
+
+    original = StepDataset.__getitem__
+
+    def failing(self: StepDataset, step: int) -> object:
+        if step == 8:
+            raise Interrupted
+        return original(self, step)
+
+    monkeypatch.setattr(StepDataset, "__getitem__", failing)
+    with pytest.raises(Interrupted):
+        learn(store, tmp_path / "parts", *settings)
+    monkeypatch.undo()
+    assert Run(tmp_path / "parts").load_checkpoint()["step"] == 5
+    resumed = learn(store, tmp_path / "parts", *settings, resume=True)
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_it_learns_and_leaves_scalars_and_a_mesh(store: Store, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.steps", "60")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    loss = [event.value for event in events.Scalars("loss")]
+    assert loss[-1] < 0.7 * loss[0]
+    assert {"terms/surface", "terms/normal", "terms/eikonal", "terms/code", "lr"} <= set(events.Tags()["scalars"])
+    assert any("surface" in tag for tag in events.Tags()["tensors"])
+
+
+def test_minutes_end_a_training_and_its_schedule(store: Store, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.steps", "100000", "--optim.minutes", "0.02", "--log_every", "1")
+    assert 0 < Run(tmp_path / "run").load_checkpoint()["step"] < 1000
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rates = [event.value for event in events.Scalars("lr")]
+    assert rates[-1] < 0.2 * max(rates)
+
+
+def test_batches_are_a_function_of_seed_and_step(store: Store) -> None:
+    def dataset(seed: int = 0, **share: int) -> StepDataset:
+        names = store.select("train")
+        return StepDataset(store, names, scans=2, points=64, sigma=0.01, half=1.0, seed=seed, **share)
+
+    one, again = dataset()[7], dataset()[7]
+    assert torch.equal(one.points, again.points)
+    assert torch.equal(one.around, again.around)
+    assert not torch.equal(one.points, dataset(seed=1)[7].points)
+    parts = [dataset(rank=rank, world=2)[7] for rank in range(2)]
+    assert torch.equal(torch.cat([part.points for part in parts]), one.points)
+    assert torch.equal(torch.cat([part.shape for part in parts]), one.shape)
+    seen = torch.cat([dataset()[step].shape for step in range(2)])
+    assert sorted(seen.tolist()) == [0, 1, 2, 3]  # an epoch visits every scan once
+
+
+def test_schedules() -> None:
+    cosine, halving = train.cosine(warmup=10), train.halving(every=100)
+    assert cosine(0, 0.0) == pytest.approx(0.1)
+    assert cosine(50, 0.5) == pytest.approx(0.505)
+    assert cosine(99, 1.0) == pytest.approx(0.01)
+    assert [halving(step, 0.0) for step in (0, 99, 100, 250)] == [1, 1, 0.5, 0.25]
+
+
+def test_free_codes_have_their_own_learning_rate() -> None:
+    model = build.igr(build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder=False), shapes=3)
+    optimiser = train.adam(model, lr=1e-3, lr_codes=5e-3)
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    assert [name for name, p in model.named_parameters() if rates[id(p)] == 5e-3] == ["encoder.codes"]
+
+
+GRADIENTS = """
+import sys
+import numpy as np, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from shapespace import build, train
+from shapespace.data.loader import Batch, collate
+from shapespace.data.scan import Scan
+
+torch.set_num_threads(1)
+encoder = sys.argv[2] == "encoder"
+sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder=encoder, encoder_points=50, encoder_width=16)
+torch.manual_seed(0)
+model = build.igr(sizes, shapes=4)
+model = model.double()
+if not encoder:
+    torch.nn.init.normal_(model.encoder.codes)
+points = np.random.default_rng(0).normal(size=(4, 50, 3)).astype(np.float32) * 0.3
+whole = collate([Scan("", p, p) for p in points], shape=[0, 1, 2, 3], seed=0)
+whole = Batch(whole.points.double(), whole.normals.double(), whole.around.double(), whole.shape)
+objective = train.Objective(model, {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3})
+take = slice(None)
+import os
+if "RANK" in os.environ:
+    dist.init_process_group("gloo")
+    objective = DistributedDataParallel(objective)
+    take = slice(dist.get_rank(), None, 2)
+loss, _ = objective(Batch(*(getattr(whole, f)[take] for f in ("points", "normals", "around", "shape"))))
+loss.backward()
+if not dist.is_initialized() or dist.get_rank() == 0:
+    torch.save({n: p.grad for n, p in model.named_parameters()}, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("kind", ["encoder", "codebook"])
+def test_two_processes_have_the_gradients_of_one(kind: str, tmp_path: Path) -> None:
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
+    subprocess.run([sys.executable, script, one, kind], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, script, two, kind], check=True, capture_output=True)
+    alone, together = torch.load(one), torch.load(two)
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+ .*lower --optim.lr"):
+        learn(store, tmp_path / "run", "--optim.lr", "1e30", "--log_every", "1")
+
+
+def test_scans_without_normals_need_a_weight_of_zero() -> None:
+    model = build.igr(build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder_points=50))
+    batch = collate([Scan("", np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32))])
+    with pytest.raises(ValueError, match="weights.normal 0"):
+        train.Objective(model, {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 0.0})(batch)
+
+
+def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: Store, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.steps", "2")
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        Run(tmp_path / "run").create({})
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint.pt to resume from"):
+        Run(tmp_path / "nothing").load_checkpoint()
+    with pytest.raises(FileNotFoundError, match=r"no config.yaml"):
+        Run(tmp_path / "nothing").read_settings()
+
+
+def test_an_empty_split_and_an_uneven_batch(store: Store) -> None:
+    with pytest.raises(ValueError, match="no scans to train on"):
+        StepDataset(store, [], scans=2, points=8, sigma=0.01, half=1.0, seed=0)
+    with pytest.raises(ValueError, match="3 scans does not divide among 2 processes"):
+        StepDataset(store, store.names, scans=3, points=8, sigma=0.01, half=1.0, seed=0, world=2)
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        ShapeSpace.load(tmp_path / "nothing.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(ValueError, match="no whole safetensors file|not a shapespace model"):
+        ShapeSpace.load(tmp_path / "cut.safetensors")
+    save_tensors(tmp_path / "codes.safetensors", {"x": torch.zeros(1)}, {"kind": "codes"})
+    with pytest.raises(ValueError, match="holds codes, not a shapespace model"):
+        ShapeSpace.load(tmp_path / "codes.safetensors")
+    save_tensors(tmp_path / "old.safetensors", {"x": torch.zeros(1)}, {"kind": "model", "format": 0})
+    with pytest.raises(ValueError, match="has format 0, this version reads 1"):
+        ShapeSpace.load(tmp_path / "old.safetensors")
