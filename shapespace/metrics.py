@@ -337,8 +337,8 @@ def areas(meshes: Sequence[Trimesh]) -> Float[np.ndarray, "k"]:
 
 
 def volumes(meshes: Sequence[Trimesh]) -> Float[np.ndarray, "k"]:
-    """Signed volume of each closed mesh (litres): positive if the faces wind outward."""
-    return np.array([_volume(mesh) for mesh in meshes], dtype=np.float64) * 1e3
+    """Signed volume of each closed mesh (cubic metres): positive if the faces wind outward."""
+    return np.array([_volume(mesh) for mesh in meshes], dtype=np.float64)
 
 
 def sa_sigma(meshes: Sequence[Trimesh]) -> float:
@@ -422,7 +422,7 @@ def _inside(points: Float[np.ndarray, "n 3"], mesh: Trimesh) -> Bool[np.ndarray,
 
 
 def _volume(mesh: Trimesh) -> float:
-    """Sum of the signed tetrahedra under the faces (cubic metres)."""
+    """Sum of the signed tetrahedra between the origin and the faces (cubic metres)."""
     a, b, c = np.asarray(mesh.vertices, dtype=np.float64)[np.asarray(mesh.faces)].transpose(1, 0, 2)
     return float(np.einsum("nk,nk->", a, np.cross(b, c)) / 6)
 

@@ -4,6 +4,7 @@ World lengths are metres, y is up, and people face +z; the camera looks from the
 vertex colours if it has any (see `paint_distance`), else in clay.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -23,6 +24,7 @@ from shapespace.geometry.nearest import to_mesh, to_points
 from shapespace.geometry.rays import Rays
 
 Picture = UInt8[np.ndarray, "h w 3"]
+Values = Sequence[float] | Float[np.ndarray, "_"]
 
 CLAY = (0.86, 0.70, 0.60)
 PAPER = (0.965, 0.960, 0.950)
@@ -308,7 +310,7 @@ def contact_sheet(
     azimuth: float = 25.0,
     elevation: float = 10.0,
     limit: float | None = None,
-    curves: Mapping[str, Float[np.ndarray, "_"]] | None = None,
+    curves: Mapping[str, Values] | None = None,
 ) -> None:
     """Write rows of meshes, each under its label, as one PNG in one scale.
 
@@ -347,12 +349,13 @@ def contact_sheet(
         _stacked(blocks).save(part, format="PNG")
 
 
-def chart(curves: Mapping[str, Float[np.ndarray, "_"]], *, width: int = 380, height: int = 170) -> Picture:
+def chart(curves: Mapping[str, Values], *, width: int = 380, height: int = 170) -> Picture:
     """Draw curves along a path, side by side, each under its name and on its own scale; NaN leaves a gap.
 
     A curve that hardly changes looks flat: its scale spans at least 4 % of its mean.
     """
-    return np.concatenate([_curve(name, values, width, height) for name, values in curves.items()], axis=1)
+    panels = [_curve(name, np.array(values, dtype=np.float64), width, height) for name, values in curves.items()]
+    return np.concatenate(panels, axis=1)
 
 
 def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -> Picture:
@@ -373,7 +376,7 @@ def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -
         pen.ellipse([4 * x[k] - 12, 4 * y[k] - 12, 4 * x[k] + 12, 4 * y[k] + 12], fill=ERROR_RAMP[3])
     small = large.resize((width, height), Image.Resampling.BOX)
     pen = ImageDraw.Draw(small)
-    pen.text((left, 6), name, fill=INK, font=_font(14))
+    pen.text((left, 6), _plain(name), fill=INK, font=_font(14))
     decimals = max(0, 1 - int(np.floor(np.log10(reach))))
     for level, value in ((top, low + reach), (bottom, low)):
         pen.text((left - 8, level), f"{value:.{decimals}f}", fill=INK, font=_font(12), anchor="rm")
@@ -396,14 +399,14 @@ def _legend(limit: float) -> Image.Image:
 def _titles(titles: Sequence[str], cell: int) -> Image.Image:
     image = _paper(cell * len(titles), 24)
     for k, title in enumerate(titles):
-        ImageDraw.Draw(image).text(((k + 0.5) * cell, 4), title, fill=INK, font=_font(15), anchor="ma")
+        ImageDraw.Draw(image).text(((k + 0.5) * cell, 4), _plain(title), fill=INK, font=_font(15), anchor="ma")
     return image
 
 
 def _line(words: str) -> Image.Image:
     font = _font(16)
-    image = _paper(int(font.getlength(words)) + 16, 28)
-    ImageDraw.Draw(image).text((8, 6), words, fill=INK, font=font)
+    image = _paper(int(font.getlength(_plain(words))) + 16, 28)
+    ImageDraw.Draw(image).text((8, 6), _plain(words), fill=INK, font=font)
     return image
 
 
@@ -428,6 +431,11 @@ def _absent(window: _Window) -> Picture:
 def _paper(width: int, height: int) -> Image.Image:
     red, green, blue = _bytes(np.array(PAPER).reshape(1, 1, 3)).reshape(3).tolist()
     return Image.new("RGB", (width, height), (red, green, blue))
+
+
+def _plain(words: str) -> str:
+    """Words in the letters that the built-in font has: m² becomes m2, é becomes e."""
+    return unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
 
 
 def _font(size: int) -> Any:

@@ -202,7 +202,7 @@ def test_a_sheet_of_nothing_is_refused_and_nothing_is_written(tmp_path: Path) ->
 
 def test_chart_rises_with_its_values_and_shows_steadiness_as_flat() -> None:
     def heights(values: list[float]) -> np.ndarray:
-        image = chart({"area [m2]": np.array(values)}).astype(int)
+        image = chart({"area [m2]": values}).astype(int)
         red = (image[..., 0] - image[..., 1] > 60) & (image[..., 0] > 150)
         return np.array([np.flatnonzero(column).mean() if column.any() else np.nan for column in red.T])
 
@@ -216,7 +216,11 @@ def test_chart_rises_with_its_values_and_shows_steadiness_as_flat() -> None:
     assert np.isnan(gap[len(gap) // 3])
     assert np.isfinite(heights([5.0])).any()
     assert not np.isfinite(heights([np.nan, np.nan])).any()
-    assert chart({"a": np.array([1.0, 2.0]), "b": np.array([2.0, 1.0])}).shape == (170, 760, 3)
+    assert chart({"a": [1.0, 2.0], "b": np.array([2.0, 1.0])}).shape == (170, 760, 3)
+
+
+def test_letters_that_the_font_lacks_are_written_with_those_it_has() -> None:
+    assert (chart({"aire (m²), élevée": [1.0, 2.0]}) == chart({"aire (m2), elevee": [1.0, 2.0]})).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- animation

@@ -84,7 +84,7 @@ class Recipe(ABC):
 
 
 def frame_of(stem: str) -> str:
-    """Find the frame in `<sequence>.<digits>` or `<anything>_<digits>`, with or without folders: the digits as written."""
+    """Find the frame in `<sequence>.<digits>` or `<anything>_<digits>`, folders or none before it: the digits."""
     digits = re.search(r"(\d+)$", stem)
     if not digits:
         raise ValueError(

@@ -115,7 +115,7 @@ class Store:
         return "truth" in self._scan(name)
 
     def origin(self, name: str) -> dict[str, Any]:
-        """Where the scan comes from: `file` under the root, its `bytes`, `sha256` of the points as read, and a `note`."""
+        """Where the scan comes from: `file` under the root, its `bytes`, `sha256` of the points read, and a `note`."""
         attributes = self._scan(name).attrs
         return {key: attributes[key] for key in ("file", "bytes", "sha256", "note")}
 

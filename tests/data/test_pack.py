@@ -5,6 +5,8 @@ import re
 import signal
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,30 @@ def test_a_scan_without_the_mark_or_of_a_changed_file_is_read_again(do, monkeypa
     assert len(names) == 6
     monkeypatch.undo()
     assert content(do("anew.h5").path) == resumed
+
+
+def test_a_reading_process_that_dies_is_said_and_the_rest_goes_on(do, monkeypatch, tmp_path):
+    whole = content(do("whole.h5").path)
+
+    class Dying(ThreadPoolExecutor):
+        def __init__(self, jobs, context, **options):
+            super().__init__(1)
+            self.left = 5
+
+        def submit(self, work, entry):
+            self.left -= 1
+            if self.left < 0:
+                raise BrokenProcessPool
+            return super().submit(work, entry)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shapespace.data.pack.ProcessPoolExecutor", Dying)
+        with pytest.raises(
+            OSError, match=r"one of the 2 reading processes died, .*Give the same line with fewer --jobs"
+        ):
+            do(jobs=2)
+    assert (tmp_path / "s.h5.part").exists()
+    assert content(do().path) == whole
 
 
 def test_an_unreadable_part_is_begun_anew(do, tmp_path):

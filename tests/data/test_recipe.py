@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -84,6 +85,19 @@ def test_a_damaged_registration_file_is_named(dfaust_root):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"registrations_f\.hdf5 is damaged or no HDF5 file .*download it again"):
         find_recipe("dfaust").truth(dfaust_root, "50004/hips/000105")
+    with h5py.File(path, "w") as file:
+        file["50004_hips"] = np.zeros((3, 3))
+    with pytest.raises(ValueError, match=r"registrations_f\.hdf5 does not hold `faces` and sequences of shape"):
+        find_recipe("dfaust-registrations").find(dfaust_root)
+
+
+def test_a_frame_that_went_away_is_named(dfaust_root):
+    recipe = find_recipe("dfaust-registrations")
+    entry = replace(recipe.find(dfaust_root)[0], name="50002/hips/000099")
+    with pytest.raises(
+        ValueError, match=r"registrations_m\.hdf5 has no frame 50002/hips/000099 any more\. Give the same"
+    ):
+        recipe.read(entry)
 
 
 def test_faust(faust_root):
