@@ -1,7 +1,9 @@
 """Sizes become models: every size of every family stands here."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from shapespace.models.encoders import Encoder, PointEncoder, TableEncoder, TaughtEncoder
 from shapespace.models.igr import IGR
 from shapespace.nn.codebook import Codebook
 from shapespace.nn.mlp import SkipMLP
@@ -25,10 +27,11 @@ class IGRSizes:
     """Sharpness of the softplus."""
     radius: float = 1.0
     """Radius, in model units, of the sphere that the decoder is at the start."""
-    encoder: bool = True
-    """A PointNet encoder; without one, each training scan has a free code (auto-decoder)."""
-    variational: bool = False
-    """The encoder predicts a Gaussian and trains with a draw from it."""
+    encoder: Literal["points", "variational", "table", "taught"] = "points"
+    """Where codes come from: a PointNet; a variational one; a table of free codes (auto-decoder); or a table whose
+    codes a PointNet is taught to find."""
+    spread: float = 0.0
+    """Standard deviation of free codes at the start."""
     encoder_points: int = 1024
     """Points that the encoder reads of a scan."""
     encoder_width: int = 128
@@ -38,18 +41,7 @@ class IGRSizes:
 
 
 def igr(sizes: IGRSizes, *, shapes: int = 0) -> IGR:
-    """An IGR model; an auto-decoder has room for the codes of `shapes` training scans."""
-    encoder = (
-        PointNet(
-            code=sizes.code,
-            count=sizes.encoder_points,
-            width=sizes.encoder_width,
-            features=sizes.encoder_features,
-            variational=sizes.variational,
-        )
-        if sizes.encoder
-        else Codebook(shapes=shapes, code=sizes.code)
-    )
+    """An IGR model; a table has room for the codes of `shapes` training scans."""
     decoder = SkipMLP(
         code=sizes.code,
         width=sizes.width,
@@ -58,4 +50,19 @@ def igr(sizes: IGRSizes, *, shapes: int = 0) -> IGR:
         beta=sizes.beta,
         radius=sizes.radius,
     )
-    return IGR(encoder, decoder, GaussianPrior(code=sizes.code))
+    return IGR(_encoder(sizes, shapes), decoder, GaussianPrior(code=sizes.code))
+
+
+def _encoder(sizes: IGRSizes, shapes: int) -> Encoder:
+    if sizes.encoder == "table":
+        return TableEncoder(Codebook(shapes=shapes, code=sizes.code, spread=sizes.spread))
+    pointnet = PointNet(
+        code=sizes.code,
+        count=sizes.encoder_points,
+        width=sizes.encoder_width,
+        features=sizes.encoder_features,
+        variational=sizes.encoder == "variational",
+    )
+    if sizes.encoder == "taught":
+        return TaughtEncoder(pointnet, Codebook(shapes=shapes, code=sizes.code, spread=sizes.spread))
+    return PointEncoder(pointnet)

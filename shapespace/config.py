@@ -20,7 +20,9 @@ class BatchConfig:
     scans: int = 16
     """Scans in a batch, over all processes."""
     points: int = 8000
-    """Surface points of each scan; as many again are drawn around them, and an eighth in the box."""
+    """Points of each scan that are read."""
+    surface: int | None = None
+    """How many of them enter the loss (all by default); as many again are drawn around, and an eighth in the box."""
     sigma: float = 0.01
     """Standard deviation of the points around the scan, in model units."""
     half: float = 1.8
@@ -60,6 +62,9 @@ class Weights:
     normal: float = 1.0
     eikonal: float = 0.1
     code: float = 1e-3
+    tangent: float = 0.0
+    far: float = 0.0
+    lesson: float = 0.0
 
 
 @dataclass(frozen=True)

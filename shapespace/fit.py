@@ -121,7 +121,8 @@ def _fit_adam_one(
         start = start.like(noise.to(device))
     elif options.start == "mean":
         start = start.like(model.prior.mean[None])
-    weights = {**weights, "normal": weights.get("normal", 0.0) if scan.normals is not None else 0.0}
+    if scan.normals is None:
+        weights = {**weights, "normal": 0.0, "tangent": 0.0}
     flat = start.flat.clone().requires_grad_()
     optimiser = torch.optim.Adam([flat], lr=options.lr)
     for step in tqdm(range(options.steps), desc=f"fit {scan.name}", unit="step"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,6 +24,29 @@ def eikonal(gradient: Float[Tensor, "b n 3"]) -> Scalar:
     return (gradient.norm(dim=-1) - 1).square().mean()
 
 
+def tangent(
+    value: Float[Tensor, "b n"],
+    shell: Float[Tensor, "b n 3"],
+    points: Float[Tensor, "b n 3"],
+    normals: Float[Tensor, "b n 3"],
+) -> Scalar:
+    """Mean |f(y) - n (y - x)| close to the scan: f is the signed distance to the tangent plane.
+
+    The planes are those of Hoppe et al. (SIGGRAPH 1992, section 3.3). Not in IGR: the same points, already evaluated
+    for the Eikonal term, also tell sign and distance.
+    """
+    return (value - ((shell - points) * normals).sum(dim=-1)).abs().mean()
+
+
+def far(value: Float[Tensor, "b m"], box: Float[Tensor, "b m 3"], points: Float[Tensor, "b p 3"]) -> Scalar:
+    """Mean ||f(y)| - d(y)| anywhere in the box, where d is the distance to the nearest point of the scan.
+
+    The unsigned loss of Atzmon & Lipman (SAL, CVPR 2020, eq. 4): it needs neither normals nor a closed surface. Not in
+    IGR, where ghost sheets in empty space take long to go.
+    """
+    return (value.abs() - torch.cdist(box, points).amin(dim=-1)).abs().mean()
+
+
 def weigh(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
     """The loss: the sum of weight times term. A weight of zero takes its term out of the loss.
 
@@ -34,7 +58,7 @@ def weigh(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
     if missing := sorted(wanted - terms.keys()):
         raise ValueError(
             f"weights without a term: {', '.join(missing)}; this model on this batch has {', '.join(sorted(terms))}. "
-            "Scans without normals have no `normal` term: train them with --weights.normal 0."
+            "Scans without normals have no terms `normal` and `tangent`: add --weights.normal 0 --weights.tangent 0."
         )
     if not wanted:
         raise ValueError("every weight of the loss is zero: nothing would be learned. Set one under `weights`.")

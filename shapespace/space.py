@@ -60,7 +60,7 @@ class ShapeSpace:
         file = FilePath(path)
         tensors, about = load_tensors(Run(file).weights if file.is_dir() else file, "model")
         sizes = build.IGRSizes(**about["sizes"])
-        model = build.igr(sizes, shapes=len(tensors.get("encoder.codes", ())))
+        model = build.igr(sizes, shapes=len(tensors.get("encoder.table.codes", ())))
         model.load_state_dict(tensors)
         return cls(model.to(device).eval(), sizes, scale=about["scale"], about=about["about"])
 
@@ -194,6 +194,7 @@ class ShapeSpace:
             names,
             scans=config.batch.scans,
             points=config.batch.points,
+            surface=config.batch.surface,
             sigma=config.batch.sigma,
             half=config.batch.half,
             seed=config.seed,

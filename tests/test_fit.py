@@ -11,7 +11,7 @@ from shapespace.geometry.isosurface import largest
 from shapespace.losses import weigh
 from shapespace.models.igr import IGR
 
-WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3}
+WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 0.0, "far": 0.0}
 
 
 def ellipsoid(height: float, seed: int = 0, count: int = 600) -> Scan:

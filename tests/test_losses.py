@@ -16,6 +16,18 @@ def test_terms_are_zero_for_a_distance_and_known_for_others() -> None:
     torch.testing.assert_close(losses.eikonal(3 * normals), torch.tensor(4.0))
 
 
+def test_tangent_and_far_are_zero_for_the_distance_to_a_plane() -> None:
+    points = torch.randn(2, 500, 3) * torch.tensor([3.0, 0.0, 3.0])
+    normals = torch.tensor([0.0, 1.0, 0.0]).expand_as(points)
+    near = points + 0.1 * torch.randn_like(points)
+    torch.testing.assert_close(losses.tangent(near[..., 1], near, points, normals), torch.tensor(0.0))
+    torch.testing.assert_close(losses.tangent(near[..., 1] + 0.2, near, points, normals), torch.tensor(0.2))
+    box = points[:, :50] + torch.tensor([0.0, -0.7, 0.0])
+    for sign in (1, -1):
+        torch.testing.assert_close(losses.far(sign * box[..., 1], box, points), torch.tensor(0.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(losses.far(box[..., 1] * 2, box, points), torch.tensor(0.7), atol=1e-3, rtol=0)
+
+
 def test_weigh_is_the_weighted_sum() -> None:
     terms = {"surface": torch.tensor(2.0), "eikonal": torch.tensor(3.0), "code": torch.tensor(7.0)}
     assert losses.weigh(terms, {"surface": 1.0, "eikonal": 0.5, "code": 0.0, "normal": 0.0}) == 3.5
@@ -25,7 +37,7 @@ def test_weigh_refuses_one_without_the_other() -> None:
     one = torch.tensor(1.0)
     with pytest.raises(ValueError, match="loss terms without a weight: eikonal"):
         losses.weigh({"surface": one, "eikonal": one}, {"surface": 1.0})
-    with pytest.raises(ValueError, match=r"weights without a term: normal; .* --weights.normal 0"):
+    with pytest.raises(ValueError, match=r"weights without a term: normal; .* --weights.normal 0 --weights.tangent 0"):
         losses.weigh({"surface": one}, {"surface": 1.0, "normal": 1.0})
     with pytest.raises(ValueError, match="every weight of the loss is zero"):
         losses.weigh({"surface": one}, {"surface": 0.0})

@@ -41,11 +41,14 @@ def learn(store: Store, folder: Path, *arguments: str, resume: bool = False) -> 
     return load_tensors(run.weights, "model")[0]
 
 
-class Interrupted(Exception):
+TAUGHT = ("--model.encoder", "taught", "--weights.lesson", "1")
+
+
+class InterruptionError(Exception):
     """Stands for a machine that goes away."""
 
 
-@pytest.mark.parametrize("kind", [(), ("--model.encoder", "False"), ("--model.variational", "True")])
+@pytest.mark.parametrize("kind", [(), ("--model.encoder", "table"), ("--model.encoder", "variational"), TAUGHT])
 def test_resumed_equals_uninterrupted_to_the_bit(
     kind: tuple[str, ...], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,11 +59,11 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 
     def failing(self: StepDataset, step: int) -> object:
         if step == 8:
-            raise Interrupted
+            raise InterruptionError
         return original(self, step)
 
     monkeypatch.setattr(StepDataset, "__getitem__", failing)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptionError):
         learn(store, tmp_path / "parts", *settings)
     monkeypatch.undo()
     assert Run(tmp_path / "parts").load_checkpoint()["step"] == 5
@@ -96,7 +99,8 @@ def test_batches_are_a_function_of_seed_and_step(store: Store) -> None:
 
     one, again = dataset()[7], dataset()[7]
     assert torch.equal(one.points, again.points)
-    assert torch.equal(one.around, again.around)
+    assert torch.equal(one.shell, again.shell)
+    assert torch.equal(one.box, again.box)
     assert not torch.equal(one.points, dataset(seed=1)[7].points)
     parts = [dataset(rank=rank, world=2)[7] for rank in range(2)]
     assert torch.equal(torch.cat([part.points for part in parts]), one.points)
@@ -114,11 +118,11 @@ def test_schedules() -> None:
 
 
 def test_free_codes_have_their_own_learning_rate() -> None:
-    model = build.igr(build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder=False), shapes=3)
+    model = build.igr(build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder="table"), shapes=3)
     optimiser = train.adam(model, lr=1e-3, lr_codes=5e-3)
     rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
     assert len(rates) == len(list(model.parameters()))
-    assert [name for name, p in model.named_parameters() if rates[id(p)] == 5e-3] == ["encoder.codes"]
+    assert [name for name, p in model.named_parameters() if rates[id(p)] == 5e-3] == ["encoder.table.codes"]
 
 
 GRADIENTS = """
@@ -126,35 +130,37 @@ import sys
 import numpy as np, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from shapespace import build, train
-from shapespace.data.loader import Batch, collate
+from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
 
 torch.set_num_threads(1)
-encoder = sys.argv[2] == "encoder"
-sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder=encoder, encoder_points=50, encoder_width=16)
+sizes = build.IGRSizes(
+    code=4, width=24, depth=3, skip=1, encoder=sys.argv[2], spread=1.0, encoder_points=50, encoder_width=16
+)
 torch.manual_seed(0)
 model = build.igr(sizes, shapes=4)
 model = model.double()
-if not encoder:
-    torch.nn.init.normal_(model.encoder.codes)
 points = np.random.default_rng(0).normal(size=(4, 50, 3)).astype(np.float32) * 0.3
 whole = collate([Scan("", p, p) for p in points], shape=[0, 1, 2, 3], seed=0)
-whole = Batch(whole.points.double(), whole.normals.double(), whole.around.double(), whole.shape)
-objective = train.Objective(model, {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3})
+whole = whole.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+weights = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 1.0, "far": 1.0}
+if sys.argv[2] == "taught":
+    weights["lesson"] = 1.0
+objective = train.Objective(model, weights)
 take = slice(None)
 import os
 if "RANK" in os.environ:
     dist.init_process_group("gloo")
     objective = DistributedDataParallel(objective)
     take = slice(dist.get_rank(), None, 2)
-loss, _ = objective(Batch(*(getattr(whole, f)[take] for f in ("points", "normals", "around", "shape"))))
+loss, _ = objective(whole.map(lambda tensor: tensor[take]))
 loss.backward()
 if not dist.is_initialized() or dist.get_rank() == 0:
     torch.save({n: p.grad for n, p in model.named_parameters()}, sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("kind", ["encoder", "codebook"])
+@pytest.mark.parametrize("kind", ["points", "table", "taught"])
 def test_two_processes_have_the_gradients_of_one(kind: str, tmp_path: Path) -> None:
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
@@ -175,8 +181,10 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(store: Store, tmp_path: 
 def test_scans_without_normals_need_a_weight_of_zero() -> None:
     model = build.igr(build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder_points=50))
     batch = collate([Scan("", np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32))])
-    with pytest.raises(ValueError, match="weights.normal 0"):
-        train.Objective(model, {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 0.0})(batch)
+    with pytest.raises(ValueError, match=r"weights\.normal 0"):
+        train.Objective(
+            model, {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 0.0, "tangent": 0.0, "far": 0.0}
+        )(batch)
 
 
 def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: Store, tmp_path: Path) -> None:
@@ -200,7 +208,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no model at"):
         ShapeSpace.load(tmp_path / "nothing.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
-    with pytest.raises(ValueError, match="no whole safetensors file|not a shapespace model"):
+    with pytest.raises(ValueError, match=r"no whole safetensors file|not a shapespace model"):
         ShapeSpace.load(tmp_path / "cut.safetensors")
     save_tensors(tmp_path / "codes.safetensors", {"x": torch.zeros(1)}, {"kind": "codes"})
     with pytest.raises(ValueError, match="holds codes, not a shapespace model"):

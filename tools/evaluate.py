@@ -4,9 +4,9 @@
     shapespace evaluate runs/people data/people.h5 --splits unseen_people --protocols surface l1 normals fscore iou
     shapespace evaluate runs/people data/people.h5 --method encode      (without optimisation)
 
-Writes `scores.json` (rows and `summary`), `scores.csv` and `scores.md` beside the model, or under --out, with the meshes
-that were scored and a picture of the best, the median and the worst. Protocol `surface` is the one to quote: exact
-point-to-triangle distances, in millimetres.
+Writes `scores.json` (rows and `summary`), `scores.csv` and `scores.md` beside the model, or under --out, with the
+meshes that were scored and a picture of the best, the median and the worst. Protocol `surface` is the one to quote:
+exact point-to-triangle distances, in millimetres.
 """
 
 import math

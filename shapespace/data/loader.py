@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,32 +22,51 @@ Transform = Callable[[Any], Any]  # from torch-geometric `Data` to `Data`
 class Batch:
     """Dense points of b scans in the model frame.
 
-    `around` are the off-surface points of the Eikonal term; `shape` is each scan's row in the table of training
-    scans, -1 for a scan that is not in it.
+    `points` are what is known of each scan (the encoder reads them); `surface` those on which the field must vanish,
+    with their `normals`; `shell` has a neighbour of each of these, `box` lies anywhere; `shape` is each scan's row in
+    the table of training scans, -1 for a scan that is not in it.
     """
 
-    points: Float[Tensor, "b n 3"]
+    points: Float[Tensor, "b p 3"]
+    surface: Float[Tensor, "b n 3"]
     normals: Float[Tensor, "b n 3"] | None
-    around: Float[Tensor, "b m 3"]
+    shell: Float[Tensor, "b n 3"]
+    box: Float[Tensor, "b m 3"]
     shape: Int[Tensor, "b"]
 
     def to(self, device: torch.device | str) -> "Batch":
         """On another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None})
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Every tensor changed."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 def collate(
-    scans: Sequence[Scan], *, sigma: float = 0.01, half: float = 1.0, shape: Sequence[int] | None = None, seed: int = 0
+    scans: Sequence[Scan],
+    *,
+    surface: int | None = None,
+    sigma: float = 0.01,
+    half: float = 1.0,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Batch:
-    """Scans of equally many points as one batch, with off-surface points drawn by `seed`."""
+    """Scans of equally many points as one batch; off-surface points are drawn by `seed`.
+
+    The first `surface` points of each scan (all of them if not said) are those of the loss.
+    """
     points = torch.from_numpy(np.stack([scan.points for scan in scans])).float()
     normals = [scan.normals for scan in scans if scan.normals is not None]
     generator = torch.Generator().manual_seed(seed)
+    on = points[:, :surface]
     return Batch(
         points=points,
-        normals=torch.from_numpy(np.stack(normals)).float() if len(normals) == len(scans) else None,
-        around=sampling.around(points, sigma, half, generator),
+        surface=on,
+        normals=torch.from_numpy(np.stack(normals)).float()[:, :surface] if len(normals) == len(scans) else None,
+        shell=sampling.shell(on, sigma, generator),
+        box=sampling.box((len(scans), max(1, on.shape[1] // 8)), half, generator),
         shape=torch.tensor([-1] * len(scans) if shape is None else list(shape)),
     )
 
@@ -64,6 +84,7 @@ class StepDataset(Dataset[Batch]):
         *,
         scans: int,
         points: int,
+        surface: int | None = None,
         sigma: float,
         half: float,
         seed: int,
@@ -76,7 +97,8 @@ class StepDataset(Dataset[Batch]):
         if scans % world:
             raise ValueError(f"a batch of {scans} scans does not divide among {world} processes: change --batch.scans")
         self.store, self.names, self.transform = store, list(names), transform
-        self.scans, self.points, self.sigma, self.half, self.seed = scans, points, sigma, half, seed
+        self.scans, self.points, self.seed = scans, points, seed
+        self.collate = partial(collate, surface=surface, sigma=sigma, half=half)
         self.rank, self.world = rank, world
         self._epoch, self._order = -1, np.arange(0)  # the order of the epoch that was asked for last
 
@@ -90,12 +112,12 @@ class StepDataset(Dataset[Batch]):
         if self.transform is not None:
             drawn = [Scan.from_data(self.transform(scan.to_data())) for scan in drawn]
         seed = int(np.random.default_rng((self.seed, step, self.scans + self.rank)).integers(2**62))
-        return collate(drawn, sigma=self.sigma, half=self.half, shape=shape, seed=seed)
+        return self.collate(drawn, shape=shape, seed=seed)
 
     def visit(self, row: int) -> Batch:
         """One training scan by itself, always with the same points: for looking at, and for the prior of the codes."""
         scan = self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, row)))
-        return collate([scan], sigma=self.sigma, half=self.half, shape=[row], seed=row)
+        return self.collate([scan], shape=[row], seed=row)
 
     def _row(self, visit: int) -> int:
         epoch, place = divmod(visit, len(self.names))

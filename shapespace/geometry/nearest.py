@@ -10,7 +10,12 @@ from trimesh import Trimesh
 def to_mesh(
     points: Float[np.ndarray, "n 3"], mesh: Trimesh
 ) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"], Float[np.ndarray, "n 3"]]:
-    """Exact unsigned distance from each point to the mesh, the nearest face, and the nearest point on it."""
+    """Exact unsigned distance from each point to the mesh, the nearest face, and the nearest point on it.
+
+    Raises `ValueError` for a mesh without faces.
+    """
+    if not len(mesh.faces):
+        raise ValueError(f"no distance to a mesh without faces ({len(mesh.vertices)} vertices): give it a surface.")
     squared, face, closest = igl.point_mesh_squared_distance(
         np.asarray(points, dtype=np.float64),
         np.asarray(mesh.vertices, dtype=np.float64),

@@ -15,11 +15,13 @@ Path = Literal["linear", "spherical"]
 class Code:
     """Codes of a batch of shapes: one tensor, or several that share the first axis (a grid, a pyramid).
 
-    `cost` is what each code costs under the encoder's own prior, where it has one (a variational encoder); unweighted.
+    What some encoders add, unweighted: `cost`, what each code costs under the encoder's own prior (variational), and
+    `lesson`, how far the encoder's code is from the one that it is taught.
     """
 
     parts: tuple[Tensor, ...]
     cost: Float[Tensor, "b"] | None = None
+    lesson: Float[Tensor, "b"] | None = None
 
     def __len__(self) -> int:
         return len(self.parts[0])

@@ -78,14 +78,17 @@ class SkipMLP(nn.Module):
         self.point_skip = nn.Linear(space, width, bias=False)
         self.code_skip = nn.Linear(code, width, bias=False)
         self.out = nn.Linear(width, 1)
-        for linear in (self.point_in, self.code_in, self.point_skip, self.code_skip, *self._layers()):
+        for linear in (self.point_in, self.code_in, self.point_skip, self.code_skip, *self.layers()):
             nn.init.normal_(linear.weight, 0.0, math.sqrt(2 / linear.out_features))
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
+        for linear in (self.code_in, self.code_skip):  # whatever the code, the start is the sphere
+            linear.weight.data *= 1e-2
         nn.init.normal_(self.out.weight, math.sqrt(math.pi / width), 1e-5)
         nn.init.constant_(self.out.bias, -radius)
 
-    def _layers(self) -> list[nn.Linear]:
+    def layers(self) -> list[nn.Linear]:
+        """Hidden layers after the first."""
         return [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q"]:
@@ -120,7 +123,7 @@ class SkipMLP(nn.Module):
         z = self.point_in(flat).view(*shape, -1) + self.code_in(code)[:, None]
         h, slope = soft_step(z.flatten(0, 1), self.beta)
         slopes = [slope]
-        for index, layer in enumerate(self._layers(), start=1):
+        for index, layer in enumerate(self.layers(), start=1):
             if index == self.skip:
                 entering = (self.point_skip(flat).view(*shape, -1) + self.code_skip(code)[:, None]).flatten(0, 1)
                 # dividing h and the input by sqrt 2 is dividing their products
@@ -135,7 +138,7 @@ class SkipMLP(nn.Module):
         """Down through the transposed weights: d f / d z at the first layer, and at the skip layer's input."""
         delta = slopes[-1] * self.out.weight
         entering = delta
-        for index, layer in reversed(list(enumerate(self._layers(), start=1))):
+        for index, layer in reversed(list(enumerate(self.layers(), start=1))):
             if index == self.skip:
                 delta = delta * math.sqrt(0.5)
                 entering = delta

@@ -1,6 +1,7 @@
 """Frames, samples, closed-form distances, nearest points."""
 
 import numpy as np
+import pytest
 import torch
 import trimesh
 
@@ -22,14 +23,16 @@ def test_frame_of_a_batch() -> None:
     torch.testing.assert_close(frame.to_world(model)[2], one)
 
 
-def test_around_has_a_shell_and_an_eighth_in_the_box() -> None:
-    points = torch.zeros(3, 800, 3)
-    drawn = sampling.around(points, sigma=0.01, half=0.9, generator=torch.Generator().manual_seed(0))
-    assert drawn.shape == (3, 900, 3)
-    shell, box = drawn[:, :800], drawn[:, 800:]
+def test_shell_and_box() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shell = sampling.shell(torch.ones(3, 800, 3), sigma=0.01, generator=generator)
+    assert shell.shape == (3, 800, 3)
     assert abs(shell.std().item() - 0.01) < 1e-3
-    assert box.abs().max() <= 0.9
-    assert box.abs().max() > 0.8
+    assert abs(shell.mean().item() - 1) < 1e-3
+    box = sampling.box((3, 1000), half=0.9, generator=generator)
+    assert box.shape == (3, 1000, 3)
+    assert 0.89 < box.abs().max() <= 0.9
+    assert abs(box.mean().item()) < 0.03
 
 
 def test_shapes_are_distances() -> None:
@@ -67,6 +70,11 @@ def test_nearest_on_a_box_is_the_closed_form() -> None:
     np.testing.assert_allclose(np.linalg.norm(points - closest, axis=1), distance, atol=1e-12)
     normal = box.face_normals[face]
     np.testing.assert_allclose(np.einsum("ij,ij->i", closest - box.triangles[face, 0], normal), 0, atol=1e-12)
+
+
+def test_nearest_refuses_a_mesh_without_faces() -> None:
+    with pytest.raises(ValueError, match=r"mesh without faces \(0 vertices\)"):
+        nearest.to_mesh(np.zeros((1, 3)), trimesh.Trimesh())
 
 
 def test_nearest_among_points() -> None:

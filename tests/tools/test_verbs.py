@@ -1,0 +1,210 @@
+"""The verbs as people call them: the README's lines, other people's layouts, and bad input."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from shapespace.data.files import read_mesh, write_scan
+from shapespace.data.scan import Scan
+from shapespace.data.store import Store
+from shapespace.tools.__main__ import VERBS
+
+HOUSE = Path(__file__).parents[2]
+README = (HOUSE / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def call(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(line)
+    words[0] = str(BIN / words[0])
+    env = {**os.environ, "OMP_NUM_THREADS": "1"} if "torchrun" in words[0] else dict(os.environ)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=env)
+
+
+def ok(line: str, folder: Path) -> str:
+    done = call(line, folder)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_readme_s_lines_run_as_they_stand(tmp_path: Path) -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith(("shapespace", "torchrun"))]
+    assert len(lines) >= 12
+    assert {line.split()[1] for line in lines if line.startswith("shapespace")} >= VERBS.keys() - {"benchmark"}
+    for line in lines:
+        said = ok(line, tmp_path).strip().splitlines()
+        paths = [
+            word.strip(",()") for word in said[-1].split() if "/" in word or word.endswith((".h5", ".safetensors"))
+        ]
+        paths += [word for word in said[-1].split() if (tmp_path / word).exists()]
+        assert any((tmp_path / path).exists() for path in paths), f"{line}: where does its result lie? {said}"
+
+    scores = json.loads((tmp_path / "runs/people/scores.json").read_text())
+    for split in ("unseen_poses", "unseen_people"):
+        for direction in ("truth_to_found", "found_to_truth"):
+            assert scores["summary"][split]["surface"][direction]["median"] > 0
+    frames = sorted((tmp_path / "between").glob("*.obj"))
+    assert len(frames) == 5
+    animation = trimesh.load(tmp_path / "between" / "interpolation.glb")
+    assert len(animation.geometry) == 5
+    record = json.loads((tmp_path / "between" / "path.json").read_text())
+    assert record["volume_m3"] == pytest.approx([read_mesh(frame).volume for frame in frames], rel=1e-2)
+
+
+def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shapespace import ShapeSpace, build
+
+    torch.manual_seed(0)
+    sizes = build.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128)
+    (tmp_path / "runs").mkdir()
+    ShapeSpace(build.igr(sizes).eval(), sizes, scale=2.0, about={"weights": {}}).save(tmp_path / "runs" / "people")
+    monkeypatch.chdir(tmp_path)
+    normals = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    names: dict[str, object] = {"points": normals, "normals": normals}
+    (code,) = blocks("python")
+    names["other"] = ShapeSpace.load("runs/people").fit(normals)
+    exec(code, names)
+    assert len(names["meshes"]) == 9  # type: ignore[arg-type]
+
+
+def test_the_makefile_s_lines_are_verbs() -> None:
+    done = subprocess.run(["make", "-n", "demo"], cwd=HOUSE, capture_output=True, text=True, check=True)
+    verbs = re.findall(r"bin/shapespace (\w+)", done.stdout + (HOUSE / "Makefile").read_text())
+    assert len(verbs) >= 6
+    assert set(verbs) <= VERBS.keys()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fixture", "split"),
+    [("dfaust", "dfaust_root", "train_all"), ("faust", "faust_root", "train"), ("cape", "cape_root", "train")],
+)
+def test_other_people_s_layouts_go_all_the_way(
+    recipe: str, fixture: str, split: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    root: Path = request.getfixturevalue(fixture)
+    ok(f"shapespace preprocess {recipe} {root} store.h5 --points 3000", tmp_path)
+    ok(f"shapespace train store.h5 --config tiny --split {split} --optim.steps 20 --run run", tmp_path)
+    name = Store(tmp_path / "store.h5").select(split)[0]
+    ok(f"shapespace fit run {name} --store store.h5 --resolution 32 --out fitted", tmp_path)
+    ok("shapespace mesh run fitted/codes.safetensors --resolution 32 --out meshes", tmp_path)
+    (mesh,) = (tmp_path / "meshes").glob("*.ply")
+    assert read_mesh(mesh).volume > 0
+    ok(f"shapespace evaluate run store.h5 --splits {split} --resolution 32 --out scored", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was never trained: enough to be refused by."""
+    from shapespace import ShapeSpace, build
+
+    torch.manual_seed(0)
+    sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    ShapeSpace(build.igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
+    return path
+
+
+def person(scale: float = 1.0) -> Scan:
+    normals = np.random.default_rng(0).normal(size=(500, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return Scan("p", (normals * (0.3, 0.85, 0.2) * scale).astype(np.float32))
+
+
+def write_bad(kind: str, folder: Path) -> str:
+    """Write one bad scan and return its name."""
+    file = folder / "scan.ply"
+    if kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "truncated":
+        write_scan(file, person())
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif kind == "wrong unit":
+        write_scan(file, person(1000))
+    else:
+        points = person().points
+        if kind == "not a number":
+            points[3, 1] = np.nan
+        elif kind == "one point":
+            points = points[:1]
+        columns = points if kind != "zero normals" else np.hstack([points, np.zeros_like(points)])
+        file = folder / "scan.npy"
+        np.save(file, columns)
+    return file.name
+
+
+BAD = {
+    "empty": "empty",
+    "truncated": "truncated|cut|short",
+    "not a number": "NaN|nan|not finite|finite",
+    "one point": "1 point|one point|100",
+    "zero normals": "normal",
+    "wrong unit": "--unit mm",
+    "points only": "normals",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_scans_are_refused_in_a_sentence_and_leave_nothing(kind: str, run: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    name = write_bad(kind, scans)
+    need = " --normals require" if kind in ("zero normals", "points only") else ""
+    lines = [f"shapespace preprocess folder scans out.h5{need}"]
+    if not need:
+        lines.append(f"shapespace fit {run} scans/{name} --out out")
+    for line in lines:
+        done = call(line, tmp_path)
+        assert done.returncode == 2, (line, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert re.search(BAD[kind], done.stderr), (line, done.stderr)
+        assert not list(tmp_path.glob("out*.h5")), list(tmp_path.iterdir())
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("shapespace fti x y", "did you mean fit"),
+        ("shapespace fit {run} nothing.ply", r"nothing\.ply"),
+        ("shapespace fit nowhere nothing.ply", "no model at nowhere"),
+        ("shapespace fit {run} --split test", "--split test needs the store"),
+        ("shapespace encode {run}", "no scans given"),
+        ("shapespace mesh {run} {run}", "not a shapespace codes"),
+        ("shapespace train", "train needs a store and a folder"),
+        ("shapespace train nothing.h5 --run r", r"nothing\.h5"),
+        ("shapespace train --resume nothing", r"no config.yaml"),
+        ("shapespace evaluate {run} nothing.h5", r"nothing\.h5"),
+        ("shapespace interpolate {run} {run}:a b", r"not a shapespace codes"),
+        ("shapespace preprocess fuast . out.h5", "faust"),
+        ("shapespace train x.h5 --config igr_papr", "did you mean igr_paper"),
+    ],
+)
+def test_mistakes_get_a_sentence(line: str, told: str, run: Path, tmp_path: Path) -> None:
+    done = call(line.format(run=run), tmp_path)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert re.search(told, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_verb_has_help_and_is_a_file() -> None:
+    for verb in VERBS:
+        done = call(f"shapespace {verb} --help", HOUSE)
+        assert done.returncode == 0, done.stderr
+        assert verb in done.stdout
+        assert (HOUSE / "tools" / f"{verb}.py").is_file()
