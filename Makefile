@@ -17,18 +17,22 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# an unseen pose of a known person, and an unseen person; two poses of one person
+UNSEEN := $(addprefix data/demo/scans/,UNSEEN_FILES)
+ENDS   := END_NAMES
+
 demo: runs/demo/scores.md runs/demo/interpolation/interpolation.png  ## people from scans to scores: at most 15 minutes on 2 cores
 	@cat runs/demo/scores.md
 	@echo "looked at best first: runs/demo/fits.png runs/demo/interpolation/interpolation.png"
 	@echo "and: runs/demo/meshes runs/demo/fitted runs/demo/interpolation/interpolation.glb; tensorboard --logdir runs"
 
 data/demo.h5: $(VENV)/ready
-	$(BIN)/shapespace synthesize data/demo --seed 1
+	$(BIN)/shapespace synthesize data/demo --people 24 --poses 9 --test-people 6 --test-people-poses 2 --seed 1
 	$(BIN)/shapespace preprocess synthetic data/demo $@ --points 100000 --jobs 2
 
 runs/demo/trained: data/demo.h5
 	if test -f runs/demo/checkpoint.pt; then $(BIN)/shapespace train --resume runs/demo; \
-	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --run runs/demo; fi
+	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --run runs/demo --optim.minutes 7; fi
 	@touch $@
 
 runs/demo/scores.md: runs/demo/trained

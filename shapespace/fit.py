@@ -33,7 +33,7 @@ class LMOptions:
     """Residuals beyond this count linearly (Huber 1964)."""
     noise: float = 0.005
     """Standard deviation of one residual: what a scan's word weighs against the prior's."""
-    evidence: float = 200.0
+    evidence: float = 2000.0
     """How many independent residuals the points are worth: neighbours tell the same thing."""
     free: int = 512
     """With sensors, points on their rays that are asked to be outside."""
