@@ -18,8 +18,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@touch $@
 
 # an unseen pose of a known person, and an unseen person; two poses of one person
-UNSEEN := $(addprefix data/demo/scans/,UNSEEN_FILES)
-ENDS   := END_NAMES
+UNSEEN := $(addprefix data/demo/scans/,04/walk/walk.000000.ply 24/walk/walk.000000.ply)
+ENDS   := 00/walk/000000 00/limits/000000
 
 demo: runs/demo/scores.md runs/demo/interpolation/interpolation.png  ## people from scans to scores: at most 15 minutes on 2 cores
 	@cat runs/demo/scores.md
@@ -27,12 +27,12 @@ demo: runs/demo/scores.md runs/demo/interpolation/interpolation.png  ## people f
 	@echo "and: runs/demo/meshes runs/demo/fitted runs/demo/interpolation/interpolation.glb; tensorboard --logdir runs"
 
 data/demo.h5: $(VENV)/ready
-	$(BIN)/shapespace synthesize data/demo --people 24 --poses 9 --test-people 6 --test-people-poses 2 --seed 1
-	$(BIN)/shapespace preprocess synthetic data/demo $@ --points 100000 --jobs 2
+	$(BIN)/shapespace synthesize data/demo --people 32 --poses 11 --test-people 6 --test-people-poses 2 --seed 1
+	$(BIN)/shapespace preprocess synthetic data/demo $@ --points 50000 --jobs 2
 
 runs/demo/trained: data/demo.h5
 	if test -f runs/demo/checkpoint.pt; then $(BIN)/shapespace train --resume runs/demo; \
-	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --run runs/demo --optim.minutes 7; fi
+	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --run runs/demo --optim.minutes 8; fi
 	@touch $@
 
 runs/demo/scores.md: runs/demo/trained

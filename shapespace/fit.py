@@ -81,7 +81,7 @@ def encode(model: FieldModel, scans: Sequence[Scan], *, points: int = 4096, seed
 
 
 def fit_lm(
-    model: FieldModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 16
+    model: FieldModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 4
 ) -> Fitted:
     """Fit the codes of scans (model frame) by Levenberg-Marquardt, `chunk` scans at a time.
 

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from shapespace.data.loader import Batch, StepDataset, batches
@@ -69,6 +68,8 @@ def train(
     Resumed on a CPU within its minutes, it ends with the same bits as an uninterrupted run: batches and random draws
     are functions of (seed, step), and the checkpoint holds all the rest.
     """
+    from torch.utils.tensorboard import SummaryWriter  # a second or two: only where it is wanted
+
     chief = dataset.rank == 0
     base_lr = [group["lr"] for group in optimiser.param_groups]
     start, spent = _restore(model, optimiser, run) if resume else (0, 0.0)
@@ -123,7 +124,7 @@ def _passed(step: int, seconds: float, plan: Plan) -> float:
 
 
 def _record(
-    writer: SummaryWriter,
+    writer: Any,
     bar: Any,
     step: int,
     loss: Tensor,
@@ -143,9 +144,7 @@ def _record(
 
 
 @torch.no_grad()
-def _record_meshes(
-    writer: SummaryWriter, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device
-) -> None:
+def _record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device) -> None:
     """The surfaces of one batch's first scan, coarse, for TensorBoard's mesh page."""
     model.eval()
     code = model.encode(dataset[0].to(device))

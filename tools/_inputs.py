@@ -29,7 +29,7 @@ class Source:
 def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> list[Scan]:
     """The scans, in metres, y up. Raises `ValueError` if there are none, unless they may be `empty`."""
     store = None if source.store is None else Store(source.store)
-    scans = [_scan(word, store, source) for word in inputs]
+    scans = [_scan(word, name, store, source) for word, name in zip(inputs, _names(inputs), strict=True)]
     if source.split is not None:
         if store is None:
             raise ValueError(f"--split {source.split} needs the store that has it: add --store FILE.")
@@ -47,11 +47,19 @@ def from_store(store: Store, name: str) -> Scan:
     return packed.to_world(store.frame(name))
 
 
-def _scan(word: str, store: Store | None, source: Source) -> Scan:
-    path = Path(word)
-    if path.is_file() or store is None:
-        return files.read_scan(path, name=path.stem, unit=files.UNITS[source.unit], up=source.up)
+def _scan(word: str, name: str, store: Store | None, source: Source) -> Scan:
+    if Path(word).is_file() or store is None:
+        return files.read_scan(word, name=name, unit=files.UNITS[source.unit], up=source.up)
     return from_store(store, word)
+
+
+def _names(words: Sequence[str]) -> list[str]:
+    """Names of files: their stems, with as many folders before them as it takes to tell them apart."""
+    paths = [Path(word).with_suffix("").parts for word in words]
+    depth = 1
+    while len({path[-depth:] for path in paths}) < len(set(paths)):
+        depth += 1
+    return ["/".join(path[-depth:]) for path in paths]
 
 
 def file_name(name: str) -> str:

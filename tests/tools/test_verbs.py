@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import trimesh
 from shapespace.data.files import read_mesh, write_scan
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
-from shapespace.tools.__main__ import VERBS
+from shapespace.tools.__main__ import VERBS, main
 
 HOUSE = Path(__file__).parents[2]
 README = (HOUSE / "README.md").read_text()
@@ -28,6 +29,26 @@ def call(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     words[0] = str(BIN / words[0])
     env = {**os.environ, "OMP_NUM_THREADS": "1"} if "torchrun" in words[0] else dict(os.environ)
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=env)
+
+
+@pytest.fixture
+def inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], tuple[int, str, str]]:
+    """Call a line in this process, which is spared the imports: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return called
 
 
 def ok(line: str, folder: Path) -> str:
@@ -159,7 +180,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_scans_are_refused_in_a_sentence_and_leave_nothing(kind: str, run: Path, tmp_path: Path) -> None:
+def test_bad_scans_are_refused_in_a_sentence_and_leave_nothing(
+    kind: str, run: Path, tmp_path: Path, inside: Callable[[str], tuple[int, str, str]]
+) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
     name = write_bad(kind, scans)
@@ -168,43 +191,57 @@ def test_bad_scans_are_refused_in_a_sentence_and_leave_nothing(kind: str, run: P
     if not need:
         lines.append(f"shapespace fit {run} scans/{name} --out out")
     for line in lines:
-        done = call(line, tmp_path)
-        assert done.returncode == 2, (line, done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr
-        assert re.search(BAD[kind], done.stderr), (line, done.stderr)
-        assert not list(tmp_path.glob("out*.h5")), list(tmp_path.iterdir())
-        assert not (tmp_path / "out").exists()
+        code, out, err = inside(line)
+        assert code == 2, (line, out, err)
+        assert "Traceback" not in err
+        assert re.search(BAD[kind], err), (line, err)
+        assert not list(tmp_path.glob("out*")), list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("shapespace fti x y", "did you mean fit"),
-        ("shapespace fit {run} nothing.ply", r"nothing\.ply"),
-        ("shapespace fit nowhere nothing.ply", "no model at nowhere"),
-        ("shapespace fit {run} --split test", "--split test needs the store"),
-        ("shapespace encode {run}", "no scans given"),
-        ("shapespace mesh {run} {run}", "not a shapespace codes"),
-        ("shapespace train", "train needs a store and a folder"),
-        ("shapespace train nothing.h5 --run r", r"nothing\.h5"),
-        ("shapespace train --resume nothing", r"no config.yaml"),
-        ("shapespace evaluate {run} nothing.h5", r"nothing\.h5"),
-        ("shapespace interpolate {run} {run}:a b", r"not a shapespace codes"),
-        ("shapespace preprocess fuast . out.h5", "faust"),
-        ("shapespace train x.h5 --config igr_papr", "did you mean igr_paper"),
-    ],
-)
-def test_mistakes_get_a_sentence(line: str, told: str, run: Path, tmp_path: Path) -> None:
-    done = call(line.format(run=run), tmp_path)
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    assert re.search(told, done.stderr), done.stderr
-    assert "Traceback" not in done.stderr
+MISTAKES = {
+    "shapespace fti x y": "did you mean fit",
+    "shapespace fit {run} nothing.ply": r"nothing\.ply",
+    "shapespace fit nowhere nothing.ply": "no model at nowhere",
+    "shapespace fit {run} --split test": "--split test needs the store",
+    "shapespace encode {run}": "no scans given",
+    "shapespace mesh {run} {run}": "not a shapespace codes",
+    "shapespace train": "train needs a store and a folder",
+    "shapespace train nothing.h5 --run r": r"nothing\.h5",
+    "shapespace train --resume nothing": r"no config\.yaml",
+    "shapespace evaluate {run} nothing.h5": r"nothing\.h5",
+    "shapespace interpolate {run} {run}:a b": "not a shapespace codes",
+    "shapespace preprocess fuast . out.h5": "faust",
+    "shapespace train x.h5 --config igr_papr": "did you mean igr_paper",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_get_a_sentence(
+    line: str, run: Path, tmp_path: Path, inside: Callable[[str], tuple[int, str, str]]
+) -> None:
+    code, out, err = inside(line.format(run=run))
+    assert code == 2, (out, err)
+    assert re.search(MISTAKES[line], err), err
+    assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
 
 
-def test_every_verb_has_help_and_is_a_file() -> None:
-    for verb in VERBS:
-        done = call(f"shapespace {verb} --help", HOUSE)
-        assert done.returncode == 0, done.stderr
-        assert verb in done.stdout
-        assert (HOUSE / "tools" / f"{verb}.py").is_file()
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_is_a_file(verb: str, inside: Callable[[str], tuple[int, str, str]]) -> None:
+    code, out, _ = inside(f"shapespace {verb} --help")
+    assert code == 0
+    assert f"shapespace {verb}" in out
+    assert (HOUSE / "tools" / f"{verb}.py").is_file()
+
+
+def test_the_program_alone_lists_its_verbs_and_a_file_is_a_program(tmp_path: Path) -> None:
+    listed = ok("shapespace --help", tmp_path)
+    assert all(verb in listed for verb in VERBS)
+    done = subprocess.run(
+        [sys.executable, HOUSE / "tools" / "fit.py", "nowhere", "nothing.ply"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.split(":")[0]) == (2, "shapespace fit"), done.stderr
