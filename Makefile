@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+.DELETE_ON_ERROR:
 .PHONY: help demo test check slow bench clean
 
 help:  ## print this help
@@ -18,13 +19,14 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@touch $@
 
 # an unseen pose of a known person, and an unseen person; two poses of one person
-UNSEEN := $(addprefix data/demo/scans/,04/walk/walk.000000.ply 24/walk/walk.000000.ply)
+UNSEEN := $(addprefix data/demo/scans/,02/walk/walk.000000.ply 32/run/run.000000.ply)
 ENDS   := 00/walk/000000 00/limits/000000
 
-demo: runs/demo/scores.md runs/demo/interpolation/interpolation.png  ## people from scans to scores: at most 15 minutes on 2 cores
+demo: runs/demo/scores.md runs/demo/fitted/codes.safetensors runs/demo/interpolation/interpolation.png  ## people from raw scans to scores: at most 15 minutes on 2 cores
 	@cat runs/demo/scores.md
-	@echo "looked at best first: runs/demo/fits.png runs/demo/interpolation/interpolation.png"
-	@echo "and: runs/demo/meshes runs/demo/fitted runs/demo/interpolation/interpolation.glb; tensorboard --logdir runs"
+	@echo "Look at these first: runs/demo/fits.png runs/demo/interpolation/interpolation.png"
+	@echo "Meshes: runs/demo/meshes runs/demo/fitted runs/demo/interpolation (with interpolation.glb)"
+	@echo "Scores: runs/demo/scores.json. Curves: $(BIN)/tensorboard --logdir runs"
 
 data/demo.h5: $(VENV)/ready
 	$(BIN)/shapespace synthesize data/demo --people 32 --poses 11 --test-people 6 --test-people-poses 2 --seed 1
@@ -37,6 +39,8 @@ runs/demo/trained: data/demo.h5
 
 runs/demo/scores.md: runs/demo/trained
 	$(BIN)/shapespace evaluate runs/demo data/demo.h5 --splits unseen_poses unseen_people
+
+runs/demo/fitted/codes.safetensors: runs/demo/trained
 	$(BIN)/shapespace fit runs/demo $(UNSEEN) --out runs/demo/fitted --resolution 192
 
 runs/demo/interpolation/interpolation.png: runs/demo/trained
