@@ -13,13 +13,14 @@ help:  ## print this help
 # torch first and by itself, so that no other package chooses its build
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shapespace needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@echo "installing into $(VENV): about a minute, most of it torch"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $$(grep '^torch==' constraints.txt)
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # an unseen pose of a known person, and an unseen person; two poses of one person
-UNSEEN := $(addprefix data/demo/scans/,02/walk/walk.000000.ply 32/run/run.000000.ply)
+UNSEEN := $(addprefix data/demo/scans/,04/walk/walk.000000.ply 24/walk/walk.000000.ply)
 ENDS   := 00/walk/000000 00/limits/000000
 
 demo: runs/demo/scores.md runs/demo/fitted/codes.safetensors runs/demo/interpolation/interpolation.png  ## people from raw scans to scores: at most 15 minutes on 2 cores
@@ -29,12 +30,12 @@ demo: runs/demo/scores.md runs/demo/fitted/codes.safetensors runs/demo/interpola
 	@echo "Scores: runs/demo/scores.json. Curves: $(BIN)/tensorboard --logdir runs"
 
 data/demo.h5: $(VENV)/ready
-	$(BIN)/shapespace synthesize data/demo --people 32 --poses 11 --test-people 6 --test-people-poses 2 --seed 1
-	$(BIN)/shapespace preprocess synthetic data/demo $@ --points 50000 --jobs 2
+	$(BIN)/shapespace synthesize data/demo --people 24 --poses 9 --test-people 6 --test-people-poses 2 --seed 1
+	$(BIN)/shapespace preprocess synthetic data/demo $@ --points 100000 --jobs 2
 
 runs/demo/trained: data/demo.h5
 	if test -f runs/demo/checkpoint.pt; then $(BIN)/shapespace train --resume runs/demo; \
-	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --run runs/demo --optim.minutes 8; fi
+	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --run runs/demo --optim.minutes 9; fi
 	@touch $@
 
 runs/demo/scores.md: runs/demo/trained
@@ -53,7 +54,7 @@ check: $(VENV)/ready  ## format, lint, types, floors
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	rm -rf build && $(PIP) --no-deps --no-build-isolation --target build/typed .
+	rm -rf build && $(PIP) --no-deps --target build/typed .
 	cd build/typed && MYPYPATH= ../../$(BIN)/mypy --config-file ../../pyproject.toml --no-incremental -p shapespace
 
 slow: $(VENV)/ready  ## the tests that take minutes

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
+from shapespace.geometry import nearest
 from shapespace.losses import weigh
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code, join
@@ -35,8 +36,11 @@ class LMOptions:
     """Standard deviation of one residual: what a scan's word weighs against the prior's."""
     evidence: float = 2000.0
     """How many independent residuals the points are worth: neighbours tell the same thing."""
-    free: int = 512
+    free: int = 1024
     """With sensors, points on their rays that are asked to be outside."""
+    clear: float = 0.3
+    """Share of the distance to the nearest point of the scan that f is asked to have there, at least. A whole scan
+    would allow 1; where nothing was seen the surface may be nearer."""
     gain: float = 1e-3
     """Stop when a step lowers the cost by less than this share."""
     trial: int = 4
@@ -121,8 +125,8 @@ def _fit_adam_one(
         start = start.like(noise.to(device))
     elif options.start == "mean":
         start = start.like(model.prior.mean[None])
-    if scan.normals is None:
-        weights = {**weights, "normal": 0.0, "tangent": 0.0}
+    silent = ["lesson"] if scan.normals is not None else ["lesson", "normal", "tangent"]
+    weights = {**weights, **dict.fromkeys(silent, 0.0)}
     flat = start.flat.clone().requires_grad_()
     optimiser = torch.optim.Adam([flat], lr=options.lr)
     for step in tqdm(range(options.steps), desc=f"fit {scan.name}", unit="step"):
@@ -233,12 +237,14 @@ def _constraints(scan: Scan, options: LMOptions, seed: int) -> tuple[Tensor, Ten
     on = sum(len(part) for part in x)
     if scan.sensors is not None and options.free:
         rng = np.random.default_rng(seed)
-        chosen = rng.permutation(len(scan))[: options.free]
+        chosen = rng.integers(len(scan), size=options.free)
         ray = scan.sensors[chosen] - scan.points[chosen]
         length = np.linalg.norm(ray, axis=1, keepdims=True).clip(1e-9)
         along = np.minimum(rng.uniform(options.offset, 0.5, (len(chosen), 1)), length)
-        x.append(scan.points[chosen] + along * ray / length)
-        target.append(np.zeros(len(chosen)))
+        seen_through = scan.points[chosen] + along * ray / length
+        distance, _ = nearest.to_points(seen_through, scan.points)
+        x.append(seen_through)
+        target.append(options.clear * distance)
     points = torch.from_numpy(np.concatenate(x)).float()
     free = torch.arange(len(points)) >= on
     return points, torch.from_numpy(np.concatenate(target)).float(), free

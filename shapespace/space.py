@@ -16,7 +16,9 @@ from trimesh import Trimesh
 
 from shapespace import build, train
 from shapespace.config import TrainConfig
+from shapespace.data.files import MIN_POINTS
 from shapespace.data.loader import StepDataset
+from shapespace.data.recipe import check_size
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
 from shapespace.fit import AdamOptions, LMOptions, encode, fit_adam, fit_lm
@@ -230,6 +232,13 @@ class ShapeSpace:
         return space
 
     def _place(self, scan: Scan) -> tuple[Scan, Frame]:
+        """Into the model frame; refuse what cannot be a scan of this space."""
+        if len(scan) < MIN_POINTS or not np.isfinite(scan.points).all():
+            raise ValueError(
+                f"scan {scan.name} has {len(scan)} points, {int(np.isfinite(scan.points).all(axis=1).sum())} of them "
+                f"finite: a fit needs at least {MIN_POINTS}, all finite. Remove the others, or scan again."
+            )
+        check_size(scan, scale=self.scale)
         frame = scan.frame(self.scale)
         return scan.to_model(frame), frame
 

@@ -83,7 +83,7 @@ def train(
     model.train()
     step = start
     for batch in batches(dataset, start, plan.steps, workers=plan.workers):
-        passed = _passed(step, time.monotonic() - began, plan)
+        passed = _passed(step, time.monotonic() - began, plan, device)
         if passed >= 1:
             break
         torch.manual_seed(hash((plan.seed, step, dataset.rank)))
@@ -112,11 +112,11 @@ def train(
     bar.close()
 
 
-def _passed(step: int, seconds: float, plan: Plan) -> float:
+def _passed(step: int, seconds: float, plan: Plan, device: torch.device) -> float:
     """Share of the training that is behind us: by steps or by the clock, whichever is further; the same everywhere."""
     share = step / plan.steps
     if plan.minutes is not None:
-        clock = torch.tensor(seconds / 60 / plan.minutes)
+        clock = torch.tensor(seconds / 60 / plan.minutes, device=device)
         if dist.is_initialized():
             dist.broadcast(clock, src=0)
         share = max(share, clock.item())

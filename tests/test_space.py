@@ -77,3 +77,13 @@ def test_samples_are_codes_of_the_prior(space: ShapeSpace) -> None:
     drawn = space.sample(2000).flat
     torch.testing.assert_close(torch.cov(drawn.T), space.model.prior.covariance, atol=5e-4, rtol=0)
     assert space.mesh(space.sample(1), resolution=24).volume > 0
+
+
+def test_points_that_are_no_scan_are_refused(space: ShapeSpace) -> None:
+    points = sphere(1.0, (0, 0, 0)).points
+    with pytest.raises(ValueError, match="has 5 points, 5 of them finite: a fit needs at least 100"):
+        space.fit(points[:5])
+    with pytest.raises(ValueError, match=r"has 2000 points, 1999 of them finite"):
+        space.fit(np.where(np.arange(2000)[:, None] == 7, np.nan, points).astype(np.float32))
+    with pytest.raises(ValueError, match=r"scan scan is 1,9\d\d m large.*--unit mm"):
+        space.fit(points * 1000)

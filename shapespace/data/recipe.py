@@ -59,28 +59,33 @@ class Recipe(ABC):
         return {path.stem: read_split(path) for path in sorted((root / "splits").glob("*.json"))}
 
     def check_size(self, scan: Scan) -> None:
-        """Refuse a scan whose size is not that of what `scale` was chosen for; the likely cause is its unit.
-
-        The size is the largest extent of all but the lowest and highest 1 % of the points, because raw scans have
-        stray ones. It must lie between 0.24 and 2.4 model units: 0.3 to 3 m for people.
-        """
-        low, high = np.percentile(scan.points, [1, 99], axis=0)
-        size = float((high - low).max())
-        least, most = 0.24 * self.scale, 2.4 * self.scale
-        if least <= size <= most:
-            return
-        sizes = {unit: size / self.unit * metres for unit, metres in UNITS.items()}
-        likely = min(sizes, key=lambda unit: abs(np.log(max(sizes[unit], 1e-30) / (1.36 * self.scale))))
-        if least <= sizes[likely] <= most:
-            remedy = f"Are the files in {likely}? Then say --unit {likely}."
-        else:
-            remedy = "Is it the right file? If it is no person, give its size by --scale."
-        shown = f"{size:,.0f}" if size > 10 else f"{size:.3g}"
-        raise ValueError(f"scan {scan.name} is {shown} m large, and {least:.2g} to {most:.2g} m is expected. {remedy}")
+        """Refuse a scan whose size is not that of what `scale` was chosen for."""
+        check_size(scan, scale=self.scale, unit=self.unit)
 
     def missing(self, what: Path, seen: str = "") -> FileNotFoundError:
         """Make the error for data that are not there: what was seen instead, what to get, and where to put it."""
         return FileNotFoundError(f"there is nothing like {what}. {seen + ' ' if seen else ''}{self.get}")
+
+
+def check_size(scan: Scan, *, scale: float, unit: float = 1.0) -> None:
+    """Refuse a scan (metres) whose size is not that of what `scale` was chosen for; the likely cause is its unit.
+
+    The size is the largest extent of all but the lowest and highest 1 % of the points, because raw scans have
+    stray ones. It must lie between 0.24 and 2.4 model units: 0.3 to 3 m for people. `unit` is metres per file unit.
+    """
+    low, high = np.percentile(scan.points, [1, 99], axis=0)
+    size = float((high - low).max())
+    least, most = 0.24 * scale, 2.4 * scale
+    if least <= size <= most:
+        return
+    sizes = {name: size / unit * metres for name, metres in UNITS.items()}
+    likely = min(sizes, key=lambda name: abs(np.log(max(sizes[name], 1e-30) / (1.36 * scale))))
+    if least <= sizes[likely] <= most:
+        remedy = f"Are the files in {likely}? Then say --unit {likely}."
+    else:
+        remedy = "Is it the right file? If it is no person, give its size by --scale."
+    shown = f"{size:,.0f}" if size > 10 else f"{size:.3g}"
+    raise ValueError(f"scan {scan.name} is {shown} m large, and {least:.2g} to {most:.2g} m is expected. {remedy}")
 
 
 def frame_of(stem: str) -> str:
