@@ -46,7 +46,7 @@ class Run:
         """Make the folder and write the settings; refuse a folder that already holds a run."""
         if self.checkpoint.exists() or self.weights.exists():
             raise FileExistsError(
-                f"{self.folder} already holds a run: choose another --run, remove it, "
+                f"{self.folder} already holds a run: choose another --out, remove it, "
                 f"or go on with it: shapespace train --resume {self.folder}"
             )
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -157,6 +157,9 @@ loss, _ = objective(whole.map(lambda tensor: tensor[take]))
 loss.backward()
 if not dist.is_initialized() or dist.get_rank() == 0:
     torch.save({n: p.grad for n, p in model.named_parameters()}, sys.argv[1])
+if dist.is_initialized():
+    dist.barrier()
+    dist.destroy_process_group()
 """
 
 

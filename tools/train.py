@@ -1,8 +1,8 @@
 """Train a shape space on the scans of a store.
 
-    shapespace train data/people.h5 --config igr --run runs/people --split train
+    shapespace train data/people.h5 --config igr --out runs/people --split train
     shapespace train --resume runs/people
-    torchrun --nproc-per-node 2 -m shapespace.tools.train data/people.h5 --config igr --run runs/people
+    torchrun --nproc-per-node 2 -m shapespace.tools.train data/people.h5 --config igr --out runs/people
 
 `--config` names one of the package's configurations (igr, igr_autodecoder, igr_paper, tiny) or a YAML file; every
 setting can be overridden behind it: `--optim.steps 5000`. The run's folder holds the model, the settings, a checkpoint
@@ -30,7 +30,7 @@ def main(
     store: Annotated[Path | None, tyro.conf.Positional] = None,
     *,
     config: Annotated[TrainConfig, tyro.conf.arg(name="")],
-    run: Path | None = None,
+    out: Path | None = None,
     split: str | None = None,
     resume: Path | None = None,
 ) -> None:
@@ -39,16 +39,16 @@ def main(
     Args:
         store: The store that `shapespace preprocess` wrote.
         config: Settings.
-        run: Folder for everything that the training leaves.
+        out: Folder of the run, for everything that the training leaves.
         split: Name of a split in the store, or path of a split file; all scans without it.
         resume: Folder of a run that was interrupted: store, split and settings are its own.
 
     """
     if resume is not None:
         store, split, config = _settings(Run(resume))
-    elif store is None or run is None:
-        raise ValueError("train needs a store and a folder: shapespace train STORE --run FOLDER, or --resume FOLDER.")
-    folder = Run(resume or run or Path())
+    elif store is None or out is None:
+        raise ValueError("train needs a store and a folder: shapespace train STORE --out FOLDER, or --resume FOLDER.")
+    folder = Run(resume or out or Path())
     rank, world = _join_processes()
     scans = Store(store)
     names = scans.select(split)
@@ -57,10 +57,11 @@ def main(
             folder.create({"store": str(store), "split": split, **asdict(config)})
         print(f"training on {len(names)} scans; watch: tensorboard --logdir {folder.folder}", file=sys.stderr)
     ShapeSpace.learn(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
     if rank == 0:
         print(f"model in {folder.weights}")
-    if world > 1:
-        dist.destroy_process_group()
 
 
 def _settings(run: Run) -> tuple[Path, str | None, TrainConfig]:

@@ -119,7 +119,7 @@ def test_other_people_s_layouts_go_all_the_way(
 ) -> None:
     root: Path = request.getfixturevalue(fixture)
     ok(f"shapespace preprocess {recipe} {root} store.h5 --points 3000", tmp_path)
-    ok(f"shapespace train store.h5 --config tiny --split {split} --optim.steps 20 --run run", tmp_path)
+    ok(f"shapespace train store.h5 --config tiny --split {split} --optim.steps 20 --out run", tmp_path)
     name = Store(tmp_path / "store.h5").select(split)[0]
     ok(f"shapespace fit run {name} --store store.h5 --resolution 32 --out fitted", tmp_path)
     ok("shapespace mesh run fitted/codes.safetensors --resolution 32 --out meshes", tmp_path)
@@ -206,7 +206,7 @@ MISTAKES = {
     "shapespace encode {run}": "no scans given",
     "shapespace mesh {run} {run}": "not a shapespace codes",
     "shapespace train": "train needs a store and a folder",
-    "shapespace train nothing.h5 --run r": r"nothing\.h5",
+    "shapespace train nothing.h5 --out r": r"nothing\.h5",
     "shapespace train --resume nothing": r"no config\.yaml",
     "shapespace evaluate {run} nothing.h5": r"nothing\.h5",
     "shapespace interpolate {run} {run}:a b": "not a shapespace codes",
