@@ -18,7 +18,7 @@ NAMES = sorted(
 
 
 def parsed(arguments: list[str]) -> TrainConfig:
-    return tyro.cli(TrainConfig, args=expand(arguments), config=(tyro.conf.FlagConversionOff,))
+    return tyro.cli(TrainConfig, args=expand(arguments))
 
 
 def flat(settings: object, prefix: str = "") -> dict[str, object]:

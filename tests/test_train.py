@@ -30,7 +30,7 @@ def store(synthetic_root: Path, tmp_path: Path) -> Store:
 
 def tiny(*arguments: str) -> TrainConfig:
     words = expand(["--config", "tiny", "--device", "cpu", *arguments])
-    return tyro.cli(TrainConfig, args=words, config=(tyro.conf.FlagConversionOff,))
+    return tyro.cli(TrainConfig, args=words)
 
 
 def learn(store: Store, folder: Path, *arguments: str, resume: bool = False) -> dict[str, torch.Tensor]:

@@ -46,9 +46,7 @@ def run(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: 
         from shapespace.config import expand
 
         words = expand(sys.argv[1:] if arguments is None else arguments)
-        tyro.cli(
-            tool, prog=f"shapespace {verb}", args=words, description=_page(tool), config=(tyro.conf.FlagConversionOff,)
-        )
+        tyro.cli(tool, prog=f"shapespace {verb}", args=words, description=_page(tool))
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         _fail(verb, str(error))
     except KeyboardInterrupt:

@@ -113,7 +113,7 @@ def _compare(
     equal: Callable[..., bool],
     times: int,
 ) -> Figure:
-    same = equal(reference(), ours())
+    same = bool(equal(reference(), ours()))
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(times):
         for way, taken in zip((reference, ours), seconds, strict=True):

@@ -35,7 +35,7 @@ def main(
     max_bad: int = 0,
     jobs: int = 1,
     seed: int = 0,
-    overwrite: tyro.conf.UseCounterAction[int] = 0,
+    overwrite: bool = False,
 ) -> None:
     """Pack a data set of scans into one HDF5 store.
 
@@ -68,7 +68,7 @@ def main(
         max_bad=max_bad,
         jobs=jobs,
         seed=seed,
-        overwrite=overwrite > 0,
+        overwrite=overwrite,
         progress=True,
     )
     for line in packed.notes:

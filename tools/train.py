@@ -68,7 +68,7 @@ def _settings(run: Run) -> tuple[Path, str | None, TrainConfig]:
     """What a run was told when it began."""
     said: dict[str, Any] = yaml.safe_load(run.read_settings())
     store, split = Path(said.pop("store")), said.pop("split")
-    return store, split, tyro.cli(TrainConfig, args=list(flatten(said)), config=(tyro.conf.FlagConversionOff,))
+    return store, split, tyro.cli(TrainConfig, args=list(flatten(said)))
 
 
 def _join_processes() -> tuple[int, int]:
