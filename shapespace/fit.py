@@ -1,6 +1,6 @@
 """Test-time fitting: the code of a scan that training never saw, with the weights asleep."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -275,6 +275,3 @@ def _joined(parts: Sequence[Fitted]) -> Fitted:
         torch.cat(covariances) if len(covariances) == len(parts) else None,
         torch.cat([part.residual for part in parts]),
     )
-
-
-Fitter = Callable[[FieldModel, Sequence[Scan]], Fitted]
