@@ -81,6 +81,9 @@ class TrainConfig:
     """Where to train; auto takes a GPU if there is one."""
     products: Literal["float32", "tf32", "bf16"] = "float32"
     """Precision of matrix products (tf32 needs a GPU)."""
+    execution: Literal["auto", "eager", "blocked", "compiled"] = "auto"
+    """How a step is computed: all points in one graph; in pieces side by side on the cores of a CPU; or through
+    torch.compile. Auto goes by the device and the length of the training. The result is the same but for rounding."""
     log_every: int = 20
     """Steps between two records."""
     save_every: int = 500

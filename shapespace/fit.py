@@ -1,23 +1,27 @@
 """Test-time fitting: the code of a scan that training never saw, with the weights asleep."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
 from shapespace.geometry import nearest
-from shapespace.losses import weigh
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code, join
+from shapespace.nn.spread import PIECE, spread
+from shapespace.objective import Objective, in_pieces
 
-Start = Literal["encoder", "mean"]
+_FAR = 1e9  # a free point that is asked to be above minus this is content with any field
+_ROWS_ON_GPU = 16  # codes that are linearised at once: some 6 GB at 7,168 points each
 
 
 @dataclass(frozen=True)
@@ -76,20 +80,25 @@ class Fitted:
     """|f| at points of the scan that the fit was not shown, in model units."""
 
 
-def encode(model: FieldModel, scans: Sequence[Scan], *, points: int = 4096, seed: int = 0) -> Code:
-    """Codes of scans (model frame) in one forward pass of the encoder."""
+def encode(model: FieldModel, scans: Sequence[Scan], *, points: int = 4096, seed: int = 0, chunk: int = 16) -> Code:
+    """Codes of scans (model frame) in one forward pass of the encoder for each `chunk` of them."""
     model.eval()
     device = next(model.parameters()).device
+
+    def codes(some: Sequence[Scan]) -> Code:
+        return model.encode(collate([_draw(scan, points, seed) for scan in some]).to(device))
+
     with torch.no_grad():
-        return join([model.encode(collate([_draw(scan, points, seed)]).to(device)) for scan in scans])
+        return join(list(spread(codes, [scans[first : first + chunk] for first in range(0, len(scans), chunk)])))
 
 
 def fit_lm(
-    model: FieldModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 4
+    model: FieldModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 16
 ) -> Fitted:
     """Fit the codes of scans (model frame) by Levenberg-Marquardt, `chunk` scans at a time.
 
-    Each scan starts from its encoder's code and from the mean of the training codes; the better goes on.
+    Each scan starts from its encoder's code and from the mean of the training codes; the better goes on. Starts, scans
+    and pieces of scans are worked on side by side.
     """
     options = options or LMOptions()
     parts = []
@@ -129,100 +138,140 @@ def _fit_adam_one(
     weights = {**weights, **dict.fromkeys(silent, 0.0)}
     flat = start.flat.clone().requires_grad_()
     optimiser = torch.optim.Adam([flat], lr=options.lr)
-    for step in tqdm(range(options.steps), desc=f"fit {scan.name}", unit="step"):
-        if step == options.steps // 2:
-            optimiser.param_groups[0]["lr"] = options.lr / 10
-        drawn = _draw(scan, options.points, hash((seed, step)) % 2**32)
-        batch = collate([drawn], sigma=options.sigma, half=options.half, seed=hash((seed, step)) % 2**32).to(device)
-        loss = weigh(model.terms(batch, start.like(flat)), weights)
-        (flat.grad,) = torch.autograd.grad(loss, flat)
-        optimiser.step()
+    loss = Objective(model, weights).of_code
+    with _asleep(model):
+        for step in tqdm(range(options.steps), desc=f"fit {scan.name}", unit="step"):
+            if step == options.steps // 2:
+                optimiser.param_groups[0]["lr"] = options.lr / 10
+            drawn = _draw(scan, options.points, hash((seed, step)) % 2**32)
+            batch = collate([drawn], sigma=options.sigma, half=options.half, seed=hash((seed, step)) % 2**32).to(device)
+            by_code = in_pieces(loss, batch, start.like(flat.detach()), ()).gradients
+            flat.grad = torch.cat([part.flatten(1) for part in by_code if part is not None], dim=1)
+            optimiser.step()
     code = start.like(flat.detach())
     return Fitted(code, None, _residual(model, [scan], code, seed))
+
+
+@contextmanager
+def _asleep(model: FieldModel) -> Iterator[None]:
+    """No gradients for the weights."""
+    awake = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in awake:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in awake:
+            parameter.requires_grad_(True)
 
 
 def _fit_lm_chunk(model: FieldModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> Fitted:
     model.eval()
     encoded = encode(model, scans, seed=seed)
     problem = _Problem(model, scans, encoded, options, seed)
-    starts = [encoded.flat, model.prior.mean.expand_as(encoded.flat)]
-    states = [_descend(problem, start, options.trial, options) for start in starts]
-    costs = torch.stack([state.cost for state in states])
-    best = costs.argmin(dim=0)
-    flat = torch.stack([state.flat for state in states])[best, torch.arange(len(scans), device=best.device)]
-    state = _descend(problem, flat, options.steps - options.trial, options)
+    every = torch.arange(len(scans), device=encoded.flat.device)
+    starts = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
+    tried = _descend(problem, every.repeat(2), starts, options.trial, options)
+    best = tried.cost.view(2, -1).argmin(dim=0) * len(scans) + every
+    state = _descend(problem, every, tried.flat[best], options.steps - options.trial, options)
     code = encoded.like(state.flat)
     covariance = torch.cholesky_inverse(torch.linalg.cholesky(state.hessian))
     return Fitted(code, covariance, _residual(model, scans, code, seed))
 
 
-@dataclass(frozen=True)
-class _State:
-    flat: Float[Tensor, "b k"]
-    cost: Float[Tensor, "b"]
-    gradient: Float[Tensor, "b k"]
-    hessian: Float[Tensor, "b k k"]
+class _State(NamedTuple):
+    """Codes with the cost of each, its gradient and its Gauss-Newton matrix."""
+
+    flat: Float[Tensor, "r k"]
+    cost: Float[Tensor, "r"]
+    gradient: Float[Tensor, "r k"]
+    hessian: Float[Tensor, "r k k"]
 
 
 class _Problem:
-    """Residuals of a batch of scans as a function of their codes: cost, gradient and Gauss-Newton matrix."""
+    """What is asked of the field at the points of each scan: cost, gradient and Gauss-Newton matrix for given codes.
+
+    Scans are padded to the same number of points, with free space of which nothing is asked.
+    """
 
     def __init__(self, model: FieldModel, scans: Sequence[Scan], codes: Code, options: LMOptions, seed: int) -> None:
-        device = codes.flat.device
         self.model, self.codes, self.options = model, codes, options
-        rows = [_constraints(_draw(scan, options.points, seed), options, seed) for scan in scans]
-        self.x = [x.to(device) for x, _, _ in rows]
-        self.target = [target.to(device) for _, target, _ in rows]
-        self.free = [free.to(device) for _, _, free in rows]
+        x, target, free = zip(
+            *(_constraints(_draw(scan, options.points, seed), options, seed) for scan in scans), strict=True
+        )
+        self.counts = [len(points) for points in x]
+        device = codes.flat.device
+        self.x = pad_sequence(x, batch_first=True).to(device)
+        self.target = pad_sequence(target, batch_first=True, padding_value=-_FAR).to(device)
+        self.free = pad_sequence(free, batch_first=True, padding_value=True).to(device)
         self.precision = model.prior.precision()
 
-    def __call__(self, flat: Float[Tensor, "b k"]) -> _State:
-        pieces = [self._one(index, row) for index, row in enumerate(flat)]
-        return _State(flat, *(torch.stack(piece) for piece in zip(*pieces, strict=True)))
+    def __call__(self, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"]) -> _State:
+        """State of each code for its scan: the sum over the scan's points, and the prior of the codes."""
+        away = flat - self.model.prior.mean
+        pull = away @ self.precision
+        total = _State(flat, 0.5 * (away * pull).sum(dim=1), pull, self.precision.repeat(len(flat), 1, 1))
+        if flat.device.type == "cpu":
+            pieces = [
+                (slice(row, row + 1), slice(first, min(first + PIECE, self.counts[scan])))
+                for row, scan in enumerate(scans.tolist())
+                for first in range(0, self.counts[scan], PIECE)
+            ]
+        else:
+            pieces = [(slice(row, row + _ROWS_ON_GPU), slice(None)) for row in range(0, len(flat), _ROWS_ON_GPU)]
+        found = spread(lambda piece: self._part(scans[piece[0]], flat[piece[0]], piece[1]), pieces)
+        for (rows, _), part in zip(pieces, found, strict=True):
+            for whole, more in zip(total[1:], part, strict=True):
+                whole[rows] += more
+        return total
 
-    def _one(self, index: int, row: Float[Tensor, "k"]) -> tuple[Tensor, Tensor, Tensor]:
-        """IRLS with Huber's weights for the scan, a hinge for free space, and the prior of the codes."""
+    def _part(
+        self, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"], points: slice
+    ) -> tuple[Float[Tensor, "r"], Float[Tensor, "r k"], Float[Tensor, "r k k"]]:
+        """What some points say. IRLS with Huber's weights for the scan, a hinge for free space."""
         options = self.options
-        field = self.model.linearise(self.x[index][None], self.codes.like(row[None]))
-        residual = field.value[0] - self.target[index]
-        content = self.free[index] & (residual > 0)  # free space asks for f >= target only
+        field = self.model.linearise(self.x[scans, points], self.codes.like(flat))
+        residual = field.value - self.target[scans, points]
+        content = self.free[scans, points] & (residual > 0)  # free space asks for f >= target only
         size = residual.abs()
         weight = (options.huber / size.clamp(min=options.huber)).masked_fill(content, 0.0)
         loss = torch.where(size < options.huber, 0.5 * size.square(), options.huber * (size - 0.5 * options.huber))
         share = options.evidence / options.points / options.noise**2
-        jacobian = field.jacobian[0]
-        away = row - self.model.prior.mean
-        pull = self.precision @ away
-        cost = share * loss.masked_fill(content, 0.0).sum() + 0.5 * away @ pull
-        gradient = share * (jacobian.T @ (weight * residual)) + pull
-        hessian = share * (jacobian.T @ (weight[:, None] * jacobian)) + self.precision
-        return cost, gradient, hessian
+        weighted = field.jacobian * (share * weight)[..., None]
+        return (
+            share * loss.masked_fill(content, 0.0).sum(dim=1),
+            (weighted.mT @ residual[..., None])[..., 0],
+            weighted.mT @ field.jacobian,
+        )
 
 
-def _descend(problem: _Problem, flat: Float[Tensor, "b k"], steps: int, options: LMOptions) -> _State:
-    """Levenberg-Marquardt with the gain-ratio rule for the damping (Madsen, Nielsen & Tingleff 2004, section 3.2)."""
-    state = problem(flat)
-    damping = torch.full_like(state.cost, 1e-2)
-    growth = torch.full_like(state.cost, 2.0)
+def _descend(
+    problem: _Problem, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"], steps: int, options: LMOptions
+) -> _State:
+    """Levenberg-Marquardt with the gain-ratio rule for the damping (Madsen, Nielsen & Tingleff 2004, section 3.2).
+
+    Every row goes its own way, and is left alone once it has arrived.
+    """
+    state = problem(scans, flat)
+    damping, growth = torch.full_like(state.cost, 1e-2), torch.full_like(state.cost, 2.0)
+    going = torch.arange(len(flat), device=flat.device)
     for _ in range(steps):
-        diagonal = state.hessian.diagonal(dim1=-2, dim2=-1)
-        damped = state.hessian + torch.diag_embed(damping[:, None] * diagonal)
-        step = -torch.cholesky_solve(state.gradient[..., None], torch.linalg.cholesky(damped))[..., 0]
-        promised = 0.5 * (step * (damping[:, None] * diagonal * step - state.gradient)).sum(dim=-1)
-        trial = problem(state.flat + step)
-        gained = state.cost - trial.cost
+        now, lift = _State(*(part[going] for part in state)), damping[going]
+        diagonal = now.hessian.diagonal(dim1=-2, dim2=-1)
+        damped = now.hessian + torch.diag_embed(lift[:, None] * diagonal)
+        step = -torch.cholesky_solve(now.gradient[..., None], torch.linalg.cholesky(damped))[..., 0]
+        promised = 0.5 * (step * (lift[:, None] * diagonal * step - now.gradient)).sum(dim=-1)
+        trial = problem(scans[going], now.flat + step)
+        gained = now.cost - trial.cost
         ratio = gained / promised.clamp(min=1e-12)
         better = gained > 0
-        damping = torch.where(better, damping * (1 - (2 * ratio - 1) ** 3).clamp(min=1 / 3), damping * growth)
-        growth = torch.where(better, torch.full_like(growth, 2.0), growth * 2)
-        enough = better & (gained < options.gain * state.cost)
-        state = _State(
-            torch.where(better[:, None], trial.flat, state.flat),
-            torch.where(better, trial.cost, state.cost),
-            torch.where(better[:, None], trial.gradient, state.gradient),
-            torch.where(better[:, None, None], trial.hessian, state.hessian),
-        )
-        if bool((enough | (growth > 64)).all()):
+        for whole, part in zip(state, trial, strict=True):
+            whole[going[better]] = part[better]
+        damping[going] = torch.where(better, lift * (1 - (2 * ratio - 1) ** 3).clamp(min=1 / 3), lift * growth[going])
+        growth[going] = torch.where(better, 2.0, growth[going] * 2)
+        arrived = (better & (gained < options.gain * now.cost)) | (growth[going] > 64)
+        going = going[~arrived]
+        if len(going) == 0:
             break
     return state
 

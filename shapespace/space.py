@@ -216,6 +216,7 @@ class ShapeSpace:
             save_every=config.save_every,
             mesh_every=config.mesh_every,
             workers=config.batch.workers,
+            execution=None if config.execution == "auto" else config.execution,
         )
         train.train(
             model,

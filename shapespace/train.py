@@ -12,25 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from shapespace.data.loader import Batch, StepDataset, batches
-from shapespace.losses import weigh
+from shapespace.data.loader import StepDataset, batches
 from shapespace.models.base import ShapeModel
 from shapespace.nn.codebook import Codebook
+from shapespace.objective import Execution, Objective, choose
 from shapespace.run import Run
-
-
-class Objective(nn.Module):
-    """The whole loss in one `forward`, so that DistributedDataParallel sees every gradient."""
-
-    def __init__(self, model: ShapeModel, weights: Mapping[str, float]) -> None:
-        super().__init__()
-        self.model, self.weights = model, dict(weights)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and its terms for the record."""
-        terms = self.model.terms(batch, self.model.encode(batch))
-        return weigh(terms, self.weights), {name: term.detach() for name, term in terms.items()}
-
 
 # Factor on the learning rate at a step, and at a share of the training that has passed.
 Schedule = Callable[[int, float], float]
@@ -49,6 +35,7 @@ class Plan:
     save_every: int
     mesh_every: int
     workers: int
+    execution: Execution | None
 
 
 def train(
@@ -73,7 +60,8 @@ def train(
     chief = dataset.rank == 0
     base_lr = [group["lr"] for group in optimiser.param_groups]
     start, spent = _restore(model, optimiser, run) if resume else (0, 0.0)
-    objective: nn.Module = Objective(model, weights)
+    execution = plan.execution or choose(model, dataset[start].to(device), plan.steps, plan.minutes)
+    objective: nn.Module = Objective(model, weights, execution)
     if dataset.world > 1:
         objective = DistributedDataParallel(objective)
     writer = SummaryWriter(str(run.events), purge_step=start) if chief else None

@@ -38,6 +38,16 @@ class Batch:
         """On another device."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def __getitem__(self, rows: slice) -> "Batch":
+        """Some of the scans."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def part(self, index: int, count: int) -> "Batch":
+        """The same scans with one of `count` equal parts of the points of the loss."""
+        cut = {name: getattr(self, name) for name in ("surface", "normals", "shell", "box")}
+        pieces = {name: tensor.chunk(count, dim=1)[index] for name, tensor in cut.items() if tensor is not None}
+        return replace(self, **pieces)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Every tensor changed."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import igl
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from skimage.measure import marching_cubes
 from torch import Tensor
 from trimesh import Trimesh
@@ -16,35 +16,69 @@ Field = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n"]]
 _CHUNK = 1 << 16  # points to one evaluation: 64 MB for an activation of 256
 
 
-def isosurface(
-    field: Field, *, resolution: int, half: float = 1.0, level: float = 0.0, lipschitz: float = 2.0
-) -> Trimesh:
+def isosurface(field: Field, *, resolution: int, half: float = 1.0, level: float = 0.0, slope: float = 2.0) -> Trimesh:
     """Mesh of `field == level` in [-half, half]^3, outward for a field that is lower inside; world of the field.
 
-    The cube has `resolution` cells along an edge. A cell at any depth of an octree is dropped when
-    `|field - level|` at its centre is above `lipschitz` times its half-diagonal, so the mesh equals dense marching
-    cubes as long as the field nowhere changes faster than `lipschitz` per unit. Signed distances change by 1 per unit;
-    the default leaves learned ones a slack of 2.
+    The cube has `resolution` cells along an edge. Blocks of cells are halved again and again, and one is dropped when
+    `|field - level|` at its centre is above its half-diagonal times the fastest change of the field per unit length:
+    then no surface is in it, and the mesh equals dense marching cubes. The fastest change is taken to be `slope` (a
+    distance changes by 1 per unit) in blocks above 1/32 of the cube, and 1.2 times what is found between the centres of
+    neighbours in smaller ones. It is checked between all neighbours that are visited and along every edge of the cells
+    that are marched: where anything is faster than was assumed, the search is made again with that.
 
     Raises `ValueError` if the field never crosses the level.
     """
-    cell = 2 * half / resolution
-    depth = math.ceil(math.log2(resolution))
-    origin = np.full(3, -half)
-
-    def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
-        return np.abs(evaluate(field, points) - level) / lipschitz
-
-    cells = igl.lipschitz_octree(origin, cell * 2**depth, depth, distance)
-    cells = cells[(cells < resolution).all(axis=1)]  # the octree's root is a power of two and may exceed the cube
+    cells, assumed = _cells(field, resolution, half, level, slope)
     if len(cells) == 0:
         raise _no_surface(field, half, level)
-    _, corners_of_cell, corners = igl.unique_sparse_voxel_corners(origin, cell * 2**depth, depth, cells)
+    cell = 2 * half / resolution
+    depth = math.ceil(math.log2(max(resolution, 2)))
+    _, corners_of_cell, corners = igl.unique_sparse_voxel_corners(
+        np.full(3, -half),
+        cell * 2**depth,
+        depth,
+        cells[:, [1, 0, 2]],  # libigl counts cells along y, x, z
+    )
     values = evaluate(field, corners)
     if not (values.min() < level < values.max()):
         raise _no_surface(field, half, level)
+    found = _fastest(values[corners_of_cell], corners[corners_of_cell[0]])
+    if found > assumed:
+        return isosurface(field, resolution=resolution, half=half, level=level, slope=max(slope, 1.1 * found))
     vertices, faces, _ = igl.marching_cubes(values, corners, corners_of_cell, level)
     return Trimesh(vertices, faces, process=False)
+
+
+def _cells(
+    field: Field, resolution: int, half: float, level: float, slope: float
+) -> tuple[Int[np.ndarray, "n 3"], float]:
+    """Cells that the surface may pass through, by their place along each axis, and the slope that was assumed last.
+
+    The last halving needs no look at the centres: the corners will be evaluated anyway.
+    """
+    cell = 2 * half / resolution
+    size = 2 ** math.ceil(math.log2(max(resolution, 2)))  # cells along a block's edge; the first block holds the cube
+    children = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), axis=-1).reshape(8, 3)
+    blocks, assumed = np.zeros((1, 3), dtype=np.int64), slope
+    while size > 1 and len(blocks):
+        centres = (blocks + 0.5) * size * cell - half
+        values = evaluate(field, centres) - level
+        found = _fastest(values.reshape(-1, 8), centres[:8]) if len(blocks) > 1 else 0.0
+        if found > slope:
+            return _cells(field, resolution, half, level, 1.1 * found)
+        if size * cell * 32 <= 2 * half:
+            assumed = max(slope - 1, 1.2 * found)
+        near = np.abs(values) <= assumed * math.sqrt(0.75) * size * cell
+        blocks, size = (2 * blocks[near][:, None] + children).reshape(-1, 3), size // 2
+    return blocks[(blocks < resolution).all(axis=1)], assumed
+
+
+def _fastest(values: Float[np.ndarray, "c 8"], corners: Float[np.ndarray, "8 3"]) -> float:
+    """Largest change per unit length along an edge of cells, all of the size and order of the one with `corners`."""
+    apart = np.abs(corners[:, None] - corners[None]).sum(axis=-1)
+    edge = apart[apart > 0].min()
+    pairs = np.argwhere(np.triu(np.isclose(apart, edge)))
+    return float(max(np.abs(values[:, a] - values[:, b]).max() for a, b in pairs) / edge)
 
 
 def dense(field: Field, *, resolution: int, half: float = 1.0, level: float = 0.0) -> Trimesh:

@@ -37,7 +37,6 @@ class FieldModel(ShapeModel):
     """A family whose shape is a level set: the surface is `field == level`, inside is below."""
 
     level: float = 0.0
-    lipschitz: float = 2.0  # slack of the isosurface's search; see `isosurface`
 
     @abstractmethod
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
@@ -57,7 +56,6 @@ class FieldModel(ShapeModel):
                 lambda x: self.field(x.to(device)[None], one)[0],
                 resolution=resolution,
                 level=self.level,
-                lipschitz=self.lipschitz,
             )
 
         return [mesh(code[index]) for index in range(len(code))]

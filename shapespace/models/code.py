@@ -43,6 +43,18 @@ class Code:
         pieces = flat.split(sizes, dim=1)
         return Code(tuple(p.view(len(flat), *part.shape[1:]) for p, part in zip(pieces, self.parts, strict=True)))
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The parts, and what the encoder added."""
+        return [*self.parts, *(extra for extra in (self.cost, self.lesson) if extra is not None)]
+
+    def of(self, tensors: Sequence[Tensor]) -> "Code":
+        """Codes of this kind from such a list: the way back from `tensors`."""
+        rest = iter(tensors)
+        parts = tuple(next(rest) for _ in self.parts)
+        cost, lesson = (None if extra is None else next(rest) for extra in (self.cost, self.lesson))
+        return Code(parts, cost, lesson)
+
     def to(self, device: torch.device | str) -> "Code":
         """On another device."""
         return replace(self, parts=tuple(part.to(device) for part in self.parts))

@@ -1,43 +1,18 @@
-"""The decoder's network, its spatial gradient and its code Jacobian, all in one ordinary graph."""
+"""The decoder's network, its spatial gradient and its code Jacobian: sweeps up and down, written out."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Beyond it softplus is its asymptote to the last bits of float32, and a CPU is spared the subnormal numbers of
-# exp(-beta |z|), which are slow.
-_SATURATION = 30.0
+from shapespace.nn.spread import PIECE, spread
 
-
-class _SoftStep(torch.autograd.Function):
-    """Softplus and its derivative from one sigmoid; both differentiable, so that gradients can enter a loss.
-
-    `softplus(z) = -log(sigmoid(-beta z)) / beta`: the sigmoid has to be known anyway, for the slope.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-        rest = (z * -beta).clamp_(-_SATURATION, _SATURATION).sigmoid_()  # 1 - slope
-        value = rest.log().mul_(-1 / beta).add_((z - _SATURATION / beta).clamp_(min=0))
-        slope = 1 - rest
-        ctx.save_for_backward(slope)
-        ctx.beta = beta
-        return value, slope
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        value_grad, slope_grad = grads
-        (slope,) = ctx.saved_tensors
-        curvature = (slope - slope.square()).mul_(ctx.beta)
-        return curvature.mul_(slope_grad).addcmul_(value_grad, slope), None
-
-
-def soft_step(z: Float[Tensor, "n w"], beta: float) -> tuple[Float[Tensor, "n w"], Float[Tensor, "n w"]]:
-    """Softplus of sharpness `beta`, `log(1 + exp(beta z)) / beta`, and its derivative."""
-    return _SoftStep.apply(z, beta)  # type: ignore[no-untyped-call]
+# Below it softplus is zero to the last bits of float32, and a CPU is spared the subnormal numbers of its exponential,
+# which are slow.
+_SATURATION = -30.0
 
 
 class Linearised(NamedTuple):
@@ -91,56 +66,220 @@ class SkipMLP(nn.Module):
         """Hidden layers after the first."""
         return [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
 
+    def weights(self) -> "_Weights":
+        """What the sweeps need; beta and the square roots of 2 are in it, so that they know of neither."""
+        bias = [self.point_in.bias, *(layer.bias for layer in self.layers())]
+        hidden = [layer.weight for layer in self.layers()]
+        hidden[self.skip - 1] = hidden[self.skip - 1] * math.sqrt(0.5)
+        return _Weights(
+            self.point_in.weight * self.beta,
+            self.code_in.weight * self.beta,
+            self.point_skip.weight * (self.beta * math.sqrt(0.5)),
+            self.code_skip.weight * (self.beta * math.sqrt(0.5)),
+            self.out.weight / self.beta,
+            self.out.bias,
+            tuple(hidden),
+            tuple(b * self.beta for b in bias),
+        )
+
     def forward(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q"]:
         """Field at x: negative inside."""
-        h = self._climb(x, code)[0]
-        return self.out(h).view(x.shape[:2])
+        if torch.is_grad_enabled():
+            return self.value_and_gradient(x, code)[0]
+        w, size = self.weights(), PIECE if x.device.type == "cpu" else x.shape[1]
+
+        def value(block: tuple[Tensor, Tensor]) -> Tensor:
+            for last, _ in _layers(*block, w, self.skip):
+                height = last
+            return _read(height, w)
+
+        blocks = [(part, z[None]) for row, z in zip(x, code, strict=True) for part in row[None].split(size, dim=1)]
+        return torch.cat(list(spread(value, blocks))).view(x.shape[:2])
 
     def value_and_gradient(
         self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]
     ) -> tuple[Float[Tensor, "b q"], Float[Tensor, "b q d"]]:
-        """Field and spatial gradient; an ordinary backward passes through both."""
-        h, slopes = self._climb(x, code)
-        value = self.out(h).view(x.shape[:2])
-        first, entering = self._descend(slopes)
-        gradient = first @ self.point_in.weight + entering @ self.point_skip.weight
-        return value, gradient.view(x.shape)
+        """Field and spatial gradient; one ordinary backward passes through both, to weights, code and x."""
+        return _ValueAndGradient.apply(x, code, self.skip, *self.weights().flat)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def linearise(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Linearised:
         """Field, spatial gradient and code Jacobian (no graph): one sweep up, one down."""
-        h, slopes = self._climb(x, code)
-        value = self.out(h).view(x.shape[:2])
-        first, entering = self._descend(slopes)
-        gradient = first @ self.point_in.weight + entering @ self.point_skip.weight
-        jacobian = first @ self.code_in.weight + entering @ self.code_skip.weight
-        return Linearised(value, gradient.view(x.shape), jacobian.view(*x.shape[:2], -1))
+        w = self.weights()
+        heights, slopes = _climb(x, code, w, self.skip)
+        deltas = _descend(slopes, w)
+        jacobian = (deltas[0] @ w.code_in).addmm_(deltas[self.skip], w.code_skip)
+        value, gradient = _read(heights[-1], w), _gradient(deltas, w, self.skip)
+        return Linearised(value.view(x.shape[:2]), gradient.view(x.shape), jacobian.view(*x.shape[:2], -1))
 
-    def _climb(self, x: Tensor, code: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Up through the layers: the last activation (b q, width), and every layer's slope."""
-        shape = x.shape[:2]
-        flat = x.flatten(0, 1)
-        z = self.point_in(flat).view(*shape, -1) + self.code_in(code)[:, None]
-        h, slope = soft_step(z.flatten(0, 1), self.beta)
-        slopes = [slope]
-        for index, layer in enumerate(self.layers(), start=1):
-            if index == self.skip:
-                entering = (self.point_skip(flat).view(*shape, -1) + self.code_skip(code)[:, None]).flatten(0, 1)
-                # dividing h and the input by sqrt 2 is dividing their products
-                z = (entering + h @ layer.weight.T) * math.sqrt(0.5) + layer.bias
-            else:
-                z = layer(h)
-            h, slope = soft_step(z, self.beta)
-            slopes.append(slope)
-        return h, slopes
 
-    def _descend(self, slopes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Down through the transposed weights: d f / d z at the first layer, and at the skip layer's input."""
-        delta = slopes[-1] * self.out.weight
-        entering = delta
-        for index, layer in reversed(list(enumerate(self.layers(), start=1))):
-            if index == self.skip:
-                delta = delta * math.sqrt(0.5)
-                entering = delta
-            delta = (delta @ layer.weight) * slopes[index - 1]
-        return delta, entering
+# Below, points of all shapes stand in one row (n = b q), and lengths are in units of 1 / beta: softplus has sharpness 1.
+
+
+class _Weights(NamedTuple):
+    """All that a `SkipMLP` has learned. `hidden[l - 1]` leads from layer l - 1 to layer l."""
+
+    point_in: Float[Tensor, "w d"]
+    code_in: Float[Tensor, "w k"]
+    point_skip: Float[Tensor, "v d"]
+    code_skip: Float[Tensor, "v k"]
+    out: Float[Tensor, "1 u"]
+    out_bias: Float[Tensor, "1"]
+    hidden: tuple[Tensor, ...]
+    bias: tuple[Tensor, ...]
+
+    @property
+    def flat(self) -> tuple[Tensor, ...]:
+        """One tensor after the other."""
+        return (*self[:6], *self.hidden, *self.bias)
+
+    @classmethod
+    def of(cls, flat: Sequence[Tensor]) -> "_Weights":
+        """The way back from `flat`: there is one bias more than hidden products."""
+        depth = (len(flat) - 5) // 2
+        return cls(*flat[:6], tuple(flat[6 : 5 + depth]), tuple(flat[5 + depth :]))
+
+
+def soft_step(z: Float[Tensor, "n w"]) -> tuple[Float[Tensor, "n w"], Float[Tensor, "n w"]]:
+    """Softplus `log(1 + exp z)` and its slope; overwrites z.
+
+    `softplus(z) = z - log(sigmoid(z))`: the sigmoid has to be known anyway, for the slope.
+    """
+    slope = torch.sigmoid(z.clamp_(min=_SATURATION))
+    height = torch.log(slope)
+    return torch.sub(z, height, out=height), slope
+
+
+def _enter(x: Tensor, code: Tensor, by_point: Tensor, by_code: Tensor, bias: Tensor) -> Tensor:
+    """What the input brings to a layer: the code's share is one product per shape."""
+    shift = torch.addmm(bias, code, by_code.T)
+    return torch.baddbmm(shift[:, None], x, by_point.T.expand(len(x), -1, -1)).flatten(0, 1)
+
+
+def _layers(x: Tensor, code: Tensor, w: _Weights, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Up through the layers: each one's height and slope."""
+    height = x
+    for layer, bias in enumerate(w.bias):
+        if layer == 0:
+            z = _enter(x, code, w.point_in, w.code_in, bias)
+        elif layer == skip:
+            z = _enter(x, code, w.point_skip, w.code_skip, bias).addmm_(height, w.hidden[layer - 1].T)
+        else:
+            z = torch.addmm(bias, height, w.hidden[layer - 1].T)
+        height, slope = soft_step(z)
+        yield height, slope
+
+
+def _climb(x: Tensor, code: Tensor, w: _Weights, skip: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Heights and slopes of all layers."""
+    steps = list(_layers(x, code, w, skip))
+    return [height for height, _ in steps], [slope for _, slope in steps]
+
+
+def _read(height: Tensor, w: _Weights) -> Tensor:
+    return torch.addmv(w.out_bias, height, w.out[0])
+
+
+def _descend(slopes: Sequence[Tensor], w: _Weights) -> list[Tensor]:
+    """Down through the transposed weights: d f / d z of each layer."""
+    deltas = [slopes[-1] * w.out]
+    for weight, slope in zip(reversed(w.hidden), reversed(slopes[:-1]), strict=True):
+        deltas.append((deltas[-1] @ weight).mul_(slope))
+    return deltas[::-1]
+
+
+def _gradient(deltas: Sequence[Tensor], w: _Weights, skip: int) -> Tensor:
+    return (deltas[0] @ w.point_in).addmm_(deltas[skip], w.point_skip)
+
+
+class _ValueAndGradient(torch.autograd.Function):
+    """Value and spatial gradient, and the backward through both: six sweeps of products in all, none of them twice.
+
+    The sweep down is linear in the weights and in the slopes s(z), and s' = s (1 - s): what comes back through the
+    slopes joins what comes back through the heights, and both go down together.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, code: Tensor, skip: int, *flat: Tensor) -> tuple[Tensor, Tensor]:
+        w = _Weights.of(flat)
+        heights, slopes = _climb(x, code, w, skip)
+        deltas = _descend(slopes, w)
+        ctx.save_for_backward(x, code, *flat, *heights, *slopes, *deltas)
+        ctx.skip = skip
+        return _read(heights[-1], w).view(x.shape[:2]), _gradient(deltas, w, skip).view(x.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, code, *saved = ctx.saved_tensors
+        weights_need_one = any(ctx.needs_input_grad[3:])
+        depth = (len(saved) - 5) // 5
+        kept = [saved[at : at + depth] for at in range(len(saved) - 3 * depth, len(saved), depth)]
+        by_x, by_code, found = _backward(
+            x, code, ctx.skip, _Weights.of(saved[: -3 * depth]), *kept, *grads, weights=weights_need_one
+        )
+        return by_x, by_code, None, *(found.flat if found else [None] * (len(saved) - 3 * depth))
+
+
+def _backward(
+    x: Tensor,
+    code: Tensor,
+    skip: int,
+    w: _Weights,
+    heights: list[Tensor],
+    slopes: list[Tensor],
+    deltas: list[Tensor],
+    by_value: Tensor,
+    by_gradient: Tensor,
+    *,
+    weights: bool,
+) -> tuple[Tensor, Tensor, _Weights | None]:
+    """From gradients with respect to value (b, q) and gradient (b, q, d) to those of x, code and weights."""
+    points, by_value, by_gradient = x.flatten(0, 1), by_value.flatten(), by_gradient.flatten(0, 1)
+    depth = len(w.bias)
+    hidden: list[Tensor] = []
+    bias: list[Tensor] = []
+
+    # back through the sweep down: from the coordinates to the output
+    by_delta = [by_gradient @ w.point_in.T]
+    for layer in range(1, depth):
+        inner = by_delta[-1] * slopes[layer - 1]
+        by_delta.append(inner @ w.hidden[layer - 1].T)
+        if layer == skip:
+            by_delta[-1].addmm_(by_gradient, w.point_skip.T)
+        if weights:
+            hidden.append(deltas[layer].T @ inner)
+    out = (by_delta[-1] * slopes[-1]).sum(0).addmv_(heights[-1].T, by_value) if weights else None
+
+    # back through the sweep up: from the output to the coordinates
+    by_height = torch.outer(by_value, w.out[0])
+    by_entry = {}
+    for layer in reversed(range(depth)):
+        bend = by_delta.pop().mul_(deltas[layer])  # delta has one s of s (1 - s)
+        by_z = by_height.mul_(slopes[layer]).add_(bend.addcmul_(bend, slopes[layer], value=-1))
+        if layer in (0, skip):
+            by_entry[layer] = by_z
+        if weights:
+            bias.append(by_z.sum(0))
+        if layer and weights:
+            hidden[layer - 1].addmm_(by_z.T, heights[layer - 1])
+        if layer:
+            by_height = by_z @ w.hidden[layer - 1]
+
+    first, entering = by_entry[0], by_entry[skip]
+    first_of_shape, entering_of_shape = (part.view(*x.shape[:2], -1).sum(1) for part in (first, entering))
+    by_x = (first @ w.point_in).addmm_(entering, w.point_skip).view(x.shape)
+    by_code = (first_of_shape @ w.code_in).addmm_(entering_of_shape, w.code_skip)
+    if out is None:
+        return by_x, by_code, None
+    found = _Weights(
+        (first.T @ points).addmm_(deltas[0].T, by_gradient),
+        first_of_shape.T @ code,
+        (entering.T @ points).addmm_(deltas[skip].T, by_gradient),
+        entering_of_shape.T @ code,
+        out[None],
+        by_value.sum()[None],
+        tuple(hidden),
+        tuple(reversed(bias)),
+    )
+    return by_x, by_code, found

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from shapespace.geometry import shapes
@@ -63,14 +64,18 @@ def test_visits_little_of_the_grid() -> None:
         visited += len(x)
         return capsule(x)
 
-    isosurface(counted, resolution=256, lipschitz=1.0)
+    isosurface(counted, resolution=256)
     assert visited < 0.03 * 257**3
 
 
-def test_a_field_that_changes_as_fast_as_the_bound_loses_nothing() -> None:
-    fast = isosurface(lambda x: 1.9 * capsule(x), resolution=64, lipschitz=2.0)
-    plain = isosurface(capsule, resolution=64)
-    np.testing.assert_allclose(fast.area, plain.area, rtol=1e-6)
+@pytest.mark.parametrize("speed", [0.2, 1.25, 1.9, 5.0])
+def test_a_field_that_changes_faster_than_a_distance_loses_nothing(speed: float) -> None:
+    """Above the slope that was taken for granted, the search notices and is made again."""
+    fast = isosurface(lambda x: speed * capsule(x), resolution=64)
+    plain = dense(lambda x: speed * capsule(x), resolution=64)
+    distance, _ = cKDTree(plain.vertices).query(fast.vertices)
+    assert distance.max() < 1e-6
+    np.testing.assert_allclose(fast.area, plain.area, rtol=2e-3)  # the two marchers cut some cells differently
 
 
 def test_no_surface_says_what_the_field_does() -> None:

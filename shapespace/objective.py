@@ -1,0 +1,174 @@
+"""The loss of a batch and its gradients: one quantity, three ways to compute it.
+
+*eager*: all points in one graph. *blocked*: pieces of about a thousand points, side by side on a CPU's cores; a piece's
+gradients are taken before the next one begins, so that memory does not grow with the batch. *compiled*: the same pieces
+through torch.compile, or on a GPU the whole batch as CUDA graphs; worth its compilation in long trainings.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from shapespace.data.loader import Batch
+from shapespace.losses import weigh
+from shapespace.models.base import ShapeModel
+from shapespace.models.code import Code
+from shapespace.nn.spread import PIECE, spread
+
+Execution = Literal["eager", "blocked", "compiled"]
+Terms = dict[str, Tensor]
+Loss = Callable[[Batch, Code], tuple[Tensor, Terms]]
+
+# Minutes of training from which on compiling pays (it takes most of one, and saves a twentieth on two cores:
+# docs/benchmarks.md; a GPU waits for the launching of kernels, so there it saves more), and the rough speed, in
+# floating-point operations a second, by which the minutes are foreseen.
+_PAYS = {"cpu": 30.0, "cuda": 5.0}
+_SPEED = {"cpu": 1.5e11, "cuda": 2e13}
+
+
+class Objective(nn.Module):
+    """The whole loss in one `forward`, so that DistributedDataParallel sees every gradient."""
+
+    def __init__(self, model: ShapeModel, weights: Mapping[str, float], execution: Execution = "eager") -> None:
+        super().__init__()
+        self.model, self.weights, self.execution = model, dict(weights), execution
+        self._loss = _compiled(self.of_code) if execution == "compiled" else self.of_code
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
+        """Loss, and its terms for the record."""
+        code = self.model.encode(batch)
+        if self.execution == "eager" or batch.points.is_cuda or not torch.is_grad_enabled():
+            loss, terms = self._loss(batch, code)
+            return loss, {name: term.detach().clone() for name, term in terms.items()}
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        found = in_pieces(self._loss, batch, code, learned)
+        return _Known.apply(found.loss, found.gradients, *code.tensors, *learned), found.terms  # type: ignore[no-untyped-call]
+
+    def of_code(self, batch: Batch, code: Code) -> tuple[Tensor, Terms]:
+        """Loss and terms of a batch whose codes are known."""
+        terms = self.model.terms(batch, code)
+        return weigh(terms, self.weights), terms
+
+
+class Found(NamedTuple):
+    """A loss with its terms, and its gradients with respect to the code's tensors, then to what is learned."""
+
+    loss: Tensor
+    terms: Terms
+    gradients: list[Tensor | None]
+
+
+def in_pieces(loss: Loss, batch: Batch, code: Code, learned: Sequence[Tensor]) -> Found:
+    """Loss and gradients piece by piece; every piece is one share of the whole, since all terms are means.
+
+    The pieces' gradients are added in their order, whichever thread is done first: the same bits in every run.
+    """
+    pieces = _cut(batch)
+
+    def one(piece: _Piece) -> Found:
+        leaves = [tensor[piece.rows].detach().requires_grad_() for tensor in code.tensors]
+        with torch.enable_grad():
+            part, terms = loss(piece.batch, code.of(leaves))
+            gradients = torch.autograd.grad(part, [*leaves, *learned], allow_unused=True)
+        return Found(part.detach(), {name: term.detach() for name, term in terms.items()}, list(gradients))
+
+    count = len(code.tensors)
+    by_code = [torch.zeros_like(tensor) for tensor in code.tensors]
+    total: Found | None = None
+    for piece, found in zip(pieces, spread(one, pieces), strict=True):
+        for whole, gradient in zip(by_code, found.gradients[:count], strict=True):
+            if gradient is not None:
+                whole[piece.rows] += gradient
+        total = _added(total, found._replace(gradients=found.gradients[count:]))
+    assert total is not None  # a batch has a scan
+    share = 1 / len(pieces)
+    known = [gradient for gradient in (*by_code, *total.gradients) if gradient is not None]
+    torch._foreach_mul_(known, share)
+    terms = {name: term * share for name, term in total.terms.items()}
+    return Found(total.loss * share, terms, [*by_code, *total.gradients])
+
+
+class _Piece(NamedTuple):
+    rows: slice
+    batch: Batch
+
+
+def _cut(batch: Batch) -> list[_Piece]:
+    """Equal pieces of at most `PIECE` points, as far as the numbers divide: some scans each, or parts of one scan."""
+    scans, surface, box = len(batch.points), batch.surface.shape[1], batch.box.shape[1]
+    points = 2 * surface + box
+    pieces = next((n for n in _divisors(scans) if scans // n * points <= PIECE), scans)
+    parts = next((n for n in _divisors(math.gcd(surface, box)) if points <= n * PIECE), math.gcd(surface, box))
+    each = scans // pieces
+    rows = [slice(first, first + each) for first in range(0, scans, each)]
+    return [_Piece(some, batch[some].part(index, parts)) for some in rows for index in range(parts)]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _added(total: Found | None, found: Found) -> Found:
+    """The sum of two; the first one's tensors are overwritten."""
+    if total is None:
+        return found
+    for whole, more in zip(total.gradients, found.gradients, strict=True):
+        if whole is not None and more is not None:
+            whole += more
+    return Found(total.loss + found.loss, {k: v + found.terms[k] for k, v in total.terms.items()}, total.gradients)
+
+
+class _Known(torch.autograd.Function):
+    """A loss whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if gradient is None else gradient * by_loss for gradient in ctx.gradients)
+
+
+def _compiled(loss: Loss) -> Loss:
+    """The loss through torch.compile; threads that call it first wait for one of them to compile."""
+    fast = torch.compile(loss, dynamic=False, mode="reduce-overhead" if torch.cuda.is_available() else None)
+    lock, shapes = Lock(), set[tuple[torch.Size, ...]]()
+
+    def call(batch: Batch, code: Code) -> tuple[Tensor, Terms]:
+        shape = batch.points.shape, batch.surface.shape, batch.box.shape
+        if shape in shapes:
+            return fast(batch, code)
+        with lock:
+            found = fast(batch, code)
+            shapes.add(shape)
+        return found
+
+    return call
+
+
+def choose(model: nn.Module, batch: Batch, steps: int, minutes: float | None) -> Execution:
+    """The execution that ends a training of so many steps (or minutes) first.
+
+    By arithmetic alone, so that the same training is executed in the same way each time: a step visits every weight
+    six times for each point.
+    """
+    device = "cpu" if batch.points.device.type == "cpu" else "cuda"
+    points = len(batch.points) * (2 * batch.surface.shape[1] + batch.box.shape[1])
+    operations = 12.0 * points * sum(p.numel() for p in model.parameters()) * steps
+    foreseen = min(operations / _SPEED[device] / 60, math.inf if minutes is None else minutes)
+    if foreseen > _PAYS[device] and (device != "cpu" or _has_compiler()):
+        return "compiled"
+    return "blocked" if device == "cpu" and points > PIECE else "eager"
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
