@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from trimesh import Trimesh
 
 from shapespace.data.scan import Scan
-from shapespace.geometry.nearest import to_mesh, to_points
+from shapespace.geometry.nearest import each_other, to_mesh, to_points
 
 Row = dict[str, float]
 Statistics = dict[str, float | int]
@@ -385,7 +385,7 @@ def _exact(points: Float[np.ndarray, "n 3"], mesh: Trimesh) -> Float[np.ndarray,
 
 def _both(a: Scan, b: Scan) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "m"]]:
     """From each point of a to the nearest of b, and from each of b to the nearest of a."""
-    return to_points(a.points, b.points)[0], to_points(b.points, a.points)[0]
+    return each_other(a.points, b.points)
 
 
 def _seen(points: Float[np.ndarray, "n 3"], scan: Scan) -> Bool[np.ndarray, "n"]:

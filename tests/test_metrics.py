@@ -1,8 +1,10 @@
 """Known answers: shapes whose distances, overlaps and angles are written down, and plain twins of the fast paths."""
 
+import igl
 import numpy as np
 import pytest
 import trimesh
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from trimesh import Trimesh
 
@@ -269,6 +271,25 @@ def test_score_gives_rows_that_do_not_depend_on_their_neighbours() -> None:
     assert list(both) == ["l1", "surface"]
     assert both["surface"] == score(["surface"], found, sphere(0.5, 3))["surface"]
     assert both["surface"] != score(["surface"], found, sphere(0.5, 3), seed=1)["surface"]
+
+
+def test_every_protocol_scores_what_plain_searches_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_mesh(points: np.ndarray, mesh: Trimesh) -> tuple[np.ndarray, ...]:
+        found = igl.point_mesh_squared_distance(points, np.array(mesh.vertices), np.array(mesh.faces))
+        return np.sqrt(found[0]), *found[1:]
+
+    def to_points(points: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return cKDTree(others).query(points)
+
+    def each_other(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return to_points(a, b)[0], to_points(b, a)[0]
+
+    found, truth = sphere(0.502, 4).apply_translation([0.003, 0, 0]), sphere(0.5, 4)
+    scan = Scan("a/b/0", np.asarray(sphere(0.501, 3).vertices, dtype=np.float32))
+    fast = {name: one(name, found, truth, scan, count=5000) for name in PROTOCOLS}
+    for plain in (to_mesh, to_points, each_other):
+        monkeypatch.setattr(metrics, plain.__name__, plain)
+    assert fast == {name: one(name, found, truth, scan, count=5000) for name in PROTOCOLS}
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import tyro
 
-from shapespace.space import Components, ShapeSpace
+from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import Source, gather
-from shapespace.tools.fit import write
+from shapespace.tools._outputs import Meshing, write
 
 
 def main(
@@ -21,9 +21,8 @@ def main(
     scans: Annotated[list[str], tyro.conf.Positional],
     *,
     source: Annotated[Source, tyro.conf.arg(name="")],
+    meshing: Annotated[Meshing, tyro.conf.arg(name="")],
     out: Path = Path("encoded"),
-    resolution: int = 128,
-    components: Components = "largest",
     seed: int = 0,
 ) -> None:
     """Encode scans.
@@ -32,14 +31,13 @@ def main(
         run: Folder of a run, or a model's .safetensors file.
         scans: Scan files, or names in a store.
         source: How to read them.
+        meshing: How to mesh what was found.
         out: Folder for codes and meshes.
-        resolution: Cells of the mesh's grid along the model cube's edge; 0 makes no meshes.
-        components: Keep the largest component of each mesh, or all.
         seed: Of the points that are drawn from each scan.
 
     """
     space = ShapeSpace.load(run)
-    write(space.encode_scans(gather(scans, source), seed=seed), space, out, source, resolution, components)
+    write(space.encode_scans(gather(scans, source), seed=seed), space, out, source, meshing)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Frames, samples, closed-form distances, nearest points."""
 
+from collections.abc import Callable
+
+import igl
 import numpy as np
 import pytest
 import torch
@@ -72,6 +75,25 @@ def test_nearest_on_a_box_is_the_closed_form() -> None:
     np.testing.assert_allclose(np.einsum("ij,ij->i", closest - box.triangles[face, 0], normal), 0, atol=1e-12)
 
 
+def test_nearest_on_a_mesh_is_the_library_s_own_answer_to_the_bit(make_body: Callable[..., trimesh.Trimesh]) -> None:
+    body, rng = make_body(), np.random.default_rng(0)
+    points = np.concatenate([body.vertices, body.sample(5000, seed=0), rng.normal(size=(5000, 3))])
+    plain = igl.point_mesh_squared_distance(points, np.array(body.vertices), np.array(body.faces))
+    for ours, theirs in zip(nearest.to_mesh(points, body), (np.sqrt(plain[0]), *plain[1:]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_nearest_notices_that_a_mesh_was_changed() -> None:
+    box, origin = trimesh.creation.box((2.0, 2.0, 2.0)), np.zeros((1, 3))
+    assert nearest.to_mesh(origin, box)[0] == 1
+    box.apply_scale(3)
+    assert nearest.to_mesh(origin, box)[0] == 3
+    box.vertices[:, 0] *= 0.5
+    assert nearest.to_mesh(origin, box)[0] == 1.5
+    box.update_faces(np.abs(box.face_normals[:, 0]) < 0.5)
+    assert nearest.to_mesh(origin, box)[0] == 3
+
+
 def test_nearest_refuses_a_mesh_without_faces() -> None:
     with pytest.raises(ValueError, match=r"mesh without faces \(0 vertices\)"):
         nearest.to_mesh(np.zeros((1, 3)), trimesh.Trimesh())
@@ -84,3 +106,17 @@ def test_nearest_among_points() -> None:
     table = np.linalg.norm(points[:, None] - others, axis=-1)
     np.testing.assert_allclose(distance, table.min(axis=1))
     np.testing.assert_array_equal(index, table.argmin(axis=1))
+    there, back = nearest.each_other(points, others)
+    np.testing.assert_array_equal(there, distance)
+    np.testing.assert_allclose(back, table.min(axis=0))
+
+
+@pytest.mark.parametrize(
+    "points", [np.zeros((0, 3)), np.ones((40, 3)), np.geomspace(1e-300, 1, 900)[:, None] * [1, 0, 0]]
+)
+def test_nearest_bears_no_points_equal_points_and_crowded_points(points: np.ndarray) -> None:
+    to_itself, _ = nearest.to_points(points, points) if len(points) else nearest.to_points(points, np.ones((1, 3)))
+    np.testing.assert_array_equal(to_itself, 0)
+    distance, face, closest = nearest.to_mesh(points, trimesh.creation.box((8.0, 8.0, 8.0)))
+    assert (len(distance), len(face), closest.shape) == (len(points), len(points), points.shape)
+    np.testing.assert_allclose(distance, 4 - points.max(axis=1, initial=-np.inf))

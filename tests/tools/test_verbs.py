@@ -147,56 +147,25 @@ def person(scale: float = 1.0) -> Scan:
     return Scan("p", (normals * (0.3, 0.85, 0.2) * scale).astype(np.float32))
 
 
-def write_bad(kind: str, folder: Path) -> str:
-    """Write one bad scan and return its name."""
-    file = folder / "scan.ply"
-    if kind == "empty":
-        file.write_bytes(b"")
-    elif kind == "truncated":
-        write_scan(file, person())
-        file.write_bytes(file.read_bytes()[:-1000])
-    elif kind == "wrong unit":
-        write_scan(file, person(1000))
-    else:
-        points = person().points
-        if kind == "not a number":
-            points[3, 1] = np.nan
-        elif kind == "one point":
-            points = points[:1]
-        columns = points if kind != "zero normals" else np.hstack([points, np.zeros_like(points)])
-        file = folder / "scan.npy"
-        np.save(file, columns)
-    return file.name
-
-
-BAD = {
-    "empty": "empty",
-    "truncated": "truncated|cut|short",
-    "not a number": "NaN|nan|not finite|finite",
-    "one point": "1 point|one point|100",
-    "zero normals": "normal",
-    "wrong unit": "--unit mm",
-    "points only": "normals",
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_scans_are_refused_in_a_sentence_and_leave_nothing(
-    kind: str, run: Path, tmp_path: Path, inside: Callable[[str], tuple[int, str, str]]
-) -> None:
-    scans = tmp_path / "scans"
-    scans.mkdir()
-    name = write_bad(kind, scans)
-    need = " --normals require" if kind in ("zero normals", "points only") else ""
-    lines = [f"shapespace preprocess folder scans out.h5{need}"]
-    if not need:
-        lines.append(f"shapespace fit {run} scans/{name} --out out")
-    for line in lines:
-        code, out, err = inside(line)
-        assert code == 2, (line, out, err)
-        assert "Traceback" not in err
-        assert re.search(BAD[kind], err), (line, err)
-        assert not list(tmp_path.glob("out*")), list(tmp_path.iterdir())
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each bad scan, named after what is wrong with it."""
+    root = tmp_path_factory.mktemp("bad")
+    (root / "empty").mkdir()
+    (root / "empty" / "scan.ply").touch()
+    write_scan(root / "truncated" / "scan.ply", person())
+    os.truncate(root / "truncated" / "scan.ply", (root / "truncated" / "scan.ply").stat().st_size - 1000)
+    write_scan(root / "unit" / "scan.ply", person(1000))
+    points = person().points
+    for name, columns in {
+        "nan": np.where(np.arange(len(points))[:, None] == 3, np.nan, points),
+        "alone": points[:1],
+        "normals": np.hstack([points, np.zeros_like(points)]),
+        "bare": points,
+    }.items():
+        (root / name).mkdir()
+        np.save(root / name / "scan.npy", columns)
+    return root
 
 
 MISTAKES = {
@@ -204,23 +173,35 @@ MISTAKES = {
     "shapespace fit {run} nothing.ply": r"nothing\.ply",
     "shapespace fit nowhere nothing.ply": "no model at nowhere",
     "shapespace fit {run} --split test": "--split test needs the store",
+    "shapespace fit {run} {bad}/empty/scan.ply": r"scan\.ply is empty \(0 bytes\)",
+    "shapespace fit {run} {bad}/truncated/scan.ply": r"scan\.ply is truncated: .* the file has \d,\d+",
+    "shapespace fit {run} {bad}/unit/scan.ply": "1,660 m large, .* --unit mm",
+    "shapespace fit {run} {bad}/nan/scan.npy": "1 of 500 points have NaN",
+    "shapespace fit {run} {bad}/alone/scan.npy": "holds 1 points, and at least 100 are needed",
     "shapespace encode {run}": "no scans given",
     "shapespace mesh {run} {run}": "not a shapespace codes",
     "shapespace train": "train needs a store and a folder",
     "shapespace train nothing.h5 --out r": r"nothing\.h5",
     "shapespace train --resume nothing": r"no config\.yaml",
+    "shapespace train x.h5 --config igr_papr": "did you mean igr_paper",
     "shapespace evaluate {run} nothing.h5": r"nothing\.h5",
     "shapespace interpolate {run} {run}:a b": "not a shapespace codes",
     "shapespace preprocess fuast . out.h5": "faust",
-    "shapespace train x.h5 --config igr_papr": "did you mean igr_paper",
+    "shapespace preprocess folder {bad}/empty out.h5": r"scan\.ply is empty \(0 bytes\)",
+    "shapespace preprocess folder {bad}/truncated out.h5": r"scan\.ply is truncated: .* the file has \d,\d+",
+    "shapespace preprocess folder {bad}/unit out.h5": "1,660 m large, .* --unit mm",
+    "shapespace preprocess folder {bad}/nan out.h5": "1 of 500 points have NaN",
+    "shapespace preprocess folder {bad}/alone out.h5": "holds 1 points, and at least 100 are needed",
+    "shapespace preprocess folder {bad}/normals out.h5 --normals require": "500 of 500 normals have length zero",
+    "shapespace preprocess folder {bad}/bare out.h5 --normals require": "without faces or normals, and normals are req",
 }
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_mistakes_get_a_sentence(
-    line: str, run: Path, tmp_path: Path, inside: Callable[[str], tuple[int, str, str]]
+def test_mistakes_get_a_sentence_and_leave_nothing(
+    line: str, run: Path, bad: Path, tmp_path: Path, inside: Callable[[str], tuple[int, str, str]]
 ) -> None:
-    code, out, err = inside(line.format(run=run))
+    code, out, err = inside(line.format(run=run, bad=bad))
     assert code == 2, (out, err)
     assert re.search(MISTAKES[line], err), err
     assert "Traceback" not in err

@@ -1,0 +1,46 @@
+"""What `encode` and `fit` leave: codes, a record, and meshes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from shapespace.atomic import replacing
+from shapespace.data import files
+from shapespace.space import Components, Fit, ShapeSpace, save_fits
+from shapespace.tools._inputs import Source, file_name
+
+
+@dataclass(frozen=True)
+class Meshing:
+    """How to mesh what was found."""
+
+    resolution: int = 128
+    """Cells of the mesh's grid along the model cube's edge; 0 makes no meshes."""
+    components: Components = "largest"
+    """Keep the largest component of each mesh, or all."""
+
+
+def write(fits: Sequence[Fit], space: ShapeSpace, out: Path, source: Source, meshing: Meshing) -> None:
+    """Codes, the record of the fits, and the meshes, which lie where the scans do."""
+    out.mkdir(parents=True, exist_ok=True)
+    save_fits(out / "codes.safetensors", fits, space)
+    with replacing(out / "fits.json") as part:
+        part.write_text(json.dumps([_record(fit) for fit in fits], indent=1))
+    if meshing.resolution:
+        for fit in tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2):
+            mesh = space.mesh(fit, resolution=meshing.resolution, components=meshing.components)
+            files.write_mesh(out / f"{file_name(fit.name)}.ply", mesh, unit=files.UNITS[source.unit], up=source.up)
+        print(f"{len(fits)} meshes in {out}")
+    print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
+
+
+def _record(fit: Fit) -> dict[str, object]:
+    row: dict[str, object] = {"name": fit.name, "seconds": round(fit.seconds, 3)}
+    if len(fit.residuals):
+        median, p95 = np.percentile(fit.residuals * 1000, [50, 95])
+        row |= {"residual_median_mm": round(float(median), 3), "residual_p95_mm": round(float(p95), 3)}
+    return row
