@@ -79,8 +79,9 @@ class TrainConfig:
     """Of weights, order and points."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
-    products: Literal["float32", "tf32", "bf16"] = "float32"
-    """Precision of matrix products (tf32 needs a GPU)."""
+    products: Literal["auto", "float32", "tf32", "bf16"] = "auto"
+    """Precision of matrix products (tf32 needs a GPU). Auto takes faster ones than float32's only if the gradients of
+    the first batch stay the same to 1e-5."""
     execution: Literal["auto", "eager", "blocked", "compiled"] = "auto"
     """How a step is computed: all points in one graph; in pieces side by side on the cores of a CPU; or through
     torch.compile. Auto goes by the device and the length of the training. The result is the same but for rounding."""

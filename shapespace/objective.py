@@ -22,6 +22,7 @@ from shapespace.models.code import Code
 from shapespace.nn.spread import PIECE, spread
 
 Execution = Literal["eager", "blocked", "compiled"]
+Products = Literal["auto", "float32", "tf32", "bf16"]
 Terms = dict[str, Tensor]
 Loss = Callable[[Batch, Code], tuple[Tensor, Terms]]
 
@@ -30,6 +31,8 @@ Loss = Callable[[Batch, Code], tuple[Tensor, Terms]]
 # floating-point operations a second, by which the minutes are foreseen.
 _PAYS = {"cpu": 30.0, "cuda": 5.0}
 _SPEED = {"cpu": 1.5e11, "cuda": 2e13}
+
+_PRECISION = {"float32": "highest", "tf32": "high", "bf16": "medium"}
 
 
 class Objective(nn.Module):
@@ -155,6 +158,29 @@ def _compiled(loss: Loss) -> Loss:
     return call
 
 
+def settle_products(model: ShapeModel, weights: Mapping[str, float], batch: Batch, products: Products) -> None:
+    """Set the precision of torch's products of float32 matrices.
+
+    `auto` takes the faster ones (TF32 on a GPU; on a CPU oneDNN's, which are bf16 only where there are tiles for it) if
+    the gradients of this batch hold to 1e-5 of their norm, and the exact ones if not.
+    """
+    if products != "auto":
+        torch.set_float32_matmul_precision(_PRECISION[products])
+        return
+    objective = Objective(model, weights, "eager" if batch.points.is_cuda else "blocked")
+    learned = [p for p in model.parameters() if p.requires_grad]
+
+    def gradients(precision: str) -> Tensor:
+        torch.set_float32_matmul_precision(precision)
+        torch.manual_seed(0)
+        found = torch.autograd.grad(objective(batch)[0], learned, allow_unused=True)
+        return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+
+    exact, fast = gradients("highest"), gradients("high" if batch.points.is_cuda else "medium")
+    if (fast - exact).norm() > 1e-5 * exact.norm():
+        torch.set_float32_matmul_precision("highest")
+
+
 def choose(model: nn.Module, batch: Batch, steps: int, minutes: float | None) -> Execution:
     """The execution that ends a training of so many steps (or minutes) first.
 
@@ -165,10 +191,11 @@ def choose(model: nn.Module, batch: Batch, steps: int, minutes: float | None) ->
     points = len(batch.points) * (2 * batch.surface.shape[1] + batch.box.shape[1])
     operations = 12.0 * points * sum(p.numel() for p in model.parameters()) * steps
     foreseen = min(operations / _SPEED[device] / 60, math.inf if minutes is None else minutes)
-    if foreseen > _PAYS[device] and (device != "cpu" or _has_compiler()):
+    if foreseen > _PAYS[device] and (device != "cpu" or has_compiler()):
         return "compiled"
     return "blocked" if device == "cpu" and points > PIECE else "eager"
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
+    """Whether torch.compile has what it needs on a CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

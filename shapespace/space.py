@@ -183,7 +183,6 @@ class ShapeSpace:
         if config.device != "auto":
             device = torch.device(config.device)
         torch.manual_seed(config.seed)
-        torch.set_float32_matmul_precision({"float32": "highest", "tf32": "high", "bf16": "medium"}[config.products])
         model = build.igr(config.model, shapes=len(names)).to(device)
         space = cls(
             model,
@@ -217,18 +216,23 @@ class ShapeSpace:
             mesh_every=config.mesh_every,
             workers=config.batch.workers,
             execution=None if config.execution == "auto" else config.execution,
+            products=config.products,
         )
-        train.train(
-            model,
-            dataset,
-            train.adam(model, lr=optim.lr, lr_codes=optim.lr_codes),
-            asdict(config.weights),
-            plan,
-            run,
-            device=device,
-            publish=lambda: space.save(run.weights),
-            resume=resume,
-        )
+        products = torch.get_float32_matmul_precision()
+        try:
+            train.train(
+                model,
+                dataset,
+                train.adam(model, lr=optim.lr, lr_codes=optim.lr_codes),
+                asdict(config.weights),
+                plan,
+                run,
+                device=device,
+                publish=lambda: space.save(run.weights),
+                resume=resume,
+            )
+        finally:
+            torch.set_float32_matmul_precision(products)
         model.eval()
         return space
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from shapespace.data.loader import StepDataset, batches
 from shapespace.models.base import ShapeModel
 from shapespace.nn.codebook import Codebook
-from shapespace.objective import Execution, Objective, choose
+from shapespace.objective import Execution, Objective, Products, choose, settle_products
 from shapespace.run import Run
 
 # Factor on the learning rate at a step, and at a share of the training that has passed.
@@ -36,6 +36,7 @@ class Plan:
     mesh_every: int
     workers: int
     execution: Execution | None
+    products: Products
 
 
 def train(
@@ -60,7 +61,9 @@ def train(
     chief = dataset.rank == 0
     base_lr = [group["lr"] for group in optimiser.param_groups]
     start, spent = _restore(model, optimiser, run) if resume else (0, 0.0)
-    execution = plan.execution or choose(model, dataset[start].to(device), plan.steps, plan.minutes)
+    first = dataset[start].to(device)
+    settle_products(model, weights, first, plan.products)
+    execution = plan.execution or choose(model, first, plan.steps, plan.minutes)
     objective: nn.Module = Objective(model, weights, execution)
     if dataset.world > 1:
         objective = DistributedDataParallel(objective)

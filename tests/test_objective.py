@@ -102,10 +102,28 @@ here["assert_same"](here["gradients"](made, one, "compiled"), here["gradients"](
 
 def test_the_choice_goes_by_the_length_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     made = build.igr(build.IGRSizes(code=64, width=256))
-    monkeypatch.setattr(objective, "_has_compiler", lambda: True)
+    monkeypatch.setattr(objective, "has_compiler", lambda: True)
     assert objective.choose(made, batch(scans=2, points=80), 10**9, 1.0) == "eager"  # one piece
     assert objective.choose(made, batch(scans=16, points=128), 3000, None) == "blocked"
     assert objective.choose(made, batch(scans=16, points=128), 10**6, None) == "compiled"
     assert objective.choose(made, batch(scans=16, points=128), 10**6, 9.0) == "blocked"
-    monkeypatch.setattr(objective, "_has_compiler", lambda: False)
+    monkeypatch.setattr(objective, "has_compiler", lambda: False)
     assert objective.choose(made, batch(scans=16, points=128), 10**6, None) == "blocked"
+
+
+def test_faster_products_are_taken_only_if_the_gradients_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, one = model(), batch()
+    told: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    objective.settle_products(made, WEIGHTS, one, "float32")
+    assert told.pop() == "highest"
+    objective.settle_products(made, WEIGHTS, one, "auto")
+    assert told[-1] == "medium"  # nothing was really changed, so the gradients hold
+
+    def rough(self: Objective, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, terms = self.of_code(batch, self.model.encode(batch))
+        return loss * (1.001 if told[-1] == "medium" else 1.0), terms
+
+    monkeypatch.setattr(Objective, "forward", rough)
+    objective.settle_products(made, WEIGHTS, one, "auto")
+    assert told[-1] == "highest"

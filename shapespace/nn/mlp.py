@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from shapespace.nn.spread import PIECE, spread
 
@@ -67,13 +68,23 @@ class SkipMLP(nn.Module):
         return [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
 
     def weights(self) -> "_Weights":
-        """What the sweeps need; beta and the square roots of 2 are in it, so that they know of neither."""
+        """What the sweeps need; beta and the square roots of 2 are in it, so that they know of neither.
+
+        The narrow layer is filled up with units that nobody listens to: products like sizes that divide by 16.
+        """
         bias = [self.point_in.bias, *(layer.bias for layer in self.layers())]
         hidden = [layer.weight for layer in self.layers()]
-        hidden[self.skip - 1] = hidden[self.skip - 1] * math.sqrt(0.5)
+        entry = self.point_in.weight, self.code_in.weight
+        fill = -hidden[self.skip - 1].shape[1] % 16
+        hidden[self.skip - 1] = pad(hidden[self.skip - 1] * math.sqrt(0.5), (0, fill))
+        bias[self.skip - 1] = pad(bias[self.skip - 1], (0, fill))
+        if self.skip > 1:
+            hidden[self.skip - 2] = pad(hidden[self.skip - 2], (0, 0, 0, fill))
+        else:
+            entry = pad(entry[0], (0, 0, 0, fill)), pad(entry[1], (0, 0, 0, fill))
         return _Weights(
-            self.point_in.weight * self.beta,
-            self.code_in.weight * self.beta,
+            entry[0] * self.beta,
+            entry[1] * self.beta,
             self.point_skip.weight * (self.beta * math.sqrt(0.5)),
             self.code_skip.weight * (self.beta * math.sqrt(0.5)),
             self.out.weight / self.beta,
@@ -113,7 +124,7 @@ class SkipMLP(nn.Module):
         return Linearised(value.view(x.shape[:2]), gradient.view(x.shape), jacobian.view(*x.shape[:2], -1))
 
 
-# Below, points of all shapes stand in one row (n = b q), and lengths are in units of 1 / beta: softplus has sharpness 1.
+# Below, points of all shapes stand in one row (n = b q) and lengths are in units of 1 / beta: softplus has sharpness 1.
 
 
 class _Weights(NamedTuple):

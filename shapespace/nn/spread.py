@@ -5,8 +5,10 @@ other work to do that is most of the time. Whole pieces need no such waiting, an
 the cores' caches.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -29,12 +31,21 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Re
         return
     grad = torch.is_grad_enabled()
 
-    def begin() -> None:
-        torch.set_num_threads(1)
-        torch.set_grad_enabled(grad)
+    def in_thread(item: Item) -> Result:
+        with torch.set_grad_enabled(grad):
+            return work(item)
 
+    torch.set_num_threads(1)  # whoever takes the results must not ask for cores that are busy
     try:
-        with ThreadPoolExecutor(min(threads, len(items)), initializer=begin) as pool:
-            yield from pool.map(work, items)
+        yield from _pool(threads).map(in_thread, items)
     finally:
-        torch.set_num_threads(threads)  # a thread's number is its own, but new threads would take the last one set
+        torch.set_num_threads(threads)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay, with what the libraries keep for each; each has one thread of torch's."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive in a forked process

@@ -56,16 +56,21 @@ def test_sparse_equals_dense_on_the_same_grid(resolution: int) -> None:
     assert sparse.area == pytest.approx(dense(capsule, resolution=resolution).area, rel=2e-3)
 
 
-def test_visits_little_of_the_grid() -> None:
-    visited = 0
+def test_visits_grow_with_the_surface_and_not_with_the_volume() -> None:
+    def visits(resolution: int) -> int:
+        visited = 0
 
-    def counted(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
-        nonlocal visited
-        visited += len(x)
-        return capsule(x)
+        def counted(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+            nonlocal visited
+            visited += len(x)
+            return capsule(x)
 
-    isosurface(counted, resolution=256)
-    assert visited < 0.03 * 257**3
+        isosurface(counted, resolution=resolution)
+        return visited
+
+    few, many = visits(128), visits(256)
+    assert many < 0.012 * 257**3
+    assert many < 4.5 * few  # a volume would be 8 times as large
 
 
 @pytest.mark.parametrize("speed", [0.2, 1.25, 1.9, 5.0])
