@@ -197,9 +197,8 @@ class _Problem:
 
     def __init__(self, model: FieldModel, scans: Sequence[Scan], codes: Code, options: LMOptions, seed: int) -> None:
         self.model, self.codes, self.options = model, codes, options
-        x, target, free = zip(
-            *(_constraints(_draw(scan, options.points, seed), options, seed) for scan in scans), strict=True
-        )
+        asked = [_constraints(_draw(scan, options.points, seed), options, seed) for scan in scans]
+        x, target, free = (list(parts) for parts in zip(*asked, strict=True))
         self.counts = [len(points) for points in x]
         device = codes.flat.device
         self.x = pad_sequence(x, batch_first=True).to(device)

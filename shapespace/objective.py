@@ -136,7 +136,7 @@ class _Known(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(None if gradient is None else gradient * by_loss for gradient in ctx.gradients)
 

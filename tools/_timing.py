@@ -42,11 +42,14 @@ def compare(
 ) -> Figure:
     """Time both, after a first call of each that is not counted, and whose results are compared.
 
-    `scale` is how many times what was timed the whole would be.
+    `scale` is how many times what was timed the whole would be. With no `times`, the first calls are what counts.
     """
+    began = time.perf_counter()
     first, reference_mb = _peak(reference)
+    between = time.perf_counter()
     second, ours_mb = _peak(ours)
-    slow, fast = interleaved([reference, ours], times)
+    ended = time.perf_counter()
+    slow, fast = interleaved([reference, ours], times) if times else (between - began, ended - between)
     slow, fast = slow * scale[0], fast * scale[1]
     same = None if equal is None else bool(equal(first, second))
     return Figure(section, name, slow, fast, slow / fast, reference_mb, ours_mb, same)
@@ -91,8 +94,8 @@ def _peak(way: Way[Result]) -> tuple[Result, float | None]:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        return way(), (torch.cuda.max_memory_allocated() - before) / 1e6
+        held = torch.cuda.memory_allocated()
+        return way(), (torch.cuda.max_memory_allocated() - held) / 1e6
     try:
         ctypes.CDLL(None).malloc_trim(0)  # or what earlier calls left to the heap would not be counted
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)

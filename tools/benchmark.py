@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -25,7 +26,6 @@ import h5py
 import numpy as np
 import torch
 import tyro
-from scipy.spatial import cKDTree
 from torch import Tensor
 from trimesh import Trimesh
 
@@ -36,6 +36,7 @@ from shapespace.data.loader import Batch, collate
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
 from shapespace.geometry.isosurface import dense, evaluate
+from shapespace.geometry.nearest import each_other
 from shapespace.losses import weigh
 from shapespace.models.igr import IGR
 from shapespace.nn.plain import twin
@@ -182,7 +183,8 @@ class _Bench:
         """Time the fit of one unseen scan against the paper's, and of many against one."""
         size, space, store = self.size, *self._space()
         scan = _scan(store, store.select("unseen_people")[0])
-        model, plain = space.model, _plain(space.model)
+        model = _igr(space)
+        plain = _plain(model)
         options = fit.AdamOptions(points=size.points)
         kept = self.folder / "reference_fit.json"
         if whole:
@@ -212,19 +214,26 @@ class _Bench:
             lambda: [fit.fit_lm(model, [one]) for one in some],
             lambda: fit.fit_lm(model, scans),
             None,
-            times=1,
+            times=0,
             scale=(1 / len(some), 1 / len(scans)),
         )
 
     def mesh(self) -> Iterator[Figure]:
         """Time the field by itself, and meshes against the dense grid."""
         size, space, store = self.size, *self._space()
-        model, plain = space.model, _plain(space.model)
+        model = _igr(space)
+        plain = _plain(model)
         code = fit.encode(model, [_scan(store, store.select("unseen_people")[0])])
         x = (torch.rand(1 << 16, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1).numpy()
 
         def field(of: IGR) -> Callable[[Tensor], Tensor]:
             return lambda points: of.field(points.to(self.device)[None], code)[0]
+
+        def surface(cells: int) -> Trimesh:
+            return model.surface(code, resolution=cells)[0]
+
+        def same(cells: int, _: Trimesh, ours: Trimesh) -> bool:
+            return _same_mesh(dense(field(model), resolution=cells), ours)
 
         yield compare(
             "mesh",
@@ -243,9 +252,9 @@ class _Bench:
                 yield compare(
                     "mesh",
                     f"{cells} cells",
-                    lambda cells=cells: dense(field(plain), resolution=cells),
-                    lambda cells=cells: model.surface(code, resolution=cells)[0],
-                    lambda _, ours, cells=cells: _same_mesh(dense(field(model), resolution=cells), ours),
+                    partial(dense, field(plain), resolution=cells),
+                    partial(surface, cells),
+                    partial(same, cells),
                     times=1,
                 )
             else:
@@ -254,7 +263,7 @@ class _Bench:
                     "mesh",
                     f"{cells} cells; reference: {nodes:,} nodes at the speed of {stretch:,}",
                     lambda: evaluate(field(plain), x),
-                    lambda cells=cells: model.surface(code, resolution=cells)[0],
+                    partial(surface, cells),
                     None,
                     times=2 if cells < 512 else 1,
                 )
@@ -326,6 +335,11 @@ class _Bench:
         return ShapeSpace.load(run, device=self.device.type), Store(packed)
 
 
+def _igr(space: ShapeSpace) -> IGR:
+    assert isinstance(space.model, IGR)  # it was trained so
+    return space.model
+
+
 def _plain(model: IGR) -> IGR:
     """The same model with its decoder computed as the paper's code does."""
     return IGR(model.encoder, twin(model.decoder), model.prior)
@@ -384,9 +398,7 @@ def _close(tolerance: float) -> Callable[[Tensor, Tensor], bool]:
 
 def _same_mesh(a: Trimesh, b: Trimesh) -> bool:
     """Every vertex of either is one of the other's."""
-    there, _ = cKDTree(a.vertices).query(b.vertices)
-    back, _ = cKDTree(b.vertices).query(a.vertices)
-    return max(there.max(), back.max()) < 1e-6
+    return max(distances.max() for distances in each_other(a.vertices, b.vertices)) < 1e-6
 
 
 def _weights(model: IGR) -> int:

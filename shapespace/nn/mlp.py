@@ -72,8 +72,8 @@ class SkipMLP(nn.Module):
 
         The narrow layer is filled up with units that nobody listens to: products like sizes that divide by 16.
         """
-        bias = [self.point_in.bias, *(layer.bias for layer in self.layers())]
-        hidden = [layer.weight for layer in self.layers()]
+        bias: list[Tensor] = [self.point_in.bias, *(layer.bias for layer in self.layers())]
+        hidden: list[Tensor] = [layer.weight for layer in self.layers()]
         entry = self.point_in.weight, self.code_in.weight
         fill = -hidden[self.skip - 1].shape[1] % 16
         hidden[self.skip - 1] = pad(hidden[self.skip - 1] * math.sqrt(0.5), (0, fill))
@@ -148,7 +148,8 @@ class _Weights(NamedTuple):
     def of(cls, flat: Sequence[Tensor]) -> "_Weights":
         """The way back from `flat`: there is one bias more than hidden products."""
         depth = (len(flat) - 5) // 2
-        return cls(*flat[:6], tuple(flat[6 : 5 + depth]), tuple(flat[5 + depth :]))
+        a, b, c, d, e, f, *rest = flat
+        return cls(a, b, c, d, e, f, tuple(rest[: depth - 1]), tuple(rest[depth - 1 :]))
 
 
 def soft_step(z: Float[Tensor, "n w"]) -> tuple[Float[Tensor, "n w"], Float[Tensor, "n w"]]:
@@ -220,7 +221,7 @@ class _ValueAndGradient(torch.autograd.Function):
         return _read(heights[-1], w).view(x.shape[:2]), _gradient(deltas, w, skip).view(x.shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, code, *saved = ctx.saved_tensors
         weights_need_one = any(ctx.needs_input_grad[3:])

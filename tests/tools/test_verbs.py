@@ -229,10 +229,14 @@ def test_the_program_alone_lists_its_verbs_and_a_file_is_a_program(tmp_path: Pat
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "shapespace fit"), done.stderr
 
 
-def test_the_benchmark_compares_equals(tmp_path: Path, inside: Callable[[str], tuple[int, str, str]]) -> None:
-    code, out, err = inside("shapespace benchmark --quick --json figures.json")
+@pytest.mark.parametrize("sections", ["encode load", pytest.param("all", marks=pytest.mark.slow)])
+def test_the_benchmark_compares_equals(
+    sections: str, tmp_path: Path, inside: Callable[[str], tuple[int, str, str]]
+) -> None:
+    code, out, err = inside(f"shapespace benchmark {sections} --quick --json figures.json")
     assert code == 0, err
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [figure["section"] for figure in figures] == ["step", "field", "mesh"]
-    assert all(figure["equal"] for figure in figures), out
+    expected = ["step", "fit", "mesh", "encode", "load"] if sections == "all" else sections.split()
+    assert list(dict.fromkeys(figure["section"] for figure in figures)) == expected
+    assert all(figure["equal"] in (True, None) for figure in figures), out
     assert all(figure["ratio"] == pytest.approx(figure["reference_s"] / figure["ours_s"]) for figure in figures)
