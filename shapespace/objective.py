@@ -184,12 +184,13 @@ def settle_products(model: ShapeModel, weights: Mapping[str, float], batch: Batc
 def choose(model: nn.Module, batch: Batch, steps: int, minutes: float | None) -> Execution:
     """The execution that ends a training of so many steps (or minutes) first.
 
-    By arithmetic alone, so that the same training is executed in the same way each time: a step visits every weight
-    six times for each point.
+    By arithmetic alone, so that the same training is executed in the same way each time: a step multiplies every
+    weight six times for each point.
     """
     device = "cpu" if batch.points.device.type == "cpu" else "cuda"
     points = len(batch.points) * (2 * batch.surface.shape[1] + batch.box.shape[1])
-    operations = 12.0 * points * sum(p.numel() for p in model.parameters()) * steps
+    weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
+    operations = 12.0 * points * weights * steps
     foreseen = min(operations / _SPEED[device] / 60, math.inf if minutes is None else minutes)
     if foreseen > _PAYS[device] and (device != "cpu" or has_compiler()):
         return "compiled"

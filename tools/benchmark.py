@@ -39,6 +39,7 @@ from shapespace.geometry.isosurface import dense, evaluate
 from shapespace.geometry.nearest import each_other
 from shapespace.losses import weigh
 from shapespace.models.igr import IGR
+from shapespace.nn.mlp import Linearised
 from shapespace.nn.plain import twin
 from shapespace.objective import Execution, Objective, has_compiler, settle_products
 from shapespace.space import ShapeSpace
@@ -205,6 +206,8 @@ class _Bench:
             times=3,
             scale=(options.steps / size.stretch, 1.0),
         )
+        product, seconds = interleaved([self._product("highest"), lambda: fit.fit_lm(model, [scan])], 3)
+        yield self._share("fit", "one scan", _fit_operations(model, scan), product, seconds)
         names = (store.names * math.ceil(size.scans / len(store.names)))[: size.scans]
         scans = [_scan(store, name) for name in names]
         some = scans[:: max(1, len(scans) // 3)][:3]
@@ -404,6 +407,24 @@ def _same_mesh(a: Trimesh, b: Trimesh) -> bool:
 def _weights(model: IGR) -> int:
     """Multiplications and additions of one sweep at one point, but for the thin first and last layer."""
     return sum(layer.weight.numel() for layer in model.decoder.layers())
+
+
+def _fit_operations(model: IGR, scan: Scan) -> float:
+    """Floating-point operations in the products of one fit: two sweeps, the code's Jacobian, the normal matrix."""
+    decoder, visits = model.decoder, list[int]()
+    code = decoder.code_in.in_features
+    of_jacobian = code * (decoder.code_in.out_features + decoder.code_skip.out_features)
+
+    def counted(x: Tensor, codes: Tensor) -> Linearised:
+        visits.append(x.shape[0] * x.shape[1])
+        return type(decoder).linearise(decoder, x, codes)
+
+    decoder.linearise = counted  # type: ignore[method-assign]
+    try:
+        fit.fit_lm(model, [scan])
+    finally:
+        del decoder.linearise
+    return 2.0 * sum(visits) * (2 * _weights(model) + of_jacobian + code**2)
 
 
 def _with_products(precision: str, way: Callable[[], Result]) -> Callable[[], Result]:

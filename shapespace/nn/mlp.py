@@ -97,7 +97,7 @@ class SkipMLP(nn.Module):
         """Field at x: negative inside."""
         if torch.is_grad_enabled():
             return self.value_and_gradient(x, code)[0]
-        w, size = self.weights(), PIECE if x.device.type == "cpu" else x.shape[1]
+        w, size = self.weights(), PIECE if x.device.type == "cpu" else max(x.shape[1], 1)
 
         def value(block: tuple[Tensor, Tensor]) -> Tensor:
             for last, _ in _layers(*block, w, self.skip):
@@ -267,8 +267,8 @@ def _backward(
     by_height = torch.outer(by_value, w.out[0])
     by_entry = {}
     for layer in reversed(range(depth)):
-        bend = by_delta.pop().mul_(deltas[layer])  # delta has one s of s (1 - s)
-        by_z = by_height.mul_(slopes[layer]).add_(bend.addcmul_(bend, slopes[layer], value=-1))
+        bend = by_delta.pop().mul_(deltas[layer])  # through the slope: delta has the s of s (1 - s), lerp the (1 - s)
+        by_z = torch.lerp(bend, by_height, slopes[layer], out=by_height)
         if layer in (0, skip):
             by_entry[layer] = by_z
         if weights:
