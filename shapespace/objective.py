@@ -27,8 +27,8 @@ Terms = dict[str, Tensor]
 Loss = Callable[[Batch, Code], tuple[Tensor, Terms]]
 
 # Minutes of training from which on compiling may pay: it takes part of one, and on two cores of one CPU it saved
-# nothing (docs/benchmarks.md); a GPU waits for the launching of kernels, so there it saves more. And the rough speed, in
-# floating-point operations a second, by which the minutes are foreseen.
+# nothing (docs/benchmarks.md); a GPU waits for the launching of kernels, so there it saves more. And the rough speed,
+# in floating-point operations a second, by which the minutes are foreseen.
 _PAYS = {"cpu": 60.0, "cuda": 5.0}
 _SPEED = {"cpu": 1.5e11, "cuda": 2e13}
 
