@@ -168,7 +168,7 @@ def _asleep(model: FieldModel) -> Iterator[None]:
 def _fit_lm_chunk(model: FieldModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> Fitted:
     model.eval()
     encoded = encode(model, scans, seed=seed)
-    few = replace(options, points=options.points // 4, free=options.free // 4)  # enough to tell starts apart
+    few = replace(options, points=max(1, options.points // 4), free=options.free // 4)  # they tell starts apart
     trial, problem = (_Problem(model, scans, encoded, asked, seed) for asked in (few, options))
     every = torch.arange(len(scans), device=encoded.flat.device)
     starts = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])

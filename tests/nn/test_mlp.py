@@ -48,6 +48,14 @@ def test_weights_gradients_equal_double_backward() -> None:
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
 
 
+@pytest.mark.parametrize(("depth", "skip"), [(5, 3), (3, 1)])
+def test_gradients_in_place_and_code_equal_finite_differences(depth: int, skip: int) -> None:
+    net, (x, code) = network(width=16, depth=depth, skip=skip), inputs()
+    net.beta = 5.0  # softer: differences of a beta of 100 say little
+    few = x[:, :2].clone().requires_grad_(), code.clone().requires_grad_()
+    assert torch.autograd.gradcheck(net.value_and_gradient, few)
+
+
 def test_float32_gradients_hold_to_1e_5() -> None:
     net, (x, code) = network(), inputs()
     single = network().float()
