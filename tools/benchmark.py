@@ -419,7 +419,7 @@ def _fit_operations(model: IGR, scan: Scan) -> float:
         visits.append(x.shape[0] * x.shape[1])
         return type(decoder).linearise(decoder, x, codes)
 
-    decoder.linearise = counted  # type: ignore[method-assign]
+    decoder.linearise = counted  # type: ignore[assignment, method-assign]
     try:
         fit.fit_lm(model, [scan])
     finally:
