@@ -104,10 +104,10 @@ class _Piece(NamedTuple):
 
 def _cut(batch: Batch) -> list[_Piece]:
     """Equal pieces of at most `PIECE` points, as far as the numbers divide: some scans each, or parts of one scan."""
-    scans, surface, box = len(batch.points), batch.surface.shape[1], batch.box.shape[1]
-    points = 2 * surface + box
+    scans, points = len(batch.points), batch.loss_points
+    finest = math.gcd(batch.surface.shape[1], batch.box.shape[1])
     pieces = next((n for n in _divisors(scans) if scans // n * points <= PIECE), scans)
-    parts = next((n for n in _divisors(math.gcd(surface, box)) if points <= n * PIECE), math.gcd(surface, box))
+    parts = next((n for n in _divisors(finest) if points <= n * PIECE), finest)
     each = scans // pieces
     rows = [slice(first, first + each) for first in range(0, scans, each)]
     return [_Piece(some, batch[some].part(index, parts)) for some in rows for index in range(parts)]
@@ -188,7 +188,7 @@ def choose(model: nn.Module, batch: Batch, steps: int, minutes: float | None) ->
     weight six times for each point.
     """
     device = "cpu" if batch.points.device.type == "cpu" else "cuda"
-    points = len(batch.points) * (2 * batch.surface.shape[1] + batch.box.shape[1])
+    points = len(batch.points) * batch.loss_points
     weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
     operations = 12.0 * points * weights * steps
     foreseen = min(operations / _SPEED[device] / 60, math.inf if minutes is None else minutes)

@@ -11,7 +11,6 @@ long, which `--whole` makes once and keeps in the folder; until then the fit is 
 """
 
 import json as json_format
-import math
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -136,7 +136,7 @@ class _Bench:
         sizes = build.IGRSizes(code=size.code, width=size.width, radius=0.5, encoder="table", spread=0.1)
         model = build.igr(sizes, shapes=4).to(self.device)
         batch = _batch(scans=4, points=1000).to(self.device)
-        points = batch.surface.shape[1] * 2 + batch.box.shape[1]
+        points = batch.loss_points
         settle_products(model, PAPER, batch, "auto")  # as training does
         products = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
@@ -208,8 +208,7 @@ class _Bench:
         )
         product, seconds = interleaved([self._product("highest"), lambda: fit.fit_lm(model, [scan])], 3)
         yield self._share("fit", "one scan", _fit_operations(model, scan), product, seconds)
-        names = (store.names * math.ceil(size.scans / len(store.names)))[: size.scans]
-        scans = [_scan(store, name) for name in names]
+        scans = _scans(store, size.scans)
         some = scans[:: max(1, len(scans) // 3)][:3]
         yield compare(
             "fit",
@@ -248,44 +247,32 @@ class _Bench:
         )
         product, seconds = interleaved([self._product("highest"), lambda: evaluate(field(model), x)], size.times)
         yield self._share("mesh", "field", 2 * _weights(model) * len(x), product, seconds)
-        stretch = 1 << 18
-        slow = interleaved([lambda: evaluate(field(plain), np.tile(x, (stretch // len(x), 1)))], 3)[0] / stretch
-        for index, cells in enumerate(size.cells):
-            if index == 0:
-                yield compare(
-                    "mesh",
-                    f"{cells} cells",
-                    partial(dense, field(plain), resolution=cells),
-                    partial(surface, cells),
-                    partial(same, cells),
-                    times=1,
-                )
-            else:
-                nodes = (cells + 1) ** 3
-                figure = compare(
-                    "mesh",
-                    f"{cells} cells; reference: {nodes:,} nodes at the speed of {stretch:,}",
-                    lambda: evaluate(field(plain), x),
-                    partial(surface, cells),
-                    None,
-                    times=2 if cells < 512 else 1,
-                )
-                yield Figure(
-                    figure.section,
-                    figure.name,
-                    slow * nodes,
-                    figure.ours_s,
-                    slow * nodes / figure.ours_s,
-                    None,
-                    figure.ours_mb,
-                    None,
-                )
+        first, *finer = size.cells
+        yield compare(
+            "mesh",
+            f"{first} cells",
+            partial(dense, field(plain), resolution=first),
+            partial(surface, first),
+            partial(same, first),
+            times=1,
+        )
+        stretch = np.tile(x, (4, 1))
+        for cells in finer:
+            nodes = (cells + 1) ** 3
+            yield compare(
+                "mesh",
+                f"{cells} cells; reference: {nodes:,} nodes at the speed of {len(stretch):,}",
+                lambda: evaluate(field(plain), stretch),
+                partial(surface, cells),
+                None,
+                times=2 if cells < 512 else 1,
+                scale=(nodes / len(stretch), 1.0),
+            )
 
     def encode(self) -> Iterator[Figure]:
         """Time many scans in one call against one after the other."""
         size, space, store = self.size, *self._space()
-        names = (store.names * math.ceil(size.scans / len(store.names)))[: size.scans]
-        scans = [_scan(store, name) for name in names]
+        scans = _scans(store, size.scans)
         yield compare(
             "encode",
             f"{len(scans)} scans in one call; reference: one after the other",
@@ -393,6 +380,11 @@ def _error(model: IGR, scan: Scan, found: fit.Fitted) -> float:
 def _scan(store: Store, name: str) -> Scan:
     """All of a packed scan, in the model frame."""
     return store.sample(name, store.count(name), np.random.default_rng(0))
+
+
+def _scans(store: Store, count: int) -> list[Scan]:
+    """So many scans, some of them again if the store has fewer."""
+    return [_scan(store, name) for name in islice(cycle(store.names), count)]
 
 
 def _close(tolerance: float) -> Callable[[Tensor, Tensor], bool]:

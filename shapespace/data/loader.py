@@ -34,6 +34,11 @@ class Batch:
     box: Float[Tensor, "b m 3"]
     shape: Int[Tensor, "b"]
 
+    @property
+    def loss_points(self) -> int:
+        """How many points of each scan enter the loss."""
+        return 2 * self.surface.shape[1] + self.box.shape[1]
+
     def to(self, device: torch.device | str) -> "Batch":
         """On another device."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
