@@ -27,6 +27,8 @@ class BatchConfig:
     """Standard deviation of the points around the scan, in model units."""
     half: float = 1.8
     """Half the edge of the box of the other off-surface points, in model units."""
+    sloped: int = 1
+    """The field's gradient (terms `normal` and `eikonal`) is computed at every so-manieth point of the loss."""
     workers: int = 0
     """Processes that read ahead; 0 reads in place."""
 
@@ -44,6 +46,8 @@ class OptimConfig:
     """Adam's learning rate for the networks."""
     lr_codes: float = 1e-3
     """Adam's learning rate for free codes."""
+    lr_hidden: float | None = None
+    """Muon's learning rate for the products between the decoder's hidden layers, in units of Adam's; none: Adam."""
     schedule: Literal["cosine", "halving"] = "halving"
     """Down to a hundredth along a cosine, or halved every `halve_every` steps."""
     halve_every: int = 500

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from shapespace import losses
 from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
 from shapespace.geometry import nearest
@@ -33,7 +34,8 @@ class LMOptions:
     steps: int = 20
     """Largest number of steps."""
     offset: float = 0.02
-    """With normals, f is also asked to be +-offset at this distance on either side of the scan."""
+    """f is also asked to be +-offset at this distance along the normals, on either side of the scan. Scans without
+    normals get lines (`geometry.normals`), turned to where the field rises after the trial steps."""
     huber: float = 0.005
     """Residuals beyond this count linearly (Huber 1964)."""
     noise: float = 0.005
@@ -86,7 +88,7 @@ def encode(model: FieldModel, scans: Sequence[Scan], *, points: int = 4096, seed
     device = next(model.parameters()).device
 
     def codes(some: Sequence[Scan]) -> Code:
-        return model.encode(collate([_draw(scan, points, seed) for scan in some]).to(device))
+        return model.encode(collate([draw(scan, points, seed) for scan in some]).to(device))
 
     with torch.no_grad():
         return join(list(spread(codes, [scans[first : first + chunk] for first in range(0, len(scans), chunk)])))
@@ -134,8 +136,8 @@ def _fit_adam_one(
         start = start.like(noise.to(device))
     elif options.start == "mean":
         start = start.like(model.prior.mean[None])
-    silent = ["lesson"] if scan.normals is not None else ["lesson", "normal", "tangent"]
-    weights = {**weights, **dict.fromkeys(silent, 0.0)}
+    scan = scan.with_lines()
+    weights = {**weights, "lesson": 0.0}
     flat = start.flat.clone().requires_grad_()
     optimiser = torch.optim.Adam([flat], lr=options.lr)
     loss = Objective(model, weights).of_code
@@ -143,7 +145,7 @@ def _fit_adam_one(
         for step in tqdm(range(options.steps), desc=f"fit {scan.name}", unit="step"):
             if step == options.steps // 2:
                 optimiser.param_groups[0]["lr"] = options.lr / 10
-            drawn = _draw(scan, options.points, hash((seed, step)) % 2**32)
+            drawn = draw(scan, options.points, hash((seed, step)) % 2**32)
             batch = collate([drawn], sigma=options.sigma, half=options.half, seed=hash((seed, step)) % 2**32).to(device)
             by_code = in_pieces(loss, batch, start.like(flat.detach()), ()).gradients
             flat.grad = torch.cat([part.flatten(1) for part in by_code if part is not None], dim=1)
@@ -169,12 +171,16 @@ def _fit_lm_chunk(model: FieldModel, scans: Sequence[Scan], options: LMOptions, 
     model.eval()
     encoded = encode(model, scans, seed=seed)
     few = replace(options, points=max(1, options.points // 4), free=options.free // 4)  # they tell starts apart
-    trial, problem = (_Problem(model, scans, encoded, asked, seed) for asked in (few, options))
+    trial = _Problem(model, [draw(scan, few.points, seed) for scan in scans], encoded, few, seed)
     every = torch.arange(len(scans), device=encoded.flat.device)
     starts = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
     tried = _descend(trial, every.repeat(2), starts, options.trial, options)
     best = tried.cost.view(2, -1).argmin(dim=0) * len(scans) + every
-    state = _descend(problem, every, tried.flat[best], options.steps - options.trial, options)
+    start = encoded.like(tried.flat[best])
+    drawn = [draw(scan.with_lines(), options.points, seed) for scan in scans]
+    known = [oriented(model, scan, start[index]) for index, scan in enumerate(drawn)]
+    problem = _Problem(model, known, encoded, options, seed)
+    state = _descend(problem, every, start.flat, options.steps - options.trial, options)
     code = encoded.like(state.flat)
     covariance = torch.cholesky_inverse(torch.linalg.cholesky(state.hessian))
     return Fitted(code, covariance, _residual(model, scans, code, seed))
@@ -197,7 +203,7 @@ class _Problem:
 
     def __init__(self, model: FieldModel, scans: Sequence[Scan], codes: Code, options: LMOptions, seed: int) -> None:
         self.model, self.codes, self.options = model, codes, options
-        asked = [_constraints(_draw(scan, options.points, seed), options, seed) for scan in scans]
+        asked = [_constraints(scan, options, seed) for scan in scans]
         x, target, free = (list(parts) for parts in zip(*asked, strict=True))
         self.counts = [len(points) for points in x]
         device = codes.flat.device
@@ -299,15 +305,23 @@ def _constraints(scan: Scan, options: LMOptions, seed: int) -> tuple[Tensor, Ten
     return points, torch.from_numpy(np.concatenate(target)).float(), free
 
 
+def oriented(model: FieldModel, scan: Scan, code: Code) -> Scan:
+    """The scan (model frame), its lines turned into normals: each to the side on which the field of the code rises."""
+    if scan.normals is not None or scan.lines is None:
+        return scan
+    points, lines = (torch.from_numpy(array).float()[None].to(code.flat.device) for array in (scan.points, scan.lines))
+    return replace(scan, normals=losses.outward(lines, model.linearise(points, code).gradient)[0].cpu().numpy())
+
+
 def _residual(model: FieldModel, scans: Sequence[Scan], code: Code, seed: int) -> Float[Tensor, "b n"]:
     """|f| at fresh points."""
     device = code.flat.device
-    batch = torch.from_numpy(np.stack([_draw(scan, 2048, seed + 1).points for scan in scans])).float().to(device)
+    batch = torch.from_numpy(np.stack([draw(scan, 2048, seed + 1).points for scan in scans])).float().to(device)
     with torch.no_grad():
         return model.field(batch, code).abs()
 
 
-def _draw(scan: Scan, count: int, seed: int) -> Scan:
+def draw(scan: Scan, count: int, seed: int) -> Scan:
     """`count` points of the scan, some of them repeated if it has fewer."""
     rng = np.random.default_rng(seed)
     if scan.faces is not None:

@@ -19,6 +19,15 @@ def normal(gradient: Float[Tensor, "b n 3"], normals: Float[Tensor, "b n 3"]) ->
     return (gradient - normals).norm(dim=-1).mean()
 
 
+def outward(lines: Float[Tensor, "b n 3"], gradient: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n 3"]:
+    """Normals of a scan that has none: its lines, each turned to the side on which the field rises at present.
+
+    Not in IGR. The field starts as a sphere inside the body and is one for all scans, so that most lines are turned
+    outward from the beginning, and the others follow their neighbours.
+    """
+    return torch.where((lines * gradient.detach()).sum(dim=-1, keepdim=True) < 0, -lines, lines)
+
+
 def eikonal(gradient: Float[Tensor, "b n 3"]) -> Scalar:
     """Mean squared departure of |grad f| from 1: f is a distance (IGR eq. 2)."""
     return (gradient.norm(dim=-1) - 1).square().mean()
@@ -47,6 +56,15 @@ def far(value: Float[Tensor, "b m"], box: Float[Tensor, "b m 3"], points: Float[
     return (value.abs() - torch.cdist(box, points).amin(dim=-1)).abs().mean()
 
 
+def lesson(way: Float[Tensor, "b k"], jacobian: Float[Tensor, "b q k"]) -> Scalar:
+    """Mean squared move of the surface, to first order, between an encoder's code and the one that it is taught.
+
+    Distances between codes say little: some directions move the surface by far, others hardly. `jacobian` is that of
+    the field in the code, at points of the surface; nothing is learned through it.
+    """
+    return (jacobian @ way[..., None]).square().mean()
+
+
 def weigh(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
     """The loss: the sum of weight times term. A weight of zero takes its term out of the loss.
 
@@ -58,7 +76,8 @@ def weigh(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
     if missing := sorted(wanted - terms.keys()):
         raise ValueError(
             f"weights without a term: {', '.join(missing)}; this model on this batch has {', '.join(sorted(terms))}. "
-            "Scans without normals have no terms `normal` and `tangent`: add --weights.normal 0 --weights.tangent 0."
+            "Scans with neither normals nor lines have no terms `normal` and `tangent`: pack them anew, or add "
+            "--weights.normal 0 --weights.tangent 0."
         )
     if not wanted:
         raise ValueError("every weight of the loss is zero: nothing would be learned. Set one under `weights`.")

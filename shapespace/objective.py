@@ -19,6 +19,7 @@ from shapespace.data.loader import Batch
 from shapespace.losses import weigh
 from shapespace.models.base import ShapeModel
 from shapespace.models.code import Code
+from shapespace.nn.mlp import SkipMLP
 from shapespace.nn.spread import PIECE, spread
 
 Execution = Literal["eager", "blocked", "compiled"]
@@ -32,7 +33,7 @@ Loss = Callable[[Batch, Code], tuple[Tensor, Terms]]
 _PAYS = {"cpu": 60.0, "cuda": 5.0}
 _SPEED = {"cpu": 1.5e11, "cuda": 2e13}
 
-_PRECISION = {"float32": "highest", "tf32": "high", "bf16": "medium"}
+_PRECISION = {"float32": "highest", "tf32": "high"}
 
 
 class Objective(nn.Module):
@@ -106,6 +107,7 @@ def _cut(batch: Batch) -> list[_Piece]:
     """Equal pieces of at most `PIECE` points, as far as the numbers divide: some scans each, or parts of one scan."""
     scans, points = len(batch.points), batch.loss_points
     finest = math.gcd(batch.surface.shape[1], batch.box.shape[1])
+    finest = finest // batch.sloped if finest % batch.sloped == 0 else 1  # the same points have gradients in any pieces
     pieces = next((n for n in _divisors(scans) if scans // n * points <= PIECE), scans)
     parts = next((n for n in _divisors(finest) if points <= n * PIECE), finest)
     each = scans // pieces
@@ -159,11 +161,18 @@ def _compiled(loss: Loss) -> Loss:
 
 
 def settle_products(model: ShapeModel, weights: Mapping[str, float], batch: Batch, products: Products) -> None:
-    """Set the precision of torch's products of float32 matrices.
+    """Set the precision of products.
 
-    `auto` takes the faster ones (TF32 on a GPU; on a CPU oneDNN's, which are bf16 only where there are tiles for it) if
-    the gradients of this batch hold to 1e-5 of their norm, and the exact ones if not.
+    `bf16` goes for the decoder's hidden products while it trains, where the processor has instructions for it; on one
+    that has not, they stay float32. The others say what torch does with float32 matrices: `auto` takes the faster
+    products (TF32 on a GPU; on a CPU oneDNN's, which are bf16 only where there are tiles for it) if the gradients of
+    this batch hold to 1e-5 of their norm, and the exact ones if not.
     """
+    if products == "bf16":
+        for network in model.modules():
+            if isinstance(network, SkipMLP) and _has_bf16(batch.points.device):
+                network.products = torch.bfloat16
+        return
     if products != "auto":
         torch.set_float32_matmul_precision(_PRECISION[products])
         return
@@ -194,7 +203,15 @@ def choose(model: nn.Module, batch: Batch, steps: int, minutes: float | None) ->
     foreseen = min(operations / _SPEED[device] / 60, math.inf if minutes is None else minutes)
     if foreseen > _PAYS[device] and (device != "cpu" or has_compiler()):
         return "compiled"
-    return "blocked" if device == "cpu" and points > PIECE else "eager"
+    held = PIECE if torch.get_num_threads() > 1 else 8 * PIECE  # a core by itself gains nothing but memory by pieces
+    return "blocked" if device == "cpu" and points > held else "eager"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    held = torch.cpu.get_capabilities()
+    return bool(held.get("avx512_bf16") or held.get("amx_bf16") or held.get("bf16"))
 
 
 def has_compiler() -> bool:

@@ -81,7 +81,7 @@ class Report:
             for name, columns in protocols.items():
                 units = self.units.get(name, {})
                 lines += [[name, c, units.get(c, ""), *_numbers(s), _scans(s)] for c, s in columns.items()]
-            parts.append(f"## {split}\n\n{_pipes(lines)}")
+            parts.append(f"## {split}\n\n{pipes(lines)}")
         failed = [f"- {row['name']} ({row['split']})" for row in self.rows if _has_failed(row)]
         if failed:
             parts.append("## No surface found\n\nThese scans are in no mean, median or percentile above.\n")
@@ -146,7 +146,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cells) for cells in padded)
 
 
-def _pipes(lines: Sequence[Sequence[str]]) -> str:
+def pipes(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose source is aligned too; the first three columns are words."""
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[k]) for line in cells)) for k in range(len(cells[0]))]

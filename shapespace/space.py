@@ -2,8 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import resources
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
@@ -25,7 +26,10 @@ from shapespace.fit import AdamOptions, LMOptions, encode, fit_adam, fit_lm
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
 from shapespace.models.base import FieldModel
-from shapespace.models.code import Code, Path, between, join
+from shapespace.models.code import Code, join
+from shapespace.optim import optimisers
+from shapespace.paths import Path, between
+from shapespace.refine import RefineOptions, refine
 from shapespace.run import Run, load_tensors, save_tensors
 
 Components = Literal["largest", "all"]
@@ -58,9 +62,8 @@ class ShapeSpace:
 
     @classmethod
     def load(cls, path: str | FilePath, *, device: str = "cpu") -> "ShapeSpace":
-        """Open a run's folder, or a .safetensors file that `save` wrote."""
-        file = FilePath(path)
-        tensors, about = load_tensors(Run(file).weights if file.is_dir() else file, "model")
+        """Open a run's folder, a .safetensors file that `save` wrote, or a space of the package by its name."""
+        tensors, about = load_tensors(_find(path), "model")
         sizes = build.IGRSizes(**about["sizes"])
         model = build.igr(sizes, shapes=len(tensors.get("encoder.table.codes", ())))
         model.load_state_dict(tensors)
@@ -137,6 +140,17 @@ class ShapeSpace:
             for index, (scan, frame) in enumerate(placed)
         ]
 
+    def refine(
+        self, scans: Sequence[Scan], fits: Sequence[Fit], options: RefineOptions | None = None, *, seed: int = 0
+    ) -> "Iterator[ShapeSpace]":
+        """Adapt the weights to each scan (metres) whose fit is given: a space for that scan alone, one after the other.
+
+        `refined.mesh(fit)` is the scan's surface then; its code is the one that was fitted.
+        """
+        for scan, fit in zip(scans, tqdm(fits, desc="refine", unit="scan", disable=len(fits) < 2), strict=True):
+            model = refine(self.model, self._place(scan)[0], fit.code, options, seed=seed)
+            yield ShapeSpace(model, self.sizes, scale=self.scale, about={**self.about, "refined": scan.name})
+
     def mesh(self, of: Fit | Code, *, resolution: int = 128, components: Components = "largest") -> Trimesh:
         """Surface in metres: of a fit where its scan lies, of a code (a batch of one) about the origin."""
         code = of.code if isinstance(of, Fit) else of
@@ -151,7 +165,7 @@ class ShapeSpace:
         self, a: Fit | Code, b: Fit | Code, steps: int, *, path: Path = "linear", resolution: int = 128
     ) -> list[Trimesh]:
         """Meshes along a path between two codes, both ends included; places are interpolated too."""
-        codes = between(_code(a), _code(b), steps, path)
+        codes = between(self.model, _code(a), _code(b), steps, path)
         start, end = (x.frame if isinstance(x, Fit) else self._frame() for x in (a, b))
         meshes = []
         for index, t in enumerate(tqdm(np.linspace(0, 1, steps), desc="mesh", unit="frame")):
@@ -198,6 +212,7 @@ class ShapeSpace:
             surface=config.batch.surface,
             sigma=config.batch.sigma,
             half=config.batch.half,
+            sloped=config.batch.sloped,
             seed=config.seed,
             rank=rank,
             world=world,
@@ -223,7 +238,7 @@ class ShapeSpace:
             train.train(
                 model,
                 dataset,
-                train.adam(model, lr=optim.lr, lr_codes=optim.lr_codes),
+                optimisers(model, lr=optim.lr, lr_codes=optim.lr_codes, lr_hidden=optim.lr_hidden),
                 asdict(config.weights),
                 plan,
                 run,
@@ -285,6 +300,24 @@ def load_fits(path: FilePath, space: ShapeSpace) -> list[Fit]:
         )
         for index, name in enumerate(about["names"])
     ]
+
+
+def _find(path: str | FilePath) -> FilePath:
+    """The file of a model: in a run's folder, by its own path, or among those that come with the package."""
+    file = FilePath(path)
+    if file.exists() or file.suffix or len(file.parts) != 1:
+        return Run(file).weights if file.is_dir() else file
+    packaged = {entry.name.removesuffix(".safetensors"): entry for entry in _assets() if entry.suffix == ".safetensors"}
+    if file.name not in packaged:
+        raise FileNotFoundError(
+            f"there is no run {file}, and no space of that name comes with the package (it has "
+            f"{', '.join(sorted(packaged))}). Give the folder of a run, or one of these names."
+        )
+    return packaged[file.name]
+
+
+def _assets() -> list[FilePath]:
+    return [FilePath(str(entry)) for entry in (resources.files("shapespace.datasets") / "assets").iterdir()]
 
 
 def _code(of: Fit | Code) -> Code:

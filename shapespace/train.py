@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from shapespace.data.loader import StepDataset, batches
 from shapespace.models.base import ShapeModel
-from shapespace.nn.codebook import Codebook
 from shapespace.objective import Execution, Objective, Products, choose, settle_products
+from shapespace.optim import Optimisers
 from shapespace.run import Run
 
 # Factor on the learning rate at a step, and at a share of the training that has passed.
@@ -42,7 +42,7 @@ class Plan:
 def train(
     model: ShapeModel,
     dataset: StepDataset,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimisers,
     weights: Mapping[str, float],
     plan: Plan,
     run: Run,
@@ -81,7 +81,7 @@ def train(
         for group, lr in zip(optimiser.param_groups, base_lr, strict=True):
             group["lr"] = lr * plan.schedule(step, passed)
         loss, terms = objective(batch.to(device))
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         loss.backward()
         if plan.clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
@@ -120,7 +120,7 @@ def _record(
     step: int,
     loss: Tensor,
     terms: Mapping[str, Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimisers,
 ) -> None:
     if not torch.isfinite(loss):
         raise FloatingPointError(
@@ -161,7 +161,7 @@ def training_codes(model: ShapeModel, dataset: StepDataset, device: torch.device
 
 def _save(
     model: ShapeModel,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimisers,
     run: Run,
     step: int,
     seconds: float,
@@ -176,7 +176,7 @@ def _save(
     publish()
 
 
-def _restore(model: ShapeModel, optimiser: torch.optim.Optimizer, run: Run) -> tuple[int, float]:
+def _restore(model: ShapeModel, optimiser: Optimisers, run: Run) -> tuple[int, float]:
     state = run.load_checkpoint()
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
@@ -201,12 +201,3 @@ def halving(*, every: int, warmup: int = 0) -> Schedule:
         return float(rise * 0.5 ** (step // every))
 
     return factor
-
-
-def adam(model: ShapeModel, *, lr: float, lr_codes: float) -> torch.optim.Adam:
-    """Adam with one rate for the networks and one for free codes (IGR, section 6)."""
-    codes = [p for module in model.modules() if isinstance(module, Codebook) for p in module.parameters()]
-    taken = {id(p) for p in codes}
-    networks = [p for p in model.parameters() if id(p) not in taken]
-    groups = [{"params": networks, "lr": lr}, {"params": codes, "lr": lr_codes}]
-    return torch.optim.Adam([group for group in groups if group["params"]])

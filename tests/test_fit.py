@@ -98,6 +98,18 @@ def test_without_normals_and_sensors_it_fits_too(model: IGR) -> None:
     assert found.residual.mean() < 0.015
 
 
+def test_lines_become_normals_by_the_field_of_the_code(model: IGR) -> None:
+    scan = ellipsoid(0.45, count=2000)
+    bare = Scan(scan.name, scan.points).with_lines()
+    assert bare.lines is not None
+    found = fit.oriented(model, bare, fit.encode(model, [scan]))
+    assert found.normals is not None
+    assert scan.normals is not None
+    cosine = (found.normals * scan.normals).sum(axis=1)
+    assert (cosine > 0.9).mean() > 0.99
+    assert ((bare.lines * scan.normals).sum(axis=1) < 0).mean() > 0.2  # what was turned
+
+
 def test_the_prior_speaks_where_the_scan_is_silent(model: IGR) -> None:
     """A cap of the ellipsoid leaves the covariance wider than the whole does, and never wider than the prior."""
     scan = ellipsoid(0.5, count=3000)

@@ -77,3 +77,9 @@ def test_plane_reproduction(noise: float) -> None:
         sign = torch.sign(slope @ normal)
         torch.testing.assert_close(slope * sign, normal, atol=5e-3, rtol=0)
         torch.testing.assert_close(bias * sign, torch.tensor(-offset), atol=5e-3, rtol=0)
+
+
+def test_lines_are_turned_to_where_the_field_rises() -> None:
+    gradient = torch.tensor([[[0.0, 1.0, 0.2], [0.9, 0.0, 0.0]]])
+    lines = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
+    assert torch.equal(losses.outward(lines, gradient), torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]))

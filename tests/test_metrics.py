@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 from trimesh import Trimesh
 
 from shapespace import metrics
+from shapespace.data.body import Body
 from shapespace.data.scan import Scan
 from shapespace.metrics import PROTOCOLS, score, summarise
 
@@ -364,3 +365,17 @@ def test_summary_of_a_column_that_only_some_scans_have() -> None:
     columns = summarise(rows)["s"]["surface"]
     assert (columns["truth_to_found"]["count"], columns["visible_truth_to_found"]["count"]) == (2, 1)
     assert columns["visible_truth_to_found"]["failed"] == 0
+
+
+def test_parts_are_hands_feet_and_the_rest() -> None:
+    """Feet that are cut off are missed by their own column alone."""
+    body = Body.load()
+    vertices, _ = body.rest(np.zeros(len(body.components)))
+    truth, feet = Trimesh(vertices, body.faces, process=False), body.parts()["feet"]
+    found = Trimesh(vertices, body.faces[~feet[body.faces].any(axis=1)], process=False)
+    row = score(["parts"], found, truth)["parts"]
+    assert row["hands"] < 1e-3
+    assert row["feet"] > 30
+    assert row["rest"] < 0.5
+    with pytest.raises(ValueError, match="is not the frozen body"):
+        score(["parts"], found, found)

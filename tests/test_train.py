@@ -118,14 +118,6 @@ def test_schedules() -> None:
     assert [halving(step, 0.0) for step in (0, 99, 100, 250)] == [1, 1, 0.5, 0.25]
 
 
-def test_free_codes_have_their_own_learning_rate() -> None:
-    model = build.igr(build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder="table"), shapes=3)
-    optimiser = train.adam(model, lr=1e-3, lr_codes=5e-3)
-    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
-    assert len(rates) == len(list(model.parameters()))
-    assert [name for name, p in model.named_parameters() if rates[id(p)] == 5e-3] == ["encoder.table.codes"]
-
-
 GRADIENTS = """
 import os, sys
 import numpy as np, torch, torch.distributed as dist
@@ -141,7 +133,7 @@ sizes = build.IGRSizes(
 )
 torch.manual_seed(0)
 model = build.igr(sizes, shapes=4)
-model = model.double()
+model = model.double().eval()  # what is drawn at random differs with the number of processes
 points = np.random.default_rng(0).normal(size=(4, 50, 3)).astype(np.float32) * 0.3
 whole = collate([Scan("", p, p) for p in points], shape=[0, 1, 2, 3], seed=0)
 whole = whole.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)

@@ -17,6 +17,8 @@ VERBS = {
     "mesh": "meshes of codes",
     "interpolate": "the way from one shape to another, as meshes, animation and pictures",
     "evaluate": "scores of unseen scans against the truth",
+    "motion": "paths between codes against true motion",
+    "ablate": "variants of a recipe, trained for the same time and scored, in one table",
     "benchmark": "times and memory, against the plain way",
 }
 

@@ -1,8 +1,9 @@
 """What `encode` and `fit` leave: codes, a record, and meshes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,26 @@ class Meshing:
     """Keep the largest component of each mesh, or all."""
 
 
-def write(fits: Sequence[Fit], space: ShapeSpace, out: Path, source: Source, meshing: Meshing) -> None:
-    """Codes, the record of the fits, and the meshes, which lie where the scans do."""
+def write(
+    fits: Sequence[Fit],
+    space: ShapeSpace,
+    out: Path,
+    source: Source,
+    meshing: Meshing,
+    refined: Iterable[ShapeSpace] | None = None,
+) -> None:
+    """Codes, the record of the fits, and the meshes, which lie where the scans do.
+
+    The codes are those of `space`; the meshes too, unless each scan has a `refined` space of its own.
+    """
     out.mkdir(parents=True, exist_ok=True)
     save_fits(out / "codes.safetensors", fits, space)
     with replacing(out / "fits.json") as part:
         part.write_text(json.dumps([_record(fit) for fit in fits], indent=1))
     if meshing.resolution:
-        for fit in tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2):
-            mesh = space.mesh(fit, resolution=meshing.resolution, components=meshing.components)
+        own = repeat(space) if refined is None else refined
+        for fit, its in zip(tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), own, strict=False):
+            mesh = its.mesh(fit, resolution=meshing.resolution, components=meshing.components)
             files.write_mesh(out / f"{file_name(fit.name)}.ply", mesh, unit=files.UNITS[source.unit], up=source.up)
         print(f"{len(fits)} meshes in {out}")
     print(f"{len(fits)} codes in {out / 'codes.safetensors'}")

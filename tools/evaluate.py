@@ -11,6 +11,7 @@ exact point-to-triangle distances, in millimetres.
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from shapespace.data import files
 from shapespace.data.store import Store
 from shapespace.evaluate import evaluate
 from shapespace.fit import AdamOptions, LMOptions
+from shapespace.refine import RefineOptions
 from shapespace.report import Report
 from shapespace.space import Components, Fit, ShapeSpace, save_fits
 from shapespace.tools._inputs import file_name, from_store
@@ -33,9 +35,11 @@ def main(
     *,
     lm: LMOptions,
     adam: AdamOptions,
+    refine: RefineOptions,
     splits: tuple[str, ...] = ("unseen_poses", "unseen_people"),
+    limit: int | None = None,
     protocols: tuple[str, ...] = ("surface", "normals", "fscore"),
-    method: Literal["lm", "adam", "encode"] = "lm",
+    method: Literal["lm", "adam", "encode", "refine"] = "lm",
     resolution: int = 128,
     components: Components = "largest",
     out: Path | None = None,
@@ -48,9 +52,11 @@ def main(
         store: The store with the scans and their true surfaces.
         lm: Settings of --method lm.
         adam: Settings of --method adam.
+        refine: Settings of --method refine.
         splits: Splits of the store to score, each by itself.
+        limit: Score only the first so many scans of each split.
         protocols: What to measure: surface, l1, sq_sum, one_sided, srb, hausdorff, normals, fscore, iou.
-        method: Fit by Levenberg-Marquardt, fit as the paper does, or encode only.
+        method: Fit by Levenberg-Marquardt, fit as the paper does, encode only, or fit and then refine.
         resolution: Cells of the mesh's grid along the model cube's edge.
         components: Keep the largest component of each mesh, or all.
         out: Folder for scores and meshes; beside the model by default.
@@ -59,17 +65,18 @@ def main(
     """
     space, packed = ShapeSpace.load(run), Store(store)
     folder = out or (run if run.is_dir() else run.parent)
-    names = [(split, name) for split in splits for name in packed.select(split)]
+    names = [(split, name) for split in splits for name in packed.select(split)[:limit]]
     scans = [from_store(packed, name) for _, name in names]
     if method == "encode":
         fits = space.encode_scans(scans, seed=seed)
     else:
-        fits = space.fit_scans(scans, method=method, lm=lm, adam=adam, seed=seed)
+        fits = space.fit_scans(scans, method="adam" if method == "adam" else "lm", lm=lm, adam=adam, seed=seed)
     save_fits(folder / "codes.safetensors", fits, space)
+    spaces = space.refine(scans, fits, refine, seed=seed) if method == "refine" else repeat(space)
 
     def found() -> Iterator[tuple[str, str, Trimesh | None]]:
-        for (split, name), fit in zip(names, fits, strict=True):
-            mesh = _mesh(space, fit, resolution, components)
+        for (split, name), fit, own in zip(names, fits, spaces, strict=False):
+            mesh = _mesh(own, fit, resolution, components)
             if mesh is not None:
                 files.write_mesh(_mesh_file(folder, split, name), mesh)
             yield split, name, mesh

@@ -2,6 +2,7 @@
 
     shapespace fit runs/people scan.ply another.obj --out fitted
     shapespace fit runs/people --store data/people.h5 --split unseen_people --out fitted
+    shapespace fit humans scan.ply --method refine --out fitted         (then adapt the weights: detail, half a minute)
     shapespace fit runs/people scan.ply --method adam --out fitted      (the paper's protocol: minutes a scan)
 
 Writes `codes.safetensors` (codes, places, covariances), `fits.json` (residuals and seconds of each scan) and one PLY a
@@ -14,6 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from shapespace.fit import AdamOptions, LMOptions
+from shapespace.refine import RefineOptions
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import Source, gather
 from shapespace.tools._outputs import Meshing, write
@@ -27,8 +29,9 @@ def main(
     meshing: Annotated[Meshing, tyro.conf.arg(name="")],
     lm: LMOptions,
     adam: AdamOptions,
+    refine: RefineOptions,
     out: Path = Path("fitted"),
-    method: Literal["lm", "adam"] = "lm",
+    method: Literal["lm", "adam", "refine"] = "lm",
     seed: int = 0,
 ) -> None:
     """Fit scans.
@@ -40,14 +43,17 @@ def main(
         meshing: How to mesh what was found.
         lm: Settings of --method lm.
         adam: Settings of --method adam.
+        refine: Settings of --method refine.
         out: Folder for codes, meshes and fits.json.
-        method: Levenberg-Marquardt on the code, or the paper's Adam.
+        method: Levenberg-Marquardt on the code; the paper's Adam; or the former, then the weights adapted to each scan.
         seed: Of the points that are drawn from each scan.
 
     """
     space = ShapeSpace.load(run)
-    fits = space.fit_scans(gather(scans, source), method=method, lm=lm, adam=adam, seed=seed)
-    write(fits, space, out, source, meshing)
+    gathered = gather(scans, source)
+    fits = space.fit_scans(gathered, method="adam" if method == "adam" else "lm", lm=lm, adam=adam, seed=seed)
+    refined = space.refine(gathered, fits, refine, seed=seed) if method == "refine" else None
+    write(fits, space, out, source, meshing, refined)
 
 
 if __name__ == "__main__":

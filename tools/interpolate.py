@@ -20,7 +20,7 @@ from shapespace.atomic import replacing
 from shapespace.data import files
 from shapespace.data.scan import Scan
 from shapespace.fit import LMOptions
-from shapespace.models.code import Path as CodePath
+from shapespace.paths import Path as CodePath
 from shapespace.space import Fit, ShapeSpace, load_fits
 from shapespace.tools._inputs import Source, gather
 
@@ -48,7 +48,7 @@ def main(
         source: How to read scans.
         lm: Settings of the fits.
         steps: Shapes on the path, both ends included.
-        path: Straight, or along the great circle.
+        path: Straight, along the great circle, or the way on which the surface moves least.
         out: Folder for everything.
         resolution: Cells of the mesh's grid along the model cube's edge.
         format: Format of the meshes.

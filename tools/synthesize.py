@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby
@@ -29,7 +29,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from shapespace.atomic import replacing
-from shapespace.data.body import Body, Poses, draw_pose
+from shapespace.data.body import Body, Posed, Poses, draw_pose
 from shapespace.data.files import write_scan
 from shapespace.data.scanner import Scanner
 
@@ -145,6 +145,17 @@ def claim(out: Path, plan: Plan) -> None:
         write_json(path, wanted)
 
 
+def read_plan(out: Path) -> Plan:
+    """What was drawn for a data set that is there."""
+    path = out / "synthesis.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{out} is no synthetic data set: it has no {path.name}. Make one: shapespace synthesize."
+        )
+    held = json.loads(path.read_text())
+    return Plan(**{field.name: held[field.name] for field in fields(Plan)})
+
+
 def schedule(plan: Plan) -> Iterator[Capture]:
     """Every scan of the data set, subject by subject; the last poses of the people to train on are held out."""
     clips = Poses.load(Body.load()).clips
@@ -197,16 +208,21 @@ def make(out: Path, captures: list[Capture], seed: int, jobs: int) -> None:
 
 def make_one(out: Path, seed: int, capture: Capture) -> Vertices:
     """Scan one person in one pose, unless the scan is there; give the true vertices."""
+    _, posed, rng = stage(seed, capture)
+    path = out / capture.path
+    if not path.exists():
+        write_scan(path, Scanner().scan(posed.vertices, Body.load().faces, rng))
+    return posed.vertices
+
+
+def stage(seed: int, capture: Capture) -> tuple[Float[np.ndarray, "k"], Posed, np.random.Generator]:
+    """Coefficients of the person, the posed body, and the random numbers that are left for its scan."""
     body = Body.load()
     poses = Poses.load(body)
     coefficients = body.draw(stream(seed, capture.subject, "shape"))
     rng = stream(seed, capture.subject, "pose", capture.index)
     draw = poses.limits if capture.sequence == LIMITS else partial(poses.motion, capture.sequence)
-    vertices = draw_pose(body, coefficients, draw, rng)
-    path = out / capture.path
-    if not path.exists():
-        write_scan(path, Scanner().scan(vertices, body.faces, rng))
-    return vertices
+    return coefficients, draw_pose(body, coefficients, draw, rng), rng
 
 
 def write_splits(out: Path, captures: list[Capture]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.spatial.transform import Rotation
 
 from shapespace.geometry.rays import Rays
@@ -41,6 +41,9 @@ LIMITS = {
 """Joint limits in degrees: about x (positive bends the spine forward and takes a leg or shank back), y (up; positive
 turns to the left) and z (positive raises the left arm and spreads the left leg), applied in this order, all about the
 world's axes at rest. The right side mirrors y and z."""
+
+_PARTS = {"hands": ("wrist", "metacarpal", "finger"), "feet": ("foot", "toe")}
+"""Joints of the parts that are scored apart, by how their names begin."""
 
 ELBOW = (-15.0, 95.0)
 """Limits of the elbow in degrees, about the normal of the arm's plane at rest, where it is bent by some 40 degrees."""
@@ -106,6 +109,14 @@ class Body:
         posed = np.einsum("vab,vb->va", blended[:, :, :3], vertices) + blended[:, :, 3]
         floor = np.array([moved[0, 0], posed[:, 1].min(), moved[0, 2]])
         return np.asarray(posed - floor, dtype=np.float32)
+
+    def parts(self) -> dict[str, Bool[np.ndarray, "v"]]:
+        """Vertices of the hands, of the feet (toes included), and the rest: by the joint that moves each one most."""
+        main = self.weight_joint[np.arange(len(self.weight)), self.weight.argmax(axis=1)]
+        of = {
+            part: np.array([joint.startswith(heads) for joint in self.joints])[main] for part, heads in _PARTS.items()
+        }
+        return {**of, "rest": ~np.logical_or.reduce(list(of.values()))}
 
     def forward(
         self, heads: Float[np.ndarray, "j 3"], rotations: Float[np.ndarray, "j 3 3"]
@@ -176,25 +187,39 @@ class Poses:
         return rotations
 
 
+class Posed(NamedTuple):
+    """A body in a pose: vertices in metres, and the joints' rotations."""
+
+    vertices: Float[np.ndarray, "v 3"]
+    rotations: Float[np.ndarray, "j 3 3"]
+
+
 def draw_pose(
     body: Body,
     coefficients: Float[np.ndarray, "k"],
     draw: Callable[[np.random.Generator], Float[np.ndarray, "j 3 3"]],
     rng: np.random.Generator,
-) -> Float[np.ndarray, "v 3"]:
-    """Vertices of the first pose drawn whose penetration is at most `PENETRATION`.
+) -> Posed:
+    """First pose drawn whose penetration is at most `PENETRATION`.
 
     Where `TRIES` poses do not hold it (a wide body in a narrow motion), the one that penetrates least.
     """
-    best, least = np.empty((0, 3), dtype=np.float32), np.inf
+    best, least = Posed(np.empty((0, 3), dtype=np.float32), np.empty((0, 3, 3))), np.inf
     for _ in range(TRIES):
-        vertices = body.pose(coefficients, draw(rng))
+        rotations = draw(rng)
+        vertices = body.pose(coefficients, rotations)
         share = penetration(vertices, body.faces)
         if share < least:
-            best, least = vertices, share
+            best, least = Posed(vertices, rotations), share
         if least <= PENETRATION:
             break
     return best
+
+
+def blend(a: Float[np.ndarray, "j 3 3"], b: Float[np.ndarray, "j 3 3"], share: float) -> Float[np.ndarray, "j 3 3"]:
+    """Pose between two: every joint turns from a to b at an even speed, by the shortest way (Shoemake 1985)."""
+    start, way = Rotation.from_matrix(a), Rotation.from_matrix(np.swapaxes(a, 1, 2) @ b).as_rotvec()
+    return np.asarray((start * Rotation.from_rotvec(share * way)).as_matrix())
 
 
 def penetration(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> float:

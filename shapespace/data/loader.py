@@ -23,8 +23,9 @@ class Batch:
     """Dense points of b scans in the model frame.
 
     `points` are what is known of each scan (the encoder reads them); `surface` those on which the field must vanish,
-    with their `normals`; `shell` has a neighbour of each of these, `box` lies anywhere; `shape` is each scan's row in
-    the table of training scans, -1 for a scan that is not in it.
+    with their `normals`, or with the `lines` of scans that have none; `shell` has a neighbour of each of these, `box`
+    lies anywhere; `shape` is each scan's row in the table of training scans, -1 for a scan that is not in it. The
+    gradient is computed at every `sloped`-th point of the loss only: it takes twice the time of the value.
     """
 
     points: Float[Tensor, "b p 3"]
@@ -33,6 +34,8 @@ class Batch:
     shell: Float[Tensor, "b n 3"]
     box: Float[Tensor, "b m 3"]
     shape: Int[Tensor, "b"]
+    lines: Float[Tensor, "b n 3"] | None = None
+    sloped: int = 1
 
     @property
     def loss_points(self) -> int:
@@ -49,14 +52,14 @@ class Batch:
 
     def part(self, index: int, count: int) -> "Batch":
         """The same scans with one of `count` equal parts of the points of the loss."""
-        cut = {name: getattr(self, name) for name in ("surface", "normals", "shell", "box")}
+        cut = {name: getattr(self, name) for name in ("surface", "normals", "lines", "shell", "box")}
         pieces = {name: tensor.chunk(count, dim=1)[index] for name, tensor in cut.items() if tensor is not None}
         return replace(self, **pieces)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Every tensor changed."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+        return replace(self, **{name: change(it) for name, it in tensors.items() if isinstance(it, Tensor)})
 
 
 def collate(
@@ -65,6 +68,7 @@ def collate(
     surface: int | None = None,
     sigma: float = 0.01,
     half: float = 1.0,
+    sloped: int = 1,
     shape: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Batch:
@@ -73,17 +77,30 @@ def collate(
     The first `surface` points of each scan (all of them if not said) are those of the loss.
     """
     points = torch.from_numpy(np.stack([scan.points for scan in scans])).float()
-    normals = [scan.normals for scan in scans if scan.normals is not None]
+    normals = _stacked([scan.normals for scan in scans], surface)
+    lines = None if normals is not None else _stacked([_line(scan) for scan in scans], surface)
     generator = torch.Generator().manual_seed(seed)
     on = points[:, :surface]
     return Batch(
         points=points,
         surface=on,
-        normals=torch.from_numpy(np.stack(normals)).float()[:, :surface] if len(normals) == len(scans) else None,
+        normals=normals,
         shell=sampling.shell(on, sigma, generator),
         box=sampling.box((len(scans), max(1, on.shape[1] // 8)), half, generator),
         shape=torch.tensor([-1] * len(scans) if shape is None else list(shape)),
+        lines=lines,
+        sloped=sloped,
     )
+
+
+def _line(scan: Scan) -> Float[np.ndarray, "p 3"] | None:
+    return scan.lines if scan.normals is None else scan.normals
+
+
+def _stacked(vectors: Sequence[Float[np.ndarray, "p 3"] | None], count: int | None) -> Float[Tensor, "b n 3"] | None:
+    """The first `count` vectors of each scan, if all scans have some."""
+    there = [array for array in vectors if array is not None]
+    return torch.from_numpy(np.stack(there)).float()[:, :count] if len(there) == len(vectors) else None
 
 
 class StepDataset(Dataset[Batch]):
@@ -102,6 +119,7 @@ class StepDataset(Dataset[Batch]):
         surface: int | None = None,
         sigma: float,
         half: float,
+        sloped: int = 1,
         seed: int,
         rank: int = 0,
         world: int = 1,
@@ -113,7 +131,7 @@ class StepDataset(Dataset[Batch]):
             raise ValueError(f"a batch of {scans} scans does not divide among {world} processes: change --batch.scans")
         self.store, self.names, self.transform = store, list(names), transform
         self.scans, self.points, self.seed = scans, points, seed
-        self.collate = partial(collate, surface=surface, sigma=sigma, half=half)
+        self.collate = partial(collate, surface=surface, sigma=sigma, half=half, sloped=sloped)
         self.rank, self.world = rank, world
         self._epoch, self._order = -1, np.arange(0)  # the order of the epoch that was asked for last
 

@@ -88,7 +88,7 @@ class _Work:
         if self.normals == "drop":
             drawn = replace(drawn, normals=None)
         frame = whole.frame(self.recipe.scale)
-        scan = drawn.to_model(frame)
+        scan = drawn.with_lines().to_model(frame)
         outside = float((np.abs(scan.points).max(axis=1) > 1).mean())
         if outside > OUTSIDE:
             larger = self.recipe.scale * float(np.percentile(np.abs(scan.points), 99.5)) * 1.1
@@ -366,7 +366,7 @@ def _clean(file: h5py.File, entries: list[Entry]) -> set[str]:
 def _write(file: h5py.File, ready: _Ready, root: Path) -> None:
     """Write one scan; the mark `complete` comes last."""
     group = file.create_group(ready.entry.name)
-    for key in ("points", "normals", "sensors"):
+    for key in ("points", "normals", "lines", "sensors"):
         values = getattr(ready.scan, key)
         if values is not None:
             group.create_dataset(key, data=values.astype(np.float32))

@@ -9,14 +9,17 @@ import torch
 from jaxtyping import Float, Int
 
 from shapespace.geometry.frame import Frame
+from shapespace.geometry.normals import estimate
 
 
 @dataclass(frozen=True)
 class Scan:
     """Points of one capture; metres (or model units after `to_model`), y up.
 
-    `normals` are unit vectors that point out of the body. `sensors` holds, for each point, the origin of the sensor
-    that saw it. `faces` are kept where the file has them, so that the surface can be sampled evenly.
+    `normals` are unit vectors that point out of the body; `lines` are what a scan without normals may have instead,
+    unit vectors along them of which nobody knows which way is out (`geometry.normals.estimate`). `sensors` holds, for
+    each point, the origin of the sensor that saw it. `faces` are kept where the file has them, so that the surface can
+    be sampled evenly.
     """
 
     name: str
@@ -24,6 +27,7 @@ class Scan:
     normals: Float[np.ndarray, "n 3"] | None = None
     sensors: Float[np.ndarray, "n 3"] | None = None
     faces: Int[np.ndarray, "m 3"] | None = None
+    lines: Float[np.ndarray, "n 3"] | None = None
 
     def __len__(self) -> int:
         return len(self.points)
@@ -74,7 +78,14 @@ class Scan:
             self.points[chosen],
             None if self.normals is None else self.normals[chosen],
             None if self.sensors is None else self.sensors[chosen],
+            lines=None if self.lines is None else self.lines[chosen],
         )
+
+    def with_lines(self) -> "Scan":
+        """The same scan, with lines if it has neither normals nor faces."""
+        if self.normals is not None or self.lines is not None or self.faces is not None:
+            return self
+        return replace(self, lines=estimate(self.points))
 
     def to_model(self, frame: Frame) -> "Scan":
         """The same scan in the model frame: points and sensors move, normals stay."""
@@ -91,20 +102,21 @@ class Scan:
         return replace(self, points=array(self.points), sensors=None if self.sensors is None else array(self.sensors))
 
     def to_data(self) -> Any:
-        """As a torch-geometric `Data` (`pos`, `normal`, `sensor`, `name`), for its transforms and loaders."""
+        """As a torch-geometric `Data` (`pos`, `normal`, `sensor`, `line`, `name`), for its transforms and loaders."""
         from torch_geometric.data import Data  # three seconds: only where it is wanted
 
-        optional = {"normal": self.normals, "sensor": self.sensors}
+        optional = {"normal": self.normals, "sensor": self.sensors, "line": self.lines}
         tensors = {key: torch.from_numpy(value).float() for key, value in optional.items() if value is not None}
         return Data(pos=torch.from_numpy(self.points).float(), name=self.name, **tensors)
 
     @classmethod
     def from_data(cls, data: Any) -> "Scan":
         """The way back from `to_data`."""
-        normal, sensor = data.get("normal"), data.get("sensor")
+        normal, sensor, line = (data.get(key) for key in ("normal", "sensor", "line"))
         return cls(
             data.get("name", ""),
             data.pos.numpy(),
             None if normal is None else normal.numpy(),
             None if sensor is None else sensor.numpy(),
+            lines=None if line is None else line.numpy(),
         )

@@ -1,9 +1,10 @@
 """The store: all scans of a data set in one HDF5 file, ready to be drawn from.
 
-Layout: a group `subject/sequence/frame` for each scan with `points` (and `normals`, `sensors` where there are any),
-float32, contiguous, in the model frame, shuffled once; its attributes hold the centre, the scale and the origin. The
-true surface, where there is one, is `truth` (vertices, metres) with its faces in `_topologies`, once for all scans
-that share them. `_names`, `_splits` and `_bad` hold text; the attributes of the file hold what it was made from.
+Layout: a group `subject/sequence/frame` for each scan with `points` (and `normals` or `lines`, `sensors` where there
+are any), float32, contiguous, in the model frame, shuffled once; its attributes hold the centre, the scale and the
+origin. The true surface, where there is one, is `truth` (vertices, metres) with its faces in `_topologies`, once for
+all scans that share them. `_names`, `_splits` and `_bad` hold text; the attributes of the file hold what it was made
+from.
 """
 
 import json
@@ -120,7 +121,7 @@ class Store:
         return {key: attributes[key] for key in ("file", "bytes", "sha256", "note")}
 
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
-        """Draw `count` points (with normals and sensors where there are any), in the model frame.
+        """Draw `count` points (with normals or lines, and sensors where there are any), in the model frame.
 
         The points were shuffled when packed, so one block from a random place, wrapping around the end, is a random
         subset and one read. A scan of fewer points gives all of them, repeated until there are `count`.
@@ -132,7 +133,7 @@ class Store:
         def draw(key: str) -> Float[np.ndarray, "count 3"] | None:
             return _block(group[key], start, count) if key in group else None
 
-        return Scan(name, _block(group["points"], start, count), draw("normals"), draw("sensors"))
+        return Scan(name, _block(group["points"], start, count), draw("normals"), draw("sensors"), lines=draw("lines"))
 
     def truth(self, name: str) -> Trimesh | None:
         """Read the true surface (metres, y up), or None where there is none."""

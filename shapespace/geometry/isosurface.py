@@ -43,8 +43,8 @@ def isosurface(field: Field, *, resolution: int, half: float = 1.0, level: float
     if not (values.min() < level < values.max()):
         raise _no_surface(field, half, level)
     found = _fastest(values[corners_of_cell], corners[corners_of_cell[0]])
-    if found > assumed:
-        return isosurface(field, resolution=resolution, half=half, level=level, slope=max(slope, 1.1 * found))
+    if found > assumed:  # what is assumed of small blocks is at least slope - 1
+        return isosurface(field, resolution=resolution, half=half, level=level, slope=max(slope, 1 + 1.1 * found))
     vertices, faces, _ = igl.marching_cubes(values, corners, corners_of_cell, level)
     return Trimesh(vertices, faces, process=False)
 

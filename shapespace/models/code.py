@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Path = Literal["linear", "spherical"]
+Curve = Literal["linear", "spherical"]
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,12 @@ class Code:
     """Codes of a batch of shapes: one tensor, or several that share the first axis (a grid, a pyramid).
 
     What some encoders add, unweighted: `cost`, what each code costs under the encoder's own prior (variational), and
-    `lesson`, how far the encoder's code is from the one that it is taught.
+    `lesson`, the way from the code that the encoder is taught to the one that it gives.
     """
 
     parts: tuple[Tensor, ...]
     cost: Float[Tensor, "b"] | None = None
-    lesson: Float[Tensor, "b"] | None = None
+    lesson: Float[Tensor, "b k"] | None = None
 
     def __len__(self) -> int:
         return len(self.parts[0])
@@ -65,7 +65,7 @@ def join(codes: Sequence[Code]) -> Code:
     return Code(tuple(torch.cat(parts) for parts in zip(*(code.parts for code in codes), strict=True)))
 
 
-def between(a: Code, b: Code, steps: int, path: Path = "linear") -> Code:
+def between(a: Code, b: Code, steps: int, path: Curve = "linear") -> Code:
     """`steps` codes from a to b, both ends included.
 
     Linear: (1 - t) a + t b. Spherical: Shoemake's slerp (SIGGRAPH 1985) of the directions, with the length
@@ -73,8 +73,8 @@ def between(a: Code, b: Code, steps: int, path: Path = "linear") -> Code:
     """
     if steps < 2:
         raise ValueError(f"a path of {steps} steps has no two ends: ask for at least 2")
-    if path not in get_args(Path):
-        raise ValueError(f"path {path!r} is none of {', '.join(get_args(Path))}")
+    if path not in get_args(Curve):
+        raise ValueError(f"path {path!r} is none of {', '.join(get_args(Curve))}")
     t = torch.linspace(0, 1, steps, device=a.flat.device)[:, None]
     start, end = a.flat, b.flat
     if path == "linear":

@@ -32,7 +32,13 @@ class SkipMLP(nn.Module):
 
     The initialisation is that of Atzmon & Lipman, SAL (CVPR 2020), section 4: for a code of zero the output is about
     |x| - radius.
+
+    `products` is the type of numbers in the products between hidden layers while the network trains, if it is not that
+    of the weights: bfloat16 takes half the time where the processor has instructions for it. What leads in and out has
+    the type of the weights, and so has everything once training is over.
     """
+
+    products: torch.dtype | None = None
 
     def __init__(
         self, *, code: int, width: int, depth: int, skip: int, beta: float = 100.0, radius: float = 1.0, space: int = 3
@@ -96,7 +102,7 @@ class SkipMLP(nn.Module):
     def forward(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q"]:
         """Field at x: negative inside."""
         if torch.is_grad_enabled():
-            return self.value_and_gradient(x, code)[0]
+            return self._sweep(x, code, sloped=False)[0]
         w, size = self.weights(), PIECE if x.device.type == "cpu" else max(x.shape[1], 1)
 
         def value(block: tuple[Tensor, Tensor]) -> Tensor:
@@ -111,7 +117,12 @@ class SkipMLP(nn.Module):
         self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]
     ) -> tuple[Float[Tensor, "b q"], Float[Tensor, "b q d"]]:
         """Field and spatial gradient; one ordinary backward passes through both, to weights, code and x."""
-        return _ValueAndGradient.apply(x, code, self.skip, *self.weights().flat)  # type: ignore[no-untyped-call]
+        return self._sweep(x, code, sloped=True)
+
+    def _sweep(self, x: Tensor, code: Tensor, *, sloped: bool) -> tuple[Tensor, Tensor]:
+        products = self.products if self.training else None
+        flat = self.weights().flat
+        return _ValueAndGradient.apply(x, code, self.skip, sloped, products, *flat)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def linearise(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Linearised:
@@ -144,6 +155,10 @@ class _Weights(NamedTuple):
         """One tensor after the other."""
         return (*self[:6], *self.hidden, *self.bias)
 
+    def cast(self, products: torch.dtype | None) -> "_Weights":
+        """The same with hidden products of another type."""
+        return self if products is None else self._replace(hidden=tuple(h.to(products) for h in self.hidden))
+
     @classmethod
     def of(cls, flat: Sequence[Tensor]) -> "_Weights":
         """The way back from `flat`: there is one bias more than hidden products."""
@@ -169,15 +184,16 @@ def _enter(x: Tensor, code: Tensor, by_point: Tensor, by_code: Tensor, bias: Ten
 
 
 def _layers(x: Tensor, code: Tensor, w: _Weights, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Up through the layers: each one's height and slope."""
-    height = x
+    """Up through the layers: each one's height and slope, in the type of the hidden products."""
+    height, products = x, w.hidden[0].dtype
     for layer, bias in enumerate(w.bias):
         if layer == 0:
-            z = _enter(x, code, w.point_in, w.code_in, bias)
+            z = _enter(x, code, w.point_in, w.code_in, bias).to(products)
         elif layer == skip:
-            z = _enter(x, code, w.point_skip, w.code_skip, bias).addmm_(height, w.hidden[layer - 1].T)
+            z = _enter(x, code, w.point_skip, w.code_skip, bias).to(products)
+            z.addmm_(height, w.hidden[layer - 1].T)
         else:
-            z = torch.addmm(bias, height, w.hidden[layer - 1].T)
+            z = torch.addmm(bias.to(products), height, w.hidden[layer - 1].T)
         height, slope = soft_step(z)
         yield height, slope
 
@@ -189,48 +205,61 @@ def _climb(x: Tensor, code: Tensor, w: _Weights, skip: int) -> tuple[list[Tensor
 
 
 def _read(height: Tensor, w: _Weights) -> Tensor:
-    return torch.addmv(w.out_bias, height, w.out[0])
+    return torch.addmv(w.out_bias, height.to(w.out.dtype), w.out[0])
 
 
 def _descend(slopes: Sequence[Tensor], w: _Weights) -> list[Tensor]:
     """Down through the transposed weights: d f / d z of each layer."""
-    deltas = [slopes[-1] * w.out]
+    deltas = [slopes[-1] * w.out.to(slopes[-1].dtype)]
     for weight, slope in zip(reversed(w.hidden), reversed(slopes[:-1]), strict=True):
         deltas.append((deltas[-1] @ weight).mul_(slope))
     return deltas[::-1]
 
 
 def _gradient(deltas: Sequence[Tensor], w: _Weights, skip: int) -> Tensor:
-    return (deltas[0] @ w.point_in).addmm_(deltas[skip], w.point_skip)
+    first, entering = (deltas[layer].to(w.point_in.dtype) for layer in (0, skip))
+    return (first @ w.point_in).addmm_(entering, w.point_skip)
 
 
 class _ValueAndGradient(torch.autograd.Function):
     """Value and spatial gradient, and the backward through both: six sweeps of products in all, none of them twice.
 
     The sweep down is linear in the weights and in the slopes s(z), and s' = s (1 - s): what comes back through the
-    slopes joins what comes back through the heights, and both go down together.
+    slopes joins what comes back through the heights, and both go down together. Without the gradient (`sloped`) it is
+    the usual three sweeps, and zeros stand for the gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, code: Tensor, skip: int, *flat: Tensor) -> tuple[Tensor, Tensor]:
-        w = _Weights.of(flat)
+    def forward(
+        ctx: Any, x: Tensor, code: Tensor, skip: int, sloped: bool, products: torch.dtype | None, *flat: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        w = _Weights.of(flat).cast(products)
         heights, slopes = _climb(x, code, w, skip)
-        deltas = _descend(slopes, w)
+        deltas = _descend(slopes, w) if sloped else []
         ctx.save_for_backward(x, code, *flat, *heights, *slopes, *deltas)
-        ctx.skip = skip
-        return _read(heights[-1], w).view(x.shape[:2]), _gradient(deltas, w, skip).view(x.shape)
+        ctx.skip, ctx.products, ctx.flat = skip, products, len(flat)
+        gradient = _gradient(deltas, w, skip).view(x.shape) if sloped else torch.zeros_like(x)
+        return _read(heights[-1], w).view(x.shape[:2]), gradient
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, code, *saved = ctx.saved_tensors
-        weights_need_one = any(ctx.needs_input_grad[3:])
-        depth = (len(saved) - 5) // 5
-        kept = [saved[at : at + depth] for at in range(len(saved) - 3 * depth, len(saved), depth)]
+        w = _Weights.of(saved[: ctx.flat])
+        depth = len(w.bias)
+        heights, slopes, deltas = (saved[ctx.flat + at * depth : ctx.flat + (at + 1) * depth] for at in range(3))
         by_x, by_code, found = _backward(
-            x, code, ctx.skip, _Weights.of(saved[: -3 * depth]), *kept, *grads, weights=weights_need_one
+            x,
+            code,
+            ctx.skip,
+            w.cast(ctx.products),
+            heights,
+            slopes,
+            deltas,
+            *grads,
+            weights=any(ctx.needs_input_grad[5:]),
         )
-        return by_x, by_code, None, *(found.flat if found else [None] * (len(saved) - 3 * depth))
+        return by_x, by_code, None, None, None, *(found.cast(w.out.dtype).flat if found else [None] * ctx.flat)
 
 
 def _backward(
@@ -248,33 +277,39 @@ def _backward(
 ) -> tuple[Tensor, Tensor, _Weights | None]:
     """From gradients with respect to value (b, q) and gradient (b, q, d) to those of x, code and weights."""
     points, by_value, by_gradient = x.flatten(0, 1), by_value.flatten(), by_gradient.flatten(0, 1)
-    depth = len(w.bias)
+    depth, products, exact = len(w.bias), w.hidden[0].dtype, w.out.dtype
     hidden: list[Tensor] = []
     bias: list[Tensor] = []
+    out = heights[-1].T.to(exact) @ by_value if weights else None
 
     # back through the sweep down: from the coordinates to the output
-    by_delta = [by_gradient @ w.point_in.T]
-    for layer in range(1, depth):
+    by_delta = [(by_gradient @ w.point_in.T).to(products)] if deltas else []
+    for layer in range(1, depth if deltas else 0):
         inner = by_delta[-1] * slopes[layer - 1]
         by_delta.append(inner @ w.hidden[layer - 1].T)
         if layer == skip:
-            by_delta[-1].addmm_(by_gradient, w.point_skip.T)
+            by_delta[-1].add_((by_gradient @ w.point_skip.T).to(products))
         if weights:
             hidden.append(deltas[layer].T @ inner)
-    out = (by_delta[-1] * slopes[-1]).sum(0).addmv_(heights[-1].T, by_value) if weights else None
+    if out is not None and deltas:
+        out += (by_delta[-1] * slopes[-1]).sum(0, dtype=exact)
 
     # back through the sweep up: from the output to the coordinates
-    by_height = torch.outer(by_value, w.out[0])
+    by_height = torch.outer(by_value, w.out[0]).to(products)
     by_entry = {}
     for layer in reversed(range(depth)):
-        bend = by_delta.pop().mul_(deltas[layer])  # through the slope: delta has the s of s (1 - s), lerp the (1 - s)
-        by_z = torch.lerp(bend, by_height, slopes[layer], out=by_height)
+        if deltas:  # through the slope: delta has the s of s (1 - s), lerp the (1 - s)
+            by_z = torch.lerp(by_delta.pop().mul_(deltas[layer]), by_height, slopes[layer], out=by_height)
+        else:
+            by_z = by_height.mul_(slopes[layer])
         if layer in (0, skip):
-            by_entry[layer] = by_z
+            by_entry[layer] = by_z.to(exact)
         if weights:
-            bias.append(by_z.sum(0))
-        if layer and weights:
+            bias.append(by_z.sum(0, dtype=exact))
+        if layer and weights and deltas:
             hidden[layer - 1].addmm_(by_z.T, heights[layer - 1])
+        elif layer and weights:
+            hidden.insert(0, by_z.T @ heights[layer - 1])
         if layer:
             by_height = by_z @ w.hidden[layer - 1]
 
@@ -284,10 +319,14 @@ def _backward(
     by_code = (first_of_shape @ w.code_in).addmm_(entering_of_shape, w.code_skip)
     if out is None:
         return by_x, by_code, None
+    point_in, point_skip = first.T @ points, entering.T @ points
+    if deltas:
+        point_in.addmm_(deltas[0].T.to(exact), by_gradient)
+        point_skip.addmm_(deltas[skip].T.to(exact), by_gradient)
     found = _Weights(
-        (first.T @ points).addmm_(deltas[0].T, by_gradient),
+        point_in,
         first_of_shape.T @ code,
-        (entering.T @ points).addmm_(deltas[skip].T, by_gradient),
+        point_skip,
         entering_of_shape.T @ code,
         out[None],
         by_value.sum()[None],

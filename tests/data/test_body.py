@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from shapespace.data import body as module
-from shapespace.data.body import ELBOW, HEADING, LIMITS, Body, Poses, draw_pose, penetration
+from shapespace.data.body import ELBOW, HEADING, LIMITS, Body, Poses, blend, draw_pose, penetration
 
 MIRROR = np.array([-1.0, 1.0, 1.0])
 
@@ -259,7 +259,22 @@ def test_poses_that_penetrate_are_refused(body: Body, monkeypatch: pytest.Monkey
 
     def drawn(*rotations: np.ndarray) -> np.ndarray:
         order = iter(rotations)
-        return draw_pose(body, coefficients, lambda _: next(order), np.random.default_rng(0))
+        return draw_pose(body, coefficients, lambda _: next(order), np.random.default_rng(0)).vertices
 
     assert np.array_equal(drawn(deeper, deep, rest), body.pose(coefficients, rest))
     assert np.array_equal(drawn(deeper, deep, deeper), body.pose(coefficients, deep))
+
+
+def test_a_pose_between_two_turns_every_joint_half_way(body: Body) -> None:
+    a, b = turned(body, {"head": (0, 10, 0)}), turned(body, {"head": (0, 50, 0), "foot.L": (12, 0, 0)})
+    np.testing.assert_allclose(blend(a, b, 0.5), turned(body, {"head": (0, 30, 0), "foot.L": (6, 0, 0)}), atol=1e-12)
+    np.testing.assert_allclose(blend(a, b, 0.0), a, atol=1e-12)
+    np.testing.assert_allclose(blend(a, b, 1.0), b, atol=1e-12)
+
+
+def test_parts_are_apart_and_where_they_belong(body: Body) -> None:
+    parts = body.parts()
+    assert (np.sum(list(parts.values()), axis=0) == 1).all()
+    vertices, _ = body.rest(np.zeros(len(body.components)))
+    assert vertices[parts["feet"], 1].max() < vertices[:, 1].min() + 0.2
+    assert np.abs(vertices[parts["hands"], 0]).min() > 0.4

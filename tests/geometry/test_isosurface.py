@@ -83,6 +83,17 @@ def test_a_field_that_changes_faster_than_a_distance_loses_nothing(speed: float)
     np.testing.assert_allclose(fast.area, plain.area, rtol=2e-3)  # the two marchers cut some cells differently
 
 
+def test_a_steep_spot_between_the_centres_ends_the_search_too() -> None:
+    """It is found along the edges of marched cells: slower than large blocks may be, faster than small ones may."""
+
+    def field(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+        ripple = 0.006 * torch.sin(160 * x[:, 0]) * torch.exp(-((x[:, 1] - 0.6) / 0.03).square())
+        return sphere(x) + ripple
+
+    mesh = isosurface(field, resolution=64)
+    assert mesh.area == pytest.approx(dense(field, resolution=64).area, rel=2e-3)
+
+
 def test_no_surface_says_what_the_field_does() -> None:
     for mesher in (isosurface, dense):
         with pytest.raises(ValueError, match=r"stays within \[2, 2\].* never crosses level 0.*trained"):

@@ -104,6 +104,30 @@ def test_without_normals_there_are_no_terms_of_normals(model: FieldModel) -> Non
     assert model.terms(given, model.encode(given)).keys() - terms.keys() == {"normal", "tangent"}
 
 
+def test_lines_stand_in_for_normals(model: FieldModel) -> None:
+    """Turned to either side at random, they give the terms that normals give, where the field already knows outside."""
+    given = batch()
+    assert given.normals is not None
+    side = torch.randint(2, given.normals.shape[:2], generator=torch.Generator().manual_seed(0))[..., None] * 2 - 1
+    lined = replace(given, normals=None, lines=given.normals * side)
+    code = model.encode(given)
+    terms, expected = model.terms(lined, code), model.terms(given, code)
+    assert terms.keys() == expected.keys()
+    assert terms["normal"] <= expected["normal"] + 1e-6
+    assert terms["tangent"].item() == pytest.approx(expected["tangent"].item(), rel=0.3)
+
+
+def test_the_gradient_at_some_of_the_points_leaves_the_values(model: FieldModel) -> None:
+    given = batch()
+    code = model.encode(given)
+    whole, part = model.terms(given, code), model.terms(replace(given, sloped=4), code)
+    for name in ("surface", "tangent", "far", "code"):
+        torch.testing.assert_close(part[name], whole[name], atol=1e-6, rtol=1e-5)
+    for name in ("normal", "eikonal"):
+        assert part[name] != whole[name]
+        assert part[name].item() == pytest.approx(whole[name].item(), rel=0.5)
+
+
 def test_save_and_load_give_the_same_bits(model: FieldModel, family: str) -> None:
     again = FAMILIES[family]().eval()
     assert not torch.equal(again.encode(batch()).flat, model.encode(batch()).flat)

@@ -48,6 +48,37 @@ def test_weights_gradients_equal_double_backward() -> None:
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
 
 
+@pytest.mark.parametrize(("depth", "skip"), [(5, 3), (4, 1), (3, 2)])
+def test_the_value_alone_has_the_twin_s_gradients(depth: int, skip: int) -> None:
+    net, (x, code) = network(depth=depth, skip=skip), inputs()
+    x.requires_grad_()
+    code.requires_grad_()
+    learned = [*net.parameters(), x, code]
+    expected = torch.autograd.grad(twin(net)(x, code).square().mean(), learned)
+    found = torch.autograd.grad(net(x, code).square().mean(), learned)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-8)
+
+
+def test_products_of_bfloat16_are_close_and_end_with_the_training() -> None:
+    torch.manual_seed(0)
+    net = SkipMLP(code=5, width=64, depth=5, skip=3, radius=0.4)
+    x, code = (part.float() for part in inputs())
+
+    def gradients() -> Tensor:
+        value, gradient = net.value_and_gradient(x, code)
+        loss = value.abs().mean() + (gradient.norm(dim=-1) - 1).square().mean() + net(x, code).square().mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
+
+    exact, value = gradients(), net.eval()(x, code)
+    net.products = torch.bfloat16
+    assert torch.equal(net(x, code), value)  # asleep: float32
+    rounded, coarse = net.train() and gradients(), net(x, code)
+    assert rounded.dtype == torch.float32
+    assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.05  # rounded it is, and not by much
+    assert (coarse - value).abs().max() < 0.02
+
+
 @pytest.mark.parametrize(("depth", "skip"), [(5, 3), (3, 1)])
 def test_gradients_in_place_and_code_equal_finite_differences(depth: int, skip: int) -> None:
     net, (x, code) = network(width=16, depth=depth, skip=skip), inputs()

@@ -1,0 +1,105 @@
+"""Refining: the code of a scan is fitted, then the decoder itself is adapted to this one scan.
+
+The scan is trusted where it has points. Everywhere else the adapted field is held at what the fit said, so that the
+completion stays; and points that the adaptation is not shown say when to stop.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shapespace.data.loader import Batch, collate
+from shapespace.data.scan import Scan
+from shapespace.fit import draw, oriented
+from shapespace.geometry import nearest
+from shapespace.losses import weigh
+from shapespace.models.base import FieldModel
+from shapespace.models.code import Code
+from shapespace.objective import Terms, in_pieces
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """Adam on the decoder, for one scan. Lengths are model units."""
+
+    points: int = 2048
+    """Points drawn from the scan at every step, and as many around them."""
+    steps: int = 300
+    """Largest number of steps."""
+    lr: float = 5e-4
+    """Learning rate at the start; it falls to zero along half a cosine."""
+    sigma: float = 0.01
+    """Standard deviation of the points around the scan."""
+    reach: float = 0.03
+    """How far from its points the scan is trusted; beyond, the field stays as it was fitted."""
+    stay: float = 3.0
+    """Weight of the mean change of the field beyond that reach."""
+    held: float = 0.1
+    """Share of the scan that is kept apart to say when to stop."""
+    look: int = 20
+    """Steps between two looks at that share."""
+    patience: int = 3
+    """Looks without a gain of a hundredth after which it stops."""
+
+
+def refine(
+    model: FieldModel, scan: Scan, code: Code, options: RefineOptions | None = None, *, seed: int = 0
+) -> FieldModel:
+    """A copy of the model, adapted to one scan (model frame) whose code (a batch of one) was fitted.
+
+    A scan without normals gets lines (`geometry.normals`), turned outward by the fitted field.
+    """
+    options = options or RefineOptions()
+    rng = np.random.default_rng(seed)
+    scan = oriented(model, scan.with_lines(), code)
+    order = rng.permutation(len(scan))
+    shown, held = np.split(order, [len(scan) - max(1, round(options.held * len(scan)))])
+    check = torch.from_numpy(scan.points[held[:4096]]).float()[None]
+    known = scan.take(shown)
+    silent = _silent(model, scan, code, options.reach, rng)
+
+    refined = copy.deepcopy(model).eval()
+    learned = [p for name, p in refined.named_parameters() if not name.startswith("encoder.")]
+    optimiser = torch.optim.Adam(learned, lr=options.lr)
+    weights = {"surface": 3.0, "normal": 0.3, "tangent": 3.0, "eikonal": 0.1, "far": 0.0, "code": 0.0, "lesson": 0.0}
+
+    def loss(batch: Batch, of: Code) -> tuple[Tensor, Terms]:
+        terms = refined.terms(batch, of)
+        with torch.no_grad():
+            before = model.field(batch.box, of)
+        terms["stay"] = (refined.field(batch.box, of) - before).abs().mean()
+        return weigh(terms, {**weights, "stay": options.stay}), terms
+
+    best, kept, idle = float("inf"), copy.deepcopy(refined.state_dict()), 0
+    for step in range(options.steps + 1):
+        if step % options.look == 0:
+            with torch.no_grad():
+                error = float(refined.field(check, code).abs().mean())
+            idle = 0 if error < 0.99 * best else idle + 1
+            if error < best:
+                best, kept = error, copy.deepcopy(refined.state_dict())
+            if idle >= options.patience or step == options.steps:
+                break
+        optimiser.param_groups[0]["lr"] = options.lr * 0.5 * (1 + np.cos(np.pi * step / options.steps))
+        batch = collate([draw(known, options.points, int(rng.integers(2**32)))], sigma=options.sigma, seed=step)
+        anchors = silent[torch.from_numpy(rng.integers(len(silent), size=options.points // 4))][None]
+        gradients = in_pieces(loss, replace(batch, box=anchors), code, learned).gradients[len(code.tensors) :]
+        for parameter, gradient in zip(learned, gradients, strict=True):
+            parameter.grad = gradient
+        optimiser.step()
+    refined.load_state_dict(kept)
+    return refined
+
+
+def _silent(model: FieldModel, scan: Scan, code: Code, reach: float, rng: np.random.Generator) -> Float[Tensor, "n 3"]:
+    """Points farther than `reach` from the scan: around the fitted surface, where it was not seen, and in the box."""
+    (mesh,) = model.surface(code, resolution=64)
+    around = np.asarray(mesh.vertices)[rng.integers(len(mesh.vertices), size=40_000)]
+    around = around + rng.normal(scale=reach, size=around.shape)
+    points = np.concatenate([around, rng.uniform(-1, 1, (10_000, 3))])
+    distance, _ = nearest.to_points(points, scan.points.astype(np.float64))
+    return torch.from_numpy(points[distance > reach]).float()

@@ -1,0 +1,64 @@
+"""Which optimiser moves what, and that its state comes back."""
+
+import torch
+
+from shapespace import build
+from shapespace.models.igr import IGR
+from shapespace.optim import optimisers
+
+
+def model() -> IGR:
+    torch.manual_seed(0)
+    sizes = build.IGRSizes(code=4, width=24, depth=4, skip=2, encoder="table", spread=0.1)
+    return build.igr(sizes, shapes=3)
+
+
+def test_free_codes_have_their_own_learning_rate() -> None:
+    made = model()
+    groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=None).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == len(list(made.parameters()))
+    assert [name for name, p in made.named_parameters() if rates[id(p)] == 5e-3] == ["encoder.table.codes"]
+
+
+def test_muon_moves_the_hidden_products_and_nothing_else() -> None:
+    made = model()
+    groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == len(list(made.parameters()))
+    moved = [name for name, p in made.named_parameters() if rates[id(p)] == 0.02]
+    assert moved == ["decoder.hidden.0.weight", "decoder.hidden.1.weight", "decoder.hidden.2.weight"]
+
+
+def test_a_step_of_muon_turns_in_every_direction_alike() -> None:
+    """The step is the momentum's matrix with its singular values made even, whatever the gradient's are."""
+    made = model()
+    made.requires_grad_(False)
+    weight = made.decoder.layers()[1].weight
+    weight.requires_grad_()
+    both = optimisers(made, lr=1e-3, lr_codes=1e-3, lr_hidden=1.0)
+    before = weight.detach().clone()
+    left, _, right = torch.linalg.svd(torch.randn_like(weight))
+    spread = torch.logspace(0, -1, min(weight.shape))
+    weight.grad = (left[:, : len(spread)] * spread) @ right[: len(spread)]
+    both.step()
+    singular = torch.linalg.svdvals(before - weight.detach())
+    assert singular.min() > 0.5 * singular.max()
+
+
+def test_the_state_of_all_comes_back() -> None:
+    def moved(steps: int, made: IGR, state: dict[str, object] | None = None) -> dict[str, object]:
+        both = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02)
+        if state is not None:
+            both.load_state_dict(state)
+        for _ in range(steps):
+            both.zero_grad()
+            made.decoder(torch.ones(3, 5, 3), made.encoder.table.codes).square().mean().backward()
+            both.step()
+        return both.state_dict()
+
+    whole, halves = model(), model()
+    moved(4, whole)
+    state = moved(2, halves)
+    moved(2, halves, state)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halves.parameters(), strict=True))
