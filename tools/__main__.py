@@ -10,6 +10,7 @@ import tyro
 
 VERBS = {
     "synthesize": "people, posed and scanned virtually, in the layout of D-FAUST",
+    "scan": "raw scans of given meshes, seen by virtual cameras",
     "preprocess": "a folder of scans into one store",
     "train": "a shape space from a store",
     "encode": "codes of scans, by one pass of the encoder",

@@ -19,6 +19,7 @@ import tyro
 from trimesh import Trimesh
 
 from shapespace import picture
+from shapespace.baselines import screened_poisson
 from shapespace.data import files
 from shapespace.data.store import Store
 from shapespace.evaluate import evaluate
@@ -39,7 +40,7 @@ def main(
     splits: tuple[str, ...] = ("unseen_poses", "unseen_people"),
     limit: int | None = None,
     protocols: tuple[str, ...] = ("surface", "normals", "fscore"),
-    method: Literal["lm", "adam", "encode", "refine"] = "lm",
+    method: Literal["lm", "adam", "encode", "refine", "poisson"] = "lm",
     resolution: int = 128,
     components: Components = "largest",
     out: Path | None = None,
@@ -56,7 +57,8 @@ def main(
         splits: Splits of the store to score, each by itself.
         limit: Score only the first so many scans of each split.
         protocols: What to measure: surface, l1, sq_sum, one_sided, srb, hausdorff, normals, fscore, iou.
-        method: Fit by Levenberg-Marquardt, fit as the paper does, encode only, or fit and then refine.
+        method: Fit by Levenberg-Marquardt, fit as the paper does, encode only, or fit and then refine; or
+            screened Poisson of each scan by itself (extra baselines), for which the space only lends its scale.
         resolution: Cells of the mesh's grid along the model cube's edge.
         components: Keep the largest component of each mesh, or all.
         out: Folder for scores and meshes; beside the model by default.
@@ -64,19 +66,24 @@ def main(
 
     """
     space, packed = ShapeSpace.load(run), Store(store)
-    folder = out or (run if run.is_dir() else run.parent)
+    folder = out or (run if run.is_dir() else run.parent if run.is_file() else Path("evaluated"))
     names = [(split, name) for split in splits for name in packed.select(split)[:limit]]
     scans = [from_store(packed, name) for _, name in names]
-    if method == "encode":
-        fits = space.encode_scans(scans, seed=seed)
+    meshes: Iterator[Trimesh | None]
+    if method == "poisson":
+        meshes, seconds = map(screened_poisson, scans), None
     else:
-        fits = space.fit_scans(scans, method="adam" if method == "adam" else "lm", lm=lm, adam=adam, seed=seed)
-    save_fits(folder / "codes.safetensors", fits, space)
-    spaces = space.refine(scans, fits, refine, seed=seed) if method == "refine" else repeat(space)
+        if method == "encode":
+            fits = space.encode_scans(scans, seed=seed)
+        else:
+            fits = space.fit_scans(scans, method="adam" if method == "adam" else "lm", lm=lm, adam=adam, seed=seed)
+        save_fits(folder / "codes.safetensors", fits, space)
+        spaces = space.refine(scans, fits, refine, seed=seed) if method == "refine" else repeat(space, len(fits))
+        meshes = (_mesh(own, fit, resolution, components) for own, fit in zip(spaces, fits, strict=True))
+        seconds = round(fits[0].seconds, 3)
 
     def found() -> Iterator[tuple[str, str, Trimesh | None]]:
-        for (split, name), fit, own in zip(names, fits, spaces, strict=False):
-            mesh = _mesh(own, fit, resolution, components)
+        for (split, name), mesh in zip(names, meshes, strict=True):
             if mesh is not None:
                 files.write_mesh(_mesh_file(folder, split, name), mesh)
             yield split, name, mesh
@@ -88,7 +95,7 @@ def main(
         "resolution": resolution,
         "components": components,
         "seed": seed,
-        "fit_seconds": round(fits[0].seconds, 3),
+        "fit_seconds": seconds,
     }
     report = evaluate(found(), packed, protocols, total=len(names), settings=settings, seed=seed)
     report.write(folder)
