@@ -156,31 +156,6 @@ def surface(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Ge
     return _floats(row)
 
 
-@_register({"hands": "mm", "feet": "mm", "rest": "mm"})
-def parts(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000) -> Row:
-    """Mean exact distance from samples of the true hands, feet and the rest to the found triangles (mm, unsquared).
-
-    Ours: the column `truth_to_found` of `surface`, part by part (`Body.parts`). What is found has no parts, so the way
-    back is not told apart.
-
-    Raises:
-        ValueError: The truth is not the frozen body, and nobody knows where its hands are.
-
-    """
-    body = Body.load()
-    if not np.array_equal(truth.faces, body.faces):
-        raise ValueError(
-            f"the true mesh ({len(truth.faces):,} faces) is not the frozen body ({len(body.faces):,}), so its hands "
-            "and feet are not known. Leave out protocol parts, or evaluate synthetic people."
-        )
-    row = {}
-    for part, inside in body.parts().items():
-        faces = body.faces[inside[body.faces].sum(axis=1) >= 2]
-        samples = _sample(Trimesh(truth.vertices, faces, process=False), count, rng, "true")
-        row[part] = MILLIMETRES * _exact(samples.points, found).mean()
-    return _floats(row)
-
-
 @_register({"chamfer": "mm"})
 def l1(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 100_000) -> Row:
     """Half the sum of both mean sample-to-sample distances (mm, unsquared, both ways).
@@ -288,6 +263,31 @@ def fscore(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Gen
     side = np.ptp(np.asarray(truth.vertices), axis=0).max()
     thresholds = {"f_1mm": 0.001, "f_5mm": 0.005, "f_10mm": 0.010, "f_1pct": 0.01 * side}
     return _floats({column: _harmonic((there <= t).mean(), (back <= t).mean()) for column, t in thresholds.items()})
+
+
+@_register({"hands": "mm", "feet": "mm", "rest": "mm"})
+def parts(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000) -> Row:
+    """Mean exact distance from samples of the true hands, feet and the rest to the found triangles (mm, unsquared).
+
+    Ours: the column `truth_to_found` of `surface`, part by part (`Body.parts`). What is found has no parts, so the way
+    back is not told apart.
+
+    Raises:
+        ValueError: The truth is not the frozen body, and nobody knows where its hands are.
+
+    """
+    body = Body.load()
+    if not np.array_equal(truth.faces, body.faces):
+        raise ValueError(
+            f"the true mesh ({len(truth.faces):,} faces) is not the frozen body ({len(body.faces):,}), so its hands "
+            "and feet are not known. Leave out protocol parts, or evaluate synthetic people."
+        )
+    row = {}
+    for part, inside in body.parts().items():
+        faces = body.faces[inside[body.faces].sum(axis=1) >= 2]
+        samples = _sample(Trimesh(truth.vertices, faces, process=False), count, rng, "true")
+        row[part] = MILLIMETRES * _exact(samples.points, found).mean()
+    return _floats(row)
 
 
 @_register({"iou": "0..1"})

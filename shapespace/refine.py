@@ -35,7 +35,7 @@ class RefineOptions:
     sigma: float = 0.01
     """Standard deviation of the points around the scan."""
     reach: float = 0.03
-    """How far from its points the scan is trusted; beyond, the field stays as it was fitted."""
+    """How far from its points the scan is trusted, at least; beyond, the field stays as it was fitted."""
     stay: float = 3.0
     """Weight of the mean change of the field beyond that reach."""
     held: float = 0.1
@@ -96,10 +96,16 @@ def refine(
 
 
 def _silent(model: FieldModel, scan: Scan, code: Code, reach: float, rng: np.random.Generator) -> Float[Tensor, "n 3"]:
-    """Points farther than `reach` from the scan: around the fitted surface, where it was not seen, and in the box."""
+    """Points of which the scan says nothing: around the fitted surface, where it was not seen, and in the box.
+
+    They lie farther from the scan than `reach`, and the farther the worse its nearest point is fitted: where the fit is
+    wrong, the wrong surface must not be held.
+    """
     (mesh,) = model.surface(code, resolution=64)
     around = np.asarray(mesh.vertices)[rng.integers(len(mesh.vertices), size=40_000)]
     around = around + rng.normal(scale=reach, size=around.shape)
     points = np.concatenate([around, rng.uniform(-1, 1, (10_000, 3))])
-    distance, _ = nearest.to_points(points, scan.points.astype(np.float64))
-    return torch.from_numpy(points[distance > reach]).float()
+    distance, index = nearest.to_points(points, scan.points.astype(np.float64))
+    with torch.no_grad():
+        off = model.field(torch.from_numpy(scan.points[index]).float()[None], code)[0].abs().numpy()
+    return torch.from_numpy(points[distance > reach + 3 * off]).float()

@@ -310,7 +310,7 @@ def _find(path: str | FilePath) -> FilePath:
     packaged = {entry.name.removesuffix(".safetensors"): entry for entry in _assets() if entry.suffix == ".safetensors"}
     if file.name not in packaged:
         raise FileNotFoundError(
-            f"there is no run {file}, and no space of that name comes with the package (it has "
+            f"no model at {file}: there is no such folder, and no space of that name comes with the package (it has "
             f"{', '.join(sorted(packaged))}). Give the folder of a run, or one of these names."
         )
     return packaged[file.name]

@@ -8,6 +8,8 @@ import torch
 
 from shapespace import ShapeSpace, build
 from shapespace.data.scan import Scan
+from shapespace.models.code import Code
+from shapespace.refine import RefineOptions
 from shapespace.space import load_fits, save_fits
 
 
@@ -87,3 +89,27 @@ def test_points_that_are_no_scan_are_refused(space: ShapeSpace) -> None:
         space.fit(np.where(np.arange(2000)[:, None] == 7, np.nan, points).astype(np.float32))
     with pytest.raises(ValueError, match=r"scan scan is 1,9\d\d m large.*--unit mm"):
         space.fit(points * 1000)
+
+
+def test_a_space_comes_with_the_package() -> None:
+    humans = ShapeSpace.load("humans")
+    assert humans.about["scans"] > 2000
+    mesh = humans.mesh(Code((humans.model.prior.mean[None],)), resolution=64)
+    assert mesh.is_watertight
+    assert 1.4 < np.ptp(mesh.vertices[:, 1]) < 2.1
+    with pytest.raises(FileNotFoundError, match=r"no model at humens: .* no space of that name .*has humans\)"):
+        ShapeSpace.load("humens")
+
+
+def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace) -> None:
+    scans = [sphere(1.1, (0, 1, 0)), sphere(0.9, (3, 1, 0))]
+    fits = space.fit_scans(scans)
+    before = space.fingerprint()
+    refined = list(space.refine(scans, fits, RefineOptions(points=256, steps=40, lr=2e-3)))
+    assert [its.about["refined"] for its in refined] == [scan.name for scan in scans]
+    assert space.fingerprint() == before
+    for its, scan, fit in zip(refined, scans, fits, strict=True):
+        x = fit.frame.to_model(torch.from_numpy(scan.points))[None]
+        with torch.no_grad():
+            after, first = (model.field(x, fit.code).abs().mean() for model in (its.model, space.model))
+        assert after < 0.5 * first

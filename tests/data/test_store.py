@@ -119,7 +119,7 @@ def test_a_draw_reads_its_block_and_no_more(cloud):
     before = read()
     for seed in range(10):
         cloud.sample("all/scans/1", 8000, rng(seed))
-    assert 10 * 96_000 <= read() - before < 10 * 120_000  # the whole scan has 1,200,000 bytes
+    assert 10 * 192_000 <= read() - before < 10 * 240_000  # points and lines; the whole scan has 2,400,000 bytes
 
 
 def test_a_store_travels_to_other_processes(store):

@@ -52,8 +52,7 @@ def test_corrupted_points_are_those_of_the_scan_some_of_them_lost() -> None:
     torch.manual_seed(0)
     points = torch.randn(40, 64, 3)
     worse = corrupted(points, noise=0.0, kept=0.3)
-    apart = torch.cdist(worse, points)
-    assert apart.amin(dim=2).max() < 1e-3  # no point was invented
+    assert (worse[:, :, None] == points[:, None]).all(dim=3).any(dim=2).all()  # no point was invented
     left = torch.tensor([len(scan.unique(dim=0)) for scan in worse])
     assert (left == 64).float().mean() > 0.3  # half of the scans are whole
     assert left.min() >= 0.3 * 64 - 1
