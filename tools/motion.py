@@ -11,7 +11,7 @@ the true one by protocol `surface`, both centred. Writes `motion.json` and a pic
 import json
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -62,7 +62,8 @@ def main(
     chosen = choose(plan, split, pairs, seed)
     scans = [files.read_scan(data / end.path, name=str(end.path)) for pair in chosen for end in pair]
     fits = space.fit_scans(scans, lm=lm, seed=seed)
-    rows, pictures = [], []
+    rows: list[dict[str, Any]] = []
+    pictures = []
     for index, pair in enumerate(tqdm(chosen, desc="motion", unit="pair")):
         truth = true_motion(plan, pair, steps)
         if not index:
@@ -75,18 +76,18 @@ def main(
                 pictures.append((path, found))
         rows.append({"a": rows[-1]["a"], "b": rows[-1]["b"], "path": "truth", "sa_sigma": metrics.sa_sigma(truth)})
     out.mkdir(parents=True, exist_ok=True)
-    medians = {path: _medians([row for row in rows if row["path"] == path]) for path in (*paths, "truth")}
+    medians = {name: _medians([row for row in rows if row["path"] == name]) for name in (*paths, "truth")}
     with replacing(out / "motion.json") as part:
         part.write_text(json.dumps({"medians": medians, "rows": rows}, indent=1))
     picture.contact_sheet(pictures, out / "motion.png")
     print(f"medians over {len(chosen)} pairs of {split}; mm, and square metres for sa_sigma")
-    for path, columns in medians.items():
-        print(f"  {path:<10}" + "  ".join(f"{name} {value:.4g}" for name, value in columns.items()))
+    for name, columns in medians.items():
+        print(f"  {name:<10}" + "  ".join(f"{column} {value:.4g}" for column, value in columns.items()))
     print(f"rows in {out / 'motion.json'}, the first pair in {out / 'motion.png'}")
 
 
 def choose(plan: Plan, split: str, pairs: int, seed: int) -> list[Pair]:
-    """Two captures of one person each, of the split, at random."""
+    """Two captures of one person each, of the split, at random; person after person, and again from the first."""
     rng = np.random.default_rng(seed)
     there = [capture for capture in schedule(plan) if capture.split == split]
     people = [list(group) for _, group in groupby(there, key=lambda capture: capture.subject)]
@@ -98,7 +99,7 @@ def choose(plan: Plan, split: str, pairs: int, seed: int) -> list[Pair]:
         )
     found = []
     for index in range(pairs):
-        captures = people[rng.permutation(len(people))[0] if pairs > len(people) else index * len(people) // pairs]
+        captures = people[index % len(people)]
         a, b = rng.permutation(len(captures))[:2]
         found.append((captures[a], captures[b]))
     return found
@@ -114,9 +115,9 @@ def true_motion(plan: Plan, pair: Pair, steps: int) -> list[Trimesh]:
     ]
 
 
-def _medians(rows: list[dict[str, object]]) -> dict[str, float]:
+def _medians(rows: list[dict[str, Any]]) -> dict[str, float]:
     columns = [name for name in rows[0] if name not in ("a", "b", "path")]
-    return {name: float(np.median([row[name] for row in rows])) for name in columns}  # type: ignore[type-var]
+    return {column: float(np.median([row[column] for row in rows])) for column in columns}
 
 
 if __name__ == "__main__":

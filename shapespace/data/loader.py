@@ -53,7 +53,9 @@ class Batch:
     def part(self, index: int, count: int) -> "Batch":
         """The same scans with one of `count` equal parts of the points of the loss."""
         cut = {name: getattr(self, name) for name in ("surface", "normals", "lines", "shell", "box")}
-        pieces = {name: tensor.chunk(count, dim=1)[index] for name, tensor in cut.items() if tensor is not None}
+        pieces: dict[str, Any] = {
+            name: tensor.chunk(count, dim=1)[index] for name, tensor in cut.items() if tensor is not None
+        }
         return replace(self, **pieces)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
