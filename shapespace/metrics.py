@@ -134,15 +134,15 @@ def _register(units: dict[str, str], scan_units: dict[str, str] | None = None) -
 
 @_register(
     {"truth_to_found": "mm", "found_to_truth": "mm"},
-    {"visible_truth_to_found": "mm"},
+    {"visible_truth_to_found": "mm", "hidden_truth_to_found": "mm"},
 )
 def surface(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000) -> Row:
     """Mean exact distance from samples of each surface to the triangles of the other (mm, unsquared, each way alone).
 
     The primary protocol, ours: exact distances have no sampling floor, so that zero means equal. `truth_to_found` says
     what is missing, `found_to_truth` what was invented (ghost sheets, blobs). Beside a scan,
-    `visible_truth_to_found` is the former over the true points that the scan saw (within 10 mm of one of its points):
-    no sensor sees the mouth, the eye sockets or the soles.
+    `visible_truth_to_found` is the former over the true points that the scan saw (within 10 mm of one of its points),
+    `hidden_truth_to_found` over the others, if there are any: no sensor sees the mouth, the eye sockets or the soles.
 
     Raises:
         ValueError: The scan lies nowhere near the truth.
@@ -152,7 +152,10 @@ def surface(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Ge
     missed, invented = _exact(a.points, found), _exact(b.points, truth)
     row = {"truth_to_found": MILLIMETRES * missed.mean(), "found_to_truth": MILLIMETRES * invented.mean()}
     if scan is not None:
-        row["visible_truth_to_found"] = MILLIMETRES * missed[_seen(a.points, scan)].mean()
+        seen = _seen(a.points, scan)
+        row["visible_truth_to_found"] = MILLIMETRES * missed[seen].mean()
+        if not seen.all():
+            row["hidden_truth_to_found"] = MILLIMETRES * missed[~seen].mean()
     return _floats(row)
 
 

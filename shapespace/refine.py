@@ -85,7 +85,9 @@ def refine(
             if idle >= options.patience or step == options.steps:
                 break
         optimiser.param_groups[0]["lr"] = options.lr * 0.5 * (1 + np.cos(np.pi * step / options.steps))
-        batch = collate([draw(known, options.points, int(rng.integers(2**32)))], sigma=options.sigma, seed=step)
+        batch = collate(
+            [draw(known, options.points, int(rng.integers(2**32)))], sigma=options.sigma, sloped=4, seed=step
+        )
         anchors = silent[torch.from_numpy(rng.integers(len(silent), size=options.points // 4))][None]
         gradients = in_pieces(loss, replace(batch, box=anchors), code, learned).gradients[len(code.tensors) :]
         for parameter, gradient in zip(learned, gradients, strict=True):

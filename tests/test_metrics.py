@@ -89,7 +89,9 @@ def test_surface_counts_only_seen_truth_beside_a_scan() -> None:
     row = one("surface", seen, truth, Scan("a/b/0", grid.astype(np.float32)))
     assert row["visible_truth_to_found"] == pytest.approx(0, abs=1e-9)
     assert row["truth_to_found"] == pytest.approx(250, rel=0.02)
+    assert row["hidden_truth_to_found"] == pytest.approx(500, abs=1e-6)
     assert "visible_truth_to_found" not in one("surface", seen, truth)
+    assert "hidden_truth_to_found" not in one("surface", seen, seen, Scan("a/b/0", grid.astype(np.float32)))
 
 
 def test_surface_refuses_a_scan_that_lies_elsewhere() -> None:
