@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,17 @@ def assert_same(found: tuple[Tensor, dict, dict], expected: tuple[Tensor, dict, 
         assert one.keys() == other.keys()
         for name, tensor in other.items():
             assert (one[name] - tensor).norm() <= 1e-5 * tensor.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("piece", [100, 400])
+def test_pieces_have_the_gradients_of_the_whole_where_only_some_points_have_a_gradient(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same points have one, however the batch is cut."""
+    monkeypatch.setattr(objective, "PIECE", piece)
+    made, one = model("table"), replace(batch(points=160), sloped=5)
+    assert len(objective._cut(one)) > 1
+    assert_same(gradients(made, one, "blocked"), gradients(made, one, "eager"))
 
 
 @pytest.mark.parametrize("kind", ["points", "variational", "table", "taught"])
@@ -103,12 +115,16 @@ here["assert_same"](here["gradients"](made, one, "compiled"), here["gradients"](
 def test_the_choice_goes_by_the_length_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     made = build.igr(build.IGRSizes(code=64, width=256))
     monkeypatch.setattr(objective, "has_compiler", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert objective.choose(made, batch(scans=2, points=80), 10**9, 1.0) == "eager"  # one piece
     assert objective.choose(made, batch(scans=16, points=128), 3000, None) == "blocked"
     assert objective.choose(made, batch(scans=16, points=128), 10**6, None) == "compiled"
     assert objective.choose(made, batch(scans=16, points=128), 10**6, 9.0) == "blocked"
     monkeypatch.setattr(objective, "has_compiler", lambda: False)
     assert objective.choose(made, batch(scans=16, points=128), 10**6, None) == "blocked"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # nobody to work beside: pieces only where memory asks
+    assert objective.choose(made, batch(scans=16, points=128), 3000, None) == "eager"
+    assert objective.choose(made, batch(scans=16, points=1024), 3000, None) == "blocked"
 
 
 def test_faster_products_are_taken_only_if_the_gradients_hold(monkeypatch: pytest.MonkeyPatch) -> None:

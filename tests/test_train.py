@@ -43,13 +43,16 @@ def learn(store: Store, folder: Path, *arguments: str, resume: bool = False) -> 
 
 
 TAUGHT = ("--model.encoder", "taught", "--weights.lesson", "1")
+RECOMMENDED = ("--optim.lr_hidden", "0.01", "--batch.sloped", "4", "--products", "bf16", *TAUGHT)
 
 
 class InterruptionError(Exception):
     """Stands for a machine that goes away."""
 
 
-@pytest.mark.parametrize("kind", [(), ("--model.encoder", "table"), ("--model.encoder", "variational"), TAUGHT])
+@pytest.mark.parametrize(
+    "kind", [(), ("--model.encoder", "table"), ("--model.encoder", "variational"), TAUGHT, RECOMMENDED]
+)
 def test_resumed_equals_uninterrupted_to_the_bit(
     kind: tuple[str, ...], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
