@@ -5,6 +5,7 @@ completion stays; and points that the adaptation is not shown say when to stop.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,8 +27,10 @@ from shapespace.objective import Terms, in_pieces
 class RefineOptions:
     """Adam on the decoder, for one scan. Lengths are model units."""
 
+    known: int = 50_000
+    """Points that are taken from the scan, at most."""
     points: int = 2048
-    """Points drawn from the scan at every step, and as many around them."""
+    """Points of these that are drawn at every step, and as many around them."""
     steps: int = 300
     """Largest number of steps."""
     lr: float = 5e-4
@@ -47,32 +50,39 @@ class RefineOptions:
 
 
 def refine(
-    model: FieldModel, scan: Scan, code: Code, options: RefineOptions | None = None, *, seed: int = 0
+    model: FieldModel,
+    scan: Scan,
+    code: Code,
+    weights: Mapping[str, float],
+    options: RefineOptions | None = None,
+    *,
+    seed: int = 0,
 ) -> FieldModel:
     """A copy of the model, adapted to one scan (model frame) whose code (a batch of one) was fitted.
 
-    A scan without normals gets lines (`geometry.normals`), turned outward by the fitted field.
+    `weights` are those of the training's terms; terms about the code or far from the scan are left out. A scan without
+    normals gets lines (`geometry.normals`), turned outward by the fitted field.
     """
     options = options or RefineOptions()
     rng = np.random.default_rng(seed)
-    scan = oriented(model, scan.with_lines(), code)
+    scan = oriented(model, scan.sample(options.known, rng).with_lines(), code)
     order = rng.permutation(len(scan))
     shown, held = np.split(order, [len(scan) - max(1, round(options.held * len(scan)))])
     check = torch.from_numpy(scan.points[held[:4096]]).float()[None]
-    known = scan.take(shown)
+    told = scan.take(shown)
     silent = _silent(model, scan, code, options.reach, rng)
 
     refined = copy.deepcopy(model).eval()
     learned = [p for name, p in refined.named_parameters() if not name.startswith("encoder.")]
     optimiser = torch.optim.Adam(learned, lr=options.lr)
-    weights = {"surface": 3.0, "normal": 0.3, "tangent": 3.0, "eikonal": 0.1, "far": 0.0, "code": 0.0, "lesson": 0.0}
+    weights = {**weights, "far": 0.0, "code": 0.0, "lesson": 0.0, "stay": options.stay}
 
     def loss(batch: Batch, of: Code) -> tuple[Tensor, Terms]:
         terms = refined.terms(batch, of)
         with torch.no_grad():
             before = model.field(batch.box, of)
         terms["stay"] = (refined.field(batch.box, of) - before).abs().mean()
-        return weigh(terms, {**weights, "stay": options.stay}), terms
+        return weigh(terms, weights), terms
 
     best, kept, idle = float("inf"), copy.deepcopy(refined.state_dict()), 0
     for step in range(options.steps + 1):
@@ -86,7 +96,7 @@ def refine(
                 break
         optimiser.param_groups[0]["lr"] = options.lr * 0.5 * (1 + np.cos(np.pi * step / options.steps))
         batch = collate(
-            [draw(known, options.points, int(rng.integers(2**32)))], sigma=options.sigma, sloped=4, seed=step
+            [draw(told, options.points, int(rng.integers(2**32)))], sigma=options.sigma, sloped=4, seed=step
         )
         anchors = silent[torch.from_numpy(rng.integers(len(silent), size=options.points // 4))][None]
         gradients = in_pieces(loss, replace(batch, box=anchors), code, learned).gradients[len(code.tensors) :]

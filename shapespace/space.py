@@ -148,7 +148,7 @@ class ShapeSpace:
         `refined.mesh(fit)` is the scan's surface then; its code is the one that was fitted.
         """
         for scan, fit in zip(scans, tqdm(fits, desc="refine", unit="scan", disable=len(fits) < 2), strict=True):
-            model = refine(self.model, self._place(scan)[0], fit.code, options, seed=seed)
+            model = refine(self.model, self._place(scan)[0], fit.code, self.about["weights"], options, seed=seed)
             yield ShapeSpace(model, self.sizes, scale=self.scale, about={**self.about, "refined": scan.name})
 
     def mesh(self, of: Fit | Code, *, resolution: int = 128, components: Components = "largest") -> Trimesh:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from shapespace import build, fit
 from shapespace.data.loader import collate
@@ -11,7 +12,7 @@ from shapespace.losses import weigh
 from shapespace.models.igr import IGR
 from shapespace.refine import RefineOptions, refine
 
-WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 1.0, "far": 1.0}
+WEIGHTS = {"surface": 3.0, "normal": 0.3, "eikonal": 0.1, "code": 1e-4, "tangent": 3.0, "far": 1.0}
 
 
 def ball(bump: float = 0.0, count: int = 3000, seed: int = 0) -> Scan:
@@ -48,7 +49,7 @@ def test_the_scan_is_met_and_the_model_left_alone(model: IGR, with_normals: bool
     scan = whole if with_normals else Scan(whole.name, whole.points)
     code = fit.fit_lm(model, [scan]).code
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    refined = refine(model, scan, code, OPTIONS)
+    refined = refine(model, scan, code, WEIGHTS, OPTIONS)
     x = torch.from_numpy(ball(0.06, seed=7).points)[None]
     with torch.no_grad():
         before, after = model.field(x, code).abs().mean(), refined.field(x, code).abs().mean()
@@ -56,12 +57,23 @@ def test_the_scan_is_met_and_the_model_left_alone(model: IGR, with_normals: bool
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 
 
+def test_the_faces_of_a_mesh_tell_its_normals(model: IGR) -> None:
+    mesh = trimesh.creation.icosphere(subdivisions=3, radius=0.55)
+    scan = Scan("ball/mesh/0", np.asarray(mesh.vertices, dtype=np.float32), faces=np.asarray(mesh.faces))
+    code = fit.fit_lm(model, [scan]).code
+    refined = refine(model, scan, code, WEIGHTS, OPTIONS)
+    x = torch.from_numpy(scan.points)[None]
+    rising = refined.linearise(1.02 * x, code)
+    assert rising.value.mean() > 0.005  # outside is where the faces look
+    assert ((rising.gradient * x).sum(dim=-1) > 0).all()
+
+
 def test_where_the_scan_is_silent_the_fit_stays(model: IGR) -> None:
     """Only the half with the bump was seen; the other half must neither move nor open."""
     whole = ball(0.06)
     seen = whole.take(np.flatnonzero(whole.points[:, 0] > 0))
     code = fit.fit_lm(model, [seen]).code
-    refined = refine(model, seen, code, OPTIONS)
+    refined = refine(model, seen, code, WEIGHTS, OPTIONS)
     unseen = ball(count=2000, seed=3).points
     x = torch.from_numpy(unseen[unseen[:, 0] < -0.1])[None]
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """The one-call door: numpy in, trimesh out, metres."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from shapespace import ShapeSpace, build
+from shapespace.config import Weights
 from shapespace.data.scan import Scan
 from shapespace.models.code import Code
 from shapespace.refine import RefineOptions
@@ -104,6 +106,7 @@ def test_a_space_comes_with_the_package() -> None:
 def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace) -> None:
     scans = [sphere(1.1, (0, 1, 0)), sphere(0.9, (3, 1, 0))]
     fits = space.fit_scans(scans)
+    space.about["weights"] = asdict(Weights(tangent=3.0))
     before = space.fingerprint()
     refined = list(space.refine(scans, fits, RefineOptions(points=256, steps=40, lr=2e-3)))
     assert [its.about["refined"] for its in refined] == [scan.name for scan in scans]
