@@ -1,7 +1,7 @@
 """Refining: the code of a scan is fitted, then the decoder itself is adapted to this one scan.
 
 The scan is trusted where it has points. Everywhere else the adapted field is held at what the fit said, so that the
-completion stays; and points that the adaptation is not shown say when to stop.
+completion stays; and points that the adaptation is not shown say which of its steps was best.
 """
 
 import copy
@@ -21,20 +21,24 @@ from shapespace.losses import weigh
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.objective import Terms, in_pieces
+from shapespace.optim import optimisers
+from shapespace.train import cosine
 
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """Adam on the decoder, for one scan. Lengths are model units."""
+    """The training's optimisers on the decoder, for one scan. Lengths are model units."""
 
     known: int = 50_000
     """Points that are taken from the scan, at most."""
     points: int = 2048
     """Points of these that are drawn at every step, and as many around them."""
     steps: int = 300
-    """Largest number of steps."""
+    """Number of steps."""
     lr: float = 5e-4
-    """Learning rate at the start; it falls to zero along half a cosine."""
+    """Adam's learning rate; both fall along half a cosine."""
+    lr_hidden: float = 1e-3
+    """Muon's, for the products between hidden layers."""
     sigma: float = 0.01
     """Standard deviation of the points around the scan."""
     reach: float = 0.03
@@ -42,11 +46,9 @@ class RefineOptions:
     stay: float = 3.0
     """Weight of the mean change of the field beyond that reach."""
     held: float = 0.1
-    """Share of the scan that is kept apart to say when to stop."""
+    """Share of the scan that is kept apart to say which weights to take."""
     look: int = 20
     """Steps between two looks at that share."""
-    patience: int = 3
-    """Looks without a gain of a hundredth after which it stops."""
 
 
 def refine(
@@ -74,7 +76,8 @@ def refine(
 
     refined = copy.deepcopy(model).eval()
     learned = [p for name, p in refined.named_parameters() if not name.startswith("encoder.")]
-    optimiser = torch.optim.Adam(learned, lr=options.lr)
+    optimiser = optimisers(refined, lr=options.lr, lr_codes=0.0, lr_hidden=options.lr_hidden)
+    rates, schedule = [group["lr"] for group in optimiser.param_groups], cosine(warmup=10)
     weights = {**weights, "far": 0.0, "code": 0.0, "lesson": 0.0, "stay": options.stay}
 
     def loss(batch: Batch, of: Code) -> tuple[Tensor, Terms]:
@@ -84,17 +87,17 @@ def refine(
         terms["stay"] = (refined.field(batch.box, of) - before).abs().mean()
         return weigh(terms, weights), terms
 
-    best, kept, idle = float("inf"), copy.deepcopy(refined.state_dict()), 0
+    best, kept = float("inf"), refined.state_dict()
     for step in range(options.steps + 1):
         if step % options.look == 0:
             with torch.no_grad():
                 error = float(refined.field(check, code).abs().mean())
-            idle = 0 if error < 0.99 * best else idle + 1
             if error < best:
                 best, kept = error, copy.deepcopy(refined.state_dict())
-            if idle >= options.patience or step == options.steps:
-                break
-        optimiser.param_groups[0]["lr"] = options.lr * 0.5 * (1 + np.cos(np.pi * step / options.steps))
+        if step == options.steps:
+            break
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(step, step / options.steps)
         batch = collate(
             [draw(told, options.points, int(rng.integers(2**32)))], sigma=options.sigma, sloped=4, seed=step
         )

@@ -40,7 +40,7 @@ def model() -> IGR:
     return made
 
 
-OPTIONS = RefineOptions(points=512, steps=120, lr=2e-3)
+OPTIONS = RefineOptions(points=512, steps=120, lr=2e-3, lr_hidden=2e-3)
 
 
 @pytest.mark.parametrize("with_normals", [True, False])

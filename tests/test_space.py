@@ -108,7 +108,7 @@ def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace) -> None:
     fits = space.fit_scans(scans)
     space.about["weights"] = asdict(Weights(tangent=3.0))
     before = space.fingerprint()
-    refined = list(space.refine(scans, fits, RefineOptions(points=256, steps=40, lr=2e-3)))
+    refined = list(space.refine(scans, fits, RefineOptions(points=256, steps=40, lr=2e-3, lr_hidden=2e-3)))
     assert [its.about["refined"] for its in refined] == [scan.name for scan in scans]
     assert space.fingerprint() == before
     for its, scan, fit in zip(refined, scans, fits, strict=True):
