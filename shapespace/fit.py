@@ -34,8 +34,8 @@ class LMOptions:
     steps: int = 20
     """Largest number of steps."""
     offset: float = 0.02
-    """f is also asked to be +-offset at this distance along the normals, on either side of the scan. Scans without
-    normals get lines (`geometry.normals`), turned to where the field rises after the trial steps."""
+    """f is also asked to be +-offset at this distance along the normals, on either side of the scan. Scans without get
+    estimated ones; where outside cannot be told by the points, it is where the field rises after the trial steps."""
     huber: float = 0.005
     """Residuals beyond this count linearly (Huber 1964)."""
     noise: float = 0.005
@@ -136,7 +136,7 @@ def _fit_adam_one(
         start = start.like(noise.to(device))
     elif options.start == "mean":
         start = start.like(model.prior.mean[None])
-    scan = scan.with_lines()
+    scan = scan.with_normals()
     weights = {**weights, "lesson": 0.0}
     flat = start.flat.clone().requires_grad_()
     optimiser = torch.optim.Adam([flat], lr=options.lr)
@@ -177,7 +177,7 @@ def _fit_lm_chunk(model: FieldModel, scans: Sequence[Scan], options: LMOptions, 
     tried = _descend(trial, every.repeat(2), starts, options.trial, options)
     best = tried.cost.view(2, -1).argmin(dim=0) * len(scans) + every
     start = encoded.like(tried.flat[best])
-    drawn = [draw(scan.with_lines(), options.points, seed) for scan in scans]
+    drawn = [draw(scan.with_normals(), options.points, seed) for scan in scans]
     known = [oriented(model, scan, start[index]) for index, scan in enumerate(drawn)]
     problem = _Problem(model, known, encoded, options, seed)
     state = _descend(problem, every, start.flat, options.steps - options.trial, options)

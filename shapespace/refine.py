@@ -63,11 +63,11 @@ def refine(
     """A copy of the model, adapted to one scan (model frame) whose code (a batch of one) was fitted.
 
     `weights` are those of the training's terms; terms about the code or far from the scan are left out. A scan without
-    normals gets lines (`geometry.normals`), turned outward by the fitted field.
+    normals gets estimated ones; where outside cannot be told by the points, it is where the fitted field rises.
     """
     options = options or RefineOptions()
     rng = np.random.default_rng(seed)
-    scan = oriented(model, scan.sample(options.known, rng).with_lines(), code)
+    scan = oriented(model, scan.sample(options.known, rng).with_normals(), code)
     order = rng.permutation(len(scan))
     shown, held = np.split(order, [len(scan) - max(1, round(options.held * len(scan)))])
     check = torch.from_numpy(scan.points[held[:4096]]).float()[None]

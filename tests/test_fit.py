@@ -8,6 +8,7 @@ from shapespace import build, fit
 from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
 from shapespace.geometry.isosurface import largest
+from shapespace.geometry.normals import estimate
 from shapespace.losses import weigh
 from shapespace.models.igr import IGR
 
@@ -100,7 +101,7 @@ def test_without_normals_and_sensors_it_fits_too(model: IGR) -> None:
 
 def test_lines_become_normals_by_the_field_of_the_code(model: IGR) -> None:
     scan = ellipsoid(0.45, count=2000)
-    bare = Scan(scan.name, scan.points).with_lines()
+    bare = Scan(scan.name, scan.points, lines=estimate(scan.points))
     assert bare.lines is not None
     found = fit.oriented(model, bare, fit.encode(model, [scan]))
     assert found.normals is not None

@@ -50,7 +50,8 @@ def main(
         scale: Metres of one model unit, one for the whole data set; 1.25, which suits people, by default.
         split: Split files (the JSON of IGR and SAL): only the scans that they name are packed.
         pattern: For the recipe folder: how paths below ROOT are made, as in "{subject}/{sequence}/{frame}.ply".
-        normals: `require` refuses scans of which no normals can be had, `drop` leaves normals out.
+        normals: `require` refuses scans of which no normals can be had, `drop` leaves them out,
+            and they are estimated from the points, as for scans that have none.
         max_bad: How many unusable scans to bear with; more make the command fail.
         jobs: Processes that read scans.
         seed: Seeds the drawing of points.

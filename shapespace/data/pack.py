@@ -62,6 +62,7 @@ class _Ready:
     digest: str
     truth: Trimesh | None
     note: str
+    estimated: bool
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class _Work:
         if self.normals == "drop":
             drawn = replace(drawn, normals=None)
         frame = whole.frame(self.recipe.scale)
-        scan = drawn.with_lines().to_model(frame)
+        estimated = drawn.normals is None
+        scan = drawn.with_normals().to_model(frame)
         outside = float((np.abs(scan.points).max(axis=1) > 1).mean())
         if outside > OUTSIDE:
             larger = self.recipe.scale * float(np.percentile(np.abs(scan.points), 99.5)) * 1.1
@@ -103,7 +105,7 @@ class _Work:
                 note = f"{entry.name}: its true surface lies {np.median(away):.2f} m away, so it was left out"
                 truth = None
         digest = hashlib.sha256(whole.points.tobytes()).hexdigest()
-        return _Ready(entry, scan, frame, digest, truth, note)
+        return _Ready(entry, scan, frame, digest, truth, note, estimated)
 
 
 def pack(
@@ -132,7 +134,7 @@ def pack(
         points: Points drawn from each scan; a scan without faces gives its own points, at most so many.
         splits: Split files; only the scans that they name are packed. Without them, all scans are, and the split
             files in `root/splits` are kept.
-        normals: As in `read_scan`; `drop` leaves out face normals as well.
+        normals: As in `read_scan`; `drop` leaves out face normals as well. Those that are missing are estimated.
         max_bad: How many unusable scans to bear with.
         jobs: Processes that read.
         seed: Seeds the drawing of points, together with each scan's name.
@@ -384,6 +386,7 @@ def _write(file: h5py.File, ready: _Ready, root: Path) -> None:
         bytes=_size(ready.entry),
         sha256=ready.digest,
         note=ready.note,
+        estimated=ready.estimated,
     )
     file.flush()
     group.attrs["complete"] = True

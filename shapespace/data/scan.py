@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from shapespace.geometry import normals
 from shapespace.geometry.frame import Frame
-from shapespace.geometry.normals import estimate
 
 
 @dataclass(frozen=True)
 class Scan:
     """Points of one capture; metres (or model units after `to_model`), y up.
 
-    `normals` are unit vectors that point out of the body; `lines` are what a scan without normals may have instead,
-    unit vectors along them of which nobody knows which way is out (`geometry.normals.estimate`). `sensors` holds, for
+    `normals` are unit vectors that point out of the body; `lines` are what a scan may have instead, unit vectors along
+    them of which nobody knows which way is out (`with_normals`). `sensors` holds, for
     each point, the origin of the sensor that saw it. `faces` are kept where the file has them, so that the surface can
     be sampled evenly.
     """
@@ -53,9 +53,9 @@ class Scan:
         u, v = np.sqrt(rng.random(count)), rng.random(count)
         weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
         points = np.einsum("nk,nkd->nd", weights, corners[face])
-        normals = cross[face] / doubled[face, None].clip(1e-30)
+        facing = cross[face] / doubled[face, None].clip(1e-30)
         sensors = None if self.sensors is None else self.sensors[self.faces[face, 0]]
-        return Scan(self.name, points.astype(self.points.dtype), normals.astype(self.points.dtype), sensors)
+        return Scan(self.name, points.astype(self.points.dtype), facing.astype(self.points.dtype), sensors)
 
     def frame(self, scale: float) -> Frame:
         """Where the scan lies: centred at the mean of its surface (IGR centres at the mean of surface samples).
@@ -81,11 +81,19 @@ class Scan:
             lines=None if self.lines is None else self.lines[chosen],
         )
 
-    def with_lines(self) -> "Scan":
-        """The same scan, with lines if it has neither normals nor faces."""
+    def with_normals(self) -> "Scan":
+        """The same scan; one that has neither normals nor faces gets some, estimated from its points.
+
+        They look to the sensors where these are known, else to where one can leave (`geometry.normals.outward`). A scan
+        without sensors that was not seen from all around gets lines: which way is out cannot be told by points alone.
+        """
         if self.normals is not None or self.lines is not None or self.faces is not None:
             return self
-        return replace(self, lines=estimate(self.points))
+        lines = normals.estimate(self.points)
+        if self.sensors is not None:
+            return replace(self, normals=normals.facing(lines, self.sensors - self.points))
+        oriented = normals.outward(self.points, lines)
+        return replace(self, normals=oriented.normals) if oriented.whole else replace(self, lines=lines)
 
     def to_model(self, frame: Frame) -> "Scan":
         """The same scan in the model frame: points and sensors move, normals stay."""

@@ -1,10 +1,10 @@
 """The store: all scans of a data set in one HDF5 file, ready to be drawn from.
 
 Layout: a group `subject/sequence/frame` for each scan with `points` (and `normals` or `lines`, `sensors` where there
-are any), float32, contiguous, in the model frame, shuffled once; its attributes hold the centre, the scale and the
-origin. The true surface, where there is one, is `truth` (vertices, metres) with its faces in `_topologies`, once for
-all scans that share them. `_names`, `_splits` and `_bad` hold text; the attributes of the file hold what it was made
-from.
+are any), float32, contiguous, in the model frame, shuffled once; its attributes hold the centre, the scale, the origin,
+and whether the normals were estimated. The true surface, where there is one, is `truth` (vertices, metres) with its
+faces in `_topologies`, once for all scans that share them. `_names`, `_splits` and `_bad` hold text; the attributes of
+the file hold what it was made from.
 """
 
 import json
@@ -108,8 +108,8 @@ class Store:
         return len(self._scan(name)["points"])
 
     def has_normals(self, name: str) -> bool:
-        """Whether the scan's points have normals."""
-        return "normals" in self._scan(name)
+        """Whether the scan came with normals or faces; those of other scans are estimated from their points."""
+        return not self._scan(name).attrs["estimated"]
 
     def has_truth(self, name: str) -> bool:
         """Whether the scan has a true surface."""

@@ -1,8 +1,10 @@
 """Lines against the normals of surfaces that are known."""
 
 import numpy as np
+from trimesh.creation import capsule
 
-from shapespace.geometry.normals import estimate
+from shapespace.data.scan import Scan
+from shapespace.geometry.normals import estimate, facing, outward
 
 
 def test_lines_of_a_sphere_are_its_radii_up_to_their_side() -> None:
@@ -25,3 +27,41 @@ def test_lines_of_a_noisy_plane_stand_on_it() -> None:
 def test_three_points_have_lines_too() -> None:
     lines = estimate(np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]))
     np.testing.assert_allclose(np.abs(lines), [[0, 0, 1]] * 3, atol=1e-9)
+
+
+def body(count: int) -> Scan:
+    """A trunk between two arms that hide its sides: points and true normals."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for x, radius in ((0.0, 0.2), (-0.35, 0.08), (0.35, 0.08)):
+        mesh = capsule(height=0.8, radius=radius).apply_translation([x, 0, 0])
+        parts.append(Scan("", np.asarray(mesh.vertices), faces=np.asarray(mesh.faces)).sample(count, rng))
+    normals = [part.normals for part in parts if part.normals is not None]
+    return Scan("", np.concatenate([part.points for part in parts]), np.concatenate(normals))
+
+
+def test_outside_is_where_one_can_leave() -> None:
+    scan = body(4000)
+    assert scan.normals is not None
+    found = outward(scan.points, estimate(scan.points))
+    assert found.whole
+    assert ((found.normals * scan.normals).sum(axis=1) > 0).mean() > 0.99
+
+
+def test_half_a_surface_has_no_inside() -> None:
+    scan = body(4000)
+    half = scan.take(np.flatnonzero(scan.points[:, 1] > 0.02))
+    assert not outward(half.points, estimate(half.points)).whole
+    bare = Scan("", half.points).with_normals()
+    assert bare.normals is None
+    assert bare.lines is not None
+
+
+def test_a_sensor_tells_outside_at_once() -> None:
+    scan = body(500)
+    assert scan.normals is not None
+    half = scan.take(np.flatnonzero(scan.normals[:, 1] > 0.3))
+    seen = Scan("", half.points, sensors=half.points + np.array([0.0, 3.0, 0.0])).with_normals()
+    assert seen.normals is not None
+    assert (seen.normals[:, 1] > 0).all()
+    np.testing.assert_array_equal(facing(-seen.normals, np.tile([0.0, 1.0, 0.0], (len(seen), 1))), seen.normals)
