@@ -22,6 +22,7 @@ from shapespace.nn.spread import PIECE, spread
 from shapespace.objective import Objective, in_pieces
 
 _FAR = 1e9  # a free point that is asked to be above minus this is content with any field
+_ESTIMATED = 50_000  # points of a scan without normals that get some: two seconds
 _ROWS_ON_GPU = 16  # codes that are linearised at once: some 6 GB at 7,168 points each
 
 
@@ -136,7 +137,7 @@ def _fit_adam_one(
         start = start.like(noise.to(device))
     elif options.start == "mean":
         start = start.like(model.prior.mean[None])
-    scan = scan.with_normals()
+    scan = _with_normals(scan, seed)
     weights = {**weights, "lesson": 0.0}
     flat = start.flat.clone().requires_grad_()
     optimiser = torch.optim.Adam([flat], lr=options.lr)
@@ -177,7 +178,7 @@ def _fit_lm_chunk(model: FieldModel, scans: Sequence[Scan], options: LMOptions, 
     tried = _descend(trial, every.repeat(2), starts, options.trial, options)
     best = tried.cost.view(2, -1).argmin(dim=0) * len(scans) + every
     start = encoded.like(tried.flat[best])
-    drawn = [draw(scan.with_normals(), options.points, seed) for scan in scans]
+    drawn = [draw(_with_normals(scan, seed), options.points, seed) for scan in scans]
     known = [oriented(model, scan, start[index]) for index, scan in enumerate(drawn)]
     problem = _Problem(model, known, encoded, options, seed)
     state = _descend(problem, every, start.flat, options.steps - options.trial, options)
@@ -303,6 +304,13 @@ def _constraints(scan: Scan, options: LMOptions, seed: int) -> tuple[Tensor, Ten
     points = torch.from_numpy(np.concatenate(x)).float()
     free = torch.arange(len(points)) >= on
     return points, torch.from_numpy(np.concatenate(target)).float(), free
+
+
+def _with_normals(scan: Scan, seed: int) -> Scan:
+    """The scan with normals, its own or estimated; no more points are kept than estimating them should cost."""
+    if scan.normals is not None or scan.faces is not None:
+        return scan
+    return scan.sample(_ESTIMATED, np.random.default_rng(seed)).with_normals()
 
 
 def oriented(model: FieldModel, scan: Scan, code: Code) -> Scan:

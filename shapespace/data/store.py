@@ -109,7 +109,8 @@ class Store:
 
     def has_normals(self, name: str) -> bool:
         """Whether the scan came with normals or faces; those of other scans are estimated from their points."""
-        return not self._scan(name).attrs["estimated"]
+        group = self._scan(name)
+        return "normals" in group and not group.attrs.get("estimated", False)
 
     def has_truth(self, name: str) -> bool:
         """Whether the scan has a true surface."""

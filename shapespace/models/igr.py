@@ -15,6 +15,13 @@ from shapespace.nn.mlp import Linearised, SkipMLP
 from shapespace.nn.prior import GaussianPrior
 
 
+class _Sloped(NamedTuple):
+    """Values at some points, and gradients at every so-manieth of them."""
+
+    value: Float[Tensor, "b n"]
+    gradient: Float[Tensor, "b k 3"]
+
+
 class IGR(FieldModel):
     """A code vector conditions one MLP; its field is a signed distance in model units, learned from raw scans."""
 
@@ -62,7 +69,7 @@ class IGR(FieldModel):
             terms["tangent"] = losses.tangent(near.value[:, ::every], *planes)
         return terms
 
-    def _values(self, batch: Batch, code: Code) -> "list[_Sloped]":
+    def _values(self, batch: Batch, code: Code) -> list[_Sloped]:
         """Values at surface, shell and box, and gradients at every `batch.sloped`-th point of each."""
         kinds, every = (batch.surface, batch.shell, batch.box), batch.sloped
         sloped = [kind[:, ::every] for kind in kinds]
@@ -77,10 +84,3 @@ class IGR(FieldModel):
             both = zip(values, more, order, strict=True)
             values = tuple(torch.cat([some, others], dim=1)[:, back] for some, others, back in both)
         return [_Sloped(*pair) for pair in zip(values, gradients, strict=True)]
-
-
-class _Sloped(NamedTuple):
-    """Values at some points, and gradients at every so-manieth of them."""
-
-    value: Float[Tensor, "b n"]
-    gradient: Float[Tensor, "b k 3"]
