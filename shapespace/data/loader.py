@@ -61,7 +61,8 @@ class Batch:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Every tensor changed."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(it) for name, it in tensors.items() if isinstance(it, Tensor)})
+        changed: dict[str, Any] = {name: change(it) for name, it in tensors.items() if isinstance(it, Tensor)}
+        return replace(self, **changed)
 
 
 def collate(

@@ -87,7 +87,8 @@ def _neighbours(points: Float[np.ndarray, "n 3"]) -> tuple[Int[np.ndarray, "n k"
     """Nearest neighbours of each point, itself among them, and the distance to the farthest."""
     count = min(NEIGHBOURS, len(points))
     distance, index = cKDTree(points).query(points, k=count, workers=-1)
-    return index.reshape(len(points), count), distance.reshape(len(points), count)[:, -1]
+    shape = len(points), count
+    return np.reshape(index, shape), np.reshape(distance, shape)[:, -1]
 
 
 def _directions(count: int) -> Float[np.ndarray, "k 3"]:
