@@ -56,15 +56,6 @@ def far(value: Float[Tensor, "b m"], box: Float[Tensor, "b m 3"], points: Float[
     return (value.abs() - torch.cdist(box, points).amin(dim=-1)).abs().mean()
 
 
-def lesson(way: Float[Tensor, "b k"], jacobian: Float[Tensor, "b q k"]) -> Scalar:
-    """Mean squared move of the surface, to first order, between an encoder's code and the one that it is taught.
-
-    Distances between codes say little: some directions move the surface by far, others hardly. `jacobian` is that of
-    the field in the code, at points of the surface; nothing is learned through it.
-    """
-    return (jacobian @ way[..., None]).square().mean()
-
-
 def weigh(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
     """The loss: the sum of weight times term. A weight of zero takes its term out of the loss.
 

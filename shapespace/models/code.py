@@ -16,12 +16,12 @@ class Code:
     """Codes of a batch of shapes: one tensor, or several that share the first axis (a grid, a pyramid).
 
     What some encoders add, unweighted: `cost`, what each code costs under the encoder's own prior (variational), and
-    `lesson`, the way from the code that the encoder is taught to the one that it gives.
+    `lesson`, how far the encoder's code is from the one that it is taught.
     """
 
     parts: tuple[Tensor, ...]
     cost: Float[Tensor, "b"] | None = None
-    lesson: Float[Tensor, "b k"] | None = None
+    lesson: Float[Tensor, "b"] | None = None
 
     def __len__(self) -> int:
         return len(self.parts[0])

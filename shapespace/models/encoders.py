@@ -6,7 +6,7 @@ from torch import nn
 from shapespace.data.loader import Batch
 from shapespace.models.code import Code
 from shapespace.nn.codebook import Codebook
-from shapespace.nn.pointnet import PointNet, corrupted, divergence, sample_normal
+from shapespace.nn.pointnet import PointNet, divergence, sample_normal
 
 
 class PointEncoder(nn.Module):
@@ -47,11 +47,11 @@ class TaughtEncoder(nn.Module):
         self.pointnet, self.table = pointnet, table
 
     def forward(self, batch: Batch) -> Code:
-        """Codes of a batch; `lesson` leads from each free code to the PointNet's, which sees the worse for training."""
-        guess, _ = self.pointnet(corrupted(batch.points) if self.training else batch.points)
+        """Codes of a batch; `lesson` is the squared distance between a free code and the PointNet's."""
+        guess, _ = self.pointnet(batch.points)
         known = (batch.shape >= 0)[:, None]
         code = torch.where(known, self.table(batch.shape), guess)
-        return Code((code,), lesson=guess - code.detach())
+        return Code((code,), lesson=(guess - code.detach()).square().sum(dim=-1))
 
 
 Encoder = PointEncoder | TableEncoder | TaughtEncoder

@@ -57,8 +57,7 @@ class IGR(FieldModel):
             "code": (code.flat.norm(dim=-1) if code.cost is None else code.cost).mean(),
         }
         if code.lesson is not None:
-            field = self.decoder.linearise(batch.surface[:, ::every], code.parts[0].detach())
-            terms["lesson"] = losses.lesson(code.lesson, field.jacobian)
+            terms["lesson"] = code.lesson.mean()
         if batch.normals is not None:
             terms["normal"] = losses.normal(on.gradient, batch.normals[:, ::every])
             terms["tangent"] = losses.tangent(near.value, batch.shell, batch.surface, batch.normals)

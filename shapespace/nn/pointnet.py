@@ -57,21 +57,3 @@ def sample_normal(mean: Float[Tensor, "b k"], log_variance: Float[Tensor, "b k"]
 def divergence(mean: Float[Tensor, "b k"], log_variance: Float[Tensor, "b k"]) -> Float[Tensor, "b"]:
     """Kullback-Leibler divergence of N(mean, exp(log_variance)) from N(0, 1) (Kingma & Welling 2014, appendix B)."""
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=-1)
-
-
-def corrupted(points: Float[Tensor, "b n 3"], *, noise: float = 0.005, kept: float = 0.3) -> Float[Tensor, "b n 3"]:
-    """Points as a worse scan has them: noise of up to `noise` model units, and half of the scans cut by a random plane.
-
-    At least a share `kept` of a scan's points stays; those that a cut takes are replaced by others of the same scan,
-    which a maximum over the points does not notice.
-    """
-    b, n, _ = points.shape
-    towards = torch.randn(b, 3, 1, device=points.device)
-    height = (points @ towards)[..., 0]
-    share = kept + (1 - kept) * torch.rand(b, 1, device=points.device)
-    share = torch.where(torch.rand_like(share) < 0.5, share, torch.ones_like(share))
-    order = height.argsort(dim=1)
-    place = torch.arange(n, device=points.device).expand(b, n) % (share * n).long().clamp(min=1)
-    chosen = order.gather(1, place)[:, torch.randperm(n, device=points.device), None].expand(-1, -1, 3)
-    sigma = noise * torch.rand(b, 1, 1, device=points.device)
-    return points.gather(1, chosen) + sigma * torch.randn_like(points)

@@ -22,7 +22,7 @@ def taught() -> TaughtEncoder:
 
 
 def test_a_known_scan_has_its_free_code_and_a_stranger_the_encoder_s() -> None:
-    encoder, given = taught().eval(), batch([1, -1])
+    encoder, given = taught(), batch([1, -1])
     code = encoder(given).flat
     torch.testing.assert_close(code[0], encoder.table.codes[1])
     torch.testing.assert_close(code[1], encoder.pointnet(given.points)[0][1])
@@ -33,8 +33,8 @@ def test_the_lesson_moves_the_encoder_and_not_the_codes() -> None:
     encoder = taught()
     lesson = encoder(batch([1, 0])).lesson
     assert lesson is not None
-    assert lesson.any(dim=1).all()
-    lesson.square().sum().backward()
+    assert (lesson > 0).all()
+    lesson.sum().backward()
     assert encoder.table.codes.grad is None or not encoder.table.codes.grad.any()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.pointnet.parameters())
     strangers = encoder(replace(batch([0, 1]), shape=torch.tensor([-1, -1])))

@@ -3,7 +3,7 @@
 import torch
 
 from shapespace.nn.codebook import Codebook
-from shapespace.nn.pointnet import PointNet, corrupted, divergence, sample_normal
+from shapespace.nn.pointnet import PointNet, divergence, sample_normal
 from shapespace.nn.prior import GaussianPrior
 
 
@@ -46,15 +46,3 @@ def test_prior_has_the_moments_of_the_codes_and_full_rank_for_few() -> None:
     few = GaussianPrior(code=16)
     few.fit(torch.randn(3, 16))
     assert torch.linalg.eigvalsh(few.covariance).min() > 1e-3
-
-
-def test_corrupted_points_are_those_of_the_scan_some_of_them_lost() -> None:
-    torch.manual_seed(0)
-    points = torch.randn(40, 64, 3)
-    worse = corrupted(points, noise=0.0, kept=0.3)
-    assert (worse[:, :, None] == points[:, None]).all(dim=3).any(dim=2).all()  # no point was invented
-    left = torch.tensor([len(scan.unique(dim=0)) for scan in worse])
-    assert (left == 64).float().mean() > 0.3  # half of the scans are whole
-    assert left.min() >= 0.3 * 64 - 1
-    moved = corrupted(points, noise=0.01, kept=1.0)
-    assert 0.001 < (torch.cdist(moved, points).amin(dim=2)).mean() < 0.02
