@@ -56,6 +56,11 @@ def far(value: Float[Tensor, "b m"], box: Float[Tensor, "b m 3"], points: Float[
     return (value.abs() - torch.cdist(box, points).amin(dim=-1)).abs().mean()
 
 
+def told(value: Float[Tensor, "b m"], target: Float[Tensor, "b m"]) -> Scalar:
+    """Mean |f - s| where the signed distance s is known: `far` with a sign. Not in IGR; for refining."""
+    return (value - target).abs().mean()
+
+
 def weigh(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
     """The loss: the sum of weight times term. A weight of zero takes its term out of the loss.
 

@@ -2,7 +2,7 @@
 
 *eager*: all points in one graph. *blocked*: pieces of about a thousand points, side by side on a CPU's cores; a piece's
 gradients are taken before the next one begins, so that memory does not grow with the batch. *compiled*: the same pieces
-through torch.compile, or on a GPU the whole batch as CUDA graphs; worth its compilation in long trainings.
+through torch.compile, or on a GPU the whole batch as CUDA graphs; worth its compilation in long trainings there.
 """
 
 import math
@@ -27,11 +27,10 @@ Products = Literal["auto", "float32", "tf32", "bf16"]
 Terms = dict[str, Tensor]
 Loss = Callable[[Batch, Code], tuple[Tensor, Terms]]
 
-# Minutes of training from which on compiling may pay: it takes part of one, and on two cores of one CPU it saved
-# nothing (docs/benchmarks.md); a GPU waits for the launching of kernels, so there it saves more. And the rough speed,
-# in floating-point operations a second, by which the minutes are foreseen.
-_PAYS = {"cpu": 60.0, "cuda": 5.0}
-_SPEED = {"cpu": 1.5e11, "cuda": 2e13}
+# Minutes of training on a GPU from which on compiling may pay (it takes part of one), and the rough speed, in
+# floating-point operations a second, by which the minutes are foreseen. On a CPU it does not: on two cores it saved
+# nothing (docs/benchmarks.md), and on one a step of `igr` became slower.
+_PAYS, _SPEED = 5.0, 2e13
 
 _PRECISION = {"float32": "highest", "tf32": "high"}
 
@@ -196,15 +195,13 @@ def choose(model: nn.Module, batch: Batch, steps: int, minutes: float | None) ->
     By arithmetic alone, so that the same training is executed in the same way each time: a step multiplies every
     weight six times for each point.
     """
-    device = "cpu" if batch.points.device.type == "cpu" else "cuda"
     points = len(batch.points) * batch.loss_points
+    if batch.points.device.type == "cpu":
+        held = PIECE if torch.get_num_threads() > 1 else 8 * PIECE  # a core by itself gains only memory by pieces
+        return "blocked" if points > held else "eager"
     weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
-    operations = 12.0 * points * weights * steps
-    foreseen = min(operations / _SPEED[device] / 60, math.inf if minutes is None else minutes)
-    if foreseen > _PAYS[device] and (device != "cpu" or has_compiler()):
-        return "compiled"
-    held = PIECE if torch.get_num_threads() > 1 else 8 * PIECE  # a core by itself gains nothing but memory by pieces
-    return "blocked" if device == "cpu" and points > held else "eager"
+    foreseen = min(12.0 * points * weights * steps / _SPEED / 60, math.inf if minutes is None else minutes)
+    return "compiled" if foreseen > _PAYS else "eager"
 
 
 def _has_bf16(device: torch.device) -> bool:

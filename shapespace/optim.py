@@ -1,12 +1,50 @@
-"""How the weights move: Adam for most, Muon for the hidden products."""
+"""How the weights move: Adam for most, Muon for the hidden products, Adam row by row for free codes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shapespace.models.base import ShapeModel
 from shapespace.nn.codebook import Codebook
 from shapespace.nn.mlp import SkipMLP
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam (Kingma & Ba, ICLR 2015, algorithm 1) in which every row of a table keeps its own time.
+
+    A row whose gradient is zero was not visited: it stays, and so do its moments. In plain Adam they fade while it
+    waits, so that a code steps the farther the rarer it is visited, and the codes of thousands of scans scatter.
+    torch's SparseAdam leaves the rows alone too, but corrects the moments by the number of all steps. There is no
+    momentum unless asked for: between two visits of a code the decoder has moved on.
+    """
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.0, 0.99), eps: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move the rows that have a gradient."""
+        assert closure is None  # nothing here evaluates twice
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    _step_rows(table, self.state[table], group)
+
+
+def _step_rows(table: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    if not state:
+        state["visits"] = torch.zeros_like(table[:, :1])
+        state["mean"], state["square"] = torch.zeros_like(table), torch.zeros_like(table)
+    rows = table.grad.flatten(1).any(dim=1).nonzero()[:, 0]
+    gradient, (first, second) = table.grad[rows], group["betas"]
+    visits = state["visits"][rows] + 1
+    mean = state["mean"][rows].lerp(gradient, 1 - first)
+    square = state["square"][rows].lerp(gradient.square(), 1 - second)
+    state["visits"][rows], state["mean"][rows], state["square"][rows] = visits, mean, square
+    size = (square / (1 - second**visits)).sqrt() + group["eps"]
+    table[rows] -= group["lr"] * (mean / (1 - first**visits)) / size
 
 
 class Optimisers:
@@ -41,7 +79,7 @@ class Optimisers:
 
 
 def optimisers(model: ShapeModel, *, lr: float, lr_codes: float, lr_hidden: float | None) -> Optimisers:
-    """Adam with one rate for the networks and one for free codes (IGR, section 6).
+    """Adam with one rate for the networks and, row by row, one for free codes (IGR, section 6).
 
     With `lr_hidden`, the products between the decoder's hidden layers are moved by Muon instead, at this rate in units
     of Adam's: the momentum's matrix is made orthogonal, so that every direction in it is learned equally fast (Jordan
@@ -52,8 +90,9 @@ def optimisers(model: ShapeModel, *, lr: float, lr_codes: float, lr_hidden: floa
     codes = [p for module in model.modules() if isinstance(module, Codebook) for p in module.parameters()]
     taken = {id(p) for p in (*codes, *hidden)}
     networks = [p for p in model.parameters() if id(p) not in taken]
-    groups = [{"params": networks, "lr": lr}, {"params": codes, "lr": lr_codes}]
-    parts: list[torch.optim.Optimizer] = [torch.optim.Adam([group for group in groups if group["params"]])]
+    parts: list[torch.optim.Optimizer] = [torch.optim.Adam(networks, lr=lr)]
+    if codes:
+        parts.append(RowAdam(codes, lr=lr_codes))
     if lr_hidden is not None:
         parts.append(torch.optim.Muon(hidden, lr=lr_hidden, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     return Optimisers(*parts)

@@ -1,7 +1,8 @@
 """Refining: the code of a scan is fitted, then the decoder itself is adapted to this one scan.
 
-The scan is trusted where it has points. Everywhere else the adapted field is held at what the fit said, so that the
-completion stays; and points that the adaptation is not shown say which of its steps was best.
+Near its points the scan says what the field is, everywhere else the fit does: so the completion stays, and nothing
+grows between them. What the network is too smooth for comes from the points themselves. Some of them are shown to
+neither: they say which of the adaptation's steps was best, and how wide the rest is to be smoothed.
 """
 
 import copy
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from shapespace.data.loader import Batch, collate
@@ -20,9 +22,13 @@ from shapespace.geometry import nearest
 from shapespace.losses import weigh
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
+from shapespace.nn.mlp import Linearised
 from shapespace.objective import Terms, in_pieces
 from shapespace.optim import optimisers
 from shapespace.train import cosine
+
+# Points of the scan that are asked about each place, and what the model's field weighs beside them.
+_NEIGHBOURS, _PRIOR = 48, 0.05
 
 
 @dataclass(frozen=True)
@@ -31,22 +37,22 @@ class RefineOptions:
 
     known: int = 50_000
     """Points that are taken from the scan, at most."""
-    points: int = 2048
-    """Points of these that are drawn at every step, and as many around them."""
+    points: int = 512
+    """Points of these that are drawn at every step, as many around them, and as many from scan or fit further off."""
     steps: int = 300
     """Number of steps."""
-    lr: float = 5e-4
+    lr: float = 1e-3
     """Adam's learning rate; both fall along half a cosine."""
-    lr_hidden: float = 1e-3
+    lr_hidden: float = 6e-3
     """Muon's, for the products between hidden layers."""
     sigma: float = 0.01
     """Standard deviation of the points around the scan."""
     reach: float = 0.03
     """How far from its points the scan is trusted, at least; beyond, the field stays as it was fitted."""
-    stay: float = 3.0
-    """Weight of the mean change of the field beyond that reach."""
+    around: float = 1.0
+    """Weight of the mean difference from what scan or fit say about the field around."""
     held: float = 0.1
-    """Share of the scan that is kept apart to say which weights to take."""
+    """Share of the scan that is kept apart to say which weights to take, and which width."""
     look: int = 20
     """Steps between two looks at that share."""
 
@@ -60,10 +66,10 @@ def refine(
     *,
     seed: int = 0,
 ) -> FieldModel:
-    """A copy of the model, adapted to one scan (model frame) whose code (a batch of one) was fitted.
+    """A copy of the model, adapted to one scan (model frame) whose code (a batch of one) was fitted, with its detail.
 
-    `weights` are those of the training's terms; terms about the code or far from the scan are left out. A scan without
-    normals gets estimated ones; where outside cannot be told by the points, it is where the fitted field rises.
+    `weights` are those of the training's terms, but for those about the code. A scan without normals gets estimated
+    ones; where outside cannot be told by the points, it is where the fitted field rises.
     """
     options = options or RefineOptions()
     rng = np.random.default_rng(seed)
@@ -72,19 +78,16 @@ def refine(
     shown, held = np.split(order, [len(scan) - max(1, round(options.held * len(scan)))])
     check = torch.from_numpy(scan.points[held[:4096]]).float()[None]
     told = scan.take(shown)
-    silent = _silent(model, scan, code, options.reach, rng)
+    places, targets = _around(model, scan, code, options.reach, rng)
 
     refined = copy.deepcopy(model).eval()
     learned = [p for name, p in refined.named_parameters() if not name.startswith("encoder.")]
     optimiser = optimisers(refined, lr=options.lr, lr_codes=0.0, lr_hidden=options.lr_hidden)
     rates, schedule = [group["lr"] for group in optimiser.param_groups], cosine(warmup=10)
-    weights = {**weights, "far": 0.0, "code": 0.0, "lesson": 0.0, "stay": options.stay}
+    weights = {**weights, "far": options.around, "code": 0.0, "lesson": 0.0}
 
     def loss(batch: Batch, of: Code) -> tuple[Tensor, Terms]:
         terms = refined.terms(batch, of)
-        with torch.no_grad():
-            before = model.field(batch.box, of)
-        terms["stay"] = (refined.field(batch.box, of) - before).abs().mean()
         return weigh(terms, weights), terms
 
     best, kept = float("inf"), refined.state_dict()
@@ -98,29 +101,100 @@ def refine(
             break
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step, step / options.steps)
-        batch = collate(
-            [draw(told, options.points, int(rng.integers(2**32)))], sigma=options.sigma, sloped=4, seed=step
-        )
-        anchors = silent[torch.from_numpy(rng.integers(len(silent), size=options.points // 4))][None]
-        gradients = in_pieces(loss, replace(batch, box=anchors), code, learned).gradients[len(code.tensors) :]
+        seen = draw(told, options.points, int(rng.integers(2**32)))
+        batch = collate([seen], sigma=options.sigma, sloped=4, seed=step)
+        some = torch.from_numpy(rng.integers(len(places), size=options.points))
+        batch = replace(batch, box=places[some][None], target=targets[some][None])
+        gradients = in_pieces(loss, batch, code, learned).gradients[len(code.tensors) :]
         for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.grad = gradient
         optimiser.step()
     refined.load_state_dict(kept)
-    return refined
+    return _with_detail(refined, told, code, check)
 
 
-def _silent(model: FieldModel, scan: Scan, code: Code, reach: float, rng: np.random.Generator) -> Float[Tensor, "n 3"]:
-    """Points of which the scan says nothing: around the fitted surface, where it was not seen, and in the box.
+class Detailed(FieldModel):
+    """An adapted model, with what is left between it and the scan taken from the points themselves.
 
-    They lie farther from the scan than `reach`, and the farther the worse its nearest point is fitted: where the fit is
-    wrong, the wrong surface must not be held.
+    Where there are points, the field is the mean of the heights above their tangent planes, weighed by distance (the
+    implicit moving least squares of Kolluri, SODA 2005, section 2), and it passes into the model's where they end.
+    """
+
+    def __init__(self, model: FieldModel, scan: Scan, width: float) -> None:
+        """`width` is that of the Gaussian weights, in model units; the scan has normals."""
+        super().__init__()
+        assert scan.normals is not None
+        self.model, self.prior, self.level, self.width = model, model.prior, model.level, width
+        self._points, self._normals = scan.points.astype(np.float64), scan.normals.astype(np.float64)
+        self._tree = cKDTree(self._points)
+
+    def encode(self, batch: Batch) -> Code:
+        """As the model does."""
+        return self.model.encode(batch)
+
+    def terms(self, batch: Batch, code: Code) -> dict[str, Tensor]:
+        """Those of the model."""
+        return self.model.terms(batch, code)
+
+    def linearise(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearised:
+        """That of the model: the detail moves the surface by a millimetre or two."""
+        return self.model.linearise(x, code)
+
+    def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
+        """The model's field, and the scan's heights where it has points; no graph."""
+        smooth = self.model.field(x, code)
+        places = x.detach().cpu().double().flatten(0, 1).numpy()
+        distance, index = self._tree.query(places, k=_NEIGHBOURS, distance_upper_bound=3 * self.width)
+        near = np.isfinite(distance[:, 0])
+        distance, index = distance[near], np.minimum(index[near], len(self._points) - 1)
+        weight = np.exp(-((distance / self.width) ** 2))  # of neighbours that there are not: zero
+        height = ((places[near, None] - self._points[index]) * self._normals[index]).sum(axis=2)
+        heights, total = torch.from_numpy((weight * height).sum(axis=1)), torch.from_numpy(weight.sum(axis=1))
+        found, where = smooth.detach().clone().flatten(), torch.from_numpy(near).to(x.device)
+        mixed = (heights.to(found) + _PRIOR * found[where]) / (total.to(found) + _PRIOR)
+        found[where] = mixed
+        return found.view(smooth.shape)
+
+
+def _with_detail(model: FieldModel, scan: Scan, code: Code, held: Float[Tensor, "1 n 3"]) -> FieldModel:
+    """The width, in units of the distance to a point's sixth neighbour, under which the held points are met best.
+
+    Where none meets them better than the model does (few points, or noisy ones), there is no detail.
+    """
+    spacing = float(np.median(cKDTree(scan.points).query(scan.points[:2000], k=7)[0][:, -1]))
+    candidates = [model, *(Detailed(model, scan, factor * spacing) for factor in (0.5, 0.7, 1.0, 1.4))]
+    with torch.no_grad():
+        return min(candidates, key=lambda made: float(made.field(held, code).abs().mean()))
+
+
+def _around(
+    model: FieldModel, scan: Scan, code: Code, reach: float, rng: np.random.Generator
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n"]]:
+    """Places around the scan, around the fitted surface and in the box, and what the field should be there.
+
+    Close to the scan, and the less close the better its nearest point is fitted, it is the signed distance to the
+    nearest point: where the fit is wrong, the wrong surface must not be held. Farther away it is what the fit says.
+    Places beside the rim of a hole belong to neither, and are left out.
     """
     (mesh,) = model.surface(code, resolution=64)
-    around = np.asarray(mesh.vertices)[rng.integers(len(mesh.vertices), size=40_000)]
-    around = around + rng.normal(scale=reach, size=around.shape)
-    points = np.concatenate([around, rng.uniform(-1, 1, (10_000, 3))])
-    distance, index = nearest.to_points(points, scan.points.astype(np.float64))
+    known, normals = scan.points.astype(np.float64), scan.normals
+    assert normals is not None  # given, or estimated and turned
+
+    def spread(points: Float[np.ndarray, "n 3"], count: int, width: float) -> Float[np.ndarray, "m 3"]:
+        return points[rng.integers(len(points), size=count)] + rng.normal(scale=width, size=(count, 3))
+
+    places = np.concatenate(
+        [
+            *(spread(points, 40_000, width * reach) for points in (known, mesh.vertices) for width in (1, 3)),
+            rng.uniform(-1, 1, (40_000, 3)),
+        ]
+    )
+    distance, index = nearest.to_points(places, known)
+    height = ((places - known[index]) * normals[index]).sum(axis=1)
     with torch.no_grad():
         off = model.field(torch.from_numpy(scan.points[index]).float()[None], code)[0].abs().numpy()
-    return torch.from_numpy(points[distance > reach + 3 * off]).float()
+        fitted = model.field(torch.from_numpy(places).float()[None], code)[0].numpy()
+    near = distance < reach + 3 * off
+    target = np.where(near, np.sign(height) * distance, fitted)
+    kept = ~near | (np.abs(height) > 0.8 * distance)
+    return torch.from_numpy(places[kept]).float(), torch.from_numpy(target[kept]).float()

@@ -29,7 +29,7 @@ from shapespace.models.base import FieldModel
 from shapespace.models.code import Code, join
 from shapespace.optim import optimisers
 from shapespace.paths import Path, between
-from shapespace.refine import RefineOptions, refine
+from shapespace.refine import Detailed, RefineOptions, refine
 from shapespace.run import Run, load_tensors, save_tensors
 
 Components = Literal["largest", "all"]
@@ -70,7 +70,14 @@ class ShapeSpace:
         return cls(model.to(device).eval(), sizes, scale=about["scale"], about=about["about"])
 
     def save(self, path: str | FilePath) -> None:
-        """Write weights and description to one file, which cannot run code when it is read."""
+        """Write weights and description to one file, which cannot run code when it is read.
+
+        Raises `ValueError` for a refined space: it is nothing without its scan.
+        """
+        if isinstance(self.model, Detailed):
+            raise ValueError(
+                f"the space refined to {self.about['refined']} is not kept: keep its mesh, or refine again."
+            )
         about = {
             "kind": "model",
             "family": "igr",

@@ -114,14 +114,14 @@ here["assert_same"](here["gradients"](made, one, "compiled"), here["gradients"](
 
 def test_the_choice_goes_by_the_length_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     made = build.igr(build.IGRSizes(code=64, width=256))
-    monkeypatch.setattr(objective, "has_compiler", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert objective.choose(made, batch(scans=2, points=80), 10**9, 1.0) == "eager"  # one piece
     assert objective.choose(made, batch(scans=16, points=128), 3000, None) == "blocked"
-    assert objective.choose(made, batch(scans=16, points=128), 10**6, None) == "compiled"
-    assert objective.choose(made, batch(scans=16, points=128), 10**6, 9.0) == "blocked"
-    monkeypatch.setattr(objective, "has_compiler", lambda: False)
-    assert objective.choose(made, batch(scans=16, points=128), 10**6, None) == "blocked"
+    assert objective.choose(made, batch(scans=16, points=128), 10**7, None) == "blocked"
+    elsewhere = batch(scans=16, points=128).to("meta")  # stands for a GPU
+    assert objective.choose(made, elsewhere, 3000, None) == "eager"
+    assert objective.choose(made, elsewhere, 10**6, None) == "compiled"
+    assert objective.choose(made, elsewhere, 10**6, 4.0) == "eager"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # nobody to work beside: pieces only where memory asks
     assert objective.choose(made, batch(scans=16, points=128), 3000, None) == "eager"
     assert objective.choose(made, batch(scans=16, points=1024), 3000, None) == "blocked"

@@ -4,7 +4,7 @@ import torch
 
 from shapespace import build
 from shapespace.models.igr import IGR
-from shapespace.optim import optimisers
+from shapespace.optim import RowAdam, optimisers
 
 
 def model() -> IGR:
@@ -62,3 +62,20 @@ def test_the_state_of_all_comes_back() -> None:
     state = moved(2, halves)
     moved(2, halves, state)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halves.parameters(), strict=True))
+
+
+def test_rows_that_are_visited_move_as_under_adam_and_the_others_rest() -> None:
+    """Each row's way is that of a tensor of its own which Adam moves at the row's visits only."""
+    torch.manual_seed(0)
+    start = torch.randn(3, 4)
+    table, alone = start.clone().requires_grad_(), [row.clone().requires_grad_() for row in start]
+    rows = RowAdam([table], lr=0.1, betas=(0.5, 0.99))
+    plain = [torch.optim.Adam([row], lr=0.1, betas=(0.5, 0.99)) for row in alone]
+    for visited in ([0], [0, 1], [0], [1], [0, 1]):
+        table.grad = torch.zeros_like(table)
+        for row in visited:
+            table.grad[row] = alone[row].grad = torch.randn(4)
+            plain[row].step()
+        rows.step()
+    torch.testing.assert_close(table.detach(), torch.stack([row.detach() for row in alone]))
+    assert torch.equal(table[2].detach(), start[2])

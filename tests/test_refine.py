@@ -10,7 +10,7 @@ from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
 from shapespace.losses import weigh
 from shapespace.models.igr import IGR
-from shapespace.refine import RefineOptions, refine
+from shapespace.refine import Detailed, RefineOptions, refine
 
 WEIGHTS = {"surface": 3.0, "normal": 0.3, "eikonal": 0.1, "code": 1e-4, "tangent": 3.0, "far": 1.0}
 
@@ -40,7 +40,7 @@ def model() -> IGR:
     return made
 
 
-OPTIONS = RefineOptions(points=512, steps=120, lr=2e-3, lr_hidden=2e-3)
+OPTIONS = RefineOptions(steps=120)
 
 
 @pytest.mark.parametrize("with_normals", [True, False])
@@ -84,3 +84,43 @@ def test_where_the_scan_is_silent_the_fit_stays(model: IGR) -> None:
     assert change.mean() < 0.01
     (mesh,) = refined.surface(code, resolution=48)
     assert mesh.is_watertight
+
+
+def test_detail_is_the_mean_height_above_the_tangent_planes(model: IGR) -> None:
+    """Against the formula over all points of the scan; where there are none, the model's own field to the bit."""
+    scan, width = ball(0.06, count=400), 0.02
+    detailed = Detailed(model, scan, width)
+    code = fit.fit_lm(model, [scan]).code
+    x = np.concatenate([ball(0.07, count=60, seed=5).points, np.random.default_rng(6).uniform(-1, 1, (60, 3))])
+    x = x.astype(np.float32)
+    with torch.no_grad():
+        smooth, found = (made.field(torch.from_numpy(x)[None], code)[0].numpy() for made in (model, detailed))
+    away = x[:, None] - scan.points
+    assert scan.normals is not None
+    weight = np.exp(-(away**2).sum(axis=2) / width**2)
+    height = (away * scan.normals).sum(axis=2)
+    plain = ((weight * height).sum(axis=1) + 0.05 * smooth) / (weight.sum(axis=1) + 0.05)
+    np.testing.assert_allclose(found, plain, atol=2e-4)  # neighbours beyond three widths are left out
+    far = np.sqrt((away**2).sum(axis=2)).min(axis=1) > 3 * width
+    assert far.any()
+    assert not far.all()
+    assert np.array_equal(found[far], smooth[far])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_ripples_are_found_and_noise_is_not(model: IGR, noise: float) -> None:
+    """Ripples that the network is too smooth for; and points so noisy that the network alone meets the others best."""
+
+    def rippled(count: int, seed: int, noise: float = 0.0) -> Scan:
+        scan = ball(count=count, seed=seed)
+        radius = 1 + 0.02 * np.sin(40 * scan.points[:, 1:2])
+        moved = radius + noise * np.random.default_rng(seed).normal(size=radius.shape)
+        return Scan(scan.name, (scan.points * moved).astype(np.float32), scan.normals)
+
+    scan = rippled(6000, 0, noise)
+    code = fit.fit_lm(model, [scan]).code
+    refined = refine(model, scan, code, WEIGHTS, RefineOptions(steps=20))
+    x = torch.from_numpy(rippled(2000, 9).points)[None]
+    with torch.no_grad():
+        before, after = model.field(x, code).abs().mean(), refined.field(x, code).abs().mean()
+    assert after < (0.5 * before if noise == 0 else 1.2 * before)

@@ -103,7 +103,7 @@ def test_a_space_comes_with_the_package() -> None:
         ShapeSpace.load("humens")
 
 
-def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace) -> None:
+def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace, tmp_path: Path) -> None:
     scans = [sphere(1.1, (0, 1, 0)), sphere(0.9, (3, 1, 0))]
     fits = space.fit_scans(scans)
     space.about["weights"] = asdict(Weights(tangent=3.0))
@@ -116,3 +116,5 @@ def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace) -> None:
         with torch.no_grad():
             after, first = (model.field(x, fit.code).abs().mean() for model in (its.model, space.model))
         assert after < 0.5 * first
+    with pytest.raises(ValueError, match="keep its mesh, or refine again"):
+        refined[0].save(tmp_path / "refined.safetensors")

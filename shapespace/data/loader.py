@@ -24,8 +24,9 @@ class Batch:
 
     `points` are what is known of each scan (the encoder reads them); `surface` those on which the field must vanish,
     with their `normals`, or with the `lines` of scans that have none; `shell` has a neighbour of each of these, `box`
-    lies anywhere; `shape` is each scan's row in the table of training scans, -1 for a scan that is not in it. The
-    gradient is computed at every `sloped`-th point of the loss only: it takes twice the time of the value.
+    lies anywhere, with the `target` of the field there if it is known; `shape` is each scan's row in the table of
+    training scans, -1 for a scan that is not in it. The gradient is computed at every `sloped`-th point of the loss
+    only: it takes twice the time of the value.
     """
 
     points: Float[Tensor, "b p 3"]
@@ -36,6 +37,7 @@ class Batch:
     shape: Int[Tensor, "b"]
     lines: Float[Tensor, "b n 3"] | None = None
     sloped: int = 1
+    target: Float[Tensor, "b m"] | None = None
 
     @property
     def loss_points(self) -> int:
@@ -52,7 +54,7 @@ class Batch:
 
     def part(self, index: int, count: int) -> "Batch":
         """The same scans with one of `count` equal parts of the points of the loss."""
-        cut = {name: getattr(self, name) for name in ("surface", "normals", "lines", "shell", "box")}
+        cut = {name: getattr(self, name) for name in ("surface", "normals", "lines", "shell", "box", "target")}
         pieces: dict[str, Any] = {
             name: tensor.chunk(count, dim=1)[index] for name, tensor in cut.items() if tensor is not None
         }

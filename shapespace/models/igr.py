@@ -53,7 +53,9 @@ class IGR(FieldModel):
         terms = {
             "surface": losses.surface(on.value),
             "eikonal": losses.eikonal(torch.cat([near.gradient, anywhere.gradient], dim=1)),
-            "far": losses.far(anywhere.value, batch.box, batch.points),
+            "far": losses.far(anywhere.value, batch.box, batch.points)
+            if batch.target is None
+            else losses.told(anywhere.value, batch.target),
             "code": (code.flat.norm(dim=-1) if code.cost is None else code.cost).mean(),
         }
         if code.lesson is not None:
