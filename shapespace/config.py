@@ -45,7 +45,7 @@ class OptimConfig:
     lr: float = 5e-3
     """Adam's learning rate for the networks."""
     lr_codes: float = 1e-3
-    """Adam's learning rate for free codes."""
+    """Learning rate for free codes, each of which is moved by its own Adam, without momentum, at its visits alone."""
     lr_hidden: float | None = None
     """Muon's learning rate for the products between the decoder's hidden layers, in units of Adam's; none: Adam."""
     schedule: Literal["cosine", "halving"] = "halving"
