@@ -79,6 +79,11 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     weights: Weights = field(default_factory=Weights)
+    start: str | None = None
+    """A run, a model's file or the name of a space that comes with the package: the weights to start from. Its codes
+    are taken where the number of scans is the same; the scans must be, too."""
+    learn: Literal["all", "encoder"] = "all"
+    """What moves; `encoder` leaves the decoder and the codes of `start` as they are (config `teach`)."""
     seed: int = 0
     """Of weights, order and points."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -9,6 +9,7 @@ from torch import Tensor
 from shapespace.models.base import ShapeModel
 from shapespace.nn.codebook import Codebook
 from shapespace.nn.mlp import SkipMLP
+from shapespace.nn.pointnet import PointNet
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -30,15 +31,15 @@ class RowAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
-                    _step_rows(table, self.state[table], group)
+                    _step_rows(table, table.grad, self.state[table], group)
 
 
-def _step_rows(table: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+def _step_rows(table: Tensor, gradients: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     if not state:
         state["visits"] = torch.zeros_like(table[:, :1])
         state["mean"], state["square"] = torch.zeros_like(table), torch.zeros_like(table)
-    rows = table.grad.flatten(1).any(dim=1).nonzero()[:, 0]
-    gradient, (first, second) = table.grad[rows], group["betas"]
+    rows = gradients.any(dim=1).nonzero()[:, 0]
+    gradient, (first, second) = gradients[rows], group["betas"]
     visits = state["visits"][rows] + 1
     mean = state["mean"][rows].lerp(gradient, 1 - first)
     square = state["square"][rows].lerp(gradient.square(), 1 - second)
@@ -81,18 +82,22 @@ class Optimisers:
 def optimisers(model: ShapeModel, *, lr: float, lr_codes: float, lr_hidden: float | None) -> Optimisers:
     """Adam with one rate for the networks and, row by row, one for free codes (IGR, section 6).
 
-    With `lr_hidden`, the products between the decoder's hidden layers are moved by Muon instead, at this rate in units
-    of Adam's: the momentum's matrix is made orthogonal, so that every direction in it is learned equally fast (Jordan
-    et al., 2024, kellerjordan.github.io/posts/muon; the rate as Liu et al., arXiv 2502.16982, section 2.2).
+    With `lr_hidden`, the products between hidden layers, the decoder's and the encoder's, are moved by Muon instead, at
+    this rate in units of Adam's: the momentum's matrix is made orthogonal, so that every direction in it is learned
+    equally fast (Jordan et al., 2024, kellerjordan.github.io/posts/muon; the rate as Liu et al., arXiv 2502.16982,
+    section 2.2). Parameters that need no gradient are left out.
     """
-    hidden = [layer.weight for module in model.modules() if isinstance(module, SkipMLP) for layer in module.layers()]
-    hidden = hidden if lr_hidden is not None else []
-    codes = [p for module in model.modules() if isinstance(module, Codebook) for p in module.parameters()]
-    taken = {id(p) for p in (*codes, *hidden)}
-    networks = [p for p in model.parameters() if id(p) not in taken]
-    parts: list[torch.optim.Optimizer] = [torch.optim.Adam(networks, lr=lr)]
+    learned = {id(p): p for p in model.parameters() if p.requires_grad}
+    modules = list(model.modules())
+    products = [layer.weight for one in modules if isinstance(one, SkipMLP | PointNet) for layer in one.layers()]
+    hidden = [learned.pop(id(p)) for p in products if id(p) in learned] if lr_hidden is not None else []
+    tables = [p for one in modules if isinstance(one, Codebook) for p in one.parameters()]
+    codes = [learned.pop(id(p)) for p in tables if id(p) in learned]
+    parts: list[torch.optim.Optimizer] = []
+    if learned:
+        parts.append(torch.optim.Adam(list(learned.values()), lr=lr))
     if codes:
         parts.append(RowAdam(codes, lr=lr_codes))
-    if lr_hidden is not None:
+    if hidden and lr_hidden is not None:
         parts.append(torch.optim.Muon(hidden, lr=lr_hidden, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     return Optimisers(*parts)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from shapespace.data.loader import Batch, collate
 from shapespace.data.scan import Scan
 from shapespace.fit import draw, oriented
 from shapespace.geometry import nearest
+from shapespace.geometry.mls import MovingLeastSquares
 from shapespace.losses import weigh
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
@@ -27,8 +27,7 @@ from shapespace.objective import Terms, in_pieces
 from shapespace.optim import optimisers
 from shapespace.train import cosine
 
-# Points of the scan that are asked about each place, and what the model's field weighs beside them.
-_NEIGHBOURS, _PRIOR = 48, 0.05
+_PRIOR = 0.05  # what the model's field weighs beside the points, each of which weighs 1 where it lies
 
 
 @dataclass(frozen=True)
@@ -116,17 +115,15 @@ def refine(
 class Detailed(FieldModel):
     """An adapted model, with what is left between it and the scan taken from the points themselves.
 
-    Where there are points, the field is the mean of the heights above their tangent planes, weighed by distance (the
-    implicit moving least squares of Kolluri, SODA 2005, section 2), and it passes into the model's where they end.
+    Where there are points, the field is their moving least squares, and it passes into the model's where they end.
     """
 
     def __init__(self, model: FieldModel, scan: Scan, width: float) -> None:
-        """`width` is that of the Gaussian weights, in model units; the scan has normals."""
+        """`width` is that of the weights, in model units; the scan has normals."""
         super().__init__()
         assert scan.normals is not None
-        self.model, self.prior, self.level, self.width = model, model.prior, model.level, width
-        self._points, self._normals = scan.points.astype(np.float64), scan.normals.astype(np.float64)
-        self._tree = cKDTree(self._points)
+        self.model, self.prior, self.level = model, model.prior, model.level
+        self.scan = MovingLeastSquares(scan.points, scan.normals, width)
 
     def encode(self, batch: Batch) -> Code:
         """As the model does."""
@@ -142,18 +139,10 @@ class Detailed(FieldModel):
 
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """The model's field, and the scan's heights where it has points; no graph."""
-        smooth = self.model.field(x, code)
-        places = x.detach().cpu().double().flatten(0, 1).numpy()
-        distance, index = self._tree.query(places, k=_NEIGHBOURS, distance_upper_bound=3 * self.width)
-        near = np.isfinite(distance[:, 0])
-        distance, index = distance[near], np.minimum(index[near], len(self._points) - 1)
-        weight = np.exp(-((distance / self.width) ** 2))  # of neighbours that there are not: zero
-        height = ((places[near, None] - self._points[index]) * self._normals[index]).sum(axis=2)
-        heights, total = torch.from_numpy((weight * height).sum(axis=1)), torch.from_numpy(weight.sum(axis=1))
-        found, where = smooth.detach().clone().flatten(), torch.from_numpy(near).to(x.device)
-        mixed = (heights.to(found) + _PRIOR * found[where]) / (total.to(found) + _PRIOR)
-        found[where] = mixed
-        return found.view(smooth.shape)
+        smooth = self.model.field(x, code).detach()
+        found = self.scan(x.detach().cpu().double().flatten(0, 1).numpy())
+        height, weight = (torch.from_numpy(each).to(smooth).view_as(smooth) for each in found)
+        return torch.where(weight > 0, (height + _PRIOR * smooth) / (weight + _PRIOR), smooth)
 
 
 def _with_detail(model: FieldModel, scan: Scan, code: Code, held: Float[Tensor, "1 n 3"]) -> FieldModel:
@@ -161,7 +150,7 @@ def _with_detail(model: FieldModel, scan: Scan, code: Code, held: Float[Tensor, 
 
     Where none meets them better than the model does (few points, or noisy ones), there is no detail.
     """
-    spacing = float(np.median(cKDTree(scan.points).query(scan.points[:2000], k=7)[0][:, -1]))
+    spacing = nearest.spacing(scan.points, neighbour=6)
     candidates = [model, *(Detailed(model, scan, factor * spacing) for factor in (0.5, 0.7, 1.0, 1.4))]
     with torch.no_grad():
         return min(candidates, key=lambda made: float(made.field(held, code).abs().mean()))

@@ -211,6 +211,11 @@ class ShapeSpace:
             scale=store.scale,
             about={"weights": asdict(config.weights), "data": store.about, "scans": len(names)},
         )
+        if config.start is not None:
+            _start_from(config.start, space, learn=config.learn)
+        if config.learn == "encoder":
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith("encoder.pointnet."))
         dataset = StepDataset(
             store,
             names,
@@ -321,6 +326,25 @@ def _find(path: str | FilePath) -> FilePath:
             f"{', '.join(sorted(packaged))}). Give the folder of a run, or one of these names."
         )
     return packaged[file.name]
+
+
+def _start_from(path: str, space: ShapeSpace, *, learn: Literal["all", "encoder"]) -> None:
+    """Take the weights of another model; an encoder of other sizes, and codes of other scans, begin anew.
+
+    If only the encoder learns, the loss that the decoder was trained by stays the space's.
+    """
+    tensors, told = load_tensors(_find(path), "model")
+    own = space.model.state_dict()
+    taken = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+    free = ("encoder.",) if learn == "all" else ("encoder.pointnet.",)
+    if missing := [name for name in own if name not in taken and not name.startswith(free)]:
+        raise ValueError(
+            f"{path} does not fit this training: its {missing[0]} has another size. Give the --model settings"
+            f"{' and the scans' if learn == 'encoder' else ''} that it was trained with."
+        )
+    space.model.load_state_dict({**own, **taken})
+    if learn == "encoder":
+        space.about["weights"] = told["about"]["weights"]
 
 
 def _assets() -> list[FilePath]:

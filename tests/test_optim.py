@@ -7,9 +7,9 @@ from shapespace.models.igr import IGR
 from shapespace.optim import RowAdam, optimisers
 
 
-def model() -> IGR:
+def model(encoder: str = "table") -> IGR:
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=24, depth=4, skip=2, encoder="table", spread=0.1)
+    sizes = build.IGRSizes(code=4, width=24, depth=4, skip=2, encoder=encoder, spread=0.1, encoder_width=16)
     return build.igr(sizes, shapes=3)
 
 
@@ -22,12 +22,20 @@ def test_free_codes_have_their_own_learning_rate() -> None:
 
 
 def test_muon_moves_the_hidden_products_and_nothing_else() -> None:
-    made = model()
+    made = model("taught")
     groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(list(made.parameters()))
     moved = [name for name, p in made.named_parameters() if rates[id(p)] == 0.02]
-    assert moved == ["decoder.hidden.0.weight", "decoder.hidden.1.weight", "decoder.hidden.2.weight"]
+    encoder = ["points.lins.1", "points.lins.2", "pooled.lins.0", "pooled.lins.1"]
+    assert moved == [
+        *(f"encoder.pointnet.{name}.weight" for name in encoder),
+        *(f"decoder.hidden.{layer}.weight" for layer in range(3)),
+    ]
+    made.decoder.requires_grad_(False)
+    held = {id(p) for p in made.decoder.parameters()}
+    groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02).param_groups
+    assert not held & {id(p) for group in groups for p in group["params"]}
 
 
 def test_a_step_of_muon_turns_in_every_direction_alike() -> None:

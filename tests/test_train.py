@@ -42,6 +42,7 @@ def learn(store: Store, folder: Path, *arguments: str, resume: bool = False) -> 
     return load_tensors(run.weights, "model")[0]
 
 
+WEIGHTS = ("surface", "normal", "eikonal", "code", "tangent", "far")
 TAUGHT = ("--model.encoder", "taught", "--weights.lesson", "1")
 RECOMMENDED = ("--optim.lr_hidden", "0.01", "--batch.sloped", "4", "--products", "bf16", *TAUGHT)
 
@@ -94,6 +95,40 @@ def test_minutes_end_a_training_and_its_schedule(store: Store, tmp_path: Path) -
     events.Reload()
     rates = [event.value for event in events.Scalars("lr")]
     assert rates[-1] < 0.2 * max(rates)
+
+
+def test_the_encoder_is_taught_alone(store: Store, tmp_path: Path) -> None:
+    """Decoder, codes and the loss that stands in the file stay those of the run that it starts from."""
+    learn(store, tmp_path / "run", "--optim.steps", "20", *TAUGHT)
+    first, about = load_tensors(Run(tmp_path / "run").weights, "model")
+    lesson = (
+        "--learn",
+        "encoder",
+        "--start",
+        str(tmp_path / "run"),
+        "--model.encoder",
+        "taught",
+        "--optim.steps",
+        "60",
+    )
+    only = tuple(f"--weights.{name}={weight}" for name, weight in {**dict.fromkeys(WEIGHTS, 0), "lesson": 1}.items())
+    learn(store, tmp_path / "taught", *lesson, *only, "--log_every", "1")
+    taught, told = load_tensors(Run(tmp_path / "taught").weights, "model")
+    moved = {name for name, tensor in taught.items() if not torch.equal(tensor, first[name])}
+    assert moved == {name for name in taught if name.startswith("encoder.pointnet.")}
+    assert told["about"]["weights"] == about["about"]["weights"]
+    events = EventAccumulator(str(tmp_path / "taught" / "tensorboard"))
+    events.Reload()
+    lessons = [event.value for event in events.Scalars("terms/lesson")]
+    assert lessons[-1] < 0.5 * lessons[0]
+
+
+def test_a_start_that_does_not_fit_is_refused(store: Store, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.steps", "2", *TAUGHT)
+    with pytest.raises(ValueError, match=r"does not fit this training: its decoder\..* has another size"):
+        learn(store, tmp_path / "wider", "--start", str(tmp_path / "run"), "--model.width", "56", *TAUGHT)
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        learn(store, tmp_path / "nothing", "--start", str(tmp_path / "none"), *TAUGHT)
 
 
 def test_batches_are_a_function_of_seed_and_step(store: Store) -> None:

@@ -43,6 +43,12 @@ def each_other(
     return _nearest(tree_a, tree_b)[0], _nearest(tree_b, tree_a)[0]
 
 
+def spacing(points: Float[np.ndarray, "n 3"], *, neighbour: int) -> float:
+    """Median distance from a point (of two thousand) to its so-manieth neighbour."""
+    distance, _ = _tree(points).query(points[:2000], k=[neighbour + 1])  # its own nearest is itself
+    return float(np.median(distance))
+
+
 def _nearest(asking: cKDTree, asked: cKDTree) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     distance, index = asked.query(asking.data[asking.indices], workers=-1)
     return _put_back(np.asarray(distance), asking), _put_back(np.asarray(index), asking)

@@ -41,6 +41,10 @@ class PointNet(nn.Module):
         nn.init.normal_(self.mean.weight, 0.0, 0.4 / self.mean.in_features**0.5)
         nn.init.zeros_(self.mean.bias)
 
+    def layers(self) -> list[nn.Module]:
+        """Hidden layers after the first."""
+        return [*list(self.points.lins)[1:], *self.pooled.lins]
+
     def forward(self, points: Float[Tensor, "b n 3"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"] | None]:
         """Mean of the code, and the logarithm of its variance if variational."""
         points = points[:, : self.count]
