@@ -214,8 +214,7 @@ class ShapeSpace:
         if config.start is not None:
             _start_from(config.start, space, learn=config.learn)
         if config.learn == "encoder":
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name.startswith("encoder.pointnet."))
+            _rest_but_the_encoder(space, config)
         dataset = StepDataset(
             store,
             names,
@@ -345,6 +344,16 @@ def _start_from(path: str, space: ShapeSpace, *, learn: Literal["all", "encoder"
     space.model.load_state_dict({**own, **taken})
     if learn == "encoder":
         space.about["weights"] = told["about"]["weights"]
+
+
+def _rest_but_the_encoder(space: ShapeSpace, config: TrainConfig) -> None:
+    """Leave the PointNet alone with its gradients."""
+    if config.start is None:
+        raise ValueError("--learn encoder teaches the codes of a run that is there: say which one, --start RUN.")
+    if config.model.encoder == "table":
+        raise ValueError("--learn encoder, but --model.encoder table has none to teach: take taught.")
+    for name, parameter in space.model.named_parameters():
+        parameter.requires_grad_(name.startswith("encoder.pointnet."))
 
 
 def _assets() -> list[FilePath]:

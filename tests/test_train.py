@@ -129,6 +129,8 @@ def test_a_start_that_does_not_fit_is_refused(store: Store, tmp_path: Path) -> N
         learn(store, tmp_path / "wider", "--start", str(tmp_path / "run"), "--model.width", "56", *TAUGHT)
     with pytest.raises(FileNotFoundError, match="no model at"):
         learn(store, tmp_path / "nothing", "--start", str(tmp_path / "none"), *TAUGHT)
+    with pytest.raises(ValueError, match="say which one, --start RUN"):
+        learn(store, tmp_path / "alone", "--learn", "encoder", *TAUGHT)
 
 
 def test_batches_are_a_function_of_seed_and_step(store: Store) -> None:
