@@ -95,7 +95,7 @@ def test_points_that_are_no_scan_are_refused(space: ShapeSpace) -> None:
 
 def test_a_space_comes_with_the_package() -> None:
     humans = ShapeSpace.load("humans")
-    assert humans.about["scans"] == 520
+    assert humans.about["scans"] == 2730
     mesh = humans.mesh(Code((humans.model.prior.mean[None],)), resolution=64)
     assert mesh.is_watertight
     assert 1.4 < np.ptp(mesh.vertices[:, 1]) < 2.1
