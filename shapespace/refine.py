@@ -19,11 +19,10 @@ from shapespace.data.scan import Scan
 from shapespace.fit import draw, oriented
 from shapespace.geometry import nearest
 from shapespace.geometry.mls import MovingLeastSquares
-from shapespace.losses import weigh
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.nn.mlp import Linearised
-from shapespace.objective import Terms, in_pieces
+from shapespace.objective import Objective, in_pieces
 from shapespace.optim import optimisers
 from shapespace.train import cosine
 
@@ -77,17 +76,13 @@ def refine(
     shown, held = np.split(order, [len(scan) - max(1, round(options.held * len(scan)))])
     check = torch.from_numpy(scan.points[held[:4096]]).float()[None]
     told = scan.take(shown)
-    places, targets = _around(model, scan, code, options.reach, rng)
+    places, targets = _around(model, told, code, options.reach, rng)
 
     refined = copy.deepcopy(model).eval()
     learned = [p for name, p in refined.named_parameters() if not name.startswith("encoder.")]
     optimiser = optimisers(refined, lr=options.lr, lr_codes=0.0, lr_hidden=options.lr_hidden)
     rates, schedule = [group["lr"] for group in optimiser.param_groups], cosine(warmup=10)
-    weights = {**weights, "far": options.around, "code": 0.0, "lesson": 0.0}
-
-    def loss(batch: Batch, of: Code) -> tuple[Tensor, Terms]:
-        terms = refined.terms(batch, of)
-        return weigh(terms, weights), terms
+    loss = Objective(refined, {**weights, "far": options.around, "code": 0.0, "lesson": 0.0}).of_code
 
     best, kept = float("inf"), refined.state_dict()
     for step in range(options.steps + 1):
