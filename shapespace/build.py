@@ -27,11 +27,15 @@ class IGRSizes:
     """Sharpness of the softplus."""
     radius: float = 1.0
     """Radius, in model units, of the sphere that the decoder is at the start."""
+    modulate: Literal["input", "all"] = "input"
+    """Hidden layers of the decoder that the code shifts: the two at which the input enters, or all."""
     encoder: Literal["points", "variational", "table", "taught"] = "points"
     """Where codes come from: a PointNet; a variational one; a table of free codes (auto-decoder); or a table whose
     codes a PointNet is taught to find."""
     spread: float = 0.0
     """Standard deviation of free codes at the start."""
+    noise: float = 0.0
+    """Noise on free codes while training, in units of the standard deviation of all of them."""
     encoder_points: int = 1024
     """Points that the encoder reads of a scan."""
     encoder_width: int = 128
@@ -49,13 +53,14 @@ def igr(sizes: IGRSizes, *, shapes: int = 0) -> IGR:
         skip=sizes.skip,
         beta=sizes.beta,
         radius=sizes.radius,
+        modulated=sizes.modulate == "all",
     )
     return IGR(_encoder(sizes, shapes), decoder, GaussianPrior(code=sizes.code))
 
 
 def _encoder(sizes: IGRSizes, shapes: int) -> Encoder:
     if sizes.encoder == "table":
-        return TableEncoder(Codebook(shapes=shapes, code=sizes.code, spread=sizes.spread))
+        return TableEncoder(Codebook(shapes=shapes, code=sizes.code, spread=sizes.spread, noise=sizes.noise))
     pointnet = PointNet(
         code=sizes.code,
         count=sizes.encoder_points,
@@ -64,5 +69,5 @@ def _encoder(sizes: IGRSizes, shapes: int) -> Encoder:
         variational=sizes.encoder == "variational",
     )
     if sizes.encoder == "taught":
-        return TaughtEncoder(pointnet, Codebook(shapes=shapes, code=sizes.code, spread=sizes.spread))
+        return TaughtEncoder(pointnet, Codebook(shapes=shapes, code=sizes.code, spread=sizes.spread, noise=sizes.noise))
     return PointEncoder(pointnet)

@@ -29,6 +29,10 @@ class BatchConfig:
     """Half the edge of the box of the other off-surface points, in model units."""
     sloped: int = 1
     """The field's gradient (terms `normal` and `eikonal`) is computed at every so-manieth point of the loss."""
+    variants: int = 1
+    """In how many shapes each scan is there: as it is, and mirrored and stretched ones that have codes of their own."""
+    stretch: float = 0.0
+    """How much the variants are stretched along each axis: the standard deviation of the factors' logarithms."""
     workers: int = 0
     """Processes that read ahead; 0 reads in place."""
 
@@ -48,6 +52,8 @@ class OptimConfig:
     """Learning rate for free codes, each of which is moved by its own Adam, without momentum, at its visits alone."""
     lr_hidden: float | None = None
     """Muon's learning rate for the products between the decoder's hidden layers, in units of Adam's; none: Adam."""
+    decay: float = 0.0
+    """What Muon takes off these products in a step, in units of its rate (decoupled weight decay)."""
     schedule: Literal["cosine", "halving"] = "halving"
     """Down to a hundredth along a cosine, or halved every `halve_every` steps."""
     halve_every: int = 500

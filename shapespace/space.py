@@ -204,7 +204,7 @@ class ShapeSpace:
         if config.device != "auto":
             device = torch.device(config.device)
         torch.manual_seed(config.seed)
-        model = build.igr(config.model, shapes=len(names)).to(device)
+        model = build.igr(config.model, shapes=len(names) * config.batch.variants).to(device)
         space = cls(
             model,
             config.model,
@@ -224,6 +224,8 @@ class ShapeSpace:
             sigma=config.batch.sigma,
             half=config.batch.half,
             sloped=config.batch.sloped,
+            variants=config.batch.variants,
+            stretch=config.batch.stretch,
             seed=config.seed,
             rank=rank,
             world=world,
@@ -249,7 +251,7 @@ class ShapeSpace:
             train.train(
                 model,
                 dataset,
-                optimisers(model, lr=optim.lr, lr_codes=optim.lr_codes, lr_hidden=optim.lr_hidden),
+                optimisers(model, lr=optim.lr, lr_codes=optim.lr_codes, lr_hidden=optim.lr_hidden, decay=optim.decay),
                 asdict(config.weights),
                 plan,
                 run,
@@ -330,20 +332,43 @@ def _find(path: str | FilePath) -> FilePath:
 def _start_from(path: str, space: ShapeSpace, *, learn: Literal["all", "encoder"]) -> None:
     """Take the weights of another model; an encoder of other sizes, and codes of other scans, begin anew.
 
-    If only the encoder learns, the loss that the decoder was trained by stays the space's.
+    A wider decoder, or one that is modulated now, goes on from the same field (Chen et al., Net2Net, ICLR 2016): what
+    is new says nothing yet. If only the encoder learns, the decoder is left as it is, and the loss that it was trained
+    by stays the space's.
     """
     tensors, told = load_tensors(_find(path), "model")
     own = space.model.state_dict()
     taken = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
-    free = ("encoder.",) if learn == "all" else ("encoder.pointnet.",)
+    free = ("encoder.", "decoder.code_hidden.") if learn == "all" else ("encoder.pointnet.",)
+    for name, tensor in tensors.items():
+        if (
+            learn == "all"
+            and name.startswith("decoder.")
+            and name in own
+            and name not in taken
+            and _fits(tensor, own[name])
+        ):
+            taken[name] = _grown(tensor, own[name])
     if missing := [name for name in own if name not in taken and not name.startswith(free)]:
         raise ValueError(
             f"{path} does not fit this training: its {missing[0]} has another size. Give the --model settings"
-            f"{' and the scans' if learn == 'encoder' else ''} that it was trained with."
+            f"{' and the scans' if learn == 'encoder' else ', or a larger width,'} that it was trained with."
         )
     space.model.load_state_dict({**own, **taken})
     if learn == "encoder":
         space.about["weights"] = told["about"]["weights"]
+
+
+def _fits(small: Tensor, large: Tensor) -> bool:
+    return small.ndim == large.ndim and all(a <= b for a, b in zip(small.shape, large.shape, strict=True))
+
+
+def _grown(small: Tensor, large: Tensor) -> Tensor:
+    """The larger tensor with the smaller one in its corner, and nothing that leads from the new units to the old."""
+    grown = large.clone()
+    grown[: len(small)] = 0
+    grown[tuple(slice(size) for size in small.shape)] = small
+    return grown
 
 
 def _rest_but_the_encoder(space: ShapeSpace, config: TrainConfig) -> None:

@@ -153,7 +153,7 @@ def _record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDatas
 def training_codes(model: ShapeModel, dataset: StepDataset, device: torch.device) -> Tensor:
     """Flat codes of all training scans, in the order of their rows."""
     model.eval()
-    rows = range(len(dataset.names))
+    rows = range(dataset.rows)
     codes = [model.encode(dataset.visit(row).to(device)).flat for row in rows]
     model.train()
     return torch.cat(codes)

@@ -13,11 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shapespace import build, train
 from shapespace.config import TrainConfig, expand
+from shapespace.data import loader
 from shapespace.data.loader import StepDataset, collate
 from shapespace.data.pack import pack
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
+from shapespace.geometry import nearest
 from shapespace.objective import Objective
 from shapespace.run import Run, load_tensors, save_tensors
 from shapespace.space import ShapeSpace
@@ -123,10 +125,21 @@ def test_the_encoder_is_taught_alone(store: Store, tmp_path: Path) -> None:
     assert lessons[-1] < 0.5 * lessons[0]
 
 
+def test_a_larger_decoder_goes_on_from_the_same_field(store: Store, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.steps", "20", *TAUGHT)
+    larger = ("--model.width", "56", "--model.modulate", "all", "--optim.lr", "0", "--optim.lr_codes", "0")
+    learn(store, tmp_path / "grown", "--start", str(tmp_path / "run"), *larger, "--optim.steps", "1", *TAUGHT)
+    small, grown = ShapeSpace.load(tmp_path / "run"), ShapeSpace.load(tmp_path / "grown")
+    assert grown.sizes.width == 56
+    code, x = small.sample(2), torch.rand(2, 200, 3) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(grown.model.field(x, code), small.model.field(x, code), atol=1e-5, rtol=0)
+
+
 def test_a_start_that_does_not_fit_is_refused(store: Store, tmp_path: Path) -> None:
     learn(store, tmp_path / "run", "--optim.steps", "2", *TAUGHT)
     with pytest.raises(ValueError, match=r"does not fit this training: its decoder\..* has another size"):
-        learn(store, tmp_path / "wider", "--start", str(tmp_path / "run"), "--model.width", "56", *TAUGHT)
+        learn(store, tmp_path / "wider", "--start", str(tmp_path / "run"), "--model.width", "40", *TAUGHT)
     with pytest.raises(FileNotFoundError, match="no model at"):
         learn(store, tmp_path / "nothing", "--start", str(tmp_path / "none"), *TAUGHT)
     with pytest.raises(ValueError, match="say which one, --start RUN"):
@@ -148,6 +161,21 @@ def test_batches_are_a_function_of_seed_and_step(store: Store) -> None:
     assert torch.equal(torch.cat([part.shape for part in parts]), one.shape)
     seen = torch.cat([dataset()[step].shape for step in range(2)])
     assert sorted(seen.tolist()) == [0, 1, 2, 3]  # an epoch visits every scan once
+
+
+def test_variants_of_a_scan_are_people_of_their_own(store: Store) -> None:
+    names = store.select("train")
+    dataset = StepDataset(store, names, scans=4, points=64, sigma=0.01, half=1.0, seed=0, variants=3, stretch=0.1)
+    seen = torch.cat([dataset[step].shape for step in range(3)])
+    assert sorted(seen.tolist()) == list(range(3 * len(names)))  # an epoch visits every variant once
+    scan = store.sample(names[1], store.count(names[1]), np.random.default_rng(0)).points
+    for variant, side in ((0, 1), (1, -1), (2, 1)):
+        row = 1 + variant * len(names)
+        factors = loader.factors(variant, 0.1, (0, row))
+        assert np.sign(factors).tolist() == [side, 1, 1]
+        assert (np.abs(np.abs(factors) - 1).max() > 0.01) == (variant > 0)
+        points = dataset.visit(row).points[0].numpy()
+        assert nearest.to_points((points / factors).astype(np.float32), scan)[0].max() < 1e-6
 
 
 def test_schedules() -> None:

@@ -405,7 +405,7 @@ def _fit_operations(model: IGR, scan: Scan) -> float:
     """Floating-point operations in the products of one fit: two sweeps, the code's Jacobian, the normal matrix."""
     decoder, visits = model.decoder, list[int]()
     code = decoder.code_in.in_features
-    of_jacobian = code * (decoder.code_in.out_features + decoder.code_skip.out_features)
+    of_jacobian = sum(weight.numel() for weight in decoder.code_weights() if weight is not None)
 
     def counted(x: Tensor, codes: Tensor) -> Linearised:
         visits.append(x.shape[0] * x.shape[1])

@@ -111,6 +111,10 @@ def _stacked(vectors: Sequence[Float[np.ndarray, "p 3"] | None], count: int | No
 class StepDataset(Dataset[Batch]):
     """The batch of each step: scans in an order reshuffled every epoch, points drawn afresh at every visit.
 
+    Every scan is there in `variants` shapes: as it is, and mirrored and stretched by amounts that are its own, each of
+    them a person of its own with its own row. The rows are those of the scans as they are, then those of their first
+    variants, and so on.
+
     With several processes, process `rank` of `world` gets its share of each step's scans.
     """
 
@@ -128,6 +132,8 @@ class StepDataset(Dataset[Batch]):
         seed: int,
         rank: int = 0,
         world: int = 1,
+        variants: int = 1,
+        stretch: float = 0.0,
         transform: Transform | None = None,
     ) -> None:
         if not names:
@@ -136,6 +142,7 @@ class StepDataset(Dataset[Batch]):
             raise ValueError(f"a batch of {scans} scans does not divide among {world} processes: change --batch.scans")
         self.store, self.names, self.transform = store, list(names), transform
         self.scans, self.points, self.seed = scans, points, seed
+        self.rows, self.stretch = len(self.names) * variants, stretch
         self.collate = partial(collate, surface=surface, sigma=sigma, half=half, sloped=sloped)
         self.rank, self.world = rank, world
         self._epoch, self._order = -1, np.arange(0)  # the order of the epoch that was asked for last
@@ -144,7 +151,7 @@ class StepDataset(Dataset[Batch]):
         slots = range(self.rank, self.scans, self.world)
         shape = [self._row(step * self.scans + slot) for slot in slots]
         drawn = [
-            self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, step, slot)))
+            self._draw(row, np.random.default_rng((self.seed, step, slot)))
             for row, slot in zip(shape, slots, strict=True)
         ]
         if self.transform is not None:
@@ -154,15 +161,27 @@ class StepDataset(Dataset[Batch]):
 
     def visit(self, row: int) -> Batch:
         """One training scan by itself, always with the same points: for looking at, and for the prior of the codes."""
-        scan = self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, row)))
-        return self.collate([scan], shape=[row], seed=row)
+        return self.collate([self._draw(row, np.random.default_rng((self.seed, row)))], shape=[row], seed=row)
+
+    def _draw(self, row: int, rng: np.random.Generator) -> Scan:
+        variant, name = divmod(row, len(self.names))
+        scan = self.store.sample(self.names[name], self.points, rng)
+        return scan.stretched(factors(variant, self.stretch, (self.seed, row))) if variant else scan
 
     def _row(self, visit: int) -> int:
-        epoch, place = divmod(visit, len(self.names))
+        epoch, place = divmod(visit, self.rows)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.names))
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
         return int(self._order[place])
+
+
+def factors(variant: int, stretch: float, seed: tuple[int, ...]) -> Float[np.ndarray, "3"]:
+    """What a variant's axes are multiplied by: 1 for the scan as it is; every other one is mirrored, left and right."""
+    if variant == 0:
+        return np.ones(3)
+    side = np.array([-1 if variant % 2 else 1, 1, 1])
+    return side * np.exp(stretch * np.random.default_rng(seed).standard_normal(3))
 
 
 def batches(dataset: StepDataset, start: int, stop: int, *, workers: int = 0) -> Iterator[Batch]:

@@ -33,7 +33,7 @@ class TableEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> Code:
         """Codes of a batch, by the scans' rows."""
-        return Code((self.table(batch.shape),))
+        return Code((self.table.blurred(self.table(batch.shape)),))
 
 
 class TaughtEncoder(nn.Module):
@@ -51,7 +51,8 @@ class TaughtEncoder(nn.Module):
         guess, _ = self.pointnet(batch.points)
         known = (batch.shape >= 0)[:, None]
         code = torch.where(known, self.table(batch.shape), guess)
-        return Code((code,), lesson=(guess - code.detach()).square().sum(dim=-1))
+        lesson = (guess - code.detach()).square().sum(dim=-1)
+        return Code((torch.where(known, self.table.blurred(code), code),), lesson=lesson)
 
 
 Encoder = PointEncoder | TableEncoder | TaughtEncoder

@@ -28,7 +28,9 @@ class SkipMLP(nn.Module):
     """The network of IGR: softplus layers; the input enters once more, half-way (IGR, section 4 and appendix).
 
     `depth` hidden layers of `width`; the input (code, x) is concatenated to what enters layer `skip`, and both are
-    divided by sqrt 2. The code's share of these two layers is one product per shape, never expanded to points.
+    divided by sqrt 2. The code's share of these two layers is one product per shape, never expanded to points. A
+    `modulated` network has such a share in all its layers: shift modulations (Dupont et al., Functa, ICML 2022,
+    section 3.2), whose many weights cost next to no time. They are zero at the start.
 
     The initialisation is that of Atzmon & Lipman, SAL (CVPR 2020), section 4: for a code of zero the output is about
     |x| - radius.
@@ -41,7 +43,16 @@ class SkipMLP(nn.Module):
     products: torch.dtype | None = None
 
     def __init__(
-        self, *, code: int, width: int, depth: int, skip: int, beta: float = 100.0, radius: float = 1.0, space: int = 3
+        self,
+        *,
+        code: int,
+        width: int,
+        depth: int,
+        skip: int,
+        beta: float = 100.0,
+        radius: float = 1.0,
+        modulated: bool = False,
+        space: int = 3,
     ) -> None:
         super().__init__()
         if not 0 < skip < depth:
@@ -60,12 +71,16 @@ class SkipMLP(nn.Module):
         self.point_skip = nn.Linear(space, width, bias=False)
         self.code_skip = nn.Linear(code, width, bias=False)
         self.out = nn.Linear(width, 1)
+        between = [layer for layer in range(1, depth) if layer != skip] if modulated else []
+        self.code_hidden = nn.ModuleDict({str(layer): nn.Linear(code, outs[layer], bias=False) for layer in between})
         for linear in (self.point_in, self.code_in, self.point_skip, self.code_skip, *self.layers()):
             nn.init.normal_(linear.weight, 0.0, math.sqrt(2 / linear.out_features))
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         for linear in (self.code_in, self.code_skip):  # whatever the code, the start is the sphere
             linear.weight.data *= 1e-2
+        for linear in self._modulations().values():
+            nn.init.zeros_(linear.weight)
         nn.init.normal_(self.out.weight, math.sqrt(math.pi / width), 1e-5)
         nn.init.constant_(self.out.bias, -radius)
 
@@ -73,44 +88,76 @@ class SkipMLP(nn.Module):
         """Hidden layers after the first."""
         return [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
 
+    @property
+    def modulated(self) -> bool:
+        """Whether the code shifts every layer."""
+        return len(self.code_hidden) > 0
+
+    def _modulations(self) -> dict[int, nn.Linear]:
+        return {int(layer): linear for layer, linear in self.code_hidden.items() if isinstance(linear, nn.Linear)}
+
     def weights(self) -> "_Weights":
         """What the sweeps need; beta and the square roots of 2 are in it, so that they know of neither.
 
         The narrow layer is filled up with units that nobody listens to: products like sizes that divide by 16.
         """
-        bias: list[Tensor] = [self.point_in.bias, *(layer.bias for layer in self.layers())]
         hidden: list[Tensor] = [layer.weight for layer in self.layers()]
-        entry = self.point_in.weight, self.code_in.weight
-        fill = -hidden[self.skip - 1].shape[1] % 16
+        entry = self.point_in.weight
+        fill = self._fill
         hidden[self.skip - 1] = pad(hidden[self.skip - 1] * math.sqrt(0.5), (0, fill))
-        bias[self.skip - 1] = pad(bias[self.skip - 1], (0, fill))
         if self.skip > 1:
             hidden[self.skip - 2] = pad(hidden[self.skip - 2], (0, 0, 0, fill))
         else:
-            entry = pad(entry[0], (0, 0, 0, fill)), pad(entry[1], (0, 0, 0, fill))
+            entry = pad(entry, (0, 0, 0, fill))
         return _Weights(
-            entry[0] * self.beta,
-            entry[1] * self.beta,
+            entry * self.beta,
             self.point_skip.weight * (self.beta * math.sqrt(0.5)),
-            self.code_skip.weight * (self.beta * math.sqrt(0.5)),
             self.out.weight / self.beta,
             self.out.bias,
             tuple(hidden),
-            tuple(b * self.beta for b in bias),
         )
+
+    def code_weights(self) -> list[Tensor | None]:
+        """What leads from the code to each layer, in the sweeps' units; none where it does not enter."""
+        found: list[Tensor | None] = [None] * (len(self.hidden) + 1)
+        found[0], found[self.skip] = (
+            self.code_in.weight * self.beta,
+            self.code_skip.weight * (self.beta * math.sqrt(0.5)),
+        )
+        for layer, linear in self._modulations().items():
+            found[layer] = linear.weight * self.beta
+        if (narrow := found[self.skip - 1]) is not None:
+            found[self.skip - 1] = pad(narrow, (0, 0, 0, self._fill))
+        return found
+
+    def shifts(self, code: Float[Tensor, "b k"]) -> list[Tensor]:
+        """What is added in each layer, in the sweeps' units: (b, width), or (1, width) where no code enters."""
+        biases = [layer.bias * self.beta for layer in (self.point_in, *self.layers())]
+        biases[self.skip - 1] = pad(biases[self.skip - 1], (0, self._fill))
+        return [
+            bias[None] if by_code is None else torch.addmm(bias, code, by_code.T)
+            for bias, by_code in zip(biases, self.code_weights(), strict=True)
+        ]
+
+    @property
+    def _fill(self) -> int:
+        return -self.layers()[self.skip - 1].in_features % 16
 
     def forward(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q"]:
         """Field at x: negative inside."""
         if torch.is_grad_enabled():
             return self._sweep(x, code, sloped=False)[0]
-        w, size = self.weights(), PIECE if x.device.type == "cpu" else max(x.shape[1], 1)
+        w, shifts, size = self.weights(), self.shifts(code), PIECE if x.device.type == "cpu" else max(x.shape[1], 1)
 
-        def value(block: tuple[Tensor, Tensor]) -> Tensor:
-            for last, _ in _layers(*block, w, self.skip):
+        def value(block: tuple[Tensor, int]) -> Tensor:
+            part, row = block
+            for last, _ in _layers(
+                part, [shift[row : row + 1] if len(shift) > 1 else shift for shift in shifts], w, self.skip
+            ):
                 height = last
             return _read(height, w)
 
-        blocks = [(part, z[None]) for row, z in zip(x, code, strict=True) for part in row[None].split(size, dim=1)]
+        blocks = [(part, row) for row in range(len(x)) for part in x[row : row + 1].split(size, dim=1)]
         return torch.cat(list(spread(value, blocks))).view(x.shape[:2])
 
     def value_and_gradient(
@@ -121,16 +168,19 @@ class SkipMLP(nn.Module):
 
     def _sweep(self, x: Tensor, code: Tensor, *, sloped: bool) -> tuple[Tensor, Tensor]:
         products = self.products if self.training else None
-        flat = self.weights().flat
-        return _ValueAndGradient.apply(x, code, self.skip, sloped, products, *flat)  # type: ignore[no-untyped-call]
+        flat = (*self.weights().flat, *self.shifts(code))
+        return _ValueAndGradient.apply(x, self.skip, sloped, products, *flat)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def linearise(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Linearised:
         """Field, spatial gradient and code Jacobian (no graph): one sweep up, one down."""
         w = self.weights()
-        heights, slopes = _climb(x, code, w, self.skip)
+        heights, slopes = _climb(x, self.shifts(code), w, self.skip)
         deltas = _descend(slopes, w)
-        jacobian = (deltas[0] @ w.code_in).addmm_(deltas[self.skip], w.code_skip)
+        jacobian = deltas[0].new_zeros(len(deltas[0]), code.shape[1])
+        for delta, by_code in zip(deltas, self.code_weights(), strict=True):
+            if by_code is not None:
+                jacobian.addmm_(delta, by_code)
         value, gradient = _read(heights[-1], w), _gradient(deltas, w, self.skip)
         return Linearised(value.view(x.shape[:2]), gradient.view(x.shape), jacobian.view(*x.shape[:2], -1))
 
@@ -139,32 +189,29 @@ class SkipMLP(nn.Module):
 
 
 class _Weights(NamedTuple):
-    """All that a `SkipMLP` has learned. `hidden[l - 1]` leads from layer l - 1 to layer l."""
+    """What a `SkipMLP` has learned, but for what it adds. `hidden[l - 1]` leads from layer l - 1 to layer l."""
 
     point_in: Float[Tensor, "w d"]
-    code_in: Float[Tensor, "w k"]
     point_skip: Float[Tensor, "v d"]
-    code_skip: Float[Tensor, "v k"]
     out: Float[Tensor, "1 u"]
     out_bias: Float[Tensor, "1"]
     hidden: tuple[Tensor, ...]
-    bias: tuple[Tensor, ...]
 
     @property
     def flat(self) -> tuple[Tensor, ...]:
         """One tensor after the other."""
-        return (*self[:6], *self.hidden, *self.bias)
+        return (*self[:4], *self.hidden)
 
     def cast(self, products: torch.dtype | None) -> "_Weights":
         """The same with hidden products of another type."""
         return self if products is None else self._replace(hidden=tuple(h.to(products) for h in self.hidden))
 
     @classmethod
-    def of(cls, flat: Sequence[Tensor]) -> "_Weights":
-        """The way back from `flat`: there is one bias more than hidden products."""
-        depth = (len(flat) - 5) // 2
-        a, b, c, d, e, f, *rest = flat
-        return cls(a, b, c, d, e, f, tuple(rest[: depth - 1]), tuple(rest[depth - 1 :]))
+    def of(cls, flat: Sequence[Tensor]) -> tuple["_Weights", Sequence[Tensor]]:
+        """The way back from `flat` with the shifts behind it: there is one shift more than hidden products."""
+        depth = (len(flat) - 3) // 2
+        a, b, c, d, *rest = flat
+        return cls(a, b, c, d, tuple(rest[: depth - 1])), rest[depth - 1 :]
 
 
 def soft_step(z: Float[Tensor, "n w"]) -> tuple[Float[Tensor, "n w"], Float[Tensor, "n w"]]:
@@ -177,30 +224,32 @@ def soft_step(z: Float[Tensor, "n w"]) -> tuple[Float[Tensor, "n w"], Float[Tens
     return torch.sub(z, height, out=height), slope
 
 
-def _enter(x: Tensor, code: Tensor, by_point: Tensor, by_code: Tensor, bias: Tensor) -> Tensor:
-    """What the input brings to a layer: the code's share is one product per shape."""
-    shift = torch.addmm(bias, code, by_code.T)
+def _enter(x: Tensor, shift: Tensor, by_point: Tensor) -> Tensor:
+    """What the input brings to a layer."""
     return torch.baddbmm(shift[:, None], x, by_point.T.expand(len(x), -1, -1)).flatten(0, 1)
 
 
-def _layers(x: Tensor, code: Tensor, w: _Weights, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _layers(x: Tensor, shifts: Sequence[Tensor], w: _Weights, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Up through the layers: each one's height and slope, in the type of the hidden products."""
     height, products = x, w.hidden[0].dtype
-    for layer, bias in enumerate(w.bias):
+    for layer, shift in enumerate(shifts):
         if layer == 0:
-            z = _enter(x, code, w.point_in, w.code_in, bias).to(products)
+            z = _enter(x, shift, w.point_in).to(products)
         elif layer == skip:
-            z = _enter(x, code, w.point_skip, w.code_skip, bias).to(products)
+            z = _enter(x, shift, w.point_skip).to(products)
             z.addmm_(height, w.hidden[layer - 1].T)
+        elif len(shift) == 1:
+            z = torch.addmm(shift[0].to(products), height, w.hidden[layer - 1].T)
         else:
-            z = torch.addmm(bias.to(products), height, w.hidden[layer - 1].T)
+            z = height @ w.hidden[layer - 1].T
+            z.view(*x.shape[:2], -1).add_(shift[:, None].to(products))
         height, slope = soft_step(z)
         yield height, slope
 
 
-def _climb(x: Tensor, code: Tensor, w: _Weights, skip: int) -> tuple[list[Tensor], list[Tensor]]:
+def _climb(x: Tensor, shifts: Sequence[Tensor], w: _Weights, skip: int) -> tuple[list[Tensor], list[Tensor]]:
     """Heights and slopes of all layers."""
-    steps = list(_layers(x, code, w, skip))
+    steps = list(_layers(x, shifts, w, skip))
     return [height for height, _ in steps], [slope for _, slope in steps]
 
 
@@ -231,12 +280,13 @@ class _ValueAndGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, code: Tensor, skip: int, sloped: bool, products: torch.dtype | None, *flat: Tensor
+        ctx: Any, x: Tensor, skip: int, sloped: bool, products: torch.dtype | None, *flat: Tensor
     ) -> tuple[Tensor, Tensor]:
-        w = _Weights.of(flat).cast(products)
-        heights, slopes = _climb(x, code, w, skip)
+        w, shifts = _Weights.of(flat)
+        w = w.cast(products)
+        heights, slopes = _climb(x, shifts, w, skip)
         deltas = _descend(slopes, w) if sloped else []
-        ctx.save_for_backward(x, code, *flat, *heights, *slopes, *deltas)
+        ctx.save_for_backward(x, *flat, *heights, *slopes, *deltas)
         ctx.skip, ctx.products, ctx.flat = skip, products, len(flat)
         gradient = _gradient(deltas, w, skip).view(x.shape) if sloped else torch.zeros_like(x)
         return _read(heights[-1], w).view(x.shape[:2]), gradient
@@ -244,27 +294,28 @@ class _ValueAndGradient(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, code, *saved = ctx.saved_tensors
-        w = _Weights.of(saved[: ctx.flat])
-        depth = len(w.bias)
+        x, *saved = ctx.saved_tensors
+        w, shifts = _Weights.of(saved[: ctx.flat])
+        depth = len(shifts)
         heights, slopes, deltas = (saved[ctx.flat + at * depth : ctx.flat + (at + 1) * depth] for at in range(3))
-        by_x, by_code, found = _backward(
+        by_x, by_shifts, found = _backward(
             x,
-            code,
+            [len(shift) for shift in shifts],
             ctx.skip,
             w.cast(ctx.products),
             heights,
             slopes,
             deltas,
             *grads,
-            weights=any(ctx.needs_input_grad[5:]),
+            weights=any(ctx.needs_input_grad[4:-depth]),
         )
-        return by_x, by_code, None, None, None, *(found.cast(w.out.dtype).flat if found else [None] * ctx.flat)
+        by_weights = found.cast(w.out.dtype).flat if found else [None] * (ctx.flat - depth)
+        return by_x, None, None, None, *by_weights, *by_shifts
 
 
 def _backward(
     x: Tensor,
-    code: Tensor,
+    rows: Sequence[int],
     skip: int,
     w: _Weights,
     heights: list[Tensor],
@@ -274,12 +325,14 @@ def _backward(
     by_gradient: Tensor,
     *,
     weights: bool,
-) -> tuple[Tensor, Tensor, _Weights | None]:
-    """From gradients with respect to value (b, q) and gradient (b, q, d) to those of x, code and weights."""
+) -> tuple[Tensor, list[Tensor], _Weights | None]:
+    """From gradients with respect to value (b, q) and gradient (b, q, d) to those of x, shifts and weights.
+
+    `rows` of each layer's shift: one for each shape, or one for all.
+    """
     points, by_value, by_gradient = x.flatten(0, 1), by_value.flatten(), by_gradient.flatten(0, 1)
-    depth, products, exact = len(w.bias), w.hidden[0].dtype, w.out.dtype
+    depth, products, exact = len(rows), w.hidden[0].dtype, w.out.dtype
     hidden: list[Tensor] = []
-    bias: list[Tensor] = []
     out = heights[-1].T.to(exact) @ by_value if weights else None
 
     # back through the sweep down: from the coordinates to the output
@@ -296,7 +349,7 @@ def _backward(
 
     # back through the sweep up: from the output to the coordinates
     by_height = torch.outer(by_value, w.out[0]).to(products)
-    by_entry = {}
+    by_entry, by_shifts = {}, []
     for layer in reversed(range(depth)):
         if deltas:  # through the slope: delta has the s of s (1 - s), lerp the (1 - s)
             by_z = torch.lerp(by_delta.pop().mul_(deltas[layer]), by_height, slopes[layer], out=by_height)
@@ -304,8 +357,7 @@ def _backward(
             by_z = by_height.mul_(slopes[layer])
         if layer in (0, skip):
             by_entry[layer] = by_z.to(exact)
-        if weights:
-            bias.append(by_z.sum(0, dtype=exact))
+        by_shifts.append(by_z.view(rows[layer], -1, by_z.shape[1]).sum(1, dtype=exact))
         if layer and weights and deltas:
             hidden[layer - 1].addmm_(by_z.T, heights[layer - 1])
         elif layer and weights:
@@ -314,23 +366,12 @@ def _backward(
             by_height = by_z @ w.hidden[layer - 1]
 
     first, entering = by_entry[0], by_entry[skip]
-    first_of_shape, entering_of_shape = (part.view(*x.shape[:2], -1).sum(1) for part in (first, entering))
     by_x = (first @ w.point_in).addmm_(entering, w.point_skip).view(x.shape)
-    by_code = (first_of_shape @ w.code_in).addmm_(entering_of_shape, w.code_skip)
     if out is None:
-        return by_x, by_code, None
+        return by_x, by_shifts[::-1], None
     point_in, point_skip = first.T @ points, entering.T @ points
     if deltas:
         point_in.addmm_(deltas[0].T.to(exact), by_gradient)
         point_skip.addmm_(deltas[skip].T.to(exact), by_gradient)
-    found = _Weights(
-        point_in,
-        first_of_shape.T @ code,
-        point_skip,
-        entering_of_shape.T @ code,
-        out[None],
-        by_value.sum()[None],
-        tuple(hidden),
-        tuple(reversed(bias)),
-    )
-    return by_x, by_code, found
+    found = _Weights(point_in, point_skip, out[None], by_value.sum()[None], tuple(hidden))
+    return by_x, by_shifts[::-1], found

@@ -23,7 +23,10 @@ class PlainMLP(SkipMLP):
             if index == self.skip:
                 h = torch.cat([h, entry], dim=-1) / math.sqrt(2)
                 weight = torch.cat([weight, self.code_skip.weight, self.point_skip.weight], dim=1)
-            h = softplus(h @ weight.T + layer.bias, self.beta)
+            z = h @ weight.T + layer.bias
+            if str(index) in self.code_hidden:
+                z = z + self.code_hidden[str(index)](code)[:, None]
+            h = softplus(z, self.beta)
         return (h @ self.out.weight.T + self.out.bias)[..., 0]
 
     def value_and_gradient(
@@ -44,6 +47,7 @@ def twin(net: SkipMLP) -> PlainMLP:
         depth=len(net.hidden) + 1,
         skip=net.skip,
         beta=net.beta,
+        modulated=net.modulated,
         space=net.point_in.in_features,
     )
     for name, parameter in net.named_parameters():

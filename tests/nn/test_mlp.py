@@ -8,9 +8,9 @@ from shapespace.nn.mlp import SkipMLP, soft_step
 from shapespace.nn.plain import twin
 
 
-def network(code: int = 5, width: int = 24, depth: int = 5, skip: int = 3) -> SkipMLP:
+def network(width: int = 24, depth: int = 5, skip: int = 3, *, modulated: bool = False) -> SkipMLP:
     torch.manual_seed(0)
-    net = SkipMLP(code=code, width=width, depth=depth, skip=skip).double()
+    net = SkipMLP(code=5, width=width, depth=depth, skip=skip, modulated=modulated).double()
     for parameter in net.parameters():  # away from the initialisation, where half the terms vanish
         parameter.data += 0.05 * torch.randn_like(parameter)
     return net
@@ -22,9 +22,9 @@ def inputs() -> tuple[Tensor, Tensor]:
     return x, torch.randn(2, 5, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("depth", "skip"), [(5, 3), (4, 1), (3, 2)])
-def test_value_and_gradient_equal_the_twin(depth: int, skip: int) -> None:
-    net, (x, code) = network(depth=depth, skip=skip), inputs()
+@pytest.mark.parametrize(("depth", "skip", "modulated"), [(5, 3, False), (5, 3, True), (4, 1, True), (3, 2, False)])
+def test_value_and_gradient_equal_the_twin(depth: int, skip: int, modulated: bool) -> None:
+    net, (x, code) = network(depth=depth, skip=skip, modulated=modulated), inputs()
     x.requires_grad_()
     expected = twin(net)(x, code)
     (slope,) = torch.autograd.grad(expected.sum(), x)
@@ -34,8 +34,9 @@ def test_value_and_gradient_equal_the_twin(depth: int, skip: int) -> None:
     torch.testing.assert_close(net(x, code), expected, atol=1e-10, rtol=0)
 
 
-def test_weights_gradients_equal_double_backward() -> None:
-    net, (x, code) = network(), inputs()
+@pytest.mark.parametrize("modulated", [False, True])
+def test_weights_gradients_equal_double_backward(modulated: bool) -> None:
+    net, (x, code) = network(modulated=modulated), inputs()
 
     def loss(value: Tensor, gradient: Tensor) -> Tensor:
         return value.abs().mean() + (gradient.norm(dim=-1) - 1).square().mean() + (gradient[..., 0] - 0.3).abs().mean()
@@ -48,9 +49,9 @@ def test_weights_gradients_equal_double_backward() -> None:
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
 
 
-@pytest.mark.parametrize(("depth", "skip"), [(5, 3), (4, 1), (3, 2)])
-def test_the_value_alone_has_the_twin_s_gradients(depth: int, skip: int) -> None:
-    net, (x, code) = network(depth=depth, skip=skip), inputs()
+@pytest.mark.parametrize(("depth", "skip", "modulated"), [(5, 3, False), (5, 3, True), (4, 1, True), (3, 2, False)])
+def test_the_value_alone_has_the_twin_s_gradients(depth: int, skip: int, modulated: bool) -> None:
+    net, (x, code) = network(depth=depth, skip=skip, modulated=modulated), inputs()
     x.requires_grad_()
     code.requires_grad_()
     learned = [*net.parameters(), x, code]
@@ -79,9 +80,9 @@ def test_products_of_bfloat16_are_close_and_end_with_the_training() -> None:
     assert (coarse - value).abs().max() < 0.02
 
 
-@pytest.mark.parametrize(("depth", "skip"), [(5, 3), (3, 1)])
-def test_gradients_in_place_and_code_equal_finite_differences(depth: int, skip: int) -> None:
-    net, (x, code) = network(width=16, depth=depth, skip=skip), inputs()
+@pytest.mark.parametrize(("depth", "skip", "modulated"), [(5, 3, False), (3, 1, True)])
+def test_gradients_in_place_and_code_equal_finite_differences(depth: int, skip: int, modulated: bool) -> None:
+    net, (x, code) = network(width=16, depth=depth, skip=skip, modulated=modulated), inputs()
     net.beta = 5.0  # softer: differences of a beta of 100 say little
     few = x[:, :2].clone().requires_grad_(), code.clone().requires_grad_()
     assert torch.autograd.gradcheck(net.value_and_gradient, few)
@@ -100,8 +101,9 @@ def test_float32_gradients_hold_to_1e_5() -> None:
     assert (exact - rounded).norm() < 1e-5 * exact.norm()
 
 
-def test_linearise_equals_autograd() -> None:
-    net, (x, code) = network(), inputs()
+@pytest.mark.parametrize("modulated", [False, True])
+def test_linearise_equals_autograd(modulated: bool) -> None:
+    net, (x, code) = network(modulated=modulated), inputs()
     found = net.linearise(x, code)
     code.requires_grad_()
     x.requires_grad_()
@@ -111,6 +113,19 @@ def test_linearise_equals_autograd() -> None:
         by_x, by_code = torch.autograd.grad(value[:, point].sum(), (x, code), retain_graph=True)
         torch.testing.assert_close(found.gradient[:, point], by_x[:, point], atol=1e-9, rtol=0)
         torch.testing.assert_close(found.jacobian[:, point], by_code, atol=1e-9, rtol=0)
+
+
+def test_a_modulated_network_begins_as_one_that_is_not() -> None:
+    torch.manual_seed(0)
+    net = SkipMLP(code=5, width=24, depth=5, skip=3, modulated=True)
+    plain = SkipMLP(code=5, width=24, depth=5, skip=3)
+    plain.load_state_dict({name: weight for name, weight in net.state_dict().items() if "code_hidden" not in name})
+    x, code = (part.float() for part in inputs())
+    assert net.modulated
+    assert not plain.modulated
+    assert torch.equal(net(x, code), plain(x, code))
+    net(x, code).sum().backward()
+    assert all(layer.weight.grad.norm() > 0 for layer in net.code_hidden.values())  # and leaves it
 
 
 def test_softplus_holds_far_from_zero() -> None:
