@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import yaml
 
-from shapespace.build import IGRSizes
+from shapespace.build import FAMILIES, Sizes
+
+S = TypeVar("S", bound=Sizes)
+Family = Literal["igr", "occupancy", "convolutional", "multiscale", "voxel", "atlas"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,8 @@ class BatchConfig:
     """Half the edge of the box of the other off-surface points, in model units."""
     sloped: int = 1
     """The field's gradient (terms `normal` and `eikonal`) is computed at every so-manieth point of the loss."""
-    variants: int = 1
-    """In how many shapes each scan is there: as it is, and mirrored and stretched ones that have codes of their own."""
-    stretch: float = 0.0
-    """How much the variants are stretched along each axis: the standard deviation of the factors' logarithms."""
+    labels: int = 0
+    """Points of each scan that are labelled as inside or outside of its true surface, for families that learn by it."""
     workers: int = 0
     """Processes that read ahead; 0 reads in place."""
 
@@ -42,7 +43,10 @@ class OptimConfig:
     """How the weights move."""
 
     steps: int = 100_000
-    """Length of the training."""
+    """Length of the training, at most."""
+    visits: float | None = None
+    """How often each scan is seen, at most, once 2,000 steps are done. A set of few people that is seen too often is
+    learned by heart: what lies between its codes gets worse again (docs/ablation.md)."""
     minutes: float | None = None
     """A budget of time: the schedule follows steps or minutes, whichever is further, and ends when either is spent.
     A training that stays within its minutes is repeatable to the bit."""
@@ -52,8 +56,6 @@ class OptimConfig:
     """Learning rate for free codes, each of which is moved by its own Adam, without momentum, at its visits alone."""
     lr_hidden: float | None = None
     """Muon's learning rate for the products between the decoder's hidden layers, in units of Adam's; none: Adam."""
-    decay: float = 0.0
-    """What Muon takes off these products in a step, in units of its rate (decoupled weight decay)."""
     schedule: Literal["cosine", "halving"] = "halving"
     """Down to a hundredth along a cosine, or halved every `halve_every` steps."""
     halve_every: int = 500
@@ -75,21 +77,27 @@ class Weights:
     tangent: float = 0.0
     far: float = 0.0
     lesson: float = 0.0
+    occupancy: float = 0.0
+    chamfer: float = 0.0
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Generic[S]):
     """A training. The defaults are the paper's; `configs/*.yaml` state where they differ."""
 
-    model: IGRSizes = field(default_factory=IGRSizes)
+    model: S
+    family: Family = "igr"
+    """What turns a code into a shape; it decides which settings --model has."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     weights: Weights = field(default_factory=Weights)
     start: str | None = None
     """A run, a model's file or the name of a space that comes with the package: the weights to start from. Its codes
-    are taken where the number of scans is the same; the scans must be, too."""
+    are taken where the number of scans is the same (the scans must be, too); others begin where the encoder of the
+    start sees them."""
     learn: Literal["all", "encoder"] = "all"
-    """What moves; `encoder` leaves the decoder and the codes of `start` as they are (config `teach`)."""
+    """What moves; `encoder` leaves the decoder and the codes of `start` as they are, whose sizes it takes over (config
+    `teach`)."""
     seed: int = 0
     """Of weights, order and points."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -106,6 +114,21 @@ class TrainConfig:
     """Steps between two checkpoints."""
     mesh_every: int = 0
     """Steps between two meshes in TensorBoard; 0 writes them at the end only."""
+
+
+def of_family(words: Sequence[str]) -> Any:
+    """`TrainConfig` with the sizes of the family that these arguments name (`igr` if none)."""
+    name = "igr"
+    for index, word in enumerate(words):
+        key, equals, value = word.partition("=")
+        if key == "--family":
+            name = value if equals else "".join(words[index + 1 : index + 2])
+    if name not in FAMILIES:
+        close = difflib.get_close_matches(name, FAMILIES, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(FAMILIES)}."
+        raise ValueError(f"no family {name!r}. {hint}")
+    sizes: Any = FAMILIES[name].sizes
+    return TrainConfig[sizes]
 
 
 def read(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from shapespace import losses
 from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
 from shapespace.geometry import nearest
-from shapespace.models.base import FieldModel
+from shapespace.models.base import DistanceModel, ShapeModel
 from shapespace.models.code import Code, join
 from shapespace.nn.spread import PIECE, spread
 from shapespace.objective import Objective, in_pieces
@@ -72,6 +72,10 @@ class AdamOptions:
     """N(0, 1 / 256) as the paper's, the encoder's code, or the mean of the training codes."""
 
 
+# For families that the paper's protocol is not about: a random grid is far from any shape's.
+FROM_ENCODER = AdamOptions(points=2048, steps=200, lr=1e-2, half=1.0, start="encoder")
+
+
 @dataclass(frozen=True)
 class Fitted:
     """Codes of one batch of scans, and how well they fit."""
@@ -80,10 +84,10 @@ class Fitted:
     covariance: Float[Tensor, "b k k"] | None
     """Of the flat codes, by Laplace's approximation at the minimum; none for first-order fits."""
     residual: Float[Tensor, "b n"]
-    """|f| at points of the scan that the fit was not shown, in model units."""
+    """|f| at points of the scan that the fit was not shown, in model units; none where f is no distance."""
 
 
-def encode(model: FieldModel, scans: Sequence[Scan], *, points: int = 4096, seed: int = 0, chunk: int = 16) -> Code:
+def encode(model: ShapeModel, scans: Sequence[Scan], *, points: int = 4096, seed: int = 0, chunk: int = 16) -> Code:
     """Codes of scans (model frame) in one forward pass of the encoder for each `chunk` of them."""
     model.eval()
     device = next(model.parameters()).device
@@ -96,7 +100,7 @@ def encode(model: FieldModel, scans: Sequence[Scan], *, points: int = 4096, seed
 
 
 def fit_lm(
-    model: FieldModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 16
+    model: DistanceModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 16
 ) -> Fitted:
     """Fit the codes of scans (model frame) by Levenberg-Marquardt, `chunk` scans at a time.
 
@@ -114,7 +118,7 @@ def fit_lm(
 
 
 def fit_adam(
-    model: FieldModel,
+    model: ShapeModel,
     scans: Sequence[Scan],
     weights: Mapping[str, float],
     options: AdamOptions | None = None,
@@ -127,7 +131,7 @@ def fit_adam(
 
 
 def _fit_adam_one(
-    model: FieldModel, scan: Scan, weights: Mapping[str, float], options: AdamOptions, seed: int
+    model: ShapeModel, scan: Scan, weights: Mapping[str, float], options: AdamOptions, seed: int
 ) -> Fitted:
     model.eval()
     device = next(model.parameters()).device
@@ -136,6 +140,8 @@ def _fit_adam_one(
         noise = torch.randn(start.flat.shape, generator=torch.Generator().manual_seed(seed)) / 256
         start = start.like(noise.to(device))
     elif options.start == "mean":
+        if model.prior is None:
+            raise ValueError("codes that are grids have no mean to start from: start from the encoder.")
         start = start.like(model.prior.mean[None])
     scan = _with_normals(scan, seed)
     weights = {**weights, "lesson": 0.0}
@@ -152,11 +158,12 @@ def _fit_adam_one(
             flat.grad = torch.cat([part.flatten(1) for part in by_code if part is not None], dim=1)
             optimiser.step()
     code = start.like(flat.detach())
-    return Fitted(code, None, _residual(model, [scan], code, seed))
+    residual = _residual(model, [scan], code, seed) if isinstance(model, DistanceModel) else flat.new_zeros(1, 0)
+    return Fitted(code, None, residual)
 
 
 @contextmanager
-def _asleep(model: FieldModel) -> Iterator[None]:
+def _asleep(model: ShapeModel) -> Iterator[None]:
     """No gradients for the weights."""
     awake = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in awake:
@@ -168,7 +175,7 @@ def _asleep(model: FieldModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _fit_lm_chunk(model: FieldModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> Fitted:
+def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> Fitted:
     model.eval()
     encoded = encode(model, scans, seed=seed)
     few = replace(options, points=max(1, options.points // 4), free=options.free // 4)  # they tell starts apart
@@ -202,7 +209,7 @@ class _Problem:
     Scans are padded to the same number of points, with free space of which nothing is asked.
     """
 
-    def __init__(self, model: FieldModel, scans: Sequence[Scan], codes: Code, options: LMOptions, seed: int) -> None:
+    def __init__(self, model: DistanceModel, scans: Sequence[Scan], codes: Code, options: LMOptions, seed: int) -> None:
         self.model, self.codes, self.options = model, codes, options
         asked = [_constraints(scan, options, seed) for scan in scans]
         x, target, free = (list(parts) for parts in zip(*asked, strict=True))
@@ -313,7 +320,7 @@ def _with_normals(scan: Scan, seed: int) -> Scan:
     return scan.sample(_ESTIMATED, np.random.default_rng(seed)).with_normals()
 
 
-def oriented(model: FieldModel, scan: Scan, code: Code) -> Scan:
+def oriented(model: DistanceModel, scan: Scan, code: Code) -> Scan:
     """The scan (model frame), its lines turned into normals: each to the side on which the field of the code rises."""
     if scan.normals is not None or scan.lines is None:
         return scan
@@ -321,7 +328,7 @@ def oriented(model: FieldModel, scan: Scan, code: Code) -> Scan:
     return replace(scan, normals=losses.outward(lines, model.linearise(points, code).gradient)[0].cpu().numpy())
 
 
-def _residual(model: FieldModel, scans: Sequence[Scan], code: Code, seed: int) -> Float[Tensor, "b n"]:
+def _residual(model: DistanceModel, scans: Sequence[Scan], code: Code, seed: int) -> Float[Tensor, "b n"]:
     """|f| at fresh points."""
     device = code.flat.device
     batch = torch.from_numpy(np.stack([draw(scan, 2048, seed + 1).points for scan in scans])).float().to(device)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 Scalar = Float[Tensor, ""]
 
@@ -59,6 +60,17 @@ def far(value: Float[Tensor, "b m"], box: Float[Tensor, "b m 3"], points: Float[
 def told(value: Float[Tensor, "b m"], target: Float[Tensor, "b m"]) -> Scalar:
     """Mean |f - s| where the signed distance s is known: `far` with a sign. Not in IGR; for refining."""
     return (value - target).abs().mean()
+
+
+def occupancy(logit: Float[Tensor, "b l"], inside: Bool[Tensor, "b l"]) -> Scalar:
+    """Mean cross-entropy of the probability of being inside (Occupancy Networks, CVPR 2019, eq. 3)."""
+    return binary_cross_entropy_with_logits(logit, inside.to(logit.dtype))
+
+
+def chamfer(found: Float[Tensor, "b n 3"], points: Float[Tensor, "b m 3"]) -> Scalar:
+    """Mean squared distance to the nearest point, one way and the other, added (AtlasNet, CVPR 2018, eq. 1)."""
+    apart = torch.cdist(found, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return apart.amin(dim=2).square().mean() + apart.amin(dim=1).square().mean()
 
 
 def weigh(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:

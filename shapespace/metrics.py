@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-import igl
 import numpy as np
 from jaxtyping import Bool, Float
 from trimesh import Trimesh
 
 from shapespace.data.body import Body
 from shapespace.data.scan import Scan
+from shapespace.geometry.inside import inside
 from shapespace.geometry.nearest import each_other, to_mesh, to_points
 
 Row = dict[str, float]
@@ -286,8 +286,8 @@ def parts(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Gene
             "and feet are not known. Leave out protocol parts, or evaluate synthetic people."
         )
     row = {}
-    for part, inside in body.parts().items():
-        faces = body.faces[inside[body.faces].sum(axis=1) >= 2]
+    for part, its in body.parts().items():
+        faces = body.faces[its[body.faces].sum(axis=1) >= 2]
         samples = _sample(Trimesh(truth.vertices, faces, process=False), count, rng, "true")
         row[part] = MILLIMETRES * _exact(samples.points, found).mean()
     return _floats(row)
@@ -298,7 +298,7 @@ def iou(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Genera
     """Volume of the intersection over that of the union, on random points of the joint box (0..1, 1 is best).
 
     Occupancy Networks (Mescheder et al., CVPR 2019, section 4). Inside is where the winding number rounds away from
-    zero (Barill et al., Fast Winding Numbers, SIGGRAPH 2018): small holes do no harm, sheets have no inside.
+    zero (`geometry.inside`).
 
     Raises:
         ValueError: The truth encloses nothing.
@@ -307,7 +307,7 @@ def iou(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Genera
     corners = np.concatenate([np.asarray(found.vertices), np.asarray(truth.vertices)])
     low, high = corners.min(axis=0), corners.max(axis=0)
     points = low + rng.random((count, 3)) * (high - low)
-    in_found, in_truth = _inside(points, found), _inside(points, truth)
+    in_found, in_truth = inside(points, found), inside(points, truth)
     if not in_truth.any():
         raise ValueError(
             f"the true mesh ({len(truth.faces):,} faces) encloses none of {count:,} points of the joint box: it is "
@@ -350,7 +350,7 @@ def sdf_error(
     distance: IGR's experiment on known signed distances. The truth must be closed. Points as in `eikonal_error`.
     """
     points = _near(truth, rng, count, spread)
-    distance = np.where(_inside(points, truth), -1.0, 1.0) * _exact(points, truth)
+    distance = np.where(inside(points, truth), -1.0, 1.0) * _exact(points, truth)
     held = value(points)
     error = np.abs(held - distance).mean()
     share = (np.sign(held) == np.sign(distance)).mean()
@@ -439,15 +439,6 @@ def _cosines(samples: Scan, mesh: Trimesh) -> Float[np.ndarray, "n"]:
     assert samples.normals is not None  # drawn from faces
     cosines = np.abs((samples.normals * unit).sum(axis=1))
     return np.asarray(cosines.clip(max=1.0))
-
-
-def _inside(points: Float[np.ndarray, "n 3"], mesh: Trimesh) -> Bool[np.ndarray, "n"]:
-    """Where the winding number is beyond a half, for either orientation of the faces."""
-    if len(mesh.faces) == 0:
-        return np.zeros(len(points), dtype=np.bool_)
-    vertices = np.asarray(mesh.vertices, dtype=np.float64)
-    winding = igl.fast_winding_number(vertices, np.asarray(mesh.faces, dtype=np.int64), points.astype(np.float64))
-    return np.asarray(np.abs(winding) > 0.5, dtype=np.bool_)
 
 
 def _volume(mesh: Trimesh) -> float:

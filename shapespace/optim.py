@@ -79,16 +79,13 @@ class Optimisers:
             part.load_state_dict(its)
 
 
-def optimisers(
-    model: ShapeModel, *, lr: float, lr_codes: float, lr_hidden: float | None, decay: float = 0.0
-) -> Optimisers:
+def optimisers(model: ShapeModel, *, lr: float, lr_codes: float, lr_hidden: float | None) -> Optimisers:
     """Adam with one rate for the networks and, row by row, one for free codes (IGR, section 6).
 
     With `lr_hidden`, the products between hidden layers, the decoder's and the encoder's, are moved by Muon instead, at
     this rate in units of Adam's: the momentum's matrix is made orthogonal, so that every direction in it is learned
     equally fast (Jordan et al., 2024, kellerjordan.github.io/posts/muon; the rate as Liu et al., arXiv 2502.16982,
-    section 2.2), which also shrinks them by `decay` times that rate in every step. Parameters that need no gradient are
-    left out.
+    section 2.2). Parameters that need no gradient are left out.
     """
     learned = {id(p): p for p in model.parameters() if p.requires_grad}
     modules = list(model.modules())
@@ -102,5 +99,5 @@ def optimisers(
     if codes:
         parts.append(RowAdam(codes, lr=lr_codes))
     if hidden and lr_hidden is not None:
-        parts.append(torch.optim.Muon(hidden, lr=lr_hidden, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        parts.append(torch.optim.Muon(hidden, lr=lr_hidden, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     return Optimisers(*parts)

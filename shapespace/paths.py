@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.models import code as codes
-from shapespace.models.base import FieldModel
+from shapespace.models.base import DistanceModel, ShapeModel
 from shapespace.models.code import Code
 
 Path = Literal["linear", "spherical", "shortest"]
@@ -31,16 +31,21 @@ class ShortestOptions:
 
 
 def between(
-    model: FieldModel, a: Code, b: Code, steps: int, path: Path, options: ShortestOptions | None = None
+    model: ShapeModel, a: Code, b: Code, steps: int, path: Path, options: ShortestOptions | None = None
 ) -> Code:
-    """`steps` codes from a to b, both ends included, along one of the paths."""
+    """`steps` codes from a to b, both ends included, along one of the paths.
+
+    Raises `ValueError` if the shortest is asked of a model whose field is no signed distance of a vector.
+    """
     if path != "shortest":
         return codes.between(a, b, steps, path)
+    if not isinstance(model, DistanceModel):
+        raise ValueError("the shortest path needs signed distances and codes that are vectors: take linear.")
     return shortest(model, a, b, steps, options)
 
 
 @torch.no_grad()
-def shortest(model: FieldModel, a: Code, b: Code, steps: int, options: ShortestOptions | None = None) -> Code:
+def shortest(model: DistanceModel, a: Code, b: Code, steps: int, options: ShortestOptions | None = None) -> Code:
     """The path along which surfaces move least: a discrete geodesic of the metric that the decoder pulls back.
 
     A shape's neighbour in the direction dz has its surface moved by -J dz along the normal, where J is the Jacobian of
@@ -70,7 +75,7 @@ def shortest(model: FieldModel, a: Code, b: Code, steps: int, options: ShortestO
 
 
 def _surfaces(
-    model: FieldModel, path: Code, options: ShortestOptions, rng: np.random.Generator
+    model: DistanceModel, path: Code, options: ShortestOptions, rng: np.random.Generator
 ) -> Float[Tensor, "s q 3"]:
     """Points on the surface of each segment's two shapes."""
     drawn = [
@@ -82,7 +87,7 @@ def _surfaces(
 
 
 def _energy(
-    model: FieldModel, kind: Code, flat: Float[Tensor, "n k"], x: Float[Tensor, "s q 3"]
+    model: DistanceModel, kind: Code, flat: Float[Tensor, "n k"], x: Float[Tensor, "s q 3"]
 ) -> tuple[Tensor, Float[Tensor, "m"], Float[Tensor, "m m"]]:
     """Energy of the path, and its gradient and Gauss-Newton matrix with respect to the codes between the ends."""
     count, k = flat.shape

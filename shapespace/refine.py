@@ -19,7 +19,7 @@ from shapespace.data.scan import Scan
 from shapespace.fit import draw, oriented
 from shapespace.geometry import nearest
 from shapespace.geometry.mls import MovingLeastSquares
-from shapespace.models.base import FieldModel
+from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
 from shapespace.nn.mlp import Linearised
 from shapespace.objective import Objective, in_pieces
@@ -56,14 +56,14 @@ class RefineOptions:
 
 
 def refine(
-    model: FieldModel,
+    model: DistanceModel,
     scan: Scan,
     code: Code,
     weights: Mapping[str, float],
     options: RefineOptions | None = None,
     *,
     seed: int = 0,
-) -> FieldModel:
+) -> DistanceModel:
     """A copy of the model, adapted to one scan (model frame) whose code (a batch of one) was fitted, with its detail.
 
     `weights` are those of the training's terms, but for those about the code. A scan without normals gets estimated
@@ -107,13 +107,13 @@ def refine(
     return _with_detail(refined, told, code, check)
 
 
-class Detailed(FieldModel):
+class Detailed(DistanceModel):
     """An adapted model, with what is left between it and the scan taken from the points themselves.
 
     Where there are points, the field is their moving least squares, and it passes into the model's where they end.
     """
 
-    def __init__(self, model: FieldModel, scan: Scan, width: float) -> None:
+    def __init__(self, model: DistanceModel, scan: Scan, width: float) -> None:
         """`width` is that of the weights, in model units; the scan has normals."""
         super().__init__()
         assert scan.normals is not None
@@ -140,7 +140,7 @@ class Detailed(FieldModel):
         return torch.where(weight > 0, (height + _PRIOR * smooth) / (weight + _PRIOR), smooth)
 
 
-def _with_detail(model: FieldModel, scan: Scan, code: Code, held: Float[Tensor, "1 n 3"]) -> FieldModel:
+def _with_detail(model: DistanceModel, scan: Scan, code: Code, held: Float[Tensor, "1 n 3"]) -> DistanceModel:
     """The width, in units of the distance to a point's sixth neighbour, under which the held points are met best.
 
     Where none meets them better than the model does (few points, or noisy ones), there is no detail.
@@ -152,7 +152,7 @@ def _with_detail(model: FieldModel, scan: Scan, code: Code, held: Float[Tensor, 
 
 
 def _around(
-    model: FieldModel, scan: Scan, code: Code, reach: float, rng: np.random.Generator
+    model: DistanceModel, scan: Scan, code: Code, reach: float, rng: np.random.Generator
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n"]]:
     """Places around the scan, around the fitted surface and in the box, and what the field should be there.
 

@@ -16,23 +16,26 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace import build, train
-from shapespace.config import TrainConfig
+from shapespace.config import OptimConfig, TrainConfig
 from shapespace.data.files import MIN_POINTS
 from shapespace.data.loader import StepDataset
 from shapespace.data.recipe import check_size
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
-from shapespace.fit import AdamOptions, LMOptions, encode, fit_adam, fit_lm
+from shapespace.fit import FROM_ENCODER, AdamOptions, LMOptions, encode, fit_adam, fit_lm
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
-from shapespace.models.base import FieldModel
+from shapespace.models.base import DistanceModel, FieldModel, ShapeModel
 from shapespace.models.code import Code, join
 from shapespace.optim import optimisers
 from shapespace.paths import Path, between
 from shapespace.refine import Detailed, RefineOptions, refine
 from shapespace.run import Run, load_tensors, save_tensors
 
+_LEAST = 2000  # steps without which nothing is learned, however few the scans
+
 Components = Literal["largest", "all"]
+Method = Literal["auto", "lm", "adam"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Fit:
 class ShapeSpace:
     """A learned space of shapes: encode, fit, mesh, interpolate, sample."""
 
-    def __init__(self, model: FieldModel, sizes: build.IGRSizes, *, scale: float, about: dict[str, Any]) -> None:
+    def __init__(self, model: ShapeModel, sizes: build.Sizes, *, scale: float, about: dict[str, Any]) -> None:
         """`scale` is metres of one model unit; `about` travels with the weights (data, licence, loss weights)."""
         self.model, self.sizes, self.scale, self.about = model, sizes, scale, about
 
@@ -64,8 +67,9 @@ class ShapeSpace:
     def load(cls, path: str | FilePath, *, device: str = "cpu") -> "ShapeSpace":
         """Open a run's folder, a .safetensors file that `save` wrote, or a space of the package by its name."""
         tensors, about = load_tensors(_find(path), "model")
-        sizes = build.IGRSizes(**about["sizes"])
-        model = build.igr(sizes, shapes=len(tensors.get("encoder.table.codes", ())))
+        sizes = build.FAMILIES[about["family"]].sizes(**about["sizes"])
+        table = next((tensor for name, tensor in tensors.items() if name.endswith("table.codes")), ())
+        model = build.model(sizes, shapes=len(table))
         model.load_state_dict(tensors)
         return cls(model.to(device).eval(), sizes, scale=about["scale"], about=about["about"])
 
@@ -80,7 +84,7 @@ class ShapeSpace:
             )
         about = {
             "kind": "model",
-            "family": "igr",
+            "family": build.family(self.sizes),
             "sizes": asdict(self.sizes),
             "scale": self.scale,
             "about": self.about,
@@ -121,16 +125,27 @@ class ShapeSpace:
         self,
         scans: Sequence[Scan],
         *,
-        method: Literal["lm", "adam"] = "lm",
+        method: Method = "auto",
         lm: LMOptions | None = None,
         adam: AdamOptions | None = None,
         seed: int = 0,
     ) -> list[Fit]:
-        """Fit the codes of scans (metres): Levenberg-Marquardt, or the paper's protocol."""
+        """Fit the codes of scans (metres): by Levenberg-Marquardt (`lm`), or by Adam as in IGR's protocol (`adam`).
+
+        `auto` is the former where the field is a signed distance of a vector, and elsewhere a short Adam from the
+        encoder's code. Raises `ValueError` where `lm` cannot be.
+        """
+        if method == "auto" and not isinstance(self.model, DistanceModel):
+            method, adam = "adam", FROM_ENCODER
         placed = [self._place(scan) for scan in scans]
         models = [scan for scan, _ in placed]
         began = time.perf_counter()
-        if method == "lm":
+        if method != "adam":
+            if not isinstance(self.model, DistanceModel):
+                raise ValueError(
+                    f"Levenberg-Marquardt needs signed distances and codes that are vectors, and family "
+                    f"{build.family(self.sizes)} has not both: fit by adam, or encode."
+                )
             fitted = fit_lm(self.model, models, lm, seed=seed)
         else:
             fitted = fit_adam(self.model, models, self.about["weights"], adam, seed=seed)
@@ -152,8 +167,13 @@ class ShapeSpace:
     ) -> "Iterator[ShapeSpace]":
         """Adapt the weights to each scan (metres) whose fit is given: a space for that scan alone, one after the other.
 
-        `refined.mesh(fit)` is the scan's surface then; its code is the one that was fitted.
+        `refined.mesh(fit)` is the scan's surface then; its code is the one that was fitted. Raises `ValueError` where
+        the field is no signed distance of a vector.
         """
+        if not isinstance(self.model, DistanceModel):
+            raise ValueError(
+                f"family {build.family(self.sizes)} cannot be refined: it has no signed distance of a vector."
+            )
         for scan, fit in zip(scans, tqdm(fits, desc="refine", unit="scan", disable=len(fits) < 2), strict=True):
             model = refine(self.model, self._place(scan)[0], fit.code, self.about["weights"], options, seed=seed)
             yield ShapeSpace(model, self.sizes, scale=self.scale, about={**self.about, "refined": scan.name})
@@ -163,7 +183,7 @@ class ShapeSpace:
         code = of.code if isinstance(of, Fit) else of
         frame = of.frame if isinstance(of, Fit) else self._frame()
         (mesh,) = self.model.surface(code, resolution=resolution)
-        if components == "largest":
+        if components == "largest" and isinstance(self.model, FieldModel):  # patches are parts, each of them
             mesh = largest(mesh)
         vertices = frame.to_world(torch.from_numpy(np.asarray(mesh.vertices)).float()).numpy()
         return Trimesh(vertices, mesh.faces, process=False)
@@ -181,9 +201,15 @@ class ShapeSpace:
         return meshes
 
     def sample(self, count: int) -> Code:
-        """`count` codes drawn from the Gaussian of the training codes."""
-        kind = Code((torch.zeros(1, self.sizes.code),))
-        return kind.like(self.model.prior.draw(count))
+        """`count` codes drawn from the Gaussian of the training codes.
+
+        Raises `ValueError` for a family whose codes are no vectors.
+        """
+        if self.model.prior is None:
+            raise ValueError(
+                f"the codes of family {build.family(self.sizes)} are grids: there is no distribution to draw from."
+            )
+        return Code((self.model.prior.draw(count),))
 
     # ---------------------------------------------------------------- learning
 
@@ -193,7 +219,7 @@ class ShapeSpace:
         store: Store,
         names: Sequence[str],
         run: Run,
-        config: TrainConfig,
+        config: TrainConfig[Any],
         *,
         rank: int = 0,
         world: int = 1,
@@ -203,18 +229,20 @@ class ShapeSpace:
         device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
         if config.device != "auto":
             device = torch.device(config.device)
+        if config.learn == "encoder":
+            config = _as_the_start(config)
         torch.manual_seed(config.seed)
-        model = build.igr(config.model, shapes=len(names) * config.batch.variants).to(device)
+        model = build.model(config.model, shapes=len(names)).to(device)
         space = cls(
             model,
             config.model,
             scale=store.scale,
             about={"weights": asdict(config.weights), "data": store.about, "scans": len(names)},
         )
-        if config.start is not None:
-            _start_from(config.start, space, learn=config.learn)
+        taken = set() if config.start is None else _start_from(config.start, space, learn=config.learn)
         if config.learn == "encoder":
-            _rest_but_the_encoder(space, config)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith("encoder.pointnet."))
         dataset = StepDataset(
             store,
             names,
@@ -224,15 +252,16 @@ class ShapeSpace:
             sigma=config.batch.sigma,
             half=config.batch.half,
             sloped=config.batch.sloped,
-            variants=config.batch.variants,
-            stretch=config.batch.stretch,
+            labels=config.batch.labels,
             seed=config.seed,
             rank=rank,
             world=world,
         )
+        if "encoder.pointnet.mean.weight" in taken and "encoder.table.codes" not in taken and not resume:
+            _encode_into_the_table(model, dict(model.named_parameters())["encoder.table.codes"], dataset, device)
         optim = config.optim
         plan = train.Plan(
-            steps=optim.steps,
+            steps=_steps(optim, len(names), config.batch.scans),
             minutes=optim.minutes,
             schedule=train.cosine(warmup=optim.warmup)
             if optim.schedule == "cosine"
@@ -251,7 +280,7 @@ class ShapeSpace:
             train.train(
                 model,
                 dataset,
-                optimisers(model, lr=optim.lr, lr_codes=optim.lr_codes, lr_hidden=optim.lr_hidden, decay=optim.decay),
+                optimisers(model, lr=optim.lr, lr_codes=optim.lr_codes, lr_hidden=optim.lr_hidden),
                 asdict(config.weights),
                 plan,
                 run,
@@ -329,8 +358,15 @@ def _find(path: str | FilePath) -> FilePath:
     return packaged[file.name]
 
 
-def _start_from(path: str, space: ShapeSpace, *, learn: Literal["all", "encoder"]) -> None:
-    """Take the weights of another model; an encoder of other sizes, and codes of other scans, begin anew.
+def _steps(optim: OptimConfig, scans: int, batch: int) -> int:
+    """How long to train on so many scans, if a step sees `batch` of them."""
+    if optim.visits is None:
+        return optim.steps
+    return min(optim.steps, max(_LEAST, round(optim.visits * scans / batch)))
+
+
+def _start_from(path: str, space: ShapeSpace, *, learn: Literal["all", "encoder"]) -> set[str]:
+    """Take the weights of another model, and name them; an encoder of other sizes, and other scans' codes, begin anew.
 
     A wider decoder, or one that is modulated now, goes on from the same field (Chen et al., Net2Net, ICLR 2016): what
     is new says nothing yet. If only the encoder learns, the decoder is left as it is, and the loss that it was trained
@@ -340,15 +376,10 @@ def _start_from(path: str, space: ShapeSpace, *, learn: Literal["all", "encoder"
     own = space.model.state_dict()
     taken = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
     free = ("encoder.", "decoder.code_hidden.") if learn == "all" else ("encoder.pointnet.",)
-    for name, tensor in tensors.items():
-        if (
-            learn == "all"
-            and name.startswith("decoder.")
-            and name in own
-            and name not in taken
-            and _fits(tensor, own[name])
-        ):
-            taken[name] = _grown(tensor, own[name])
+    if learn == "all":
+        for name in own.keys() & tensors.keys() - taken.keys():
+            if name.startswith("decoder.") and _fits(tensors[name], own[name]):
+                taken[name] = _grown(tensors[name], own[name])
     if missing := [name for name in own if name not in taken and not name.startswith(free)]:
         raise ValueError(
             f"{path} does not fit this training: its {missing[0]} has another size. Give the --model settings"
@@ -357,6 +388,16 @@ def _start_from(path: str, space: ShapeSpace, *, learn: Literal["all", "encoder"
     space.model.load_state_dict({**own, **taken})
     if learn == "encoder":
         space.about["weights"] = told["about"]["weights"]
+    return set(taken)
+
+
+@torch.no_grad()
+def _encode_into_the_table(model: ShapeModel, table: Tensor, dataset: StepDataset, device: torch.device) -> None:
+    """Free codes of scans that the model has not seen begin where its encoder sees them."""
+    model.eval()
+    for row in tqdm(range(len(dataset.names)), desc="encode", unit="scan", disable=dataset.rank > 0):
+        stranger = replace(dataset.visit(row).to(device), shape=torch.tensor([-1], device=device))
+        table[row] = model.encode(stranger).flat[0]
 
 
 def _fits(small: Tensor, large: Tensor) -> bool:
@@ -371,14 +412,17 @@ def _grown(small: Tensor, large: Tensor) -> Tensor:
     return grown
 
 
-def _rest_but_the_encoder(space: ShapeSpace, config: TrainConfig) -> None:
-    """Leave the PointNet alone with its gradients."""
+def _as_the_start(config: TrainConfig[Any]) -> TrainConfig[Any]:
+    """The settings with the sizes of the run to start from, whose encoder is to be taught."""
     if config.start is None:
         raise ValueError("--learn encoder teaches the codes of a run that is there: say which one, --start RUN.")
-    if config.model.encoder == "table":
-        raise ValueError("--learn encoder, but --model.encoder table has none to teach: take taught.")
-    for name, parameter in space.model.named_parameters():
-        parameter.requires_grad_(name.startswith("encoder.pointnet."))
+    _, told = load_tensors(_find(config.start), "model")
+    if told["sizes"].get("encoder") != "taught":
+        raise ValueError(
+            f"--learn encoder teaches an encoder that stands beside a table of codes, and {config.start} has none: "
+            "train one with --model.encoder taught."
+        )
+    return replace(config, model=build.FAMILIES[told["family"]].sizes(**told["sizes"]))
 
 
 def _assets() -> list[FilePath]:

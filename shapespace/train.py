@@ -127,11 +127,24 @@ def _record(
             f"the loss is {loss.item()} at step {step} (terms: {', '.join(f'{k} {v:.3g}' for k, v in terms.items())}): "
             "lower --optim.lr, or set --optim.clip 1."
         )
+    if _collapsed(terms):
+        raise FloatingPointError(
+            f"the field is zero everywhere at step {step} (eikonal {terms['eikonal']:.3g}, surface "
+            f"{terms['surface']:.3g}), and training on would not bring it back. Start from the last checkpoint with "
+            "smaller steps: --start RUN, and lower --optim.lr and --optim.lr_hidden, or --optim.clip 1."
+        )
     writer.add_scalar("loss", loss.item(), step)
     writer.add_scalar("lr", optimiser.param_groups[0]["lr"], step)
     for name, term in terms.items():
         writer.add_scalar(f"terms/{name}", term.item(), step)
-    bar.set_postfix(loss=f"{loss.item():.4f}", surface=f"{terms['surface'].item():.4f}", refresh=False)
+    shown = {name: f"{terms[name].item():.4f}" for name in ("surface", "occupancy", "chamfer") if name in terms}
+    bar.set_postfix(loss=f"{loss.item():.4f}", **shown, refresh=False)
+
+
+def _collapsed(terms: Mapping[str, Tensor]) -> bool:
+    """No surface is off zero, and no slope is near 1: a field that has died, as too large a step may leave it."""
+    known = "eikonal" in terms and "surface" in terms
+    return known and abs(float(terms["eikonal"]) - 1) < 0.05 and float(terms["surface"]) < 5e-3
 
 
 @torch.no_grad()
@@ -153,7 +166,7 @@ def _record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDatas
 def training_codes(model: ShapeModel, dataset: StepDataset, device: torch.device) -> Tensor:
     """Flat codes of all training scans, in the order of their rows."""
     model.eval()
-    rows = range(dataset.rows)
+    rows = range(len(dataset.names))
     codes = [model.encode(dataset.visit(row).to(device)).flat for row in rows]
     model.train()
     return torch.cat(codes)
@@ -169,7 +182,8 @@ def _save(
     dataset: StepDataset,
     device: torch.device,
 ) -> None:
-    model.prior.fit(training_codes(model, dataset, device))
+    if model.prior is not None:
+        model.prior.fit(training_codes(model, dataset, device))
     run.save_checkpoint(
         {"step": step, "seconds": seconds, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
     )

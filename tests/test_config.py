@@ -5,20 +5,22 @@ import sys
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
 import yaml
 
-from shapespace.config import TrainConfig, expand, flatten, read
+from shapespace.config import TrainConfig, expand, flatten, of_family, read
 
 NAMES = sorted(
     p.name.removesuffix(".yaml") for p in resources.files("shapespace.configs").iterdir() if p.name.endswith("yaml")
 )
 
 
-def parsed(arguments: list[str]) -> TrainConfig:
-    return tyro.cli(TrainConfig, args=expand(arguments))
+def parsed(arguments: list[str]) -> TrainConfig[Any]:
+    words = expand(arguments)
+    return tyro.cli(of_family(words), args=words)
 
 
 def flat(settings: object, prefix: str = "") -> dict[str, object]:

@@ -1,7 +1,9 @@
 """The terms, where they meet their weights, and what they find: planes."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from shapespace import losses
@@ -26,6 +28,23 @@ def test_tangent_and_far_are_zero_for_the_distance_to_a_plane() -> None:
     for sign in (1, -1):
         torch.testing.assert_close(losses.far(sign * box[..., 1], box, points), torch.tensor(0.0), atol=1e-3, rtol=0)
     torch.testing.assert_close(losses.far(box[..., 1] * 2, box, points), torch.tensor(0.7), atol=1e-3, rtol=0)
+
+
+def test_chamfer_is_what_trees_find() -> None:
+    torch.manual_seed(0)
+    found, points = torch.randn(2, 40, 3), torch.randn(2, 60, 3)
+    expected = []
+    for a, b in zip(found.numpy(), points.numpy(), strict=True):
+        there, back = cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
+        expected.append((there**2).mean() + (back**2).mean())
+    assert losses.chamfer(found, points).item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_occupancy_is_the_mean_logarithm_of_the_labels_probability() -> None:
+    logit, inside = torch.tensor([[2.0, -1.0, 0.0]]), torch.tensor([[True, True, False]])
+    likely = torch.sigmoid(torch.tensor([2.0, -1.0, 0.0]))
+    expected = -torch.stack([likely[0].log(), likely[1].log(), (1 - likely[2]).log()]).mean()
+    torch.testing.assert_close(losses.occupancy(logit, inside), expected)
 
 
 def test_weigh_is_the_weighted_sum() -> None:

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shapespace import paths
-from shapespace.models.base import FieldModel
+from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
 from shapespace.nn.mlp import Linearised
 
 
-class Ball(FieldModel):
+class Ball(DistanceModel):
     """A ball whose radius is exp of the code's first number; the second one means nothing."""
 
     def encode(self, batch: object) -> Code:

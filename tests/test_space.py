@@ -10,6 +10,7 @@ import torch
 from shapespace import ShapeSpace, build
 from shapespace.config import Weights
 from shapespace.data.scan import Scan
+from shapespace.fit import AdamOptions
 from shapespace.models.code import Code
 from shapespace.refine import RefineOptions
 from shapespace.space import load_fits, save_fits
@@ -118,3 +119,21 @@ def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace, tmp_path: Path)
         assert after < 0.5 * first
     with pytest.raises(ValueError, match="keep its mesh, or refine again"):
         refined[0].save(tmp_path / "refined.safetensors")
+
+
+def test_what_needs_distances_of_vectors_is_refused_by_other_families() -> None:
+    torch.manual_seed(0)
+    sizes = build.VoxelSizes(grid=8)
+    grid = ShapeSpace(build.model(sizes, shapes=2).eval(), sizes, scale=2.0, about={"weights": {}})
+    scan = sphere(0.9, (0, 1, 0))
+    with pytest.raises(ValueError, match=r"family voxel has not both: fit by adam, or encode"):
+        grid.fit_scans([scan], method="lm")
+    fits = grid.encode_scans([scan])
+    with pytest.raises(ValueError, match="family voxel cannot be refined"):
+        next(grid.refine([scan], fits))
+    with pytest.raises(ValueError, match="take linear"):
+        grid.interpolate(fits[0], fits[0], 3, path="shortest")
+    with pytest.raises(ValueError, match="the codes of family voxel are grids"):
+        grid.sample(2)
+    with pytest.raises(ValueError, match="start from the encoder"):
+        grid.fit_scans([scan], method="adam", adam=AdamOptions(steps=1, start="mean"))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +12,14 @@ import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from shapespace import build, train
-from shapespace.config import TrainConfig, expand
-from shapespace.data import loader
+from shapespace import build, space, train
+from shapespace.config import OptimConfig, TrainConfig, expand, of_family
 from shapespace.data.loader import StepDataset, collate
 from shapespace.data.pack import pack
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
-from shapespace.geometry import nearest
+from shapespace.geometry.inside import inside
 from shapespace.objective import Objective
 from shapespace.run import Run, load_tensors, save_tensors
 from shapespace.space import ShapeSpace
@@ -31,9 +31,9 @@ def store(synthetic_root: Path, tmp_path: Path) -> Store:
     return Store(tmp_path / "store.h5")
 
 
-def tiny(*arguments: str) -> TrainConfig:
+def tiny(*arguments: str) -> TrainConfig[Any]:
     words = expand(["--config", "tiny", "--device", "cpu", *arguments])
-    return tyro.cli(TrainConfig, args=words)
+    return tyro.cli(of_family(words), args=words)
 
 
 def learn(store: Store, folder: Path, *arguments: str, resume: bool = False) -> dict[str, torch.Tensor]:
@@ -125,6 +125,20 @@ def test_the_encoder_is_taught_alone(store: Store, tmp_path: Path) -> None:
     assert lessons[-1] < 0.5 * lessons[0]
 
 
+def test_codes_of_other_scans_begin_where_the_encoder_of_the_start_sees_them(store: Store, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.steps", "20", *TAUGHT)
+    run, space = Run(tmp_path / "more"), ShapeSpace.load(tmp_path / "run")
+    run.create({})
+    asleep = ("--optim.lr", "0", "--optim.lr_codes", "0", "--optim.steps", "1")
+    config, others = tiny("--start", str(tmp_path / "run"), *asleep, *TAUGHT), store.names
+    assert len(others) != len(store.select("train"))
+    ShapeSpace.learn(store, others, run, config)
+    codes = load_tensors(run.weights, "model")[0]["encoder.table.codes"]
+    assert len(codes) == len(others)
+    scan = store.sample(others[2], config.batch.points, np.random.default_rng((0, 2)))
+    torch.testing.assert_close(codes[2:3], space.model.encode(collate([scan])).flat, atol=1e-6, rtol=0)
+
+
 def test_a_larger_decoder_goes_on_from_the_same_field(store: Store, tmp_path: Path) -> None:
     learn(store, tmp_path / "run", "--optim.steps", "20", *TAUGHT)
     larger = ("--model.width", "56", "--model.modulate", "all", "--optim.lr", "0", "--optim.lr_codes", "0")
@@ -163,19 +177,25 @@ def test_batches_are_a_function_of_seed_and_step(store: Store) -> None:
     assert sorted(seen.tolist()) == [0, 1, 2, 3]  # an epoch visits every scan once
 
 
-def test_variants_of_a_scan_are_people_of_their_own(store: Store) -> None:
+def test_labels_are_those_of_the_true_surface(store: Store) -> None:
     names = store.select("train")
-    dataset = StepDataset(store, names, scans=4, points=64, sigma=0.01, half=1.0, seed=0, variants=3, stretch=0.1)
-    seen = torch.cat([dataset[step].shape for step in range(3)])
-    assert sorted(seen.tolist()) == list(range(3 * len(names)))  # an epoch visits every variant once
-    scan = store.sample(names[1], store.count(names[1]), np.random.default_rng(0)).points
-    for variant, side in ((0, 1), (1, -1), (2, 1)):
-        row = 1 + variant * len(names)
-        factors = loader.factors(variant, 0.1, (0, row))
-        assert np.sign(factors).tolist() == [side, 1, 1]
-        assert (np.abs(np.abs(factors) - 1).max() > 0.01) == (variant > 0)
-        points = dataset.visit(row).points[0].numpy()
-        assert nearest.to_points((points / factors).astype(np.float32), scan)[0].max() < 1e-6
+    dataset = StepDataset(store, names, scans=2, points=64, sigma=0.01, half=1.0, seed=0, labels=3000)
+    batch = dataset[1]
+    assert batch.query is not None
+    assert batch.inside is not None
+    for row, query, known in zip(batch.shape.tolist(), batch.query.numpy(), batch.inside.numpy(), strict=True):
+        truth = store.truth(names[row])
+        assert truth is not None
+        places = store.frame(names[row]).to_world(torch.from_numpy(query)).numpy()
+        assert (inside(places, truth) == known).mean() > 0.999
+        assert 0.1 < known.mean() < 0.6
+    again = dataset[1].query
+    assert again is not None
+    assert torch.equal(again, batch.query)
+    bare = Store(store.path)
+    bare.has_truth = lambda name: name != names[0]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"have no true surface, .* for one"):
+        StepDataset(bare, names, scans=2, points=64, sigma=0.01, half=1.0, seed=0, labels=8)
 
 
 def test_schedules() -> None:
@@ -240,6 +260,24 @@ def test_two_processes_have_the_gradients_of_one(kind: str, tmp_path: Path) -> N
 def test_a_loss_that_is_no_number_stops_with_a_sentence(store: Store, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+ .*lower --optim.lr"):
         learn(store, tmp_path / "run", "--optim.lr", "1e30", "--log_every", "1")
+
+
+def test_a_field_that_has_died_stops_the_training(store: Store, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.steps", "2", *TAUGHT)
+    tensors, about = load_tensors(Run(tmp_path / "run").weights, "model")
+    silent = {name: torch.zeros_like(t) if name.startswith("decoder.out") else t for name, t in tensors.items()}
+    save_tensors(tmp_path / "dead.safetensors", silent, about)
+    asleep = ("--optim.lr", "0", "--optim.lr_codes", "0", "--log_every", "1")
+    with pytest.raises(FloatingPointError, match=r"the field is zero everywhere at step 1 .*lower --optim.lr"):
+        learn(store, tmp_path / "more", "--start", str(tmp_path / "dead.safetensors"), *asleep, *TAUGHT)
+
+
+def test_scans_are_seen_so_often_and_no_oftener() -> None:
+    optim = OptimConfig(steps=6000, visits=400.0)
+    found = [space._steps(optim, scans, 16) for scans in (8, 100, 120, 228, 3000)]
+    assert found == [2000, 2500, 3000, 5700, 6000]
+    assert space._steps(OptimConfig(steps=50, visits=400.0), 120, 16) == 50
+    assert space._steps(OptimConfig(steps=90_000), 120, 16) == 90_000
 
 
 def test_scans_without_normals_need_a_weight_of_zero() -> None:

@@ -1,10 +1,12 @@
 """`shapespace VERB ...`: every verb is a file of this folder, and its own help is `shapespace VERB --help`."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any
+from functools import wraps
+from typing import Annotated, Any
 
 import tyro
 
@@ -49,11 +51,28 @@ def run(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: 
         from shapespace.config import expand
 
         words = expand(sys.argv[1:] if arguments is None else arguments)
-        tyro.cli(tool, prog=f"shapespace {verb}", args=words, description=_page(tool))
+        tyro.cli(_settled(tool, words), prog=f"shapespace {verb}", args=words, description=_page(tool))
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         _fail(verb, str(error))
     except KeyboardInterrupt:
         _fail(verb, "stopped; what was finished stays", status=130)
+
+
+def _settled(tool: Callable[..., Any], words: Sequence[str]) -> Callable[..., Any]:
+    """The tool; one that takes the settings of a training takes those of the family that the words name."""
+    if "config" not in inspect.signature(tool).parameters:
+        return tool
+    from shapespace.config import of_family
+
+    @wraps(tool)
+    def settled(*arguments: Any, **named: Any) -> Any:
+        return tool(*arguments, **named)
+
+    settings: Any = of_family(words)
+    settled.__annotations__ = {**tool.__annotations__, "config": Annotated[settings, tyro.conf.arg(name="")]}
+    settled.__signature__ = inspect.signature(tool)  # type: ignore[attr-defined]
+    del settled.__wrapped__  # or the annotations would be looked for there
+    return settled
 
 
 def _page(tool: Callable[..., Any]) -> str | None:

@@ -314,12 +314,12 @@ class _Bench:
         if not (run / "finished").exists():
             print("training the model that is fitted and meshed, once", file=sys.stderr)
             if (run / "checkpoint.pt").exists():
-                train.main(config=TrainConfig(), resume=run)
+                train.main(config=TrainConfig(build.IGRSizes()), resume=run)
             else:
                 words = (
                     f"--config igr --model.code {size.code} --model.width {size.width} --optim.steps {size.training}"
                 )
-                config = tyro.cli(TrainConfig, args=expand(words.split()))
+                config = tyro.cli(TrainConfig[build.IGRSizes], args=expand(words.split()))
                 train.main(packed, config=config, out=run, split="train")
             (run / "finished").touch()
         return ShapeSpace.load(run, device=self.device.type), Store(packed)

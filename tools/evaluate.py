@@ -26,7 +26,7 @@ from shapespace.evaluate import evaluate
 from shapespace.fit import AdamOptions, LMOptions
 from shapespace.refine import RefineOptions
 from shapespace.report import Report
-from shapespace.space import Components, Fit, ShapeSpace, save_fits
+from shapespace.space import Components, Fit, Method, ShapeSpace, save_fits
 from shapespace.tools._inputs import file_name, from_store
 
 
@@ -40,7 +40,7 @@ def main(
     splits: tuple[str, ...] = ("unseen_poses", "unseen_people"),
     limit: int | None = None,
     protocols: tuple[str, ...] = ("surface", "normals", "fscore"),
-    method: Literal["lm", "adam", "encode", "refine", "poisson"] = "lm",
+    method: Literal["auto", "lm", "adam", "encode", "refine", "poisson"] = "auto",
     resolution: int = 128,
     components: Components = "largest",
     out: Path | None = None,
@@ -57,8 +57,9 @@ def main(
         splits: Splits of the store to score, each by itself.
         limit: Score only the first so many scans of each split.
         protocols: What to measure: surface, l1, sq_sum, one_sided, srb, hausdorff, normals, fscore, iou.
-        method: Fit by Levenberg-Marquardt, fit as the paper does, encode only, or fit and then refine; or
-            screened Poisson of each scan by itself (extra baselines), for which the space only lends its scale.
+        method: Fit by Levenberg-Marquardt (lm; auto is that where the family allows it, and otherwise Adam from the
+            encoder's code), fit as IGR does (adam), encode only, or fit and then refine; or screened Poisson of each
+            scan by itself (extra baselines), for which the space only lends its scale.
         resolution: Cells of the mesh's grid along the model cube's edge.
         components: Keep the largest component of each mesh, or all.
         out: Folder for scores and meshes; beside the model by default.
@@ -76,7 +77,8 @@ def main(
         if method == "encode":
             fits = space.encode_scans(scans, seed=seed)
         else:
-            fits = space.fit_scans(scans, method="adam" if method == "adam" else "lm", lm=lm, adam=adam, seed=seed)
+            way: Method = "lm" if method == "refine" else method
+            fits = space.fit_scans(scans, method=way, lm=lm, adam=adam, seed=seed)
         save_fits(folder / "codes.safetensors", fits, space)
         spaces = space.refine(scans, fits, refine, seed=seed) if method == "refine" else repeat(space, len(fits))
         meshes = (_mesh(own, fit, resolution, components) for own, fit in zip(spaces, fits, strict=True))

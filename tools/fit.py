@@ -31,7 +31,7 @@ def main(
     adam: AdamOptions,
     refine: RefineOptions,
     out: Path = Path("fitted"),
-    method: Literal["lm", "adam", "refine"] = "lm",
+    method: Literal["auto", "lm", "adam", "refine"] = "auto",
     seed: int = 0,
 ) -> None:
     """Fit scans.
@@ -45,13 +45,14 @@ def main(
         adam: Settings of --method adam.
         refine: Settings of --method refine.
         out: Folder for codes, meshes and fits.json.
-        method: Levenberg-Marquardt on the code; the paper's Adam; or the former, then the weights adapted to each scan.
+        method: Levenberg-Marquardt on the code (lm), IGR's Adam (adam), or lm and then the weights adapted to each scan
+            (refine); auto is lm where the family allows it, and otherwise Adam from the encoder's code.
         seed: Of the points that are drawn from each scan.
 
     """
     space = ShapeSpace.load(run)
     gathered = gather(scans, source)
-    fits = space.fit_scans(gathered, method="adam" if method == "adam" else "lm", lm=lm, adam=adam, seed=seed)
+    fits = space.fit_scans(gathered, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
     refined = space.refine(gathered, fits, refine, seed=seed) if method == "refine" else None
     write(fits, space, out, source, meshing, refined)
 

@@ -4,8 +4,9 @@
     shapespace train --resume runs/people
     torchrun --nproc-per-node 2 -m shapespace.tools.train data/people.h5 --config igr --out runs/people
 
-`--config` names one of the package's configurations (igr, igr_autodecoder, igr_paper, tiny) or a YAML file; every
-setting can be overridden behind it: `--optim.steps 5000`. The run's folder holds the model, the settings, a checkpoint
+`--config` names one of the package's configurations (igr, igr_autodecoder, igr_paper, tiny, teach; of other families
+occupancy, convolutional, multiscale, voxel, atlas) or a YAML file; every setting can be overridden behind it:
+`--optim.steps 5000`. The run's folder holds the model, the settings, a checkpoint
 to resume from and TensorBoard's events (`tensorboard --logdir runs`).
 """
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 import tyro
 import yaml
 
-from shapespace.config import TrainConfig, flatten
+from shapespace.config import TrainConfig, flatten, of_family
 from shapespace.data.store import Store
 from shapespace.run import Run
 from shapespace.space import ShapeSpace
@@ -29,7 +30,7 @@ from shapespace.space import ShapeSpace
 def main(
     store: Annotated[Path | None, tyro.conf.Positional] = None,
     *,
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")],
+    config: Annotated[TrainConfig[Any], tyro.conf.arg(name="")],
     out: Path | None = None,
     split: str | None = None,
     resume: Path | None = None,
@@ -64,11 +65,12 @@ def main(
         print(f"model in {folder.weights}")
 
 
-def _settings(run: Run) -> tuple[Path, str | None, TrainConfig]:
+def _settings(run: Run) -> tuple[Path, str | None, TrainConfig[Any]]:
     """What a run was told when it began."""
     said: dict[str, Any] = yaml.safe_load(run.read_settings())
     store, split = Path(said.pop("store")), said.pop("split")
-    return store, split, tyro.cli(TrainConfig, args=list(flatten(said)))
+    words = list(flatten(said))
+    return store, split, tyro.cli(of_family(words), args=words)
 
 
 def _join_processes() -> tuple[int, int]:

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from shapespace.data.labels import Labels
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
 from shapespace.geometry import sampling
+
+_OF_THE_LOSS = ("surface", "normals", "lines", "shell", "box", "target", "query", "inside")
 
 Transform = Callable[[Any], Any]  # from torch-geometric `Data` to `Data`
 
@@ -24,9 +27,9 @@ class Batch:
 
     `points` are what is known of each scan (the encoder reads them); `surface` those on which the field must vanish,
     with their `normals`, or with the `lines` of scans that have none; `shell` has a neighbour of each of these, `box`
-    lies anywhere, with the `target` of the field there if it is known; `shape` is each scan's row in the table of
-    training scans, -1 for a scan that is not in it. The gradient is computed at every `sloped`-th point of the loss
-    only: it takes twice the time of the value.
+    lies anywhere, with the `target` of the field there if it is known; `query` are points that are known to be `inside`
+    the true surface or not; `shape` is each scan's row in the table of training scans, -1 for a scan that is not in it.
+    The gradient is computed at every `sloped`-th point of the loss only: it takes twice the time of the value.
     """
 
     points: Float[Tensor, "b p 3"]
@@ -38,11 +41,14 @@ class Batch:
     lines: Float[Tensor, "b n 3"] | None = None
     sloped: int = 1
     target: Float[Tensor, "b m"] | None = None
+    query: Float[Tensor, "b l 3"] | None = None
+    inside: Bool[Tensor, "b l"] | None = None
 
     @property
     def loss_points(self) -> int:
         """How many points of each scan enter the loss."""
-        return 2 * self.surface.shape[1] + self.box.shape[1]
+        labelled = 0 if self.query is None else self.query.shape[1]
+        return 2 * self.surface.shape[1] + self.box.shape[1] + labelled
 
     def to(self, device: torch.device | str) -> "Batch":
         """On another device."""
@@ -54,7 +60,7 @@ class Batch:
 
     def part(self, index: int, count: int) -> "Batch":
         """The same scans with one of `count` equal parts of the points of the loss."""
-        cut = {name: getattr(self, name) for name in ("surface", "normals", "lines", "shell", "box", "target")}
+        cut = {name: getattr(self, name) for name in _OF_THE_LOSS}
         pieces: dict[str, Any] = {
             name: tensor.chunk(count, dim=1)[index] for name, tensor in cut.items() if tensor is not None
         }
@@ -111,11 +117,8 @@ def _stacked(vectors: Sequence[Float[np.ndarray, "p 3"] | None], count: int | No
 class StepDataset(Dataset[Batch]):
     """The batch of each step: scans in an order reshuffled every epoch, points drawn afresh at every visit.
 
-    Every scan is there in `variants` shapes: as it is, and mirrored and stretched by amounts that are its own, each of
-    them a person of its own with its own row. The rows are those of the scans as they are, then those of their first
-    variants, and so on.
-
-    With several processes, process `rank` of `world` gets its share of each step's scans.
+    With several processes, process `rank` of `world` gets its share of each step's scans. With `labels`, so many points
+    of each scan's true surface come along, known to be inside or not.
     """
 
     def __init__(
@@ -132,8 +135,7 @@ class StepDataset(Dataset[Batch]):
         seed: int,
         rank: int = 0,
         world: int = 1,
-        variants: int = 1,
-        stretch: float = 0.0,
+        labels: int = 0,
         transform: Transform | None = None,
     ) -> None:
         if not names:
@@ -142,7 +144,7 @@ class StepDataset(Dataset[Batch]):
             raise ValueError(f"a batch of {scans} scans does not divide among {world} processes: change --batch.scans")
         self.store, self.names, self.transform = store, list(names), transform
         self.scans, self.points, self.seed = scans, points, seed
-        self.rows, self.stretch = len(self.names) * variants, stretch
+        self.labels = Labels(store, self.names, labels) if labels else None
         self.collate = partial(collate, surface=surface, sigma=sigma, half=half, sloped=sloped)
         self.rank, self.world = rank, world
         self._epoch, self._order = -1, np.arange(0)  # the order of the epoch that was asked for last
@@ -151,37 +153,32 @@ class StepDataset(Dataset[Batch]):
         slots = range(self.rank, self.scans, self.world)
         shape = [self._row(step * self.scans + slot) for slot in slots]
         drawn = [
-            self._draw(row, np.random.default_rng((self.seed, step, slot)))
+            self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, step, slot)))
             for row, slot in zip(shape, slots, strict=True)
         ]
         if self.transform is not None:
             drawn = [Scan.from_data(self.transform(scan.to_data())) for scan in drawn]
         seed = int(np.random.default_rng((self.seed, step, self.scans + self.rank)).integers(2**62))
-        return self.collate(drawn, shape=shape, seed=seed)
+        batch = self.collate(drawn, shape=shape, seed=seed)
+        return batch if self.labels is None else self._labelled(batch, self.labels, seed)
 
     def visit(self, row: int) -> Batch:
         """One training scan by itself, always with the same points: for looking at, and for the prior of the codes."""
-        return self.collate([self._draw(row, np.random.default_rng((self.seed, row)))], shape=[row], seed=row)
+        scan = self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, row)))
+        return self.collate([scan], shape=[row], seed=row)
 
-    def _draw(self, row: int, rng: np.random.Generator) -> Scan:
-        variant, name = divmod(row, len(self.names))
-        scan = self.store.sample(self.names[name], self.points, rng)
-        return scan.stretched(factors(variant, self.stretch, (self.seed, row))) if variant else scan
+    def _labelled(self, batch: Batch, labels: Labels, seed: int) -> Batch:
+        rng = np.random.default_rng(seed)
+        drawn = [labels.draw(row, rng) for row in batch.shape.tolist()]
+        query, known = (torch.from_numpy(np.stack(each)) for each in zip(*drawn, strict=True))
+        return replace(batch, query=query, inside=known)
 
     def _row(self, visit: int) -> int:
-        epoch, place = divmod(visit, self.rows)
+        epoch, place = divmod(visit, len(self.names))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.names))
         return int(self._order[place])
-
-
-def factors(variant: int, stretch: float, seed: tuple[int, ...]) -> Float[np.ndarray, "3"]:
-    """What a variant's axes are multiplied by: 1 for the scan as it is; every other one is mirrored, left and right."""
-    if variant == 0:
-        return np.ones(3)
-    side = np.array([-1 if variant % 2 else 1, 1, 1])
-    return side * np.exp(stretch * np.random.default_rng(seed).standard_normal(3))
 
 
 def batches(dataset: StepDataset, start: int, stop: int, *, workers: int = 0) -> Iterator[Batch]:

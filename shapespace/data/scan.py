@@ -103,24 +103,6 @@ class Scan:
         """The way back from `to_model`."""
         return self._moved(frame.to_world)
 
-    def stretched(self, factors: Float[np.ndarray, "3"]) -> "Scan":
-        """Every axis multiplied by its factor, about the origin; a negative one mirrors. Normals still point out."""
-        factors = factors.astype(self.points.dtype)
-
-        def turned(vectors: Float[np.ndarray, "n 3"] | None) -> Float[np.ndarray, "n 3"] | None:
-            if vectors is None:
-                return None
-            vectors = vectors / factors  # the inverse transpose, since planes move along
-            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
-
-        return replace(
-            self,
-            points=self.points * factors,
-            normals=turned(self.normals),
-            sensors=None if self.sensors is None else self.sensors * factors,
-            lines=turned(self.lines),
-        )
-
     def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Scan":
         def array(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
             return move(torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))).numpy()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from trimesh import Trimesh
 
 from shapespace.data.loader import Batch
-from shapespace.geometry.isosurface import isosurface
+from shapespace.geometry.isosurface import by_signs, isosurface
 from shapespace.losses import Scalar
 from shapespace.models.code import Code
 from shapespace.nn.mlp import Linearised
@@ -18,7 +18,7 @@ from shapespace.nn.prior import GaussianPrior
 class ShapeModel(nn.Module, ABC):
     """A shape space: encodes scans to codes, and turns codes into surfaces. Works in the model frame."""
 
-    prior: GaussianPrior  # of the training codes, in their flat form
+    prior: GaussianPrior | None  # of the training codes, where these are vectors
 
     @abstractmethod
     def encode(self, batch: Batch) -> Code:
@@ -37,25 +37,32 @@ class FieldModel(ShapeModel):
     """A family whose shape is a level set: the surface is `field == level`, inside is below."""
 
     level: float = 0.0
+    distance: bool = True  # the field changes by about 1 per unit, so that it tells where no surface is
 
     @abstractmethod
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """The field at model points; negative inside."""
 
-    @abstractmethod
-    def linearise(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearised:
-        """The field, its gradient in x and its Jacobian in the flat code; no graph."""
-
     @torch.no_grad()
     def surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
         """One mesh for each code, by sparse marching cubes in [-1, 1]^3 of `resolution` cells along an edge."""
-        device = code.parts[0].device
+        device, mesher = code.parts[0].device, isosurface if self.distance else by_signs
 
         def mesh(one: Code) -> Trimesh:
-            return isosurface(
+            return mesher(
                 lambda x: self.field(x.to(device)[None], one)[0],
                 resolution=resolution,
                 level=self.level,
             )
 
         return [mesh(code[index]) for index in range(len(code))]
+
+
+class DistanceModel(FieldModel):
+    """A field that is a signed distance in model units, of one vector: its code can be fitted by second order."""
+
+    prior: GaussianPrior
+
+    @abstractmethod
+    def linearise(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearised:
+        """The field, its gradient in x and its Jacobian in the flat code; no graph."""

@@ -7,12 +7,13 @@ from shapespace.data.loader import Batch
 from shapespace.models.code import Code
 from shapespace.nn.codebook import Codebook
 from shapespace.nn.pointnet import PointNet, divergence, sample_normal
+from shapespace.nn.resnet import ResidualPointNet
 
 
 class PointEncoder(nn.Module):
     """Codes from points; a variational one gives a draw from its posterior while it trains."""
 
-    def __init__(self, pointnet: PointNet) -> None:
+    def __init__(self, pointnet: PointNet | ResidualPointNet) -> None:
         super().__init__()
         self.pointnet = pointnet
 
@@ -33,7 +34,7 @@ class TableEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> Code:
         """Codes of a batch, by the scans' rows."""
-        return Code((self.table.blurred(self.table(batch.shape)),))
+        return Code((self.table(batch.shape),))
 
 
 class TaughtEncoder(nn.Module):
@@ -51,8 +52,7 @@ class TaughtEncoder(nn.Module):
         guess, _ = self.pointnet(batch.points)
         known = (batch.shape >= 0)[:, None]
         code = torch.where(known, self.table(batch.shape), guess)
-        lesson = (guess - code.detach()).square().sum(dim=-1)
-        return Code((torch.where(known, self.table.blurred(code), code),), lesson=lesson)
+        return Code((code,), lesson=(guess - code.detach()).square().sum(dim=-1))
 
 
 Encoder = PointEncoder | TableEncoder | TaughtEncoder

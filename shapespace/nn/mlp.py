@@ -120,10 +120,8 @@ class SkipMLP(nn.Module):
     def code_weights(self) -> list[Tensor | None]:
         """What leads from the code to each layer, in the sweeps' units; none where it does not enter."""
         found: list[Tensor | None] = [None] * (len(self.hidden) + 1)
-        found[0], found[self.skip] = (
-            self.code_in.weight * self.beta,
-            self.code_skip.weight * (self.beta * math.sqrt(0.5)),
-        )
+        found[0] = self.code_in.weight * self.beta
+        found[self.skip] = self.code_skip.weight * (self.beta * math.sqrt(0.5))
         for layer, linear in self._modulations().items():
             found[layer] = linear.weight * self.beta
         if (narrow := found[self.skip - 1]) is not None:
@@ -151,9 +149,8 @@ class SkipMLP(nn.Module):
 
         def value(block: tuple[Tensor, int]) -> Tensor:
             part, row = block
-            for last, _ in _layers(
-                part, [shift[row : row + 1] if len(shift) > 1 else shift for shift in shifts], w, self.skip
-            ):
+            own = [shift if len(shift) == 1 else shift[row : row + 1] for shift in shifts]
+            for last, _ in _layers(part, own, w, self.skip):
                 height = last
             return _read(height, w)
 

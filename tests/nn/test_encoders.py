@@ -33,16 +33,6 @@ def test_codebook_gives_rows_and_for_strangers_the_mean() -> None:
     assert "codes" in book.state_dict()
 
 
-def test_noise_on_codes_keeps_pace_with_the_table_and_ends_with_the_training() -> None:
-    torch.manual_seed(0)
-    book = Codebook(shapes=2000, code=4, spread=0.5, noise=0.2)
-    code = book(torch.arange(2000))
-    assert 0.095 < (book.blurred(code) - code).std() < 0.105
-    book.codes.data *= 10
-    assert 0.95 < (book.blurred(code) - code).std() < 1.05
-    assert torch.equal(book.eval().blurred(code), code)
-
-
 def test_prior_has_the_moments_of_the_codes_and_full_rank_for_few() -> None:
     torch.manual_seed(0)
     factor = torch.tensor([[1.0, 0.0], [0.8, 0.3]])

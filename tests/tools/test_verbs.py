@@ -187,6 +187,7 @@ MISTAKES = {
     "shapespace train nothing.h5 --out r": r"nothing\.h5",
     "shapespace train --resume nothing": r"no config\.yaml",
     "shapespace train x.h5 --config igr_papr": "did you mean igr_paper",
+    "shapespace train x.h5 --family ocupancy": "no family 'ocupancy'. Did you mean occupancy",
     "shapespace evaluate {run} nothing.h5": r"nothing\.h5",
     "shapespace interpolate {run} {run}:a b": "not a shapespace codes",
     "shapespace preprocess fuast . out.h5": "faust",

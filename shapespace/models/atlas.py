@@ -1,0 +1,78 @@
+"""AtlasNet (Groueix et al., CVPR 2018): parametric patches across many shapes."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from trimesh import Trimesh
+
+from shapespace import losses
+from shapespace.data.loader import Batch
+from shapespace.models.base import ShapeModel
+from shapespace.models.code import Code
+from shapespace.models.encoders import Encoder
+from shapespace.nn.prior import GaussianPrior
+
+
+class Patches(nn.Module):
+    """One small MLP for each patch, from (u, v) in the unit square and the code to a place (section 4)."""
+
+    def __init__(self, *, code: int, patches: int, width: int) -> None:
+        super().__init__()
+        sizes = [2 + code, width, width // 2, width // 4, 3]
+        pairs = list(pairwise(sizes))
+        self.weights = nn.ParameterList(torch.randn(patches, a, b) * math.sqrt(2 / a) for a, b in pairs)
+        self.biases = nn.ParameterList(torch.randn(patches, 1, b) * 0.1 for _, b in pairs)
+
+    def forward(self, uv: Float[Tensor, "b p n 2"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b p n 3"]:
+        """Places in [-1, 1]^3; `uv` has points for each patch. The code's share is one product per shape and patch."""
+        first = self.weights[0]
+        found = uv @ first[:, :2] + torch.einsum("bk,pkw->bpw", code, first[:, 2:])[:, :, None] + self.biases[0]
+        for weight, bias in zip(list(self.weights)[1:], list(self.biases)[1:], strict=True):
+            found = found.relu() @ weight + bias
+        return found.tanh()
+
+
+class Atlas(ShapeModel):
+    """A code vector and a point of a square give a point of the surface; every patch has its own MLP. No inside."""
+
+    def __init__(self, encoder: Encoder, decoder: Patches, prior: GaussianPrior) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.prior = encoder, decoder, prior
+
+    @property
+    def patches(self) -> int:
+        """How many there are."""
+        return len(self.decoder.biases[0])
+
+    def encode(self, batch: Batch) -> Code:
+        """Codes of a batch."""
+        return self.encoder(batch)
+
+    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+        """Chamfer distance between random points of the patches and as many of the scan (eq. 1)."""
+        each = -(-batch.surface.shape[1] // self.patches)
+        uv = torch.rand(len(code), self.patches, each, 2, device=batch.surface.device)
+        found = self.decoder(uv, code.parts[0]).flatten(1, 2)
+        return {"chamfer": losses.chamfer(found, batch.surface)}
+
+    @torch.no_grad()
+    def surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
+        """One mesh for each code: every patch as a square of about `resolution^2 / patches` cells, open at its rim."""
+        side = max(2, round(resolution / math.sqrt(self.patches)) + 1)
+        axis = torch.linspace(0, 1, side)
+        square = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).flatten(0, 1)
+        uv = square.to(code.parts[0].device).expand(1, self.patches, -1, -1)
+        corner = np.arange(side * side).reshape(side, side)
+        a, b, c, d = (part.ravel() for part in (corner[:-1, :-1], corner[1:, :-1], corner[1:, 1:], corner[:-1, 1:]))
+        faces = np.concatenate([np.stack([a, b, c], axis=1), np.stack([a, c, d], axis=1)])
+        all_faces = np.concatenate([faces + index * side * side for index in range(self.patches)])
+
+        def mesh(one: Code) -> Trimesh:
+            vertices = self.decoder(uv, one.parts[0])[0].flatten(0, 1).cpu().numpy()
+            return Trimesh(vertices, all_faces, process=False)
+
+        return [mesh(code[index]) for index in range(len(code))]

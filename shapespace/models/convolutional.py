@@ -1,0 +1,106 @@
+"""Convolutional Occupancy Networks (Peng et al., ECCV 2020), from labels or, with IGR's loss, from raw scans."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shapespace import losses
+from shapespace.data.loader import Batch
+from shapespace.models import distance
+from shapespace.models.base import FieldModel
+from shapespace.models.code import Code
+from shapespace.models.occupancy import occupancy
+from shapespace.nn import volume
+from shapespace.nn.resnet import ResidualBlock
+from shapespace.nn.volume import LocalPointNet, UNet
+
+Learn = Literal["labels", "scans"]
+
+_PLANES = ((0, 2), (0, 1), (1, 2))  # the axes that span each plane
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Features of points, averaged on three planes and in a volume, and mixed there by U-Nets (section 3.1)."""
+
+    def __init__(self, *, features: int, width: int, count: int, plane: int, grid: int, depth: int) -> None:
+        super().__init__()
+        if not plane and not grid:
+            raise ValueError("a convolutional code needs --model.plane or --model.grid: both are 0.")
+        for name, size in (("plane", plane), ("grid", grid)):
+            if size % 2 ** (depth - 1):
+                raise ValueError(
+                    f"--model.{name} {size} cannot be halved {depth - 1} times: take a multiple of {2 ** (depth - 1)}."
+                )
+        self.count, self.plane, self.grid = count, plane, grid
+        self.points = LocalPointNet(features=features, width=width)
+        sizes = {"channels": features, "width": width, "depth": depth}
+        self.planes = UNet(dimensions=2, **sizes) if plane else None
+        self.volume = UNet(dimensions=3, **sizes) if grid else None
+
+    def forward(self, batch: Batch) -> Code:
+        """Codes of a batch in one pass: three planes (one U-Net for all), a volume, or both."""
+        points = batch.points[:, : self.count]
+        places = []
+        if self.planes is not None:
+            places += [(volume.cells(points[..., axes], self.plane), self.plane**2) for axes in _PLANES]
+        if self.volume is not None:
+            places.append((volume.cells(points, self.grid), self.grid**3))
+        features = self.points(points, places)
+        means = [volume.mean_of(features, cell, count) for cell, count in places]
+        parts = []
+        if self.planes is not None:
+            parts += [self.planes(mean.unflatten(2, (self.plane,) * 2)) for mean in means[: len(_PLANES)]]
+        if self.volume is not None:
+            parts.append(self.volume(means[-1].unflatten(2, (self.grid,) * 3)))
+        return Code(tuple(parts))
+
+
+class LocalMLP(nn.Module):
+    """From a point and the features at its place to one number (section 3.2)."""
+
+    def __init__(self, *, features: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(3, width)
+        self.told = nn.ModuleList(nn.Linear(features, width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(width, width) for _ in range(blocks))
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, x: Float[Tensor, "b q 3"], features: Float[Tensor, "b q c"]) -> Float[Tensor, "b q"]:
+        """One number for each point."""
+        found = self.enter(x)
+        for told, block in zip(self.told, self.blocks, strict=True):
+            found = block(found + told(features))
+        return self.out(found.relu())[..., 0]
+
+
+class Convolutional(FieldModel):
+    """Features on planes and in a volume, read at each point by interpolation, tell a small MLP what the field is."""
+
+    def __init__(self, encoder: ConvolutionalEncoder, decoder: LocalMLP, learn: Learn) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.learn, self.prior = encoder, decoder, learn, None
+
+        self.distance = learn == "scans"
+
+    def encode(self, batch: Batch) -> Code:
+        """Codes of a batch."""
+        return self.encoder(batch)
+
+    def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
+        """Minus the logit, or the signed distance in model units if it is learned from scans."""
+        parts, features = list(code.parts), torch.zeros(())
+        if self.encoder.planes is not None:
+            for axes in _PLANES:
+                features = features + volume.read(parts.pop(0), x[..., axes])
+        if self.encoder.volume is not None:
+            features = features + volume.read(parts.pop(0), x)
+        found = self.decoder(x, features)
+        return distance.from_sphere(x, found) if self.distance else -found
+
+    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+        """Cross-entropy of labels (section 3.3); or IGR's terms, which the paper has not."""
+        if self.learn == "labels":
+            return {"occupancy": occupancy(self, batch, code)}
+        return distance.terms(distance.by_autograd(self.field), self.field, batch, code)

@@ -1,0 +1,94 @@
+"""IF-Nets (Chibane et al., CVPR 2020): a pyramid of grids, from labels or, with IGR's loss, from raw scans."""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shapespace import losses
+from shapespace.data.loader import Batch
+from shapespace.models import distance
+from shapespace.models.base import FieldModel
+from shapespace.models.code import Code
+from shapespace.models.convolutional import Learn
+from shapespace.models.occupancy import occupancy
+from shapespace.nn import volume
+
+
+class PyramidEncoder(nn.Module):
+    """Points mark the cells of a grid; convolutions make features of it, at ever lower resolutions (section 3.1).
+
+    Level l has `width * 2^l` channels at the grid's resolution over 2^l.
+    """
+
+    def __init__(self, *, count: int, grid: int, width: int, levels: int) -> None:
+        super().__init__()
+        if grid % 2 ** (levels - 1):
+            raise ValueError(
+                f"--model.grid {grid} cannot be halved {levels - 1} times: take a multiple of {2 ** (levels - 1)}."
+            )
+        self.count, self.grid = count, grid
+        self.channels = [width * 2**level for level in range(levels)]
+        self.pool = nn.MaxPool3d(2)
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(before, after, 3, padding=1, padding_mode="replicate"),
+                nn.ReLU(),
+                nn.Conv3d(after, after, 3, padding=1, padding_mode="replicate"),
+                nn.ReLU(),
+                nn.BatchNorm3d(after),
+            )
+            for before, after in pairwise([1, *self.channels])
+        )
+
+    def forward(self, batch: Batch) -> Code:
+        """Codes of a batch in one pass: the marked cells, and the features of each level."""
+        points = batch.points[:, : self.count]
+        cell = volume.cells(points, self.grid)
+        marks = points.new_zeros(len(points), self.grid**3).scatter(1, cell, 1.0)
+        parts = [marks.view(-1, 1, *(self.grid,) * 3)]
+        for level, block in enumerate(self.levels):
+            parts.append(block(parts[-1] if level == 0 else self.pool(parts[-1])))
+        return Code(tuple(parts))
+
+
+class Multiscale(FieldModel):
+    """An MLP on the features of all levels at a point and at its six neighbours."""
+
+    around: Tensor
+
+    def __init__(self, encoder: PyramidEncoder, *, width: int, step: float, learn: Learn) -> None:
+        """`step` is the distance of the neighbours, in model units."""
+        super().__init__()
+        self.encoder, self.learn, self.prior = encoder, learn, None
+        size = 7 * (1 + sum(encoder.channels))
+        layers = [
+            nn.Linear(size, 2 * width),
+            nn.ReLU(),
+            nn.Linear(2 * width, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+        ]
+        self.decoder = nn.Sequential(*layers, nn.ReLU(), nn.Linear(width, 1))
+        around = torch.cat([torch.zeros(1, 3), step * torch.eye(3), -step * torch.eye(3)])
+        self.register_buffer("around", around, persistent=False)
+
+        self.distance = learn == "scans"
+
+    def encode(self, batch: Batch) -> Code:
+        """Codes of a batch."""
+        return self.encoder(batch)
+
+    def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
+        """Minus the logit, or the signed distance in model units if it is learned from scans."""
+        places = (x[:, :, None] + self.around).flatten(1, 2)
+        features = torch.cat([volume.read(part, places) for part in code.parts], dim=-1)
+        found = self.decoder(features.view(*x.shape[:2], -1))[..., 0]
+        return distance.from_sphere(x, found) if self.distance else -found
+
+    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+        """Cross-entropy of labels (section 3.2); or IGR's terms, which the paper has not."""
+        if self.learn == "labels":
+            return {"occupancy": occupancy(self, batch, code)}
+        return distance.terms(distance.by_autograd(self.field), self.field, batch, code)

@@ -1,0 +1,46 @@
+"""Occupancy Networks (Mescheder et al., CVPR 2019) across many shapes."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from shapespace import losses
+from shapespace.data.loader import Batch
+from shapespace.models.base import FieldModel
+from shapespace.models.code import Code
+from shapespace.models.encoders import Encoder
+from shapespace.nn.prior import GaussianPrior
+from shapespace.nn.resnet import ConditionalMLP
+
+
+class Occupancy(FieldModel):
+    """A code vector conditions an MLP by its normalisations; the field is minus the logit of being inside."""
+
+    def __init__(self, encoder: Encoder, decoder: ConditionalMLP, prior: GaussianPrior) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.prior, self.distance = encoder, decoder, prior, False
+
+    def encode(self, batch: Batch) -> Code:
+        """Codes of a batch."""
+        return self.encoder(batch)
+
+    def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
+        """Minus the logit: negative where inside is likelier than outside."""
+        return -self.decoder(x, code.parts[0])
+
+    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+        """Cross-entropy of labels (section 3.2)."""
+        return {"occupancy": occupancy(self, batch, code)}
+
+
+def occupancy(model: FieldModel, batch: Batch, code: Code) -> losses.Scalar:
+    """Cross-entropy at labelled points; of a scan that has no labels, close to it, by its normals.
+
+    The latter is not in the papers, which never fit a code: a point of the shell is inside if it lies below the plane
+    of its neighbour on the scan. Raises `ValueError` for scans with neither.
+    """
+    if batch.query is not None and batch.inside is not None:
+        return losses.occupancy(-model.field(batch.query, code), batch.inside)
+    if batch.normals is None:
+        raise ValueError("labels need a true surface, and scans without any need normals: this batch has neither.")
+    below = ((batch.shell - batch.surface) * batch.normals).sum(dim=-1) < 0
+    return losses.occupancy(-model.field(batch.shell, code), below)

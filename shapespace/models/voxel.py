@@ -1,0 +1,43 @@
+"""The regular volumetric grid that IGR is compared with (Gropp et al., ICML 2020, section 7.2)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shapespace import losses
+from shapespace.data.loader import Batch
+from shapespace.models import distance
+from shapespace.models.base import FieldModel
+from shapespace.models.code import Code
+from shapespace.nn import volume
+from shapespace.nn.codebook import Codebook
+
+
+class Voxel(FieldModel):
+    """One free value at each node of a grid, for each shape; the field between is trilinear.
+
+    The values are differences from the distance to a sphere, with which all shapes begin. Nothing is shared: a stranger
+    begins with the mean of the training shapes, and all that is known of it is its scan.
+    """
+
+    sphere: Tensor
+
+    def __init__(self, table: Codebook, *, grid: int, radius: float) -> None:
+        super().__init__()
+        self.table, self.grid, self.prior = table, grid, None
+        axis = torch.linspace(-1, 1, grid)
+        nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
+        self.register_buffer("sphere", nodes.norm(dim=-1) - radius, persistent=False)
+
+    def encode(self, batch: Batch) -> Code:
+        """The grids of training scans; their mean for others."""
+        return Code((self.table(batch.shape).view(-1, *(self.grid,) * 3),))
+
+    def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
+        """Signed distance in model units, negative inside."""
+        return volume.read((self.sphere + code.parts[0])[:, None], x)[..., 0]
+
+    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+        """IGR's terms; the gradient by differences over one cell, since that of a trilinear field jumps."""
+        both = distance.by_differences(self.field, 2 / (self.grid - 1))
+        return distance.terms(both, self.field, batch, code) | {"code": code.flat.norm(dim=-1).mean()}

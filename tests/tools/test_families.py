@@ -1,0 +1,63 @@
+"""Every verb works for every family: trained for a moment on a few bodies, from the store to the meshes between two."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from shapespace.data.files import read_mesh
+from shapespace.data.store import Store
+from shapespace.tools.__main__ import run
+
+SMALL = {
+    "occupancy": "--model.code 16 --model.width 32 --model.blocks 2 --model.encoder-width 32",
+    "convolutional": "--model.plane 16 --model.depth 3 --model.width 8 --model.features 8 --model.blocks 2",
+    "convolutional_scans": "--model.plane 16 --model.depth 3 --model.width 8 --model.features 8 --model.blocks 2",
+    "multiscale": "--model.grid 16 --model.levels 3 --model.features 4 --model.width 32",
+    "multiscale_scans": "--model.grid 16 --model.levels 3 --model.features 4 --model.width 16",
+    "voxel": "--model.grid 16",
+    "atlas": "--model.code 16 --model.width 64 --model.patches 4",
+}
+
+
+@pytest.fixture
+def store(synthetic_root: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "store.h5"
+    call(f"preprocess synthetic {synthetic_root} {path} --points 3000")
+    return path
+
+
+def call(line: str) -> None:
+    verb, *words = line.split()
+    run(import_module(f"shapespace.tools.{verb}").main, words, verb)
+
+
+@pytest.mark.parametrize("config", SMALL)
+def test_every_verb_works(config: str, store: Path, tmp_path: Path) -> None:
+    scans = "--batch.scans 4 --batch.points 512 --batch.surface 48"
+    steps = f"--optim.warmup 5 --optim.lr 5e-3 --optim.steps {40 if config.endswith('scans') else 120}"
+    call(f"train {store} --split train --config {config} {SMALL[config]} {scans} {steps} --out {tmp_path / 'run'}")
+    a, b = Store(store).select("train")[:2]
+    given = f"{tmp_path / 'run'} {a} {b} --store {store} --resolution 24"
+    call(f"encode {given} --out {tmp_path / 'encoded'}")
+    call(f"fit {given} --method adam --adam.start encoder --adam.steps 2 --adam.points 128 --out {tmp_path / 'fitted'}")
+    codes = tmp_path / "fitted" / "codes.safetensors"
+    call(
+        f"interpolate {tmp_path / 'run'} {codes}:{a} {codes}:{b} --steps 3 --resolution 24 --out {tmp_path / 'between'}"
+    )
+    meshes = [
+        read_mesh(file)
+        for folder in ("encoded", "fitted", "between")
+        for file in (tmp_path / folder).glob("*.*")
+        if file.suffix in (".ply", ".obj")
+    ]
+    assert len(meshes) == 7
+    for mesh in meshes:
+        assert 0.01 < mesh.extents.max() < 3  # metres, and no more than the cube
+    call(
+        f"evaluate {tmp_path / 'run'} {store} --splits train --limit 2 --method encode --protocols surface "
+        "--resolution 24"
+    )
+    (row,) = json.loads((tmp_path / "run" / "scores.json").read_text())["summary"].values()
+    assert 0 < row["surface"]["truth_to_found"]["median"] < 1000
