@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 import yaml
 
 from shapespace.build import FAMILIES, Sizes
+from shapespace.data.recipe import suggest
 
 S = TypeVar("S", bound=Sizes)
 Family = Literal["igr", "occupancy", "convolutional", "multiscale", "voxel", "atlas"]
@@ -124,9 +125,7 @@ def of_family(words: Sequence[str]) -> Any:
         if key == "--family":
             name = value if equals else "".join(words[index + 1 : index + 2])
     if name not in FAMILIES:
-        close = difflib.get_close_matches(name, FAMILIES, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(FAMILIES)}."
-        raise ValueError(f"no family {name!r}. {hint}")
+        raise ValueError(f"no family {name!r}. {suggest(name, list(FAMILIES))}")
     sizes: Any = FAMILIES[name].sizes
     return TrainConfig[sizes]
 

@@ -105,8 +105,7 @@ class _Piece(NamedTuple):
 def _cut(batch: Batch) -> list[_Piece]:
     """Equal pieces of at most `PIECE` points, as far as the numbers divide: some scans each, or parts of one scan."""
     scans, points = len(batch.points), batch.loss_points
-    labelled = 0 if batch.query is None else batch.query.shape[1]
-    finest = math.gcd(batch.surface.shape[1], batch.box.shape[1], labelled)
+    finest = math.gcd(batch.surface.shape[1], batch.box.shape[1], batch.labelled)
     finest = finest // batch.sloped if finest % batch.sloped == 0 else 1  # the same points have gradients in any pieces
     pieces = next((n for n in _divisors(scans) if scans // n * points <= PIECE), scans)
     parts = next((n for n in _divisors(finest) if points <= n * PIECE), finest)

@@ -45,10 +45,14 @@ class Batch:
     inside: Bool[Tensor, "b l"] | None = None
 
     @property
+    def labelled(self) -> int:
+        """How many points of each scan are known to be inside or not."""
+        return 0 if self.query is None else self.query.shape[1]
+
+    @property
     def loss_points(self) -> int:
         """How many points of each scan enter the loss."""
-        labelled = 0 if self.query is None else self.query.shape[1]
-        return 2 * self.surface.shape[1] + self.box.shape[1] + labelled
+        return 2 * self.surface.shape[1] + self.box.shape[1] + self.labelled
 
     def to(self, device: torch.device | str) -> "Batch":
         """On another device."""

@@ -107,8 +107,8 @@ def by_signs(field: Field, *, resolution: int, half: float = 1.0, level: float =
         around = values[corners_of_cell]
         crossed = (around.min(axis=1) <= level) & (level <= around.max(axis=1))
         cells, corners_of_cell = cells[crossed], corners_of_cell[crossed]
-    if len(cells) == 0:
-        raise _no_surface(field, half, level)
+        if len(cells) == 0:
+            raise _no_surface(field, half, level)
     vertices, faces, _ = igl.marching_cubes(values, nodes * (2 * half / size) - half, corners_of_cell, level)
     return Trimesh(vertices, faces, process=False)
 

@@ -28,11 +28,8 @@ class ConvolutionalEncoder(nn.Module):
         super().__init__()
         if not plane and not grid:
             raise ValueError("a convolutional code needs --model.plane or --model.grid: both are 0.")
-        for name, size in (("plane", plane), ("grid", grid)):
-            if size % 2 ** (depth - 1):
-                raise ValueError(
-                    f"--model.{name} {size} cannot be halved {depth - 1} times: take a multiple of {2 ** (depth - 1)}."
-                )
+        volume.check_halvings("plane", plane, depth - 1)
+        volume.check_halvings("grid", grid, depth - 1)
         self.count, self.plane, self.grid = count, plane, grid
         self.points = LocalPointNet(features=features, width=width)
         sizes = {"channels": features, "width": width, "depth": depth}
@@ -80,7 +77,7 @@ class Convolutional(FieldModel):
 
     def __init__(self, encoder: ConvolutionalEncoder, decoder: LocalMLP, learn: Learn) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.learn, self.prior = encoder, decoder, learn, None
+        self.encoder, self.decoder, self.prior = encoder, decoder, None
 
         self.distance = learn == "scans"
 
@@ -101,6 +98,6 @@ class Convolutional(FieldModel):
 
     def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """Cross-entropy of labels (section 3.3); or IGR's terms, which the paper has not."""
-        if self.learn == "labels":
-            return {"occupancy": occupancy(self, batch, code)}
-        return distance.terms(distance.by_autograd(self.field), self.field, batch, code)
+        if self.distance:
+            return distance.terms(distance.by_autograd(self.field), self.field, batch, code)
+        return {"occupancy": occupancy(self, batch, code)}

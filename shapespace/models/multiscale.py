@@ -24,10 +24,7 @@ class PyramidEncoder(nn.Module):
 
     def __init__(self, *, count: int, grid: int, width: int, levels: int) -> None:
         super().__init__()
-        if grid % 2 ** (levels - 1):
-            raise ValueError(
-                f"--model.grid {grid} cannot be halved {levels - 1} times: take a multiple of {2 ** (levels - 1)}."
-            )
+        volume.check_halvings("grid", grid, levels - 1)
         self.count, self.grid = count, grid
         self.channels = [width * 2**level for level in range(levels)]
         self.pool = nn.MaxPool3d(2)
@@ -61,7 +58,7 @@ class Multiscale(FieldModel):
     def __init__(self, encoder: PyramidEncoder, *, width: int, step: float, learn: Learn) -> None:
         """`step` is the distance of the neighbours, in model units."""
         super().__init__()
-        self.encoder, self.learn, self.prior = encoder, learn, None
+        self.encoder, self.prior = encoder, None
         size = 7 * (1 + sum(encoder.channels))
         layers = [
             nn.Linear(size, 2 * width),
@@ -89,6 +86,6 @@ class Multiscale(FieldModel):
 
     def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """Cross-entropy of labels (section 3.2); or IGR's terms, which the paper has not."""
-        if self.learn == "labels":
-            return {"occupancy": occupancy(self, batch, code)}
-        return distance.terms(distance.by_autograd(self.field), self.field, batch, code)
+        if self.distance:
+            return distance.terms(distance.by_autograd(self.field), self.field, batch, code)
+        return {"occupancy": occupancy(self, batch, code)}

@@ -61,6 +61,12 @@ def largest_of(features: Float[Tensor, "b n c"], cell: Int[Tensor, "b n"], count
     return empty.scatter_reduce(1, index, features, "amax", include_self=False).gather(1, index)
 
 
+def check_halvings(name: str, size: int, times: int) -> None:
+    """Raise `ValueError` if a grid of this size (a setting of the model, `name`) cannot be halved so often."""
+    if size % 2**times:
+        raise ValueError(f"--model.{name} {size} cannot be halved {times} times: take a multiple of {2**times}.")
+
+
 class LocalPointNet(nn.Module):
     """A PointNet whose maxima are taken over cells, not over the whole scan (Peng et al., ECCV 2020, section 3.1)."""
 
