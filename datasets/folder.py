@@ -1,4 +1,4 @@
-"""Any folder of scans: everything that trimesh reads, NPY, NPZ, XYZ.
+"""Any folder of scans: everything that trimesh reads, NPY, NPZ, XYZ, depth images.
 
 Names come from the path. Without --pattern, of the folders and the file below ROOT the first is the subject, the last
 the frame, and those between are the sequence; what is missing becomes `all` and `scans`:
@@ -9,8 +9,10 @@ the frame, and those between are the sequence; what is missing becomes `all` and
 
 With --pattern "{subject}/{sequence}/{frame}.ply" the path says it: {subject}, {sequence} and {frame} stand for text
 without a slash, * for anything without a slash, and files that do not fit are left out. Text files (TXT, CSV) are read
-only if a pattern names them, since a folder may hold notes. Unit and up axis are yours to say (--unit mm, --up z);
-metres and y up are assumed. Paper, counts, licence: your own. Put the files where you like; ROOT is that folder.
+only if a pattern names them, since a folder may hold notes; JSON too, which may be the cameras of the depth images
+beside them. PNG count as scans if they are 16-bit grey, as depth images are. Unit and up axis are yours to say
+(--unit mm, --up z); metres and y up are assumed. Paper, counts, licence: your own. Put the files where you like; ROOT
+is that folder.
 """
 
 import re
@@ -20,13 +22,13 @@ from pathlib import Path
 
 from trimesh import Trimesh
 
-from shapespace.data.files import Normals, read_scan, suffixes
+from shapespace.data.files import Normals, read_scan, shows_depth, suffixes
 from shapespace.data.recipe import Entry, Recipe, checked
 from shapespace.data.scan import Scan
 
 DEFAULTS = {"subject": "all", "sequence": "scans"}
 PLACES = ("{subject}", "{sequence}", "{frame}")
-NOTES = (".txt", ".csv")
+NOTES = (".txt", ".csv", ".json")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Folder(Recipe):
         files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix.lower() in suffixes())
         files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
         name = _pattern_name(self.pattern) if self.pattern else _plain_name
+        if not self.pattern:
+            files = [path for path in files if path.suffix.lower() != ".png" or shows_depth(path)]
         named = [(path, name(path.relative_to(root))) for path in files]
         found = checked(Entry(name, path) for path, name in named if name)
         if not found:

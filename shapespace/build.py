@@ -13,7 +13,7 @@ from shapespace.models.multiscale import Multiscale, PyramidEncoder
 from shapespace.models.occupancy import Occupancy
 from shapespace.models.voxel import Voxel
 from shapespace.nn.codebook import Codebook
-from shapespace.nn.mlp import SkipMLP
+from shapespace.nn.mlp import InPlane, SkipMLP
 from shapespace.nn.pointnet import PointNet
 from shapespace.nn.prior import GaussianPrior
 from shapespace.nn.resnet import ConditionalMLP, ResidualPointNet
@@ -35,6 +35,8 @@ class IGRSizes:
     """Sharpness of the softplus."""
     radius: float = 1.0
     """Radius, in model units, of the sphere that the decoder is at the start."""
+    space: Literal[2, 3] = 3
+    """Dimensions of the space in which the shapes lie: 2 for curves in the plane z = 0."""
     encoder: Literal["points", "variational", "table", "taught"] = "points"
     """Where codes come from: a PointNet; a variational one; a table of free codes (auto-decoder); or a table whose
     codes a PointNet is taught to find."""
@@ -159,8 +161,10 @@ def igr(sizes: IGRSizes, *, shapes: int = 0) -> IGR:
         beta=sizes.beta,
         radius=sizes.radius,
         modulated=sizes.modulate == "all",
+        space=sizes.space,
     )
-    return IGR(_encoder(sizes, shapes), decoder, GaussianPrior(code=sizes.code))
+    placed = InPlane(decoder) if sizes.space == 2 else decoder
+    return IGR(_encoder(sizes, shapes), placed, GaussianPrior(code=sizes.code))
 
 
 def _encoder(sizes: IGRSizes, shapes: int) -> Encoder:

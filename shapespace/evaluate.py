@@ -48,23 +48,27 @@ def evaluate(
     )
 
 
-def motion(found: Sequence[Trimesh], truth: Sequence[Trimesh], *, seed: int = 0) -> metrics.Row:
+def motion(found: Sequence[Trimesh] | None, truth: Sequence[Trimesh], *, seed: int = 0) -> metrics.Row:
     """Score the shapes of a path against the true shapes of the motion, both ends included in both.
 
     `truth_to_found` and `found_to_truth` (mm) are those of protocol `surface`, mean over the shapes between the ends,
     each pair centred at the mean of its surface: where a person stands is not in a code. `sa_sigma` is the standard
     deviation of the area (square metres), `volume_error` the largest departure of the volume from the true one, as a
-    share of it.
+    share of it; NaN where a surface is open and has no volume. Where nothing was found (None) all are NaN.
     """
+    if found is None:
+        columns = (*metrics.protocol("surface").units, "sa_sigma", "volume_error")
+        return dict.fromkeys(columns, float("nan"))
     between = [
         metrics.score(["surface"], _centred(a), _centred(b), seed=seed)["surface"]
         for a, b in zip(found[1:-1], truth[1:-1], strict=True)
     ]
-    volume, true_volume = metrics.volumes(found), metrics.volumes(truth)
+    closed = all(mesh.is_watertight for mesh in found)
+    departures = np.abs(metrics.volumes(found) / metrics.volumes(truth) - 1)
     return {
         **{column: float(np.mean([row[column] for row in between])) for column in between[0]},
         "sa_sigma": metrics.sa_sigma(found),
-        "volume_error": float(np.abs(volume / true_volume - 1).max()),
+        "volume_error": float(departures.max()) if closed else float("nan"),
     }
 
 

@@ -26,6 +26,7 @@ from shapespace.objective import Objective, in_pieces
 from shapespace.optim import optimisers
 from shapespace.train import cosine
 
+_WIDTHS = 0.03, 0.09  # standard deviations of the places around scan and fit, in model units
 _PRIOR = 0.05  # what the model's field weighs beside the points, each of which weighs 1 where it lies
 
 
@@ -46,7 +47,8 @@ class RefineOptions:
     sigma: float = 0.01
     """Standard deviation of the points around the scan."""
     reach: float = 0.03
-    """How far from its points the scan is trusted, at least; beyond, the field stays as it was fitted."""
+    """How far from its points the scan is trusted, at least; beyond, the field stays as it was fitted. `inf` for scans
+    without holes: their points tell the distance everywhere."""
     around: float = 1.0
     """Weight of the mean difference from what scan or fit say about the field around."""
     held: float = 0.1
@@ -156,9 +158,9 @@ def _around(
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n"]]:
     """Places around the scan, around the fitted surface and in the box, and what the field should be there.
 
-    Close to the scan, and the less close the better its nearest point is fitted, it is the signed distance to the
-    nearest point: where the fit is wrong, the wrong surface must not be held. Farther away it is what the fit says.
-    Places beside the rim of a hole belong to neither, and are left out.
+    Close to the scan, and the less close the better its nearest point is fitted, it is what the scan says: where the
+    fit is wrong, the wrong surface must not be held. Farther away it is what the fit says. Places beside the rim of a
+    hole belong to neither, and are left out.
     """
     (mesh,) = model.surface(code, resolution=64)
     known, normals = scan.points.astype(np.float64), scan.normals
@@ -169,16 +171,30 @@ def _around(
 
     places = np.concatenate(
         [
-            *(spread(points, 40_000, width * reach) for points in (known, mesh.vertices) for width in (1, 3)),
+            *(spread(points, 40_000, width) for points in (known, mesh.vertices) for width in _WIDTHS),
             rng.uniform(-1, 1, (40_000, 3)),
         ]
     )
-    distance, index = nearest.to_points(places, known)
-    height = ((places - known[index]) * normals[index]).sum(axis=1)
+    distance, index, height = _signed(places, known, normals)
     with torch.no_grad():
         off = model.field(torch.from_numpy(scan.points[index]).float()[None], code)[0].abs().numpy()
         fitted = model.field(torch.from_numpy(places).float()[None], code)[0].numpy()
     near = distance < reach + 3 * off
-    target = np.where(near, np.sign(height) * distance, fitted)
-    kept = ~near | (np.abs(height) > 0.8 * distance)
+    target = np.where(near, distance, fitted)
+    kept = ~near | (np.abs(height) > 0.8 * np.abs(distance))
     return torch.from_numpy(places[kept]).float(), torch.from_numpy(target[kept]).float()
+
+
+def _signed(
+    places: Float[np.ndarray, "q 3"], points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]
+) -> tuple[Float[np.ndarray, "q"], np.ndarray, Float[np.ndarray, "q"]]:
+    """Signed distance to a surface of which these points are known, the nearest of them, and the height above it.
+
+    Over a point, the surface is its tangent plane, as far as its neighbours are away; the distance to the point itself
+    would be too long between points. Beyond, as beside an edge, the point is what is nearest.
+    """
+    away, index = nearest.to_points(places, points)
+    height = ((places - points[index]) * normals[index]).sum(axis=1)
+    beside = np.square(away) - np.square(height)
+    over = beside < nearest.spacing(points, neighbour=6) ** 2
+    return np.where(over, height, np.sign(height) * away), index, height

@@ -45,7 +45,7 @@ class Report:
             for name, sentence in self.protocols.items()
         }
         whole = {"protocols": protocols, "settings": self.settings, "summary": self.summary, "rows": self.rows}
-        return json.dumps(_plain(whole), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return json.dumps(plain(whole), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     def csv(self) -> str:
         """One line per scan under a header such as `surface.truth_to_found [mm]`; empty where there is no value."""
@@ -108,12 +108,12 @@ def _has_failed(row: Mapping[str, Any]) -> bool:
     return any(math.isnan(value) for _, _, value in _values(row))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same in JSON's own types: no NaN, no numpy, no paths."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a numpy or torch number
         value = value.item()
     if isinstance(value, float):
@@ -146,18 +146,18 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cells) for cells in padded)
 
 
-def pipes(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose source is aligned too; the first three columns are words."""
+def pipes(lines: Sequence[Sequence[str]], words: int = 3) -> str:
+    """A Markdown table whose source is aligned too; the first columns are words, the others numbers."""
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[k]) for line in cells)) for k in range(len(cells[0]))]
-    rule = ["-" * width if k < 3 else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
+    rule = ["-" * width if k < words else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
     padded = [
-        [c.ljust(w) if k < 3 else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))]
+        [c.ljust(w) if k < words else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))]
         for line in cells
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
 
 
 def _word(value: Any) -> str:
-    plain = _plain(value)
-    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+    word = plain(value)
+    return word if isinstance(word, str) else json.dumps(word, ensure_ascii=False)

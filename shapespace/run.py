@@ -17,6 +17,14 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a training has come."""
+
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Run:
     """Paths of a run, and what is written to them; every file appears whole or not at all."""
 
@@ -69,6 +77,17 @@ class Run:
             raise FileNotFoundError(f"{self.folder} has no checkpoint.pt to resume from: is it the folder of a run?")
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         return state
+
+    def progress(self) -> Progress | None:
+        """How far the training has come, by its checkpoint; none where there is no checkpoint."""
+        if not self.checkpoint.is_file():
+            return None
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)  # its tensors stay there
+        return Progress(int(state["step"]), float(state["seconds"]))
+
+    def family(self) -> str:
+        """The family of the model, by the settings."""
+        return str(yaml.safe_load(self.read_settings()).get("family", "igr"))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:

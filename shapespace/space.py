@@ -21,7 +21,7 @@ from shapespace.data.files import MIN_POINTS
 from shapespace.data.loader import StepDataset
 from shapespace.data.recipe import check_size
 from shapespace.data.scan import Scan
-from shapespace.data.store import Store
+from shapespace.data.store import Source
 from shapespace.fit import FROM_ENCODER, AdamOptions, LMOptions, encode, fit_adam, fit_lm
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
@@ -216,7 +216,7 @@ class ShapeSpace:
     @classmethod
     def learn(
         cls,
-        store: Store,
+        store: Source,
         names: Sequence[str],
         run: Run,
         config: TrainConfig[Any],
@@ -225,7 +225,7 @@ class ShapeSpace:
         world: int = 1,
         resume: bool = False,
     ) -> "ShapeSpace":
-        """Train on the scans `names` of a store, leaving everything in `run`."""
+        """Train on the scans `names` of a store (or of memory), leaving everything in `run`."""
         device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
         if config.device != "auto":
             device = torch.device(config.device)

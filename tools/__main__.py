@@ -20,7 +20,10 @@ VERBS = {
     "mesh": "meshes of codes",
     "interpolate": "the way from one shape to another, as meshes, animation and pictures",
     "evaluate": "scores of unseen scans against the truth",
+    "reconstruct": "the surface of one scan, or a curve in the plane, without a shape space",
     "motion": "paths between codes against true motion",
+    "report": "runs of any family side by side, from what they left: tables, curves, one page",
+    "reproduce": "the experiments of IGR's paper, each by one line",
     "ablate": "variants of a recipe, trained for the same time and scored, in one table",
     "benchmark": "times and memory, against the plain way",
 }
@@ -50,12 +53,19 @@ def run(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: 
     try:
         from shapespace.config import expand
 
-        words = expand(sys.argv[1:] if arguments is None else arguments)
+        words = expand(_with_config(tool, list(sys.argv[1:] if arguments is None else arguments)))
         tyro.cli(_settled(tool, words), prog=f"shapespace {verb}", args=words, description=_page(tool))
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         _fail(verb, str(error))
     except KeyboardInterrupt:
         _fail(verb, "stopped; what was finished stays", status=130)
+
+
+def _with_config(tool: Callable[..., Any], words: list[str]) -> list[str]:
+    """The words; a tool that has a `CONFIG` of its own takes that one if they name none."""
+    usual = getattr(sys.modules[tool.__module__], "CONFIG", None)
+    named = any(word.partition("=")[0] == "--config" for word in words)
+    return words if usual is None or named else ["--config", usual, *words]
 
 
 def _settled(tool: Callable[..., Any], words: Sequence[str]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
-"""Scans that a command line names: files, folders, names in a store, or a split of a store."""
+"""Scans that a command line names: files, standard input (-), names in a store, or a split of a store."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Literal
 import numpy as np
 
 from shapespace.data import files
+from shapespace.data.depth import JUMP
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
+
+PIPE = "-"
 
 
 @dataclass(frozen=True)
@@ -21,9 +25,11 @@ class Source:
     split: str | None = None
     """All scans of this split of the store."""
     unit: Literal["m", "cm", "mm", "in"] = "m"
-    """Unit of the files. Meshes come back in it."""
+    """Unit of the files; with depth images, of the places of their cameras. Meshes come back in it."""
     up: files.Up = "y"
     """Axis of the files that points up: x, y, z or their negatives. Meshes come back so."""
+    jump: float = JUMP
+    """Metres: neighbouring pixels of a depth image that differ by more are not one surface."""
 
 
 def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> list[Scan]:
@@ -48,8 +54,10 @@ def from_store(store: Store, name: str) -> Scan:
 
 
 def _scan(word: str, name: str, store: Store | None, source: Source) -> Scan:
+    if word == PIPE:
+        return files.read_bytes(sys.stdin.buffer.read(), unit=files.UNITS[source.unit], up=source.up)
     if Path(word).is_file() or store is None:
-        return files.read_scan(word, name=name, unit=files.UNITS[source.unit], up=source.up)
+        return files.read_scan(word, name=name, unit=files.UNITS[source.unit], up=source.up, jump=source.jump)
     return from_store(store, word)
 
 

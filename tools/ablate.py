@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def _train(trial: Trial, store: Path, minutes: float, cores: int) -> None:
     else:
         words = ["train", store, "--config", config, "--split", "train", "--optim.steps", 10**9, *settings]
         words += ["--optim.minutes", minutes, "--seed", trial.seed, "--out", trial.folder]
-    _call(words, cores)
+    call(words, cores)
     done.touch()
 
 
@@ -113,17 +114,18 @@ def _evaluate(trial: Trial, store: Path, method: Method, scoring: list[Any], cor
     if trial.scores(method).exists():
         return
     words = ["evaluate", trial.folder, store, "--method", method, *scoring, "--protocols", "surface"]
-    _call([*words, "--out", trial.scores(method).parent], cores)
+    call([*words, "--out", trial.scores(method).parent], cores)
 
 
-def _call(words: list[Any], cores: int) -> None:
-    """One verb in a process of its own, silent unless it fails."""
+def call(words: Sequence[Any], cores: int | None = None) -> str:
+    """Run one verb in a process of its own, and give what it prints; silent unless it fails."""
     verb, *rest = map(str, words)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(cores)}
+    environment = {**os.environ, **({} if cores is None else {"OMP_NUM_THREADS": str(cores)})}
     command = [sys.executable, "-m", f"shapespace.tools.{verb}", *rest]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"shapespace {shlex.join([verb, *rest])} failed: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
 
 
 def _row(row: str, method: Method, trials: list[Trial], splits: tuple[str, ...]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from shapespace.geometry.isosurface import dense, evaluate
 from shapespace.geometry.nearest import each_other
 from shapespace.losses import weigh
 from shapespace.models.igr import IGR
-from shapespace.nn.mlp import Linearised
+from shapespace.nn.mlp import Linearised, SkipMLP
 from shapespace.nn.plain import twin
 from shapespace.objective import Execution, Objective, has_compiler, settle_products
 from shapespace.space import ShapeSpace
@@ -330,9 +330,15 @@ def _igr(space: ShapeSpace) -> IGR:
     return space.model
 
 
+def decoder_of(model: IGR) -> SkipMLP:
+    """The network of a model of shapes in space."""
+    assert isinstance(model.decoder, SkipMLP)
+    return model.decoder
+
+
 def _plain(model: IGR) -> IGR:
     """The same model with its decoder computed as the paper's code does."""
-    return IGR(model.encoder, twin(model.decoder), model.prior)
+    return IGR(model.encoder, twin(decoder_of(model)), model.prior)
 
 
 def _batch(scans: int, points: int) -> Batch:
@@ -398,12 +404,12 @@ def _same_mesh(a: Trimesh, b: Trimesh) -> bool:
 
 def _weights(model: IGR) -> int:
     """Multiplications and additions of one sweep at one point, but for the thin first and last layer."""
-    return sum(layer.weight.numel() for layer in model.decoder.layers())
+    return sum(layer.weight.numel() for layer in decoder_of(model).layers())
 
 
 def _fit_operations(model: IGR, scan: Scan) -> float:
     """Floating-point operations in the products of one fit: two sweeps, the code's Jacobian, the normal matrix."""
-    decoder, visits = model.decoder, list[int]()
+    decoder, visits = decoder_of(model), list[int]()
     code = decoder.code_in.in_features
     of_jacobian = sum(weight.numel() for weight in decoder.code_weights() if weight is not None)
 
@@ -411,7 +417,7 @@ def _fit_operations(model: IGR, scan: Scan) -> float:
         visits.append(x.shape[0] * x.shape[1])
         return type(decoder).linearise(decoder, x, codes)
 
-    decoder.linearise = counted  # type: ignore[assignment, method-assign]
+    decoder.linearise = counted  # type: ignore[assignment]
     try:
         fit.fit_lm(model, [scan])
     finally:

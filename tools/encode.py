@@ -3,6 +3,8 @@
     shapespace encode runs/people scan.ply --out encoded
     shapespace encode runs/people --store data/people.h5 --split train --out encoded --resolution 0
 
+    shapespace encode humans - < scan.ply > mesh.ply
+
 Writes what `shapespace fit` writes: `codes.safetensors`, `fits.json` and one PLY a scan.
 """
 
@@ -13,7 +15,7 @@ import tyro
 
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import Source, gather
-from shapespace.tools._outputs import Meshing, write
+from shapespace.tools._outputs import Meshing, destination, write
 
 
 def main(
@@ -22,22 +24,24 @@ def main(
     *,
     source: Annotated[Source, tyro.conf.arg(name="")],
     meshing: Annotated[Meshing, tyro.conf.arg(name="")],
-    out: Path = Path("encoded"),
+    out: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Encode scans.
 
     Args:
         run: Folder of a run, or a model's .safetensors file.
-        scans: Scan files, or names in a store.
+        scans: Scan files, - for standard input, or names in a store.
         source: How to read them.
         meshing: How to mesh what was found.
-        out: Folder for codes and meshes.
+        out: Folder for codes and meshes, or - for the mesh alone on standard output; `encoded` by default, and - for a
+            scan from standard input.
         seed: Of the points that are drawn from each scan.
 
     """
+    where = destination(out, scans, "encoded", meshing)
     space = ShapeSpace.load(run)
-    write(space.encode_scans(gather(scans, source), seed=seed), space, out, source, meshing)
+    write(space.encode_scans(gather(scans, source), seed=seed), space, where, source, meshing)
 
 
 if __name__ == "__main__":

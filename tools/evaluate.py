@@ -10,9 +10,11 @@ exact point-to-triangle distances, in millimetres.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -28,6 +30,9 @@ from shapespace.refine import RefineOptions
 from shapespace.report import Report
 from shapespace.space import Components, Fit, Method, ShapeSpace, save_fits
 from shapespace.tools._inputs import file_name, from_store
+from shapespace.tools._settings import of_fits, of_model, timed
+
+_OF_SPACES = ("model", "family", "trained_seconds", "trained_steps", "weight_numbers", "weight_bytes")
 
 
 def main(
@@ -56,7 +61,7 @@ def main(
         refine: Settings of --method refine.
         splits: Splits of the store to score, each by itself.
         limit: Score only the first so many scans of each split.
-        protocols: What to measure: surface, l1, sq_sum, one_sided, srb, hausdorff, normals, fscore, iou.
+        protocols: What to measure: surface, l1, sq_sum, one_sided, srb, hausdorff, normals, fscore, parts, iou.
         method: Fit by Levenberg-Marquardt (lm; auto is that where the family allows it, and otherwise Adam from the
             encoder's code), fit as IGR does (adam), encode only, or fit and then refine; or screened Poisson of each
             scan by itself (extra baselines), for which the space only lends its scale.
@@ -70,40 +75,45 @@ def main(
     folder = out or (run if run.is_dir() else run.parent if run.is_file() else Path("evaluated"))
     names = [(split, name) for split in splits for name in packed.select(split)[:limit]]
     scans = [from_store(packed, name) for _, name in names]
+    settings = {**of_model(run, space), "store": packed.path.name}
+    settings |= {"method": method, "resolution": resolution, "components": components, "seed": seed}
+    refining, meshing = list[float](), list[float]()
     meshes: Iterator[Trimesh | None]
     if method == "poisson":
-        meshes, seconds = map(screened_poisson, scans), None
+        settings |= dict.fromkeys(_OF_SPACES)
+        meshes = map(screened_poisson, scans)
     else:
-        if method == "encode":
-            fits = space.encode_scans(scans, seed=seed)
-        else:
+        encoded = fits = space.encode_scans(scans, seed=seed)
+        if method != "encode":
             way: Method = "lm" if method == "refine" else method
             fits = space.fit_scans(scans, method=way, lm=lm, adam=adam, seed=seed)
+        settings |= of_fits(method, encoded, fits)
         save_fits(folder / "codes.safetensors", fits, space)
         spaces = space.refine(scans, fits, refine, seed=seed) if method == "refine" else repeat(space, len(fits))
-        meshes = (_mesh(own, fit, resolution, components) for own, fit in zip(spaces, fits, strict=True))
-        seconds = round(fits[0].seconds, 3)
+        own = zip(timed(spaces, refining), fits, strict=True)
+        meshes = (_mesh(its, fit, resolution, components) for its, fit in own)
 
     def found() -> Iterator[tuple[str, str, Trimesh | None]]:
-        for (split, name), mesh in zip(names, meshes, strict=True):
+        for (split, name), mesh in zip(names, timed(meshes, meshing), strict=True):
             if mesh is not None:
                 files.write_mesh(_mesh_file(folder, split, name), mesh)
             yield split, name, mesh
 
-    settings = {
-        "model": space.fingerprint(),
-        "store": packed.path.name,
-        "method": method,
-        "resolution": resolution,
-        "components": components,
-        "seed": seed,
-        "fit_seconds": seconds,
-    }
     report = evaluate(found(), packed, protocols, total=len(names), settings=settings, seed=seed)
+    report = replace(report, settings=settings | _seconds(method, refining, meshing))
     report.write(folder)
     _draw(report, packed, folder)
     report.show()
     print(f"scores in {folder / 'scores.json'}, meshes in {folder / 'meshes'}, pictures in {folder / 'fits.png'}")
+
+
+def _seconds(method: str, refining: Sequence[float], meshing: Sequence[float]) -> dict[str, float | None]:
+    """Means per scan; the time in which a mesh came includes that in which its space was refined."""
+    of_refining = mean(refining) if method == "refine" else 0.0
+    return {
+        "refine_seconds": round(of_refining, 3) if method == "refine" else None,
+        "mesh_seconds": round(mean(meshing) - of_refining, 3),
+    }
 
 
 def _draw(report: Report, store: Store, folder: Path) -> None:

@@ -5,6 +5,9 @@
     shapespace fit humans scan.ply --method refine --out fitted         (then adapt the weights: detail, half a minute)
     shapespace fit runs/people scan.ply --method adam --out fitted      (the paper's protocol: minutes a scan)
 
+    shapespace fit humans - < scan.ply > mesh.ply                       (a scan from standard input, its mesh to output)
+    shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
+
 Writes `codes.safetensors` (codes, places, covariances), `fits.json` (residuals and seconds of each scan) and one PLY a
 scan, in the unit and with the up axis of the scan.
 """
@@ -18,7 +21,7 @@ from shapespace.fit import AdamOptions, LMOptions
 from shapespace.refine import RefineOptions
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import Source, gather
-from shapespace.tools._outputs import Meshing, write
+from shapespace.tools._outputs import Meshing, destination, write
 
 
 def main(
@@ -30,7 +33,7 @@ def main(
     lm: LMOptions,
     adam: AdamOptions,
     refine: RefineOptions,
-    out: Path = Path("fitted"),
+    out: Path | None = None,
     method: Literal["auto", "lm", "adam", "refine"] = "auto",
     seed: int = 0,
 ) -> None:
@@ -38,23 +41,25 @@ def main(
 
     Args:
         run: Folder of a run, or a model's .safetensors file.
-        scans: Scan files, or names in a store.
+        scans: Scan files, - for standard input, or names in a store.
         source: How to read them.
         meshing: How to mesh what was found.
         lm: Settings of --method lm.
         adam: Settings of --method adam.
         refine: Settings of --method refine.
-        out: Folder for codes, meshes and fits.json.
+        out: Folder for codes, meshes and fits.json, or - for the mesh alone on standard output; `fitted` by default,
+            and - for a scan from standard input.
         method: Levenberg-Marquardt on the code (lm), IGR's Adam (adam), or lm and then the weights adapted to each scan
             (refine); auto is lm where the family allows it, and otherwise Adam from the encoder's code.
         seed: Of the points that are drawn from each scan.
 
     """
+    where = destination(out, scans, "fitted", meshing)
     space = ShapeSpace.load(run)
     gathered = gather(scans, source)
     fits = space.fit_scans(gathered, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
     refined = space.refine(gathered, fits, refine, seed=seed) if method == "refine" else None
-    write(fits, space, out, source, meshing, refined)
+    write(fits, space, where, source, meshing, refined)
 
 
 if __name__ == "__main__":

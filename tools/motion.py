@@ -1,30 +1,37 @@
 """How well the ways between codes are motion: against the true bodies between two poses of one person.
 
     shapespace motion runs/people data/people --pairs 12
+    shapespace motion runs/occupancy data/people --method encode --paths linear
     shapespace motion humans data/people --split unseen_people --paths linear shortest
 
 DATA is a folder that `shapespace synthesize` made: it knows each pose, and so the poses between two of them, every
 joint turning at an even speed. Both scans are fitted, the codes between are meshed, and each shape is scored against
-the true one by protocol `surface`, both centred. Writes `motion.json` and a picture of the first pair.
+the true one by protocol `surface`, both centred. Writes `motion.json` and a picture of the first pair. Every family has
+linear paths.
 """
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace import evaluate, metrics, picture
+from shapespace import build, evaluate, metrics, picture
 from shapespace.atomic import replacing
 from shapespace.data import files
 from shapespace.data.body import Body, blend
 from shapespace.fit import LMOptions
+from shapespace.models.base import DistanceModel
 from shapespace.paths import Path as CodePath
-from shapespace.space import ShapeSpace
+from shapespace.report import plain
+from shapespace.space import Fit, ShapeSpace
+from shapespace.tools._settings import of_fits, of_model
 from shapespace.tools.synthesize import Capture, Plan, read_plan, schedule, stage
 
 Pair = tuple[Capture, Capture]
@@ -35,12 +42,13 @@ def main(
     data: Annotated[Path, tyro.conf.Positional],
     *,
     lm: LMOptions,
+    method: Literal["auto", "encode"] = "auto",
     split: str = "unseen_people",
     pairs: int = 12,
     steps: int = 7,
     paths: tuple[CodePath, ...] = ("linear", "spherical", "shortest"),
     resolution: int = 96,
-    out: Path = Path("motion"),
+    out: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Score paths.
@@ -48,42 +56,72 @@ def main(
     Args:
         run: Folder of a run, a model's .safetensors file, or the name of a space that comes with the package.
         data: Folder that `shapespace synthesize` made.
-        lm: Settings of the fits of both ends.
+        lm: Settings of the fits of both ends, where the family allows them.
+        method: How both ends are fitted: as its family is (auto; see `evaluate`), or by encoding alone.
         split: Where the pairs are drawn from: poses of one person each.
         pairs: Number of pairs.
         steps: Shapes on each path, both ends included.
-        paths: Ways to compare.
+        paths: Ways to compare; the shortest is left out for families that have none.
         resolution: Cells of the mesh's grid along the model cube's edge.
-        out: Folder for motion.json and motion.png.
+        out: Folder for motion.json and motion.png; `motion` beside the model by default.
         seed: Of the pairs, and of the points that are drawn.
 
     """
-    space, plan = ShapeSpace.load(run), read_plan(data)
+    if steps < 3:
+        raise ValueError(f"--steps {steps} leaves no shape between both ends to be scored: give at least 3.")
+    space, plan, where = ShapeSpace.load(run), read_plan(data), Path(run)
+    ways = possible(paths, space)
     chosen = choose(plan, split, pairs, seed)
     scans = [files.read_scan(data / end.path, name=str(end.path)) for pair in chosen for end in pair]
-    fits = space.fit_scans(scans, lm=lm, seed=seed)
+    encoded = fits = space.encode_scans(scans, seed=seed)
+    if method == "auto":
+        fits = space.fit_scans(scans, lm=lm, seed=seed)
     rows: list[dict[str, Any]] = []
     pictures = []
     for index, pair in enumerate(tqdm(chosen, desc="motion", unit="pair")):
         truth = true_motion(plan, pair, steps)
         if not index:
             pictures.append(("truth", truth))
-        for path in paths:
-            a, b = fits[2 * index : 2 * index + 2]
-            found = space.interpolate(a, b, steps, path=path, resolution=resolution)
+        a, b = fits[2 * index : 2 * index + 2]
+        for path in ways:
+            found = _found(space, a, b, steps, path, resolution)
             rows.append({"a": a.name, "b": b.name, "path": path, **evaluate.motion(found, truth, seed=seed)})
             if not index:
-                pictures.append((path, found))
-        rows.append({"a": rows[-1]["a"], "b": rows[-1]["b"], "path": "truth", "sa_sigma": metrics.sa_sigma(truth)})
-    out.mkdir(parents=True, exist_ok=True)
-    medians = {name: _medians([row for row in rows if row["path"] == name]) for name in (*paths, "truth")}
-    with replacing(out / "motion.json") as part:
-        part.write_text(json.dumps({"medians": medians, "rows": rows}, indent=1))
-    picture.contact_sheet(pictures, out / "motion.png")
-    print(f"medians over {len(chosen)} pairs of {split}; mm, and square metres for sa_sigma")
-    for name, columns in medians.items():
-        print(f"  {name:<10}" + "  ".join(f"{column} {value:.4g}" for column, value in columns.items()))
-    print(f"rows in {out / 'motion.json'}, the first pair in {out / 'motion.png'}")
+                pictures.append((path if found else f"{path}: no surface", found or []))
+        rows.append({"a": a.name, "b": b.name, "path": "truth", "sa_sigma": metrics.sa_sigma(truth)})
+    settings = {**of_model(where, space), **of_fits(method, encoded, fits), "data": data.resolve().name}
+    settings |= {"split": split, "pairs": len(chosen), "steps": steps, "resolution": resolution, "seed": seed}
+    medians = {name: _medians([row for row in rows if row["path"] == name]) for name in (*ways, "truth")}
+    folder = out or (where if where.is_dir() else where.parent if where.is_file() else Path()) / "motion"
+    with replacing(folder / "motion.json") as part:
+        part.write_text(json.dumps(plain({"settings": settings, "medians": medians, "rows": rows}), indent=1))
+    picture.contact_sheet(pictures, folder / "motion.png")
+    _show(medians, f"medians over {len(chosen)} pairs of {split}; mm, and square metres for sa_sigma")
+    print(f"rows in {folder / 'motion.json'}, the first pair in {folder / 'motion.png'}")
+
+
+def possible(paths: Sequence[CodePath], space: ShapeSpace) -> list[CodePath]:
+    """The paths that the space's family knows; those that it does not are left out with a sentence.
+
+    Raises `ValueError` if none is left.
+    """
+    if isinstance(space.model, DistanceModel) or "shortest" not in paths:
+        return list(paths)
+    family = build.family(space.sizes)
+    left: list[CodePath] = [path for path in paths if path != "shortest"]
+    why = f"family {family} has no shortest path: that needs signed distances and codes that are vectors"
+    if not left:
+        raise ValueError(f"{why}. Score --paths linear.")
+    print(f"{why}. It is left out.")
+    return left
+
+
+def _found(space: ShapeSpace, a: Fit, b: Fit, steps: int, path: CodePath, resolution: int) -> list[Trimesh] | None:
+    """The shapes of a path, or nothing where one of them has no surface."""
+    try:
+        return space.interpolate(a, b, steps, path=path, resolution=resolution)
+    except ValueError:
+        return None
 
 
 def choose(plan: Plan, split: str, pairs: int, seed: int) -> list[Pair]:
@@ -116,8 +154,17 @@ def true_motion(plan: Plan, pair: Pair, steps: int) -> list[Trimesh]:
 
 
 def _medians(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of every column over the pairs for which there is one, and for how many pairs nothing was found."""
     columns = [name for name in rows[0] if name not in ("a", "b", "path")]
-    return {column: float(np.median([row[column] for row in rows])) for column in columns}
+    known = {column: [row[column] for row in rows if not math.isnan(row[column])] for column in columns}
+    medians = {column: float(np.median(values)) if values else math.nan for column, values in known.items()}
+    return {**medians, "failed": sum(math.isnan(row["sa_sigma"]) for row in rows)}
+
+
+def _show(medians: Mapping[str, Mapping[str, float]], what: str) -> None:
+    print(what)
+    for name, columns in medians.items():
+        print(f"  {name:<10}" + "  ".join(f"{column} {value:.4g}" for column, value in columns.items()))
 
 
 if __name__ == "__main__":

@@ -3,22 +3,28 @@
 Inside the program lengths are metres and y is up; unit and up axis are converted here, on the way in and out.
 """
 
+import json
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import trimesh
 from jaxtyping import Float, Int
+from PIL import Image
 from trimesh import Trimesh
 from trimesh.exchange.ply import load_ply
 
 from shapespace.atomic import replacing
+from shapespace.data.depth import JUMP, Camera, View, joined, metres_per_value
 from shapespace.data.scan import Scan
 
 Up = Literal["x", "y", "z", "-x", "-y", "-z"]
@@ -26,7 +32,10 @@ Normals = Literal["auto", "require", "drop"]
 
 MIN_POINTS = 100  # fewer cannot describe a body; it also catches files that hold a skeleton or a single marker
 POINT_KEYS = ("points", "vertices", "v", "pos", "v_posed")  # of an NPZ; the last is what CAPE says
+MAX_UNPACKED = 1_000_000_000  # bytes of an array in an NPZ: a small file may pretend to hold anything
+MAX_PIXELS = 10_000_000  # of the depth images of one scan
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}  # metres per file unit
+CAMERAS = ("camera.json", "intrinsic.json", "camera_intrinsic.json")  # the last two are what Open3D's recorders write
 
 # Rows are the world axes in file axes: each is a turn (no mirror) that brings the file's up axis to +y.
 _TURNS: dict[str, list[list[int]]] = {
@@ -51,21 +60,32 @@ class _Raw:
 
 
 def read_scan(
-    path: str | os.PathLike[str], *, name: str = "", unit: float = 1.0, up: Up = "y", normals: Normals = "auto"
+    path: str | os.PathLike[str],
+    *,
+    name: str = "",
+    unit: float = 1.0,
+    up: Up = "y",
+    normals: Normals = "auto",
+    jump: float = JUMP,
 ) -> Scan:
-    """Read a scan: any mesh or point file that trimesh reads, NPY, NPZ, XYZ, TXT or CSV.
+    """Read a scan: any mesh or point file that trimesh reads, NPY, NPZ, XYZ, TXT or CSV, or depth images.
 
     Arrays and tables hold n rows of 3 (points) or 6 (points, normals); an NPZ names them `points` (or one of
     `POINT_KEYS`), `normals`, `faces`, `sensors`. A PLY may name the sensor of each vertex, as `write_scan` does. The
     parts of a scene are joined where the scene puts them. Points and sensors come back in metres, y up, float32.
 
+    A depth image is a PNG of 16-bit grey (millimetres) or an NPY (metres, or millimetres as whole numbers) of the size
+    that its camera has; the camera is a JSON beside it (see docs/data.md), and may also be given itself: it then means
+    all images that it names, as one scan. Without a camera's place in the world, it is level and looks along -z.
+
     Args:
         path: The file.
         name: The scan's name; that of the file by default.
-        unit: Metres per unit of the file.
+        unit: Metres per unit of the file; with depth images, of the places of their cameras.
         up: The file's axis that points up.
         normals: `auto` keeps the normals of points without faces, where there are any; `require` refuses a file from
             which no normals can be had (neither faces nor normals); `drop` ignores the file's normals.
+        jump: Neighbouring pixels of a depth image that differ by more (metres) are not one surface.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -74,6 +94,9 @@ def read_scan(
     """
     path = Path(path)
     raw = _read(path)
+    if not isinstance(raw, _Raw):
+        seen = _seen(path, raw, name or path.stem, unit, up, jump)
+        return replace(seen, normals=None) if normals == "drop" else seen
     points, faces = _points(path, raw.points, MIN_POINTS), _faces(path, raw.faces, len(raw.points))
     vectors = None if normals == "drop" or faces is not None else _normals(path, raw.normals, len(points))
     if normals == "require" and faces is None and vectors is None:
@@ -92,6 +115,23 @@ def read_scan(
     )
 
 
+def read_bytes(data: bytes, *, name: str = "stdin", unit: float = 1.0, up: Up = "y") -> Scan:
+    """Read a scan that came by standard input; its first bytes tell the format, and it is PLY if they do not.
+
+    Raises:
+        ValueError: As `read_scan`, about "standard input"; a depth image has no camera there.
+
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "stdin" / f"stdin{_sniffed(data[:4096])}"  # a folder of its own: no camera lies above it
+        path.parent.mkdir()
+        path.write_bytes(data)
+        try:
+            return read_scan(path, name=name, unit=unit, up=up)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "standard input")) from error
+
+
 def read_mesh(path: str | os.PathLike[str], *, unit: float = 1.0, up: Up = "y") -> Trimesh:
     """Read a triangle mesh in metres, y up; the order of the vertices is that of the file (OBJ and PLY).
 
@@ -102,6 +142,9 @@ def read_mesh(path: str | os.PathLike[str], *, unit: float = 1.0, up: Up = "y") 
     """
     path = Path(path)
     raw = _read(path)
+    if not isinstance(raw, _Raw):
+        seen = _seen(path, raw, path.stem, unit, up, JUMP)
+        return Trimesh(seen.points, seen.faces, process=False)
     points, faces = _points(path, raw.points, 3), _faces(path, raw.faces, len(raw.points))
     if faces is None:
         raise ValueError(f"{path} holds {len(points):,} points and no faces. Choose a file with a mesh.")
@@ -154,7 +197,11 @@ def write_mesh(path: str | os.PathLike[str], mesh: Trimesh, *, unit: float = 1.0
         ValueError: The suffix is none of these.
 
     """
-    path = Path(path)
+    _write(Path(path), mesh_bytes(mesh, Path(path), unit=unit, up=up))
+
+
+def mesh_bytes(mesh: Trimesh, path: Path = Path("mesh.ply"), *, unit: float = 1.0, up: Up = "y") -> bytes:
+    """Lay out a mesh as `write_mesh` writes it to a file of that name."""
     exporters: dict[str, tuple[str, dict[str, Any]]] = {
         ".ply": ("ply", {"vertex_normal": False}),
         ".obj": ("obj", {"include_normals": False}),
@@ -167,29 +214,37 @@ def write_mesh(path: str | os.PathLike[str], mesh: Trimesh, *, unit: float = 1.0
     kind, options = exporters[path.suffix.lower()]
     moved = Trimesh(np.asarray(mesh.vertices) @ (_turn(up) / unit), mesh.faces, process=False)
     data: Any = moved.export(file_type=kind, **options)
-    _write(path, data.encode() if isinstance(data, str) else data)
+    return data.encode() if isinstance(data, str) else bytes(data)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def _read(path: Path) -> _Raw:
+def _read(path: Path) -> _Raw | list[View]:
     """Read the file, after the checks that come before any format."""
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}. Check the path, and that the data set was unpacked there.")
     readers = _readers()
     if path.is_dir() or path.suffix.lower() not in readers:
         what = "is a folder" if path.is_dir() else f"has the unknown suffix {path.suffix!r}"
-        raise ValueError(f"{path} {what}. Give a file whose name ends in one of {', '.join(sorted(readers))}.")
+        raise ValueError(
+            f"{path} {what}. Give a file whose name ends in one of {', '.join(sorted(readers))}"
+            f"{_EXR if path.suffix.lower() == '.exr' else '.'}"
+        )
+    if not path.is_file():
+        raise ValueError(f"{path} is a pipe or a device. Give a file, or - to read standard input.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes). Copy or download it again.")
     with _readable(path), warnings.catch_warnings(action="ignore"):
         return readers[path.suffix.lower()](path)
 
 
-def _readers() -> dict[str, Callable[[Path], _Raw]]:
+_EXR = """; a depth image in EXR becomes one by numpy.save("x.npy", cv2.imread("x.exr", -1)), with OpenCV."""
+
+
+def _readers() -> dict[str, Callable[[Path], _Raw | list[View]]]:
     """Name a reader for each suffix."""
-    ours: dict[str, Callable[[Path], _Raw]] = {
+    ours: dict[str, Callable[[Path], _Raw | list[View]]] = {
         ".ply": _read_ply,
         ".obj": _read_obj,
         ".npy": _read_npy,
@@ -197,6 +252,8 @@ def _readers() -> dict[str, Callable[[Path], _Raw]]:
         ".xyz": _read_table,
         ".txt": _read_table,
         ".csv": _read_table,
+        ".png": _read_png,
+        ".json": _read_capture,
     }
     return {f".{kind}": _read_scene for kind in trimesh.available_formats() - _NOT_SHAPES} | ours
 
@@ -220,11 +277,11 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn whatever a parser raises on a damaged file into one sentence that names the file."""
     try:
         yield
-    except (_BadFileError, FileNotFoundError, PermissionError):
+    except (_BadFileError, PermissionError):
         raise
     except Exception as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise _BadFileError(
             f"{path} cannot be read as {path.suffix.lower()[1:].upper()} ({what}): it is damaged or of another kind. "
             "Copy or download it again, or save it anew as triangles in binary PLY."
         ) from error
@@ -320,6 +377,8 @@ def _read_obj(path: Path) -> _Raw:
 
 def _read_scene(path: Path) -> _Raw:
     """All parts of a scene, each where the scene puts it."""
+    if path.suffix.lower() in (".glb", ".gltf"):
+        _check_gltf(path)
     scene = trimesh.load_scene(str(path), process=False)
     points: list[np.ndarray] = [np.zeros((0, 3))]
     faces: list[np.ndarray] = []
@@ -334,12 +393,34 @@ def _read_scene(path: Path) -> _Raw:
     return _Raw(np.concatenate(points), joined if len(joined) else None)
 
 
-def _read_npy(path: Path) -> _Raw:
+def _check_gltf(path: Path) -> None:
+    """Refuse arrays of impossible length: those without data would be filled with zeros."""
+    data = path.read_bytes()
+    text, place = data, 12
+    while data[:4] == b"glTF" and place < len(data):
+        length = int.from_bytes(data[place : place + 4], "little")
+        if place + 8 + length > len(data):
+            raise _BadFileError(f"{path} is truncated: a part of {length:,} bytes is not all there. Copy it again.")
+        text = data[20 : 20 + length] if place == 12 else text
+        place += 8 + length
+    for accessor in json.loads(text).get("accessors", []):
+        if not 0 <= accessor["count"] <= MAX_UNPACKED // 24:
+            raise _BadFileError(
+                f"{path} declares an array of {accessor['count']:,} rows; 0 to {MAX_UNPACKED // 24:,} are read. "
+                "Export it again, or fewer points."
+            )
+
+
+def _read_npy(path: Path) -> _Raw | list[View]:
     # Mapping the file, not loading it, makes numpy compare the declared shape with the size of the file first.
-    return _split_columns(path, np.array(np.load(path, mmap_mode="r", allow_pickle=False)))
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim == 2 and array.shape[1] not in (3, 6) and array.dtype.kind in "fiu":
+        return _read_png(path)
+    return _split_columns(path, np.array(array))
 
 
 def _read_npz(path: Path) -> _Raw:
+    _check_npz(path)
     with np.load(path, allow_pickle=False) as arrays:
         keys = [key for key in POINT_KEYS if key in arrays]
         if not keys:
@@ -351,6 +432,156 @@ def _read_npz(path: Path) -> _Raw:
         return _Raw(arrays[keys[0]], **rest)
 
 
+def _check_npz(path: Path) -> None:
+    """Refuse arrays that are too large unpacked, or larger than what is packed, before they are unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        wanted = {f"{key}.npy" for key in (*POINT_KEYS, "faces", "normals", "sensors")}
+        for info in (info for info in archive.infolist() if info.filename in wanted):
+            with archive.open(info) as member:
+                version, _ = np.lib.format.read_magic(member)
+                header = np.lib.format.read_array_header_1_0 if version == 1 else np.lib.format.read_array_header_2_0
+                shape, _, kind = header(member)
+            size = math.prod(shape) * kind.itemsize
+            if kind.hasobject:
+                continue  # numpy refuses it
+            if not 0 <= size <= min(info.file_size, MAX_UNPACKED):
+                raise _BadFileError(
+                    f"{path}: {info.filename} declares {size:,} bytes; it holds {info.file_size:,}, and at most "
+                    f"{MAX_UNPACKED:,} are read. Save the file again, or fewer points."
+                )
+
+
+def _read_png(path: Path) -> list[View]:
+    about, described = _camera_of(path)
+    camera = _camera(about, described)
+    return [View(_depths(path, about, described, camera), camera)]
+
+
+def _read_capture(path: Path) -> list[View]:
+    """All depth images that a JSON names, or that of its own name."""
+    about = _json(path)
+    frames = about.get("frames", [{}])
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise _BadFileError(f"{path}: frames must be a list that names the depth_file_path of each image, one or more.")
+    described = [{**about, **frame} for frame in frames]
+    images = [_image_of(path, camera) for camera in described]
+    cameras = [_camera(path, camera) for camera in described]
+    if sum(camera.width * camera.height for camera in cameras) > MAX_PIXELS:
+        raise _BadFileError(f"{path} names images of more than {MAX_PIXELS:,} pixels together. Give fewer at once.")
+    shots = zip(images, cameras, described, strict=True)
+    return [View(_depths(image, path, told, camera), camera) for image, camera, told in shots]
+
+
+def _image_of(path: Path, camera: dict[str, Any]) -> Path:
+    """The depth image that a JSON names, or that of its own name."""
+    near = [image.name for image in (path.with_suffix(".png"), path.with_suffix(".npy")) if image.exists()]
+    name = camera.get("depth_file_path") or (near[0] if near and "frames" not in camera else None)
+    if not isinstance(name, str):
+        raise _BadFileError(
+            f"{path} names no depth image{' for some frame' if 'frames' in camera else ', and none has its name'}. Add "
+            '"depth_file_path": the PNG or NPY, seen from the JSON.'
+        )
+    return path.parent / name
+
+
+def _camera_of(image: Path) -> tuple[Path, dict[str, Any]]:
+    """The JSON that describes the camera of an image: of its name, or one for the folder or that above (Open3D)."""
+    near = [folder / name for folder in (image.parent, image.parent.parent) for name in CAMERAS]
+    for path in (image.with_suffix(".json"), *near):
+        if path.is_file():
+            about = _json(path)
+            if "frames" in about:
+                raise _BadFileError(f"{image} is one of the images of {path}. Give that file: it is the whole capture.")
+            return path, about
+    raise _BadFileError(
+        f"{image} is a depth image without a camera: there is neither {image.with_suffix('.json').name} beside it nor "
+        f"{' or '.join(CAMERAS)} there or in the folder above. Write one with fx, fy, cx, cy, width and height."
+    )
+
+
+def _camera(path: Path, described: dict[str, Any]) -> Camera:
+    try:
+        return Camera.described(described)
+    except ValueError as error:
+        raise _BadFileError(f"{path}: {error}") from error
+
+
+def _depths(image: Path, about: Path, described: dict[str, Any], camera: Camera) -> Float[np.ndarray, "r c"]:
+    """The values of an image, in metres."""
+    if not image.is_file():
+        raise _BadFileError(f"there is no depth image {image}, which {about} describes. Check depth_file_path.")
+    with _readable(image):
+        if image.suffix.lower() == ".png":
+            if not shows_depth(image):
+                raise _BadFileError(
+                    f"{image} is no PNG of 16-bit grey, as depth images are: colours, or 8 bits, hold no distances. "
+                    "Export the depth itself, in millimetres."
+                )
+            with Image.open(image) as opened:
+                _check_size(image, about, opened.size, camera)
+                values = np.asarray(opened)
+        else:
+            mapped = np.load(image, mmap_mode="r", allow_pickle=False)
+            if mapped.ndim != 2 or mapped.dtype.kind not in "fiu":
+                raise _BadFileError(
+                    f"{image} is an array of {mapped.dtype} {mapped.shape}, not numbers (rows, columns). Save it so."
+                )
+            _check_size(image, about, mapped.shape[::-1], camera)
+            values = np.array(mapped)
+    try:
+        factor = metres_per_value(described, whole=values.dtype.kind != "f")
+    except ValueError as error:
+        raise _BadFileError(f"{about}: {error}") from error
+    with np.errstate(over="ignore"):
+        return values.astype(np.float64) * factor
+
+
+def _check_size(image: Path, about: Path, size: tuple[int, ...], camera: Camera) -> None:
+    """Refuse an image of another size than its camera's, before it is decoded."""
+    wide, high = size
+    if wide * high > MAX_PIXELS:
+        raise _BadFileError(f"{image} has {wide} x {high} pixels, more than {MAX_PIXELS:,}. Give a smaller one.")
+    if (wide, high) != (camera.width, camera.height):
+        raise _BadFileError(
+            f"{image} has {wide} x {high} pixels, and {about} describes {camera.width} x {camera.height}. Give the "
+            "camera of this image, in pixels of its size."
+        )
+
+
+def shows_depth(path: Path) -> bool:
+    """Whether a PNG is 16-bit grey: depth images are, and pictures and textures are not."""
+    with path.open("rb") as file:
+        start = file.read(26)
+    return start[:8] == b"\x89PNG\r\n\x1a\n" and start[24:26] == bytes([16, 0])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON that holds an object."""
+    if path.stat().st_size > 10_000_000:
+        raise _BadFileError(f"{path} has {path.stat().st_size:,} bytes: that is no description of cameras.")
+    with _readable(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise _BadFileError(f"{path} holds no JSON object. Write one with fx, fy, cx, cy, width and height.")
+    return content
+
+
+def _seen(path: Path, views: list[View], name: str, unit: float, up: str, jump: float) -> Scan:
+    """The scan that depth images make, in metres, y up."""
+    placed = [replace(view, camera=view.camera.placed(_turn(up), unit)) for view in views]
+    scan = joined(placed, name, jump=jump)
+    if len(scan) < MIN_POINTS:
+        measured = np.concatenate([view.depth[view.seen] for view in views])
+        low, high = (measured.min(), measured.max()) if len(measured) else (0, 0)
+        raise ValueError(
+            f"{path} shows {len(scan)} points of a surface, and at least {MIN_POINTS} are needed: {len(measured):,} "
+            f"pixels measured something, at {low:.3g} to {high:.3g} m, and neighbours {jump:g} m apart are not joined. "
+            "Is it in millimetres, or does its JSON say depth_unit_scale_factor?"
+        )
+    moved: dict[str, Any] = {of: _moved(path, getattr(scan, of), np.eye(3)) for of in ("points", "normals", "sensors")}
+    return replace(scan, **moved)
+
+
 def _read_table(path: Path) -> _Raw:
     with path.open(encoding="utf-8") as file:
         rows = (line.replace(",", " ").replace(";", " ") for line in file)
@@ -358,21 +589,28 @@ def _read_table(path: Path) -> _Raw:
 
 
 def _split_columns(path: Path, table: np.ndarray) -> _Raw:
-    """Three columns are points, six are points and unit normals."""
-    if table.ndim != 2 or table.shape[1] not in (3, 6):
+    """Three columns are points, six are points and unit normals; two and four are the same in the plane z = 0."""
+    if table.ndim != 2 or table.shape[1] not in (2, 3, 4, 6):
         raise _BadFileError(
-            f"{path} is an array of shape {table.shape}; (n, 3) is points and (n, 6) points with normals. "
-            "Save those columns only."
+            f"{path} is an array of shape {table.shape}; (n, 3) is points and (n, 6) points with normals, (n, 2) and "
+            "(n, 4) are those of a plane. Save these columns only."
         )
-    if table.shape[1] == 3:
-        return _Raw(table)
-    lengths = np.linalg.norm(table[:, 3:].astype(np.float64), axis=1)
+    space = 3 if table.shape[1] in (3, 6) else 2
+    points, normals = (_in_space(part) for part in (table[:, :space], table[:, space:]))
+    if table.shape[1] == space:
+        return _Raw(points)
+    lengths = np.linalg.norm(normals.astype(np.float64), axis=1)
     if len(table) and np.median(lengths) > 1.5:
         raise _BadFileError(
-            f"{path} has six columns, and the last three are no unit normals (median length {np.median(lengths):.3g}). "
-            "Are they colours? Save x y z alone."
+            f"{path} has {2 * space} columns, and the last {space} are no unit normals (median length "
+            f"{np.median(lengths):.3g}). Are they colours? Save the coordinates alone."
         )
-    return _Raw(table[:, :3], normals=table[:, 3:])
+    return _Raw(points, normals=normals)
+
+
+def _in_space(columns: np.ndarray) -> np.ndarray:
+    """Two columns get a third of zeros."""
+    return np.pad(columns, ((0, 0), (0, 1))) if columns.shape[1] == 2 else columns
 
 
 # ------------------------------------------------------------------------------------------------------------ checking
@@ -459,6 +697,29 @@ def _moved(
     return np.asarray(moved)
 
 
+def _sniffed(start: bytes) -> str:
+    """The suffix that goes with the first bytes of a file."""
+    for magic, kind in _MAGIC.items():
+        if start.startswith(magic):
+            return kind
+    lines = [line.split() for line in start.splitlines() if line.strip() and not line.startswith(b"#")]
+    word = lines[0][0] if lines else b""
+    if word in (b"v", b"vn", b"vt", b"f", b"o", b"g", b"s", b"mtllib", b"usemtl"):
+        return ".obj"
+    return ".xyz" if word[:1] in b"+-.0123456789" and word else ".ply"
+
+
+_MAGIC = {
+    b"ply": ".ply",
+    b"\x93NUMPY": ".npy",
+    b"PK\x03\x04": ".npz",
+    b"glTF": ".glb",
+    b"OFF": ".off",
+    b"solid": ".stl",
+    b"\x89PNG": ".png",
+}
+
+
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -480,6 +741,21 @@ def _ply_bytes(elements: list[tuple[str, dict[str, np.ndarray]]]) -> bytes:
                 block[f"{name} count"] = column.shape[1]
         blocks.append(block.tobytes())
     return "\n".join([*header, "end_header\n"]).encode() + b"".join(blocks)
+
+
+def write_curves(path: str | os.PathLike[str], curves: Sequence[Float[np.ndarray, "k 2"]]) -> None:
+    """Write polylines of the plane as SVG, in their own unit; y points up."""
+    low, high = (kind([kind(curve, axis=0) for curve in curves], axis=0) for kind in (np.min, np.max))
+    margin = 0.05 * float((high - low).max())
+    x, y, width, height = (float(value) for value in (*(low - margin), *(high - low + 2 * margin)))
+    ways = [" L".join(f"{a:.6g},{b:.6g}" for a, b in curve) for curve in curves]
+    text = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{x:.6g} {-y - height:.6g} {width:.6g} {height:.6g}">',
+        f'<g transform="scale(1 -1)" fill="none" stroke="black" stroke-width="{0.1 * margin:.3g}">',
+        *(f'<path d="M{way}"/>' for way in ways),
+        "</g>\n</svg>\n",
+    ]
+    _write(Path(path), "\n".join(text).encode())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from trimesh import Trimesh
 
 from shapespace.data.scan import Scan
-from shapespace.data.store import Store
+from shapespace.data.store import Source
 from shapespace.geometry.inside import inside
 
 _POOL = 10_000  # points of each kind that are labelled for a scan
@@ -23,7 +23,7 @@ class Labels:
     takes a tenth of a second.
     """
 
-    def __init__(self, store: Store, names: Sequence[str], count: int) -> None:
+    def __init__(self, store: Source, names: Sequence[str], count: int) -> None:
         if bare := [name for name in names if not store.has_truth(name)]:
             raise ValueError(
                 f"{len(bare):,} of {len(names):,} scans of {store.path} have no true surface, {bare[0]} for one, and "

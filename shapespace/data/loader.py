@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shapespace.data.labels import Labels
 from shapespace.data.scan import Scan
-from shapespace.data.store import Store
+from shapespace.data.store import Source
 from shapespace.geometry import sampling
 
 _OF_THE_LOSS = ("surface", "normals", "lines", "shell", "box", "target", "query", "inside")
@@ -89,19 +89,21 @@ def collate(
 ) -> Batch:
     """Scans of equally many points as one batch; off-surface points are drawn by `seed`.
 
-    The first `surface` points of each scan (all of them if not said) are those of the loss.
+    The first `surface` points of each scan (all of them if not said) are those of the loss. About scans in the plane
+    z = 0 the other points lie in it too.
     """
     points = torch.from_numpy(np.stack([scan.points for scan in scans])).float()
     normals = _stacked([scan.normals for scan in scans], surface)
     lines = None if normals is not None else _stacked([_line(scan) for scan in scans], surface)
     generator = torch.Generator().manual_seed(seed)
     on = points[:, :surface]
+    space = torch.tensor([1.0, 1.0, 1.0 if points[..., 2].any() else 0.0])
     return Batch(
         points=points,
         surface=on,
         normals=normals,
-        shell=sampling.shell(on, sigma, generator),
-        box=sampling.box((len(scans), max(1, on.shape[1] // 8)), half, generator),
+        shell=sampling.shell(on, sigma, generator) * space,
+        box=sampling.box((len(scans), max(1, on.shape[1] // 8)), half, generator) * space,
         shape=torch.tensor([-1] * len(scans) if shape is None else list(shape)),
         lines=lines,
         sloped=sloped,
@@ -127,7 +129,7 @@ class StepDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        store: Store,
+        store: Source,
         names: Sequence[str],
         *,
         scans: int,

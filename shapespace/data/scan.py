@@ -33,9 +33,10 @@ class Scan:
         return len(self.points)
 
     def sample(self, count: int, rng: np.random.Generator) -> "Scan":
-        """Draw `count` points: evenly over the area of the faces, with face normals, or from the points if no faces.
+        """Draw `count` points: evenly over the area of the faces, or from the points if there are no faces.
 
-        Points alone are drawn without repetition while they last, and all of them, in random order, if fewer.
+        Points on faces have the normals of these, or between those of the corners if the scan has both. Points alone
+        are drawn without repetition while they last, and all of them, in random order, if fewer.
         """
         if self.faces is None:
             chosen = rng.permutation(len(self))[:count]
@@ -45,15 +46,15 @@ class Scan:
         doubled = np.linalg.norm(cross, axis=1)
         total = np.cumsum(doubled, dtype=np.float64)
         if not total[-1] > 0:
-            raise ValueError(
-                f"scan {self.name} has {len(self.faces)} faces of no area: its surface cannot be sampled. "
-                "Remove the faces to use its vertices as points."
-            )
+            raise self._no_area()
         face = np.searchsorted(total, rng.random(count) * total[-1], side="right").clip(max=len(doubled) - 1)
         u, v = np.sqrt(rng.random(count)), rng.random(count)
         weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
         points = np.einsum("nk,nkd->nd", weights, corners[face])
-        facing = cross[face] / doubled[face, None].clip(1e-30)
+        facing = cross[face]
+        if self.normals is not None:
+            facing = np.einsum("nk,nkd->nd", weights, self.normals[self.faces[face]])
+        facing = facing / np.linalg.norm(facing, axis=1, keepdims=True).clip(1e-30)
         sensors = None if self.sensors is None else self.sensors[self.faces[face, 0]]
         return Scan(self.name, points.astype(self.points.dtype), facing.astype(self.points.dtype), sensors)
 
@@ -68,8 +69,17 @@ class Scan:
         else:
             corners = self.points[self.faces].astype(np.float64)
             doubled = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+            if not doubled.any():
+                raise self._no_area()
             centre = np.average(corners.mean(axis=1), axis=0, weights=doubled)
         return Frame(torch.from_numpy(centre).float(), torch.tensor(scale))
+
+    def _no_area(self) -> ValueError:
+        count = 0 if self.faces is None else len(self.faces)
+        return ValueError(
+            f"scan {self.name} has {count} faces of no area: its surface cannot be sampled. "
+            "Remove the faces to use its vertices as points."
+        )
 
     def take(self, chosen: Int[np.ndarray, "k"]) -> "Scan":
         """Keep only the chosen points (and drop the faces)."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from shapespace.data.depth import triangulate
 from shapespace.data.scan import Scan
 from shapespace.geometry.rays import Rays
 
@@ -44,15 +45,14 @@ class Scanner:
         for image in seen:
             self._lose_blobs(image, rng)
         depth[seen] += rng.standard_normal(int(seen.sum())) * self.noise / cosine[seen]
-        triangles = self._triangles(seen, depth)
-        used, index = np.unique(triangles, return_inverse=True)
+        used, faces = triangulate(seen, depth, self.jump)
         camera = used // (self.rows * self.columns)
         points = sensors[camera] + directions.reshape(-1, 3)[used] * depth.reshape(-1)[used, None]
         return Scan(
             name,
             points.astype(np.float32),
             sensors=sensors[camera].astype(np.float32),
-            faces=index.reshape(-1, 3).astype(np.int32),
+            faces=faces,
         )
 
     def cameras(
@@ -84,19 +84,6 @@ class Scanner:
             radius = rng.uniform(*self.blob_radius)
             rows, columns = np.ogrid[: self.rows, : self.columns]
             image[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = False
-
-    def _triangles(
-        self, seen: Bool[np.ndarray, "c rows columns"], depth: Float[np.ndarray, "c rows columns"]
-    ) -> Int[np.ndarray, "m 3"]:
-        """Two triangles in each square of four neighbouring rays, where the corners are seen and close in depth."""
-        place = np.arange(seen.size).reshape(seen.shape)
-        above, below = slice(0, -1), slice(1, None)
-        a, b = place[:, above, above], place[:, above, below]
-        c, d = place[:, below, above], place[:, below, below]
-        triangles = np.stack([np.stack([a, c, b], -1), np.stack([b, c, d], -1)], axis=-2).reshape(-1, 3)
-        triangles = triangles[seen.reshape(-1)[triangles].all(axis=1)]
-        near: np.ndarray = np.ptp(depth.reshape(-1)[triangles], axis=1) <= self.jump
-        return np.asarray(triangles[near])
 
 
 def _see(

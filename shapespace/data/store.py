@@ -9,8 +9,9 @@ the file hold what it was made from.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import h5py
 import numpy as np
@@ -23,6 +24,54 @@ from shapespace.data.scan import Scan
 from shapespace.geometry.frame import Frame
 
 FORMAT = 1
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What a training asks of its scans, wherever they are; see `Store`."""
+
+    path: Path
+    scale: float
+    about: dict[str, Any]
+
+    def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
+        """Draw points of a scan, in the model frame."""
+
+    def frame(self, name: str) -> Frame:
+        """Where the scan lies in the world."""
+
+    def has_truth(self, name: str) -> bool:
+        """Whether the scan has a true surface."""
+
+    def truth(self, name: str) -> Trimesh | None:
+        """The true surface, or None."""
+
+
+class InMemory:
+    """A few scans that need no packing, where a store is asked for. They have no true surfaces."""
+
+    def __init__(self, scans: Mapping[str, Scan], *, scale: float, about: dict[str, Any]) -> None:
+        """Scans without faces, by name, in metres; `scale` is metres of one model unit."""
+        self.path, self.scale, self.about = Path("memory"), scale, about
+        self._frames = {name: scan.frame(scale) for name, scan in scans.items()}
+        self._scans = {name: scan.to_model(self._frames[name]) for name, scan in scans.items()}
+
+    def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
+        """Draw `count` points, each by itself, in the model frame."""
+        scan = self._scans[name]
+        return scan.take(rng.integers(len(scan), size=count))
+
+    def frame(self, name: str) -> Frame:
+        """Where the scan lies in the world."""
+        return self._frames[name]
+
+    def has_truth(self, name: str) -> bool:
+        """Never."""
+        return False
+
+    def truth(self, name: str) -> Trimesh | None:
+        """None."""
+        return None
 
 
 class Store:

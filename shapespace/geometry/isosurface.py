@@ -7,7 +7,7 @@ import igl
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from skimage.measure import marching_cubes
+from skimage.measure import find_contours, marching_cubes
 from torch import Tensor
 from trimesh import Trimesh
 
@@ -122,6 +122,24 @@ def dense(field: Field, *, resolution: int, half: float = 1.0, level: float = 0.
         raise _no_surface(field, half, level)
     vertices, faces, _, _ = marching_cubes(values, level, spacing=(2 * half / resolution,) * 3)
     return Trimesh(vertices - half, faces, process=False)
+
+
+def contours(
+    values: Float[np.ndarray, "y x"], axes: Float[np.ndarray, "2 n"], *, level: float = 0.0
+) -> list[Float[np.ndarray, "k 2"]]:
+    """Level lines of a field on a grid of the plane, by marching squares; `axes` are its columns' x and its rows' y.
+
+    Raises `ValueError` where there is none.
+    """
+    lines = find_contours(values, level)
+    if not lines:
+        raise ValueError(
+            f"no curve to extract: the field stays within [{values.min():.3g}, {values.max():.3g}] and never crosses "
+            f"level {level:g}. Train longer."
+        )
+    places = np.arange(axes.shape[1])
+    xy = ([np.interp(line[:, 1 - k], places, axes[k]) for k in (0, 1)] for line in lines)
+    return [np.stack(columns, axis=1) for columns in xy]
 
 
 def evaluate(field: Field, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:

@@ -49,6 +49,14 @@ def spacing(points: Float[np.ndarray, "n 3"], *, neighbour: int) -> float:
     return float(np.median(distance))
 
 
+def neighbours(
+    points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"], count: int
+) -> Int[np.ndarray, "n k"]:
+    """Which of the others are nearest to each point: `count` of them, or all if they are fewer."""
+    _, index = _tree(others).query(points, k=np.arange(min(count, len(others))) + 1, workers=-1)
+    return np.asarray(index)
+
+
 def _nearest(asking: cKDTree, asked: cKDTree) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     distance, index = asked.query(asking.data[asking.indices], workers=-1)
     return _put_back(np.asarray(distance), asking), _put_back(np.asarray(index), asking)

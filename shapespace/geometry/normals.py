@@ -1,4 +1,7 @@
-"""Normals of a surface from its points alone: the line on which each one lies, and which way is out."""
+"""Normals of a surface from its points alone: the line on which each one lies, and which way is out.
+
+Points in the plane z = 0 are those of a curve, whose normals lie in the plane.
+"""
 
 from typing import NamedTuple
 
@@ -7,7 +10,8 @@ from jaxtyping import Float, Int
 from scipy.ndimage import maximum_filter
 from scipy.spatial import cKDTree
 
-NEIGHBOURS = 16
+NEIGHBOURS = 16  # of a point, itself among them
+IN_PLANE = 6  # the same for points of a curve: as far to either side
 VIEWS = 48
 STEEP = 0.6  # a view tells sides only if it looks along the line to within the angle of this cosine
 WHOLE = 0.7  # of the points must be told by the views, one way only, or the scan is not seen from all around
@@ -20,6 +24,11 @@ class Oriented(NamedTuple):
     whole: bool
 
 
+def is_flat(points: Float[np.ndarray, "n 3"]) -> bool:
+    """Whether the points lie in the plane z = 0."""
+    return not points[:, 2].any()
+
+
 def estimate(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     """Unit vectors along the normals, of which nobody knows which way is out.
 
@@ -28,7 +37,10 @@ def estimate(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     wide = points.astype(np.float64)
     near = wide[_neighbours(wide)[0]]
     near -= near.mean(axis=1, keepdims=True)
-    _, axes = np.linalg.eigh(np.einsum("nka,nkb->nab", near, near))
+    spread = np.einsum("nka,nkb->nab", near, near)
+    if is_flat(points):
+        spread[:, 2, 2] = 2 * np.einsum("naa->n", spread)  # never the least
+    _, axes = np.linalg.eigh(spread)
     return np.asarray(axes[:, :, 0], dtype=points.dtype)
 
 
@@ -48,7 +60,7 @@ def outward(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"]) -
     index, reach = _neighbours(wide)
     cell = float(np.median(reach))
     votes = np.zeros((len(wide), 2))
-    for view in _directions(VIEWS):
+    for view in _directions(VIEWS, flat=is_flat(points)):
         along = axis @ view
         asked = np.flatnonzero(np.abs(along) > STEEP)
         side = np.sign(along[asked])
@@ -85,15 +97,18 @@ def _visible(
 
 def _neighbours(points: Float[np.ndarray, "n 3"]) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n"]]:
     """Nearest neighbours of each point, itself among them, and the distance to the farthest."""
-    count = min(NEIGHBOURS, len(points))
+    count = min(IN_PLANE if is_flat(points) else NEIGHBOURS, len(points))
     distance, index = cKDTree(points).query(points, k=count, workers=-1)
     shape = len(points), count
     return np.reshape(index, shape), np.reshape(distance, shape)[:, -1]
 
 
-def _directions(count: int) -> Float[np.ndarray, "k 3"]:
-    """Directions spread evenly over the sphere (Fibonacci lattice)."""
+def _directions(count: int, *, flat: bool = False) -> Float[np.ndarray, "k 3"]:
+    """Directions spread evenly over the sphere (Fibonacci lattice), or over the circle."""
     place = np.arange(count) + 0.5
+    if flat:
+        angle = 2 * np.pi * place / count
+        return np.stack([np.cos(angle), np.sin(angle), np.zeros(count)], axis=1)
     height, turn = 1 - 2 * place / count, np.pi * (1 + 5**0.5) * place
     ring = np.sqrt(1 - height**2)
     return np.stack([ring * np.cos(turn), height, ring * np.sin(turn)], axis=1)

@@ -9,14 +9,14 @@ from shapespace.models import distance
 from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
 from shapespace.models.encoders import Encoder
-from shapespace.nn.mlp import Linearised, SkipMLP
+from shapespace.nn.mlp import InPlane, Linearised, SkipMLP
 from shapespace.nn.prior import GaussianPrior
 
 
 class IGR(DistanceModel):
     """A code vector conditions one MLP; its field is a signed distance in model units, learned from raw scans."""
 
-    def __init__(self, encoder: Encoder, decoder: SkipMLP, prior: GaussianPrior) -> None:
+    def __init__(self, encoder: Encoder, decoder: SkipMLP | InPlane, prior: GaussianPrior) -> None:
         super().__init__()
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
 

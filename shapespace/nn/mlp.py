@@ -1,6 +1,7 @@
 """The decoder's network, its spatial gradient and its code Jacobian: sweeps up and down, written out."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -66,13 +67,13 @@ class SkipMLP(nn.Module):
         narrow = width - code - space  # what enters the skip layer is `width` wide, the input included
         outs = [narrow if layer == skip - 1 else width for layer in range(depth)]
         self.point_in = nn.Linear(space, outs[0])
-        self.code_in = nn.Linear(code, outs[0], bias=False)
+        self.code_in = _of_code(code, outs[0])
         self.hidden = nn.ModuleList(nn.Linear(outs[layer - 1], outs[layer]) for layer in range(1, depth))
         self.point_skip = nn.Linear(space, width, bias=False)
-        self.code_skip = nn.Linear(code, width, bias=False)
+        self.code_skip = _of_code(code, width)
         self.out = nn.Linear(width, 1)
         between = [layer for layer in range(1, depth) if layer != skip] if modulated else []
-        self.code_hidden = nn.ModuleDict({str(layer): nn.Linear(code, outs[layer], bias=False) for layer in between})
+        self.code_hidden = nn.ModuleDict({str(layer): _of_code(code, outs[layer]) for layer in between})
         for linear in (self.point_in, self.code_in, self.point_skip, self.code_skip, *self.layers()):
             nn.init.normal_(linear.weight, 0.0, math.sqrt(2 / linear.out_features))
             if linear.bias is not None:
@@ -180,6 +181,37 @@ class SkipMLP(nn.Module):
                 jacobian.addmm_(delta, by_code)
         value, gradient = _read(heights[-1], w), _gradient(deltas, w, self.skip)
         return Linearised(value.view(x.shape[:2]), gradient.view(x.shape), jacobian.view(*x.shape[:2], -1))
+
+
+def _of_code(code: int, units: int) -> nn.Linear:
+    """A layer that reads a code, which may have no numbers; torch warns of that, and here it is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        return nn.Linear(code, units, bias=False)
+
+
+class InPlane(nn.Module):
+    """A network of the plane (`space` 2) in space: it does not hear of z, and has no gradient there."""
+
+    def __init__(self, network: SkipMLP) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "b q 3"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q"]:
+        """Field at x: negative inside."""
+        return self.network(x[..., :2], code)
+
+    def value_and_gradient(
+        self, x: Float[Tensor, "b q 3"], code: Float[Tensor, "b k"]
+    ) -> tuple[Float[Tensor, "b q"], Float[Tensor, "b q 3"]]:
+        """Field and spatial gradient; one ordinary backward passes through both."""
+        value, gradient = self.network.value_and_gradient(x[..., :2], code)
+        return value, pad(gradient, (0, 1))
+
+    def linearise(self, x: Float[Tensor, "b q 3"], code: Float[Tensor, "b k"]) -> Linearised:
+        """Field, spatial gradient and code Jacobian (no graph)."""
+        found = self.network.linearise(x[..., :2], code)
+        return found._replace(gradient=pad(found.gradient, (0, 1)))
 
 
 # Below, points of all shapes stand in one row (n = b q) and lengths are in units of 1 / beta: softplus has sharpness 1.

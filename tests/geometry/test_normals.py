@@ -25,7 +25,7 @@ def test_lines_of_a_noisy_plane_stand_on_it() -> None:
 
 
 def test_three_points_have_lines_too() -> None:
-    lines = estimate(np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]))
+    lines = estimate(np.array([[0.0, 0, 1], [1, 0, 1], [0, 1, 1]]))
     np.testing.assert_allclose(np.abs(lines), [[0, 0, 1]] * 3, atol=1e-9)
 
 

@@ -59,5 +59,13 @@ def test_every_verb_works(config: str, store: Path, tmp_path: Path) -> None:
         f"evaluate {tmp_path / 'run'} {store} --splits train --limit 2 --method encode --protocols surface "
         "--resolution 24"
     )
-    (row,) = json.loads((tmp_path / "run" / "scores.json").read_text())["summary"].values()
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    (row,) = scores["summary"].values()
     assert 0 < row["surface"]["truth_to_found"]["median"] < 1000
+    told = scores["settings"]
+    assert (told["family"], told["method"]) == (config.removesuffix("_scans"), "encode")
+    assert told["trained_steps"] == int(steps.split()[-1])
+    assert min(told["encode_seconds"], told["mesh_seconds"], told["code_numbers"], told["trained_seconds"]) > 0
+    assert (told["fit_seconds"], told["weight_bytes"] == 0) == (None, config == "voxel")
+    call(f"report {tmp_path / 'run'}")
+    assert f" {told['code_numbers']:,} " in (tmp_path / "run" / "report.md").read_text()

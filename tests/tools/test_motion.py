@@ -1,0 +1,119 @@
+"""Motion of every family: ends that are encoded, paths that it knows, surfaces that are open or missing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from shapespace import ShapeSpace, build, evaluate
+from shapespace.data.scan import Scan
+from shapespace.space import Fit
+from shapespace.tools import motion, synthesize
+from shapespace.tools._settings import of_fits, of_model, timed
+
+SIZES = {
+    "igr": build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128),
+    "voxel": build.VoxelSizes(grid=8),
+    "atlas": build.AtlasSizes(code=4, width=16, patches=2),
+}
+
+
+def space(family: str, scans: int = 3) -> ShapeSpace:
+    torch.manual_seed(0)
+    sizes = SIZES[family]
+    return ShapeSpace(build.model(sizes, shapes=scans).eval(), sizes, scale=1.25, about={"weights": {}})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "people"
+    synthesize.main(folder, people=1, poses=2, test_people=1, test_people_poses=2, jobs=1)
+    return folder
+
+
+def test_the_record_tells_run_method_and_split(data: Path, tmp_path: Path) -> None:
+    space("atlas").save(tmp_path / "run" / "model.safetensors")
+    words = {"method": "encode", "pairs": 1, "steps": 3, "resolution": 24, "paths": ("shortest", "linear")}
+    motion.main(str(tmp_path / "run"), data, lm=motion.LMOptions(), **words)  # type: ignore[arg-type]
+    held = json.loads((tmp_path / "run" / "motion" / "motion.json").read_text())
+    told = held["settings"]
+    assert (told["run"], told["family"], told["method"], told["split"]) == ("run", "atlas", "encode", "unseen_people")
+    assert (told["data"], told["pairs"], told["steps"]) == ("people", 1, 3)
+    assert list(held["medians"]) == ["linear", "truth"]  # an atlas has no shortest path
+    assert held["medians"]["linear"]["truth_to_found"] > 0
+    assert held["medians"]["linear"]["volume_error"] is None  # and is open
+    assert (tmp_path / "run" / "motion" / "motion.png").is_file()
+
+
+def test_paths_that_a_family_has_not_are_left_out_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert motion.possible(("linear", "shortest"), space("igr")) == ["linear", "shortest"]
+    assert motion.possible(("spherical", "shortest", "linear"), space("voxel")) == ["spherical", "linear"]
+    assert "family voxel has no shortest path: that needs signed distances" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"family atlas has no shortest path: .*\. Score --paths linear\."):
+        motion.possible(("shortest",), space("atlas"))
+
+
+def test_open_and_missing_surfaces_have_no_volume() -> None:
+    truth = [trimesh.creation.icosphere(radius=r) for r in (1.0, 1.1, 1.2)]
+    row = evaluate.motion(truth, truth)
+    assert row["truth_to_found"] == pytest.approx(0, abs=1e-3)
+    assert row["volume_error"] == pytest.approx(0)
+    opened = [trimesh.Trimesh(mesh.vertices, mesh.faces[1:], process=False) for mesh in truth]
+    row = evaluate.motion(opened, truth)
+    assert np.isnan(row["volume_error"])
+    assert row["sa_sigma"] > 0
+    missing = evaluate.motion(None, truth)
+    assert missing.keys() == row.keys()
+    assert np.isnan(list(missing.values())).all()
+
+
+def test_missing_paths_are_in_no_median_and_are_counted() -> None:
+    nan = float("nan")
+    rows = [{"a": "", "b": "", "path": "linear", "truth_to_found": e, "sa_sigma": e} for e in (1.0, nan, 3.0)]
+    assert motion._medians(rows) == {"truth_to_found": 2, "sa_sigma": 2, "failed": 1}
+
+
+def test_the_record_counts_what_new_scans_need(tmp_path: Path) -> None:
+    for scans in (1, 50):
+        one = space("voxel", scans)
+        one.save(tmp_path / str(scans) / "model.safetensors")
+        told = of_model(tmp_path / str(scans), one)
+        assert (told["weight_numbers"], told["weight_bytes"]) == (0, 0)  # a grid of its own for each, and no more
+        assert (told["run"], told["family"], told["trained_steps"]) == (str(scans), "voxel", None)
+    one = space("atlas")
+    told = of_model(Path("humans"), one)
+    floats = sum(tensor.numel() for tensor in one.model.state_dict().values())
+    assert (told["run"], told["weight_numbers"]) == ("humans", floats)
+    torch.save({"step": 7, "seconds": 60.0}, tmp_path / "1" / "checkpoint.pt")
+    told = of_model(tmp_path / "1" / "model.safetensors", space("voxel", 1))
+    assert (told["run"], told["trained_steps"], told["trained_seconds"]) == ("1", 7, 60)
+
+
+def test_auto_is_recorded_as_what_it_came_to() -> None:
+    one = space("igr")
+    fit = one.encode_scans([motion_scan()])[0]
+    fitted = Fit(fit.code, fit.frame, fit.residuals, np.eye(4), seconds=1.5)
+    assert of_fits("encode", [fit], [fit])["fit_seconds"] is None
+    assert of_fits("auto", [fit], [fit])["method"] == "adam"
+    assert of_fits("auto", [fit], [fitted]) | {"encode_seconds": 0} == {
+        "method": "lm",
+        "encode_seconds": 0,
+        "fit_seconds": 1.5,
+        "code_numbers": 4,
+    }
+    assert of_fits("refine", [fit], [fitted])["method"] == "refine"
+
+
+def motion_scan() -> Scan:
+    points = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    return Scan("s", points / np.linalg.norm(points, axis=1, keepdims=True))
+
+
+def test_items_come_as_they_were_and_leave_their_seconds() -> None:
+    seconds: list[float] = []
+    assert list(timed((k * k for k in range(4)), seconds)) == [0, 1, 4, 9]
+    assert len(seconds) == 4
+    assert min(seconds) >= 0

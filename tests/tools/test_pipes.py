@@ -1,0 +1,178 @@
+"""Scans from standard input, meshes to standard output, and nothing else there."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from shapespace.data.files import read_bytes, read_scan, write_scan
+from shapespace.data.scan import Scan
+from shapespace.tools.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was never trained: it has a surface, no more."""
+    from shapespace import ShapeSpace, build
+
+    torch.manual_seed(0)
+    sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    ShapeSpace(build.igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
+    return path
+
+
+def person() -> Scan:
+    normals = np.random.default_rng(0).normal(size=(500, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return Scan("p", (normals * (0.3, 0.85, 0.2) + (4, 5, 6)).astype(np.float32), normals.astype(np.float32))
+
+
+def call(folder: Path, *words: object, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """In a process of its own, with true pipes."""
+    line = [sys.executable, "-m", "shapespace.tools", *map(str, words)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=folder, input=given, capture_output=True, check=False, env=env)
+
+
+@pytest.fixture
+def inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Call in this process, which is spared the imports: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(*words: object, given: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["shapespace", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capfd.readouterr()
+        return code, said.out, said.err
+
+    return called
+
+
+@pytest.mark.parametrize("verb", ["fit", "encode"])
+def test_a_scan_goes_in_and_its_mesh_alone_comes_out(
+    verb: str, model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    write_scan(tmp_path / "scan.ply", person(), unit=0.01, up="z")
+    options = ("--unit", "cm", "--up", "z", "--resolution", 32)
+    done = call(tmp_path, verb, model, "-", *options, given=(tmp_path / "scan.ply").read_bytes())
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.ply"]
+    assert done.stdout.startswith(b"ply\n")
+    mesh = trimesh.load(io.BytesIO(done.stdout), file_type="ply", process=False)
+    assert len(mesh.faces) > 100
+    np.testing.assert_allclose(mesh.bounds.mean(axis=0), [400, -600, 500], atol=60)  # where the scan lies, in its unit
+    code, _, err = inside(verb, model, "scan.ply", *options, "--out", "kept")
+    assert code == 0, err
+    kept = trimesh.load(tmp_path / "kept" / "scan.ply", process=False)
+    np.testing.assert_array_equal(kept.faces, mesh.faces)
+    np.testing.assert_allclose(kept.vertices, mesh.vertices, atol=1e-2)
+
+
+def test_standard_input_goes_to_a_folder_if_one_is_named(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    write_scan(tmp_path / "scan.ply", person())
+    words = ("fit", model, "-", "scan.ply", "--out", "both", "--resolution", 16)
+    code, out, err = inside(*words, given=(tmp_path / "scan.ply").read_bytes())
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "both").glob("*.ply")} == {"stdin.ply", "scan.ply"}
+    assert "2 meshes in both" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "sentence"),
+    [
+        ((), b"", "standard input is empty"),
+        ((), b"ply\nformat binary_little_endian 1.0\n", "standard input is cut off inside its header"),
+        ((), b"what is this", "standard input is cut off inside its header or is not a PLY file"),
+        (("--resolution", "0"), b"", "standard output takes one mesh, and 1 scans with --resolution 0"),
+        (("scan.ply", "--out", "-"), b"", "standard output takes one mesh, and 2 scans"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_comes_out(
+    words: tuple[str, ...],
+    given: bytes,
+    sentence: str,
+    model: Path,
+    tmp_path: Path,
+    inside: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, out, err = inside("fit", model, "-", *words, given=given)
+    assert (code, out) == (2, "")
+    assert err.startswith("shapespace fit: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_is_spared(
+    model: Path, inside: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, err = inside("fit", model, "-")
+    assert (code, out) == (2, "")
+    assert "the mesh would go to the terminal, as a binary PLY. Add > mesh.ply" in err
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".obj", ".off", ".stl", ".glb", ".npy", ".npz", ".xyz"])
+def test_the_format_is_told_by_the_first_bytes(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"scan{suffix}"
+    ball = trimesh.creation.icosphere(subdivisions=2)
+    if suffix == ".npy":
+        np.save(path, ball.vertices)
+    elif suffix == ".npz":
+        np.savez(path, points=ball.vertices)
+    elif suffix == ".xyz":
+        np.savetxt(path, ball.vertices, header="x y z")
+    else:
+        ball.export(path, **({"file_type": "stl_ascii"} if suffix == ".stl" else {}))
+    whole, piped = read_scan(path), read_bytes(path.read_bytes())
+    assert piped.name == "stdin"
+    np.testing.assert_array_equal(piped.points, whole.points)
+    assert (piped.faces is None) == (whole.faces is None)
+
+
+def test_a_depth_image_alone_has_no_camera(tmp_path: Path) -> None:
+    image = io.BytesIO()
+    Image.fromarray(np.full((20, 20), 2000, np.uint16)).save(image, format="PNG")
+    with pytest.raises(ValueError, match=r"^standard input is a depth image without a camera"):
+        read_bytes(image.getvalue())
+
+
+def test_depth_images_are_fitted_like_any_other_scan(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A plate of a person's size two metres off, in the words of an Open3D recording."""
+    values = np.zeros((200, 160), np.uint16)
+    values[20:180, 60:100] = 2000
+    (tmp_path / "depth").mkdir()
+    for name in ("00000", "00001"):
+        Image.fromarray(values).save(tmp_path / "depth" / f"{name}.png")
+    matrix = [200, 0, 0, 0, 200, 0, 80, 100, 1]
+    (tmp_path / "intrinsic.json").write_text(json.dumps({"width": 160, "height": 200, "intrinsic_matrix": matrix}))
+    code, _, err = inside("fit", model, "depth/00000.png", "depth/00001.png", "--resolution", 16)
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "fitted").glob("*.ply")} == {"00000.ply", "00001.ply"}
+    code, out, err = inside("preprocess", "folder", ".", "s.h5", "--pattern", "depth/{frame}.png", "--points", 1000)
+    assert code == 0, err
+    assert "2 scans, 2,000 points" in out
+    code, _, err = inside("fit", model, "depth/00000.png", "--jump", "nan")
+    assert code == 2
+    assert "shows 0 points of a surface" in err

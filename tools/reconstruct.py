@@ -1,0 +1,88 @@
+"""The surface of one scan by itself: no shape space, no code. A scan in the plane gives a curve.
+
+    shapespace reconstruct scan.ply --out surface
+    shapespace reconstruct points.xyz --normals drop --out surface      (do not trust the normals of the file)
+    shapespace reconstruct outline.csv --out curve                      (x, y or x, y, nx, ny)
+    shapespace reconstruct scan.ply --config single_paper --optim.minutes 10 --detail False --out paper
+
+Any object in any unit, but in one piece: what lies far off makes the rest small. Where the scan is open, the surface is
+closed as the field finds it. Writes `surface.ply` and `surface.png` (or `contour.svg`, `contour.png`), and what
+`shapespace train` leaves. `--config single` is the default; hints about normals go to stderr.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from shapespace import picture, plots
+from shapespace.config import TrainConfig
+from shapespace.data import files
+from shapespace.data.scan import Scan
+from shapespace.geometry.normals import is_flat
+from shapespace.reconstruct import DETAIL, Reconstruction, reconstruct
+from shapespace.refine import RefineOptions
+from shapespace.run import Run
+
+CONFIG = "single"
+
+
+def main(
+    points: Annotated[Path, tyro.conf.Positional],
+    *,
+    config: Annotated[TrainConfig[Any], tyro.conf.arg(name="")],
+    refine: RefineOptions = DETAIL,
+    up: files.Up = "y",
+    normals: files.Normals = "auto",
+    detail: bool = True,
+    resolution: int = 256,
+    out: Path = Path("reconstructed"),
+) -> None:
+    """Reconstruct one surface.
+
+    Args:
+        points: The scan: points or a mesh, in space or in the plane.
+        config: Settings of the training.
+        refine: Settings of the detail.
+        up: Axis of the file that points up; the surface comes back so.
+        normals: Take the file's normals (auto), ask for them (require), or do without (drop).
+        detail: Adapt the field to the points once more, and take from them what it is too smooth for; in space only.
+        resolution: Cells of the mesh's grid along the edge of the cube around the scan.
+        out: Folder for everything.
+
+    """
+    scan = files.read_scan(points, name=points.stem, up=up, normals=normals)
+    if normals == "drop":
+        scan = replace(scan, normals=None)
+    run = Run(out)
+    run.create({"scan": str(points), **asdict(config)})
+    options = refine if detail else None
+    found = reconstruct(scan, run, config, options, seed=config.seed)
+    for hint in found.hints:
+        print(f"note: {hint}", file=sys.stderr)
+    kind = _write_curve if is_flat(scan.points) else _write_surface
+    kind(found, scan, out, up, resolution)
+
+
+def _write_surface(found: Reconstruction, scan: Scan, out: Path, up: files.Up, resolution: int) -> None:
+    mesh = found.mesh(resolution=resolution)
+    files.write_mesh(out / "surface.ply", mesh, up=up)
+    titles = (f"{len(scan):,} points", "surface")
+    picture.contact_sheet([(scan.name, [picture.mesh_of_scan(scan), mesh])], out / "surface.png", titles=titles)
+    print(f"surface in {out / 'surface.ply'}, picture in {out / 'surface.png'}")
+
+
+def _write_curve(found: Reconstruction, scan: Scan, out: Path, up: files.Up, resolution: int) -> None:
+    values, axes = found.plane(resolution=2 * resolution)
+    files.write_curves(out / "contour.svg", found.contours(resolution=2 * resolution))
+    plots.write_png(plots.level_lines(values, axes, np.asarray(scan.points[:, :2])), out / "contour.png")
+    print(f"curve in {out / 'contour.svg'}, picture in {out / 'contour.png'}")
+
+
+if __name__ == "__main__":
+    from shapespace.tools.__main__ import run as run_tool
+
+    run_tool(main)
