@@ -9,21 +9,28 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from shapespace import losses
 from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
-from shapespace.geometry import nearest
+from shapespace.geometry import nearest, pose
+from shapespace.geometry.frame import Frame
 from shapespace.models.base import DistanceModel, ShapeModel
 from shapespace.models.code import Code, join
+from shapespace.nn.mlp import Linearised
 from shapespace.nn.spread import PIECE, spread
 from shapespace.objective import Objective, in_pieces
 
 _FAR = 1e9  # a free point that is asked to be above minus this is content with any field
 _ESTIMATED = 50_000  # points of a scan without normals that get some: two seconds
+_TURN_OF_A_TRIAL = 0.5  # radians: from one start half-way to the next
 _ROWS_ON_GPU = 16  # codes that are linearised at once: some 6 GB at 7,168 points each
+
+
+Pose = Literal["given", "near", "heading", "rotation"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,18 @@ class LMOptions:
     """Stop when a step lowers the cost by less than this share."""
     trial: int = 4
     """Steps, with a quarter of the points, after which only the best start of each scan goes on."""
+    pose: Pose = "given"
+    """How the scan lies: as the training scans do (given); nearly so (near), as scans of a part of a person do, whose
+    middle is not the person's; upright, facing anywhere (heading); or in any way (rotation). What is not given is found
+    together with the code."""
+    turn: float = 0.15
+    """Standard deviation of the turn about each axis that is found beside a start, in radians."""
+    shift: float = 0.15
+    """Standard deviation of the shift along each axis."""
+    size: float = 0.01
+    """Standard deviation of the change of size, as a share: stature is in the code."""
+    keep: int = 3
+    """Starts that go on where the pose is not given; the one that fits best at the end is taken."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,8 @@ class Fitted:
     """Of the flat codes, by Laplace's approximation at the minimum; none for first-order fits."""
     residual: Float[Tensor, "b n"]
     """|f| at points of the scan that the fit was not shown, in model units; none where f is no distance."""
+    frames: Sequence[Frame | None]
+    """How each scan was moved to lie as the training scans do; none where that was given."""
 
 
 def encode(model: ShapeModel, scans: Sequence[Scan], *, points: int = 4096, seed: int = 0, chunk: int = 16) -> Code:
@@ -104,8 +125,8 @@ def fit_lm(
 ) -> Fitted:
     """Fit the codes of scans (model frame) by Levenberg-Marquardt, `chunk` scans at a time.
 
-    Each scan starts from its encoder's code and from the mean of the training codes; the better goes on. Starts, scans
-    and pieces of scans are worked on side by side.
+    Each scan starts from its encoder's code and from the mean of the training codes, in all poses that are asked for;
+    the better go on. Starts, scans and pieces of scans are worked on side by side.
     """
     options = options or LMOptions()
     parts = []
@@ -159,7 +180,7 @@ def _fit_adam_one(
             optimiser.step()
     code = start.like(flat.detach())
     residual = _residual(model, [scan], code, seed) if isinstance(model, DistanceModel) else flat.new_zeros(1, 0)
-    return Fitted(code, None, residual)
+    return Fitted(code, None, residual, [None])
 
 
 @contextmanager
@@ -177,21 +198,64 @@ def _asleep(model: ShapeModel) -> Iterator[None]:
 
 def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> Fitted:
     model.eval()
-    encoded = encode(model, scans, seed=seed)
+    begun = [_Start(index, scan, None) for index, scan in enumerate(scans)]
+    if options.pose in ("heading", "rotation"):
+        begun = [one.placed(turn) for one in begun for turn in _turns(options.pose)]
     few = replace(options, points=max(1, options.points // 4), free=options.free // 4)  # they tell starts apart
-    trial = _Problem(model, [draw(scan, few.points, seed) for scan in scans], encoded, few, seed)
-    every = torch.arange(len(scans), device=encoded.flat.device)
-    starts = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
-    tried = _descend(trial, every.repeat(2), starts, options.trial, options)
-    best = tried.cost.view(2, -1).argmin(dim=0) * len(scans) + every
-    start = encoded.like(tried.flat[best])
-    drawn = [draw(_with_normals(scan, seed), options.points, seed) for scan in scans]
+    if len(begun) > len(scans):
+        few = replace(few, turn=_TURN_OF_A_TRIAL)
+    encoded = encode(model, [one.scan for one in begun], seed=seed)
+    trial = _Problem(model, [draw(one.scan, few.points, seed) for one in begun], encoded, few, seed)
+    every = torch.arange(len(begun), device=encoded.flat.device)
+    flat = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
+    tried = _descend(trial, every.repeat(2), trial.at_rest(flat), options.trial, few)
+
+    going = _best(tried.cost, [begun[row].of for row in every.repeat(2).tolist()], trial.posed * (options.keep - 1) + 1)
+    codes, poses = trial.split(tried.flat[going])
+    kept = [begun[row % len(begun)] for row in going]
+    if trial.posed:
+        kept = [one.placed(pose.frame_of(found)) for one, found in zip(kept, poses, strict=True)]
+    start = encoded.like(codes)
+    drawn = [draw(_with_normals(one.scan, seed), options.points, seed) for one in kept]
     known = [oriented(model, scan, start[index]) for index, scan in enumerate(drawn)]
-    problem = _Problem(model, known, encoded, options, seed)
-    state = _descend(problem, every, start.flat, options.steps - options.trial, options)
-    code = encoded.like(state.flat)
-    covariance = torch.cholesky_inverse(torch.linalg.cholesky(state.hessian))
-    return Fitted(code, covariance, _residual(model, scans, code, seed))
+    problem = _Problem(model, known, start, options, seed)
+    rows = torch.arange(len(kept), device=codes.device)
+    state = _descend(problem, rows, problem.at_rest(codes), options.steps - options.trial, options)
+
+    best = _best(state.cost, [one.of for one in kept], 1)
+    codes, poses = problem.split(state.flat[best])
+    found = [kept[row] for row in best]
+    if problem.posed:
+        found = [one.placed(pose.frame_of(by)) for one, by in zip(found, poses, strict=True)]
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(state.hessian[best]))[
+        :, : codes.shape[1], : codes.shape[1]
+    ]
+    code = encoded.like(codes)
+    residual = _residual(model, [one.scan for one in found], code, seed)
+    return Fitted(code, covariance, residual, [one.frame for one in found])
+
+
+class _Start(NamedTuple):
+    """A scan, moved by a frame; `of` is its place among those that are to be fitted."""
+
+    of: int
+    scan: Scan
+    frame: Frame | None
+
+    def placed(self, frame: Frame) -> "_Start":
+        """Moved once more."""
+        return _Start(self.of, self.scan.to_model(frame), frame if self.frame is None else self.frame.then(frame))
+
+
+def _turns(unknown: pose.Unknown) -> list[Frame]:
+    rotations = torch.from_numpy(pose.starts(unknown)).float()
+    return [Frame(torch.zeros(3), torch.tensor(1.0), rotation) for rotation in rotations]
+
+
+def _best(cost: Float[Tensor, "r"], of: Sequence[int], count: int) -> list[int]:
+    """The rows that cost least: `count` of those that belong to each scan, scan after scan."""
+    order = cost.argsort().tolist()
+    return [row for index in sorted(set(of)) for row in [r for r in order if of[r] == index][:count]]
 
 
 class _State(NamedTuple):
@@ -206,7 +270,8 @@ class _State(NamedTuple):
 class _Problem:
     """What is asked of the field at the points of each scan: cost, gradient and Gauss-Newton matrix for given codes.
 
-    Scans are padded to the same number of points, with free space of which nothing is asked.
+    Scans are padded to the same number of points, with free space of which nothing is asked. Where the pose is not
+    given, a row holds a code and the pose that moves the scan (`geometry.pose`).
     """
 
     def __init__(self, model: DistanceModel, scans: Sequence[Scan], codes: Code, options: LMOptions, seed: int) -> None:
@@ -218,11 +283,26 @@ class _Problem:
         self.x = pad_sequence(x, batch_first=True).to(device)
         self.target = pad_sequence(target, batch_first=True, padding_value=-_FAR).to(device)
         self.free = pad_sequence(free, batch_first=True, padding_value=True).to(device)
-        self.precision = model.prior.precision()
+        self.posed = options.pose != "given"
+        deviations = [options.turn] * 3 + [options.shift] * 3 + [options.size]
+        self.mean = torch.cat([model.prior.mean, torch.zeros(pose.SIZE * self.posed, device=device)])
+        firm = torch.tensor(deviations[: pose.SIZE * self.posed], device=device).square().reciprocal()
+        self.precision = (
+            torch.block_diag(model.prior.precision(), torch.diag(firm)) if self.posed else model.prior.precision()
+        )
+
+    def at_rest(self, codes: Float[Tensor, "r c"]) -> Float[Tensor, "r k"]:
+        """Codes of scans that are not moved."""
+        return pad(codes, (0, pose.SIZE * self.posed))
+
+    def split(self, flat: Float[Tensor, "r k"]) -> tuple[Float[Tensor, "r c"], Float[Tensor, "r p"]]:
+        """Codes, and poses (of no numbers where they are given)."""
+        found = flat.split([flat.shape[1] - pose.SIZE * self.posed, pose.SIZE * self.posed], dim=1)
+        return found[0], found[1]
 
     def __call__(self, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"]) -> _State:
         """State of each code for its scan: the sum over the scan's points, and the prior of the codes."""
-        away = flat - self.model.prior.mean
+        away = flat - self.mean
         pull = away @ self.precision
         total = _State(flat, 0.5 * (away * pull).sum(dim=1), pull, self.precision.repeat(len(flat), 1, 1))
         if flat.device.type == "cpu":
@@ -244,7 +324,7 @@ class _Problem:
     ) -> tuple[Float[Tensor, "r"], Float[Tensor, "r k"], Float[Tensor, "r k k"]]:
         """What some points say. IRLS with Huber's weights for the scan, a hinge for free space."""
         options = self.options
-        field = self.model.linearise(self.x[scans, points], self.codes.like(flat))
+        field = self._linearise(self.x[scans, points], flat)
         residual = field.value - self.target[scans, points]
         content = self.free[scans, points] & (residual > 0)  # free space asks for f >= target only
         size = residual.abs()
@@ -257,6 +337,16 @@ class _Problem:
             (weighted.mT @ residual[..., None])[..., 0],
             weighted.mT @ field.jacobian,
         )
+
+    def _linearise(self, x: Float[Tensor, "r q 3"], flat: Float[Tensor, "r k"]) -> Linearised:
+        """The field at the points, moved by each row's pose; its Jacobian in all numbers of the row."""
+        codes, poses = self.split(flat)
+        if not self.posed:
+            return self.model.linearise(x, self.codes.like(codes))
+        moved, left = pose.move(x, poses)
+        field = self.model.linearise(moved, self.codes.like(codes))
+        by_pose = pose.by_pose(field.gradient, moved, poses, left)
+        return field._replace(jacobian=torch.cat([field.jacobian, by_pose], dim=2))
 
 
 def _descend(
@@ -352,4 +442,5 @@ def _joined(parts: Sequence[Fitted]) -> Fitted:
         join([part.code for part in parts]),
         torch.cat(covariances) if len(covariances) == len(parts) else None,
         torch.cat([part.residual for part in parts]),
+        [frame for part in parts for frame in part.frames],
     )

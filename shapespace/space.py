@@ -153,7 +153,7 @@ class ShapeSpace:
         return [
             Fit(
                 fitted.code[index],
-                frame,
+                frame if (found := fitted.frames[index]) is None else frame.then(found),
                 fitted.residual[index].cpu().numpy() * self.scale,
                 None if fitted.covariance is None else fitted.covariance[index].cpu().numpy(),
                 scan.name,
@@ -175,7 +175,8 @@ class ShapeSpace:
                 f"family {build.family(self.sizes)} cannot be refined: it has no signed distance of a vector."
             )
         for scan, fit in zip(scans, tqdm(fits, desc="refine", unit="scan", disable=len(fits) < 2), strict=True):
-            model = refine(self.model, self._place(scan)[0], fit.code, self.about["weights"], options, seed=seed)
+            check_size(scan, scale=self.scale)
+            model = refine(self.model, scan.to_model(fit.frame), fit.code, self.about["weights"], options, seed=seed)
             yield ShapeSpace(model, self.sizes, scale=self.scale, about={**self.about, "refined": scan.name})
 
     def mesh(self, of: Fit | Code, *, resolution: int = 128, components: Components = "largest") -> Trimesh:
@@ -314,6 +315,9 @@ def save_fits(path: FilePath, fits: Sequence[Fit], space: ShapeSpace) -> None:
     tensors: dict[str, Tensor] = {f"code.{index}": part for index, part in enumerate(code.parts)}
     tensors["centre"] = torch.stack([fit.frame.centre for fit in fits])
     tensors["scale"] = torch.stack([fit.frame.scale for fit in fits])
+    if any(fit.frame.rotation is not None for fit in fits):
+        still = torch.eye(3)
+        tensors["rotation"] = torch.stack([still if (r := fit.frame.rotation) is None else r for fit in fits])
     if all(fit.covariance is not None for fit in fits):
         tensors["covariance"] = torch.from_numpy(
             np.stack([fit.covariance for fit in fits if fit.covariance is not None])
@@ -331,11 +335,11 @@ def load_fits(path: FilePath, space: ShapeSpace) -> list[Fit]:
             "give the run that wrote them, or fit the scans again with this one."
         )
     parts = tuple(tensors[f"code.{index}"] for index in range(sum(name.startswith("code.") for name in tensors)))
-    code, covariance = Code(parts), tensors.get("covariance")
+    code, covariance, rotation = Code(parts), tensors.get("covariance"), tensors.get("rotation")
     return [
         Fit(
             code[index],
-            Frame(tensors["centre"][index], tensors["scale"][index]),
+            Frame(tensors["centre"][index], tensors["scale"][index], None if rotation is None else rotation[index]),
             np.empty(0),
             None if covariance is None else covariance[index].numpy(),
             name,

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from shapespace import build, fit
 from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
+from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
 from shapespace.geometry.normals import estimate
 from shapespace.losses import weigh
@@ -144,3 +146,40 @@ def test_adam_lowers_the_loss_and_shares_the_terms(model: IGR) -> None:
     end = fit.fit_adam(model, [scan], weights, fit.AdamOptions(points=256, steps=100, lr=0.02, half=1.0))
     assert end.covariance is None
     assert end.residual.mean() < 0.5 * start.residual.mean()
+
+
+TURNS = {"near": [0.1, 0.15, -0.1], "heading": [0, 2.2, 0], "rotation": [1.3, 0.4, -1.6]}
+
+
+@pytest.mark.parametrize("pose", TURNS)
+def test_the_pose_is_found_with_the_code(model: IGR, pose: fit.Pose) -> None:
+    """Ellipsoids with three different axes, moved: the surface that is found is the same, where the scan lies."""
+    still = ellipsoid(0.5, count=1500)
+    turn = torch.from_numpy(Rotation.from_rotvec(TURNS[pose]).as_matrix()).float()
+    moved = still.to_world(Frame(torch.tensor([0.05, -0.04, 0.03]), torch.tensor(1.0), turn))
+    options = fit.LMOptions(pose=pose)
+    given, found = fit.fit_lm(model, [still]), fit.fit_lm(model, [still, moved], options)
+    assert found.covariance is not None
+    assert found.covariance.shape == (2, 4, 4)
+    assert found.residual[1].mean() < 1.5 * given.residual[0].mean()
+    (frame,) = found.frames[1:]
+    assert frame is not None
+    surface = frame.to_world(torch.from_numpy(model.surface(found.code[1], resolution=48)[0].vertices.copy()).float())
+    x = torch.from_numpy(moved.points)
+    assert torch.cdist(x, surface).amin(dim=1).mean() < 0.03
+
+
+def test_a_posed_problem_s_gradient_is_that_of_its_cost(model: IGR) -> None:
+    scan = ellipsoid(0.45)
+    options = fit.LMOptions(points=300, pose="near", huber=1.0)
+    problem = fit._Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
+    flat = problem.at_rest((model.prior.mean + 0.1)[None]) + 0.02
+    state = problem(torch.tensor([0]), flat)
+    for index in range(flat.shape[1]):
+        step = torch.zeros_like(flat)
+        step[0, index] = 1e-3
+        up, down = (problem(torch.tensor([0]), flat + side * step).cost for side in (1, -1))
+        slope = float((up - down) / 2e-3)
+        assert slope == pytest.approx(
+            float(state.gradient[0, index]), rel=0.03, abs=0.02 * float(state.gradient.abs().max())
+        )

@@ -2,18 +2,22 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from shapespace.data import files
 from shapespace.data.depth import JUMP
+from shapespace.data.recipe import UnitName, guess_unit
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
+from shapespace.geometry.frame import Frame
 
 PIPE = "-"
+_SURE = 0.99
 
 
 @dataclass(frozen=True)
@@ -24,27 +28,64 @@ class Source:
     """A store, for scans given by name (subject/sequence/frame) or by split."""
     split: str | None = None
     """All scans of this split of the store."""
-    unit: Literal["m", "cm", "mm", "in"] = "m"
-    """Unit of the files; with depth images, of the places of their cameras. Meshes come back in it."""
+    unit: Literal["auto"] | UnitName = "auto"
+    """Unit of the files; auto goes by the size of people, and says so where it is not metres. With depth images, which
+    are metric, it is that of the places of their cameras (auto: metres). Meshes come back in it."""
     up: files.Up = "y"
     """Axis of the files that points up: x, y, z or their negatives. Meshes come back so."""
     jump: float = JUMP
     """Metres: neighbouring pixels of a depth image that differ by more are not one surface."""
 
+    @property
+    def metres(self) -> float:
+        """Metres of one unit; of one that is not settled, a metre."""
+        return 1.0 if self.unit == "auto" else files.UNITS[self.unit]
 
-def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> list[Scan]:
-    """The scans, in metres, y up. Raises `ValueError` if there are none, unless they may be `empty`."""
+
+class Gathered(NamedTuple):
+    """Scans in metres, y up, and how they were read: the unit is settled."""
+
+    scans: list[Scan]
+    source: Source
+
+
+def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> Gathered:
+    """Read all that is named. Raises `ValueError` if there are no scans, unless they may be `empty`."""
     store = None if source.store is None else Store(source.store)
-    scans = [_scan(word, name, store, source) for word, name in zip(inputs, _names(inputs), strict=True)]
-    if source.split is not None:
-        if store is None:
-            raise ValueError(f"--split {source.split} needs the store that has it: add --store FILE.")
+    if source.split is not None and store is None:
+        raise ValueError(f"--split {source.split} needs the store that has it: add --store FILE.")
+    names = dict(zip(inputs, _names(inputs), strict=True))
+    files_named = [word for word in inputs if store is None or word == PIPE or Path(word).is_file()]
+    read = {word: _read(word, names[word], source) for word in files_named}
+    if source.unit == "auto":
+        source = replace(source, unit=_guessed(list(read.values())))
+        read = {word: scan.to_world(_in_metres(source.metres)) for word, scan in read.items()}
+    scans = [read[word] if store is None or word in read else from_store(store, word) for word in inputs]
+    if store is not None and source.split is not None:
         scans += [from_store(store, name) for name in store.select(source.split)]
     if not scans and not empty:
         raise ValueError(
             "no scans given: name files, or names in a store (--store FILE), or --store FILE --split NAME."
         )
-    return scans
+    return Gathered(scans, source)
+
+
+def _guessed(scans: Sequence[Scan]) -> UnitName:
+    """The unit of the files by the size of people, said aloud where it is no metre or might be another."""
+    if not scans:
+        return "m"
+    unit, confidence = guess_unit(scans)
+    if unit != "m" or confidence < _SURE:
+        which = scans[0].name if len(scans) == 1 else f"the {len(scans)} scans"
+        print(
+            f"note: {which} taken to be in {unit} (confidence {confidence:.0%}); say --unit to overrule.",
+            file=sys.stderr,
+        )
+    return unit
+
+
+def _in_metres(unit: float) -> Frame:
+    return Frame(torch.zeros(3), torch.tensor(unit))
 
 
 def from_store(store: Store, name: str) -> Scan:
@@ -53,12 +94,11 @@ def from_store(store: Store, name: str) -> Scan:
     return packed.to_world(store.frame(name))
 
 
-def _scan(word: str, name: str, store: Store | None, source: Source) -> Scan:
+def _read(word: str, name: str, source: Source) -> Scan:
+    """A file, or standard input, in metres; if their unit is still to be guessed, in that."""
     if word == PIPE:
-        return files.read_bytes(sys.stdin.buffer.read(), unit=files.UNITS[source.unit], up=source.up)
-    if Path(word).is_file() or store is None:
-        return files.read_scan(word, name=name, unit=files.UNITS[source.unit], up=source.up, jump=source.jump)
-    return from_store(store, word)
+        return files.read_bytes(sys.stdin.buffer.read(), unit=source.metres, up=source.up)
+    return files.read_scan(word, name=name, unit=source.metres, up=source.up, jump=source.jump)
 
 
 def _names(words: Sequence[str]) -> list[str]:

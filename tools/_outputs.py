@@ -56,7 +56,7 @@ def write(
 
     The codes are those of `space`; the meshes too, unless each scan has a `refined` space of its own.
     """
-    unit, up = files.UNITS[source.unit], source.up
+    unit, up = source.metres, source.up
     own = repeat(space) if refined is None else refined
     meshes = (
         its.mesh(fit, resolution=meshing.resolution, components=meshing.components)

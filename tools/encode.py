@@ -41,7 +41,8 @@ def main(
     """
     where = destination(out, scans, "encoded", meshing)
     space = ShapeSpace.load(run)
-    write(space.encode_scans(gather(scans, source), seed=seed), space, where, source, meshing)
+    gathered, source = gather(scans, source)
+    write(space.encode_scans(gathered, seed=seed), space, where, source, meshing)
 
 
 if __name__ == "__main__":

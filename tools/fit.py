@@ -56,7 +56,7 @@ def main(
     """
     where = destination(out, scans, "fitted", meshing)
     space = ShapeSpace.load(run)
-    gathered = gather(scans, source)
+    gathered, source = gather(scans, source)
     fits = space.fit_scans(gathered, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
     refined = space.refine(gathered, fits, refine, seed=seed) if method == "refine" else None
     write(fits, space, where, source, meshing, refined)

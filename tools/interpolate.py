@@ -18,7 +18,6 @@ import tyro
 from shapespace import metrics, picture
 from shapespace.atomic import replacing
 from shapespace.data import files
-from shapespace.data.scan import Scan
 from shapespace.fit import LMOptions
 from shapespace.paths import Path as CodePath
 from shapespace.space import Fit, ShapeSpace, load_fits
@@ -56,11 +55,11 @@ def main(
 
     """
     space = ShapeSpace.load(run)
-    start, end = _ends(space, (a, b), source, lm, seed)
+    (start, end), source = _ends(space, (a, b), source, lm, seed)
     meshes = space.interpolate(start, end, steps, path=path, resolution=resolution)
     for index, mesh in enumerate(meshes):
         file = out / f"{index:03d}.{format}"
-        files.write_mesh(file, mesh, unit=files.UNITS[source.unit], up=source.up)
+        files.write_mesh(file, mesh, unit=source.metres, up=source.up)
     picture.animated_glb(meshes, out / "interpolation.glb")
     area, volume = metrics.areas(meshes).tolist(), metrics.volumes(meshes).tolist()
     picture.contact_sheet(
@@ -74,12 +73,15 @@ def main(
     print(f"{steps} meshes in {out}, animation in {out / 'interpolation.glb'}, picture in {out / 'interpolation.png'}")
 
 
-def _ends(space: ShapeSpace, words: tuple[str, str], source: Source, lm: LMOptions, seed: int) -> list[Fit]:
-    """The two ends: read from a file of codes, or fitted together."""
+def _ends(
+    space: ShapeSpace, words: tuple[str, str], source: Source, lm: LMOptions, seed: int
+) -> tuple[list[Fit], Source]:
+    """The two ends, read from a file of codes, or fitted together; and how their scans were read."""
     read = [_read(space, word) for word in words]
-    scans: list[Scan] = gather([word for word, fit in zip(words, read, strict=True) if fit is None], source, empty=True)
+    unknown = [word for word, fit in zip(words, read, strict=True) if fit is None]
+    scans, source = gather(unknown, source, empty=True)
     fitted = iter(space.fit_scans(scans, lm=lm, seed=seed) if scans else [])
-    return [next(fitted) if fit is None else fit for fit in read]
+    return [next(fitted) if fit is None else fit for fit in read], source
 
 
 def _read(space: ShapeSpace, word: str) -> Fit | None:

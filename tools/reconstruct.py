@@ -3,7 +3,7 @@
     shapespace reconstruct scan.ply --out surface
     shapespace reconstruct points.xyz --normals drop --out surface      (do not trust the normals of the file)
     shapespace reconstruct outline.csv --out curve                      (x, y or x, y, nx, ny)
-    shapespace reconstruct scan.ply --config single_paper --optim.minutes 10 --detail False --out paper
+    shapespace reconstruct scan.ply --config single_paper --optim.minutes 10 --no-detail --out paper
 
 Any object in any unit, but in one piece: what lies far off makes the rest small. Where the scan is open, the surface is
 closed as the field finds it. Writes `surface.ply` and `surface.png` (or `contour.svg`, `contour.png`), and what

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from trimesh import Trimesh
@@ -73,8 +73,7 @@ def check_size(scan: Scan, *, scale: float, unit: float = 1.0) -> None:
     The size is the largest extent of all but the lowest and highest 1 % of the points, because raw scans have
     stray ones. It must lie between 0.24 and 2.4 model units: 0.3 to 3 m for people. `unit` is metres per file unit.
     """
-    low, high = np.percentile(scan.points, [1, 99], axis=0)
-    size = float((high - low).max())
+    size = _size(scan)
     least, most = 0.24 * scale, 2.4 * scale
     if least <= size <= most:
         return
@@ -86,6 +85,35 @@ def check_size(scan: Scan, *, scale: float, unit: float = 1.0) -> None:
         remedy = "Is it the right file? If it is no person, give its size by --scale."
     shown = f"{size:,.0f}" if size > 10 else f"{size:.3g}"
     raise ValueError(f"scan {scan.name} is {shown} m large, and {least:.2g} to {most:.2g} m is expected. {remedy}")
+
+
+UnitName = Literal["m", "cm", "mm", "in"]
+
+
+class Unit(NamedTuple):
+    """A unit by its name, and the probability that it is the one, if it is one of these and the scans are people."""
+
+    name: UnitName
+    confidence: float
+
+
+def guess_unit(scans: Sequence[Scan]) -> Unit:
+    """The unit of scans (as their files have them) by how large people are, all of them in one unit.
+
+    The size of a scan (see `check_size`) is taken for that of a person: 1.5 m, give or take a quarter, whether they
+    stand, bend, or were seen in part.
+    """
+    sizes = np.array([_size(scan) for scan in scans])
+    off = {name: np.log(np.maximum(sizes, 1e-30) * metres / 1.5) / 0.25 for name, metres in UNITS.items()}
+    score = {name: -0.5 * float(np.square(each).mean()) for name, each in off.items()}
+    best = max(get_args(UnitName), key=lambda name: score[name])
+    return Unit(best, 1 / sum(float(np.exp(other - score[best])) for other in score.values()))
+
+
+def _size(scan: Scan) -> float:
+    """The largest extent of all but the lowest and highest 1 % of the points."""
+    low, high = np.percentile(scan.points, [1, 99], axis=0)
+    return float((high - low).max())
 
 
 def frame_of(stem: str) -> str:

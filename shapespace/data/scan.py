@@ -106,18 +106,28 @@ class Scan:
         return replace(self, normals=oriented.normals) if oriented.whole else replace(self, lines=lines)
 
     def to_model(self, frame: Frame) -> "Scan":
-        """The same scan in the model frame: points and sensors move, normals stay."""
-        return self._moved(frame.to_model)
+        """The same scan in the model frame."""
+        return self._moved(frame.to_model, frame.turned)
 
     def to_world(self, frame: Frame) -> "Scan":
         """The way back from `to_model`."""
-        return self._moved(frame.to_world)
+        return self._moved(frame.to_world, frame.turned_back)
 
-    def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Scan":
-        def array(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-            return move(torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))).numpy()
+    def _moved(
+        self, move: Callable[[torch.Tensor], torch.Tensor], turn: Callable[[torch.Tensor], torch.Tensor]
+    ) -> "Scan":
+        def by(change: Callable[[torch.Tensor], torch.Tensor], of: Any) -> Any:
+            if of is None:
+                return None
+            return change(torch.from_numpy(np.ascontiguousarray(of, dtype=np.float32))).numpy()
 
-        return replace(self, points=array(self.points), sensors=None if self.sensors is None else array(self.sensors))
+        return replace(
+            self,
+            points=by(move, self.points),
+            normals=by(turn, self.normals),
+            sensors=by(move, self.sensors),
+            lines=by(turn, self.lines),
+        )
 
     def to_data(self) -> Any:
         """As a torch-geometric `Data` (`pos`, `normal`, `sensor`, `line`, `name`), for its transforms and loaders."""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from shapespace import datasets
-from shapespace.data.recipe import Entry, checked, frame_of, read_split, suggest
+from shapespace.data.files import UNITS
+from shapespace.data.recipe import Entry, UnitName, checked, frame_of, guess_unit, read_split, suggest
 from shapespace.data.scan import Scan
 from shapespace.datasets import RECIPES, find_recipe
 from shapespace.geometry import nearest
@@ -325,3 +326,20 @@ def test_the_bare_name_datasets_is_refused():
     spec = importlib.util.spec_from_file_location("datasets", datasets.__file__)
     with pytest.raises(ImportError, match=r"import shapespace\.datasets instead"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize("unit", ["m", "cm", "mm", "in"])
+@pytest.mark.parametrize("height", [1.1, 1.5, 1.9])
+def test_the_unit_is_guessed_by_the_size_of_people(unit: UnitName, height: float) -> None:
+    points = height / UNITS[unit] * np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)).astype(np.float32)
+    found = guess_unit([Scan("", points)])
+    assert found.name == unit
+    assert 0.8 < found.confidence <= 1
+
+
+def test_many_scans_say_their_unit_together_and_something_between_is_unsure() -> None:
+    def cube(size: float) -> Scan:
+        return Scan("", size * np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)).astype(np.float32))
+
+    assert guess_unit([cube(90.0)]).confidence < 0.8  # a large person in inches, or a child in centimetres
+    assert guess_unit([cube(90.0), cube(170.0), cube(180.0)]).name == "cm"

@@ -1,0 +1,67 @@
+"""Small rigid motions and changes of size, with their derivatives; and rotations to start from."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from shapespace.geometry.frame import Frame
+
+SIZE = 7  # numbers of a pose: a rotation vector (radians), a shift, the logarithm of a size
+
+Unknown = Literal["heading", "rotation"]
+
+
+def move(
+    points: Float[Tensor, "r q 3"], pose: Float[Tensor, "r 7"]
+) -> tuple[Float[Tensor, "r q 3"], Float[Tensor, "r 3 3"]]:
+    """Points y = e^s exp(w) x + t, for a pose (w, t, s); and the matrix that `by_pose` needs beside them."""
+    turn, shift, size = pose[:, :3], pose[:, None, 3:6], pose[:, None, 6:]
+    cross = _cross(turn)
+    angle = turn.norm(dim=1).clamp(min=1e-4)[:, None, None]
+    left = (
+        torch.eye(3, device=pose.device)
+        + (1 - angle.cos()) / angle.square() * cross
+        + (angle - angle.sin()) / angle**3 * cross @ cross
+    )
+    return size.exp() * (points @ torch.linalg.matrix_exp(cross).mT) + shift, left
+
+
+def by_pose(
+    gradient: Float[Tensor, "r q 3"],
+    moved: Float[Tensor, "r q 3"],
+    pose: Float[Tensor, "r 7"],
+    left: Float[Tensor, "r 3 3"],
+) -> Float[Tensor, "r q 7"]:
+    """Derivatives of f(y) with respect to the pose that moved x to y, from the gradient of f there.
+
+    By the left Jacobian of the rotation group (Solà, Deray & Atchuthan, A micro Lie theory, 2018, eq. 145).
+    """
+    about = moved - pose[:, None, 3:6]
+    turning = torch.linalg.cross(about, gradient) @ left
+    return torch.cat([turning, gradient, (gradient * about).sum(dim=2, keepdim=True)], dim=2)
+
+
+def frame_of(pose: Float[Tensor, "7"]) -> Frame:
+    """The same motion as a frame."""
+    rotation, scale = torch.linalg.matrix_exp(_cross(pose[None, :3]))[0], (-pose[6]).exp()
+    return Frame(-scale * (rotation.T @ pose[3:6]), scale, rotation)
+
+
+def starts(unknown: Unknown | None) -> Float[np.ndarray, "k 3 3"]:
+    """Rotations no more than 45 degrees from any other one: 8 headings about y, or the 60 turns of an icosahedron."""
+    if unknown is None:
+        return np.eye(3)[None]
+    if unknown == "heading":
+        return Rotation.from_rotvec([[0, angle, 0] for angle in np.arange(8) * np.pi / 4]).as_matrix()
+    return Rotation.create_group("I").as_matrix()
+
+
+def _cross(vectors: Float[Tensor, "r 3"]) -> Float[Tensor, "r 3 3"]:
+    """The matrices that multiply by a cross product from the left."""
+    x, y, z = vectors.unbind(dim=1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).view(-1, 3, 3)
