@@ -59,7 +59,7 @@ class LMOptions:
     """Stop when a step lowers the cost by less than this share."""
     trial: int = 4
     """Steps, with a quarter of the points, after which only the best start of each scan goes on."""
-    pose: Pose = "given"
+    pose: Pose = "near"
     """How the scan lies: as the training scans do (given); nearly so (near), as scans of a part of a person do, whose
     middle is not the person's; upright, facing anywhere (heading); or in any way (rotation). What is not given is found
     together with the code."""
@@ -70,7 +70,7 @@ class LMOptions:
     size: float = 0.01
     """Standard deviation of the change of size, as a share: stature is in the code."""
     keep: int = 3
-    """Starts that go on where the pose is not given; the one that fits best at the end is taken."""
+    """Starts that go on where the rotation is unknown; the one that fits best at the end is taken."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,8 @@ def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOption
     flat = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
     tried = _descend(trial, every.repeat(2), trial.at_rest(flat), options.trial, few)
 
-    going = _best(tried.cost, [begun[row].of for row in every.repeat(2).tolist()], trial.posed * (options.keep - 1) + 1)
+    count = options.keep if len(begun) > len(scans) else 1
+    going = _best(tried.cost, [begun[row].of for row in every.repeat(2).tolist()], count)
     codes, poses = trial.split(tried.flat[going])
     kept = [begun[row % len(begun)] for row in going]
     if trial.posed:

@@ -23,6 +23,7 @@ from shapespace.data.recipe import check_size
 from shapespace.data.scan import Scan
 from shapespace.data.store import Source
 from shapespace.fit import FROM_ENCODER, AdamOptions, LMOptions, encode, fit_adam, fit_lm
+from shapespace.geometry import pose
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
 from shapespace.models.base import DistanceModel, FieldModel, ShapeModel
@@ -197,8 +198,8 @@ class ShapeSpace:
         start, end = (x.frame if isinstance(x, Fit) else self._frame() for x in (a, b))
         meshes = []
         for index, t in enumerate(tqdm(np.linspace(0, 1, steps), desc="mesh", unit="frame")):
-            frame = replace(start, centre=torch.lerp(start.centre, end.centre, float(t)))
-            meshes.append(self.mesh(Fit(codes[index], frame, np.empty(0)), resolution=resolution))
+            place = Fit(codes[index], pose.between(start, end, float(t)), np.empty(0))
+            meshes.append(self.mesh(place, resolution=resolution))
         return meshes
 
     def sample(self, count: int) -> Code:

@@ -54,7 +54,7 @@ def model() -> IGR:
 
 def test_gradient_and_matrix_of_the_problem_equal_autograd(model: IGR) -> None:
     scan = ellipsoid(0.45)
-    problem = fit._Problem(model, [scan], fit.encode(model, [scan]), fit.LMOptions(points=300), seed=0)
+    problem = fit._Problem(model, [scan], fit.encode(model, [scan]), fit.LMOptions(points=300, pose="given"), seed=0)
     flat = (model.prior.mean + 0.1)[None].clone().requires_grad_()
     options = problem.options
     value = model.field(problem.x[0][None], problem.codes.like(flat))[0]

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from shapespace.atomic import replacing
 from shapespace.data import files
+from shapespace.data.scan import Scan
 from shapespace.space import Components, Fit, ShapeSpace, save_fits
 from shapespace.tools._inputs import PIPE, Source, file_name
+from shapespace.verdict import ODD, Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -46,39 +48,68 @@ def destination(out: Path | None, scans: Sequence[str], folder: str, meshing: Me
 
 def write(
     fits: Sequence[Fit],
+    scans: Sequence[Scan],
     space: ShapeSpace,
     out: Path,
     source: Source,
     meshing: Meshing,
     refined: Iterable[ShapeSpace] | None = None,
+    *,
+    strict: bool = False,
 ) -> None:
     """Codes, the record of the fits, and the meshes, which lie where the scans do; one mesh alone if `out` is -.
 
-    The codes are those of `space`; the meshes too, unless each scan has a `refined` space of its own.
+    The codes are those of `space`; the meshes too, unless each scan has a `refined` space of its own. Scans that do not
+    look like those of the space are named, and `strict` makes an error of it, once everything is written.
     """
     unit, up = source.metres, source.up
     own = repeat(space) if refined is None else refined
     meshes = (
-        its.mesh(fit, resolution=meshing.resolution, components=meshing.components)
+        its.mesh(fit, resolution=meshing.resolution, components=meshing.components) if meshing.resolution else None
         for fit, its in zip(fits, own, strict=False)
     )
-    if out == Path(PIPE):
-        sys.stdout.buffer.write(files.mesh_bytes(next(meshes), unit=unit, up=up))
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    save_fits(out / "codes.safetensors", fits, space)
-    with replacing(out / "fits.json") as part:
-        part.write_text(json.dumps([_record(fit) for fit in fits], indent=1))
-    if meshing.resolution:
-        for fit, mesh in zip(tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), meshes, strict=True):
+    verdicts = []
+    for fit, scan, mesh in zip(
+        tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), scans, meshes, strict=False
+    ):
+        verdicts.append(judge(fit.code, space.model.prior, fit.residuals, scan, mesh))
+        if mesh is not None and out == Path(PIPE):
+            sys.stdout.buffer.write(files.mesh_bytes(mesh, unit=unit, up=up))
+        elif mesh is not None:
             files.write_mesh(out / f"{file_name(fit.name)}.ply", mesh, unit=unit, up=up)
-        print(f"{len(fits)} meshes in {out}")
-    print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
+    if out != Path(PIPE):
+        out.mkdir(parents=True, exist_ok=True)
+        save_fits(out / "codes.safetensors", fits, space)
+        with replacing(out / "fits.json") as part:
+            part.write_text(json.dumps([_record(*pair) for pair in zip(fits, verdicts, strict=True)], indent=1))
+        if meshing.resolution:
+            print(f"{len(fits)} meshes in {out}")
+        print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
+    _warn(fits, verdicts, strict)
 
 
-def _record(fit: Fit) -> dict[str, object]:
-    row: dict[str, object] = {"name": fit.name, "seconds": round(fit.seconds, 3)}
-    if len(fit.residuals):
-        median, p95 = np.percentile(fit.residuals * 1000, [50, 95])
-        row |= {"residual_median_mm": round(float(median), 3), "residual_p95_mm": round(float(p95), 3)}
-    return row
+def _warn(fits: Sequence[Fit], verdicts: Sequence[Verdict], strict: bool) -> None:
+    odd = [(fit.name, verdict.oddness) for fit, verdict in zip(fits, verdicts, strict=True) if not verdict.plausible]
+    if not odd:
+        return
+    named = ", ".join(f"{name} ({oddness:.0f})" for name, oddness in odd[:5]) + (", ..." if len(odd) > 5 else "")
+    said = (
+        f"{len(odd)} of {len(fits)} scans do not look like those that the space was learned from, by the oddness of "
+        f"their codes (1 for training scans; above {ODD:g} is odd): {named}. Is it a person, without floor and "
+        "furniture? Upright? If not, --lm.pose rotation finds how it lies."
+    )
+    if strict:
+        raise ValueError(f"{said} What was found is written.")
+    print(f"note: {said}", file=sys.stderr)
+
+
+def _record(fit: Fit, verdict: Verdict) -> dict[str, object]:
+    """Numbers that are not finite are left out."""
+    row = {
+        "residual_median_mm": round(verdict.median * 1000, 3),
+        "residual_p95_mm": round(verdict.p95 * 1000, 3),
+        "oddness": round(verdict.oddness, 2),
+        "coverage": round(verdict.coverage, 3),
+    }
+    known = {name: value for name, value in row.items() if np.isfinite(value)}
+    return {"name": fit.name, "seconds": round(fit.seconds, 3), **known, "plausible": verdict.plausible}

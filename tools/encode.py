@@ -42,7 +42,7 @@ def main(
     where = destination(out, scans, "encoded", meshing)
     space = ShapeSpace.load(run)
     gathered, source = gather(scans, source)
-    write(space.encode_scans(gathered, seed=seed), space, where, source, meshing)
+    write(space.encode_scans(gathered, seed=seed), gathered, space, where, source, meshing)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@
     shapespace fit runs/people --store data/people.h5 --split unseen_people --out fitted
     shapespace fit humans scan.ply --method refine --out fitted         (then adapt the weights: detail, half a minute)
     shapespace fit runs/people scan.ply --method adam --out fitted      (the paper's protocol: minutes a scan)
-
     shapespace fit humans - < scan.ply > mesh.ply                       (a scan from standard input, its mesh to output)
     shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
 
-Writes `codes.safetensors` (codes, places, covariances), `fits.json` (residuals and seconds of each scan) and one PLY a
-scan, in the unit and with the up axis of the scan.
+Writes `codes.safetensors` (codes, places, covariances), `fits.json` (a verdict on each scan: residuals, how odd its
+code is, how much of the surface it saw; and seconds) and one PLY for each scan, in its unit and with its up axis.
 """
 
 from pathlib import Path
@@ -35,6 +34,7 @@ def main(
     refine: RefineOptions,
     out: Path | None = None,
     method: Literal["auto", "lm", "adam", "refine"] = "auto",
+    strict: bool = False,
     seed: int = 0,
 ) -> None:
     """Fit scans.
@@ -51,6 +51,7 @@ def main(
             and - for a scan from standard input.
         method: Levenberg-Marquardt on the code (lm), IGR's Adam (adam), or lm and then the weights adapted to each scan
             (refine); auto is lm where the family allows it, and otherwise Adam from the encoder's code.
+        strict: End with an error if a scan does not look like those that the space was learned from.
         seed: Of the points that are drawn from each scan.
 
     """
@@ -59,7 +60,7 @@ def main(
     gathered, source = gather(scans, source)
     fits = space.fit_scans(gathered, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
     refined = space.refine(gathered, fits, refine, seed=seed) if method == "refine" else None
-    write(fits, space, where, source, meshing, refined)
+    write(fits, gathered, space, where, source, meshing, refined, strict=strict)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial.transform import Rotation
+from scipy.spatial.transform import Rotation, Slerp
 from torch import Tensor
 
 from shapespace.geometry.frame import Frame
@@ -49,6 +49,16 @@ def frame_of(pose: Float[Tensor, "7"]) -> Frame:
     """The same motion as a frame."""
     rotation, scale = torch.linalg.matrix_exp(_cross(pose[None, :3]))[0], (-pose[6]).exp()
     return Frame(-scale * (rotation.T @ pose[3:6]), scale, rotation)
+
+
+def between(a: Frame, b: Frame, share: float) -> Frame:
+    """A frame on the way from a to b: centre and scale along a straight line, the rotation at an even speed."""
+    centre, scale = torch.lerp(a.centre, b.centre, share), torch.lerp(a.scale, b.scale, share)
+    if a.rotation is None and b.rotation is None:
+        return Frame(centre, scale)
+    ends = [torch.eye(3) if frame.rotation is None else frame.rotation for frame in (a, b)]
+    turn = Slerp([0, 1], Rotation.from_matrix(torch.stack(ends).numpy()))(share)
+    return Frame(centre, scale, torch.from_numpy(turn.as_matrix()).to(centre))
 
 
 def starts(unknown: Unknown | None) -> Float[np.ndarray, "k 3 3"]:

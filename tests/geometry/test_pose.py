@@ -82,3 +82,19 @@ def test_starts_are_rotations_and_near_to_any_other(unknown: pose.Unknown | None
         others = Rotation.random(200, random_state=0)
     nearest = [min((Rotation.from_matrix(starts) * other.inv()).magnitude()) for other in others]
     assert np.degrees(max(nearest)) < reach + 0.01
+
+
+@pytest.mark.parametrize("turns", [(True, True), (True, False), (False, False)])
+def test_between_two_frames_both_ends_are_met_and_the_middle_is_half_turned(turns: tuple[bool, bool]) -> None:
+    points, poses = some()
+    frames = [pose.frame_of(row) for row in poses]
+    a, b = (frame if turn else Frame(frame.centre, frame.scale) for frame, turn in zip(frames, turns, strict=True))
+    for share, end in ((0.0, a), (1.0, b)):
+        torch.testing.assert_close(pose.between(a, b, share).to_world(points[0]), end.to_world(points[0]))
+    middle = pose.between(a, b, 0.5)
+    torch.testing.assert_close(middle.centre, (a.centre + b.centre) / 2)
+    if middle.rotation is None:
+        assert turns == (False, False)
+        return
+    halves = [torch.eye(3) if end.rotation is None else end.rotation for end in (a, b)]
+    torch.testing.assert_close(middle.rotation @ halves[0].T, halves[1] @ middle.rotation.T, atol=1e-5, rtol=1e-5)

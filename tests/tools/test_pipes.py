@@ -1,4 +1,4 @@
-"""Scans from standard input, meshes to standard output, and nothing else there."""
+"""Scans from files and standard input, in any unit; meshes to where they are wanted, with a verdict."""
 
 import io
 import json
@@ -176,3 +176,48 @@ def test_depth_images_are_fitted_like_any_other_scan(
     code, _, err = inside("fit", model, "depth/00000.png", "--jump", "nan")
     assert code == 2
     assert "shows 0 points of a surface" in err
+
+
+@pytest.mark.parametrize(("unit", "metres"), [("mm", 0.001), ("in", 0.0254), ("m", 1.0)])
+def test_the_unit_is_guessed_and_said_and_meshes_come_back_in_it(
+    unit: str, metres: float, model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    write_scan(tmp_path / "scan.ply", person(), unit=metres)
+    code, _, err = inside("fit", model, "scan.ply", "--out", "a", "--resolution", 16)
+    assert code == 0, err
+    assert ("note: scan taken to be in" in err) == (unit != "m")
+    mesh = trimesh.load(tmp_path / "a" / "scan.ply", process=False)
+    np.testing.assert_allclose(mesh.bounds.mean(axis=0) * metres, [4, 5, 6], atol=0.6)
+    other = {"mm": "cm", "in": "mm", "m": "mm"}[unit]
+    code, _, err = inside("fit", model, "scan.ply", "--out", "b", "--resolution", 16, "--unit", other)
+    assert code == 2  # overruled, and so refused
+    assert "large, and" in err
+
+
+def test_a_scan_like_no_other_is_named_and_strictly_an_error(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    from shapespace import ShapeSpace
+
+    narrow = ShapeSpace.load(model)
+    assert narrow.model.prior is not None
+    narrow.model.prior.mean += 1
+    narrow.model.prior.covariance *= 1e-4  # whatever the encoder says is odd now
+    narrow.save(tmp_path / "narrow.safetensors")
+    write_scan(tmp_path / "scan.ply", person())
+    words = ("narrow.safetensors", "scan.ply", "--resolution", 16)
+    code, _, err = inside("encode", *words, "--out", "encoded")
+    assert code == 0
+    assert "1 of 1 scans do not look like" in err
+    code, _, _ = inside(
+        "fit", model, "scan.ply", "--resolution", 16, "--lm.evidence", 0.01, "--strict", "--out", "fine"
+    )
+    assert code == 0
+    code, _, err = inside("fit", *words, "--lm.steps", 5, "--lm.evidence", 1e9, "--strict", "--out", "strict")
+    assert code == 2
+    assert "do not look like" in err
+    assert (tmp_path / "strict" / "scan.ply").exists()
+    (record,) = json.loads((tmp_path / "strict" / "fits.json").read_text())
+    assert record["oddness"] > 8
+    assert not record["plausible"]
+    assert 0 <= record["coverage"] <= 1

@@ -1,0 +1,56 @@
+"""What is to be thought of a fit: how near the scan it is, how much of it was seen, and whether it is like the others.
+
+A decoder of people bends to many things: a ball or a chair is met to a few millimetres, by a code like no person's. So
+it is the code that tells.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from trimesh import Trimesh
+
+from shapespace.data.scan import Scan
+from shapespace.geometry import nearest
+from shapespace.models.code import Code
+from shapespace.nn.prior import GaussianPrior
+
+SEEN = 0.020  # metres: surface this close to a point of the scan was seen
+ODD = 8.0  # people that `humans` had never seen have 1.4 to 4.3, balls, boxes, chairs and the like 12 to 32
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one fit. Lengths are metres; what cannot be told is NaN."""
+
+    median: float
+    """Distance of the surface from the scan, at half of its points it is less."""
+    p95: float
+    """The same at 95 % of them."""
+    oddness: float
+    """Squared Mahalanobis distance of the code from the training codes, over the count of its numbers: 1 for those."""
+    coverage: float
+    """Share of the surface that the scan saw, to within 2 cm."""
+
+    @property
+    def plausible(self) -> bool:
+        """Whether the scan looks like those that the space was learned from, as far as this can be told."""
+        return not self.oddness > ODD
+
+
+def judge(
+    code: Code, prior: GaussianPrior | None, residuals: Float[np.ndarray, "n"], scan: Scan, mesh: Trimesh | None
+) -> Verdict:
+    """The verdict on a code of one; scan, mesh and residuals in metres, where the scan lies."""
+    median, p95 = np.percentile(residuals, [50, 95]) if len(residuals) else (np.nan, np.nan)
+    coverage = np.nan
+    if mesh is not None and len(mesh.vertices):
+        coverage = float((nearest.to_points(np.asarray(mesh.vertices), scan.points)[0] < SEEN).mean())
+    return Verdict(float(median), float(p95), np.nan if prior is None else _oddness(code, prior), coverage)
+
+
+@torch.no_grad()
+def _oddness(code: Code, prior: GaussianPrior) -> float:
+    away = code.flat[0] - prior.mean
+    return float(away @ prior.precision() @ away) / len(away)
