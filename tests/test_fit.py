@@ -133,7 +133,7 @@ def test_free_space_lies_on_the_rays_and_weighs_only_where_the_field_is_inside(m
     torch.testing.assert_close(target[free], options.clear * apart, atol=1e-5, rtol=1e-3)
     assert ((x[free] / torch.tensor([0.35, 0.5, 0.3])).square().sum(dim=1) > 1).all()  # rays leave the body
     problem = fit._Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
-    code, only = model.prior.mean[None], torch.tensor([0])
+    code, only = problem.at_rest(model.prior.mean[None]), torch.tensor([0])
     content = problem(only, code).cost
     problem.x[0][free] = 0.0  # as if the sensor had looked through the middle of the body
     assert problem(only, code).cost > content + 100

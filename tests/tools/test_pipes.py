@@ -209,9 +209,8 @@ def test_a_scan_like_no_other_is_named_and_strictly_an_error(
     code, _, err = inside("encode", *words, "--out", "encoded")
     assert code == 0
     assert "1 of 1 scans do not look like" in err
-    code, _, _ = inside(
-        "fit", model, "scan.ply", "--resolution", 16, "--lm.evidence", 0.01, "--strict", "--out", "fine"
-    )
+    fine = ("--lm.evidence", 0.01, "--strict", "--out", "fine")
+    code, _, _ = inside("fit", model, "scan.ply", "--resolution", 16, *fine)
     assert code == 0
     code, _, err = inside("fit", *words, "--lm.steps", 5, "--lm.evidence", 1e9, "--strict", "--out", "strict")
     assert code == 2
