@@ -176,8 +176,9 @@ class ShapeSpace:
                 f"family {build.family(self.sizes)} cannot be refined: it has no signed distance of a vector."
             )
         for scan, fit in zip(scans, tqdm(fits, desc="refine", unit="scan", disable=len(fits) < 2), strict=True):
-            check_size(scan, scale=self.scale)
-            model = refine(self.model, scan.to_model(fit.frame), fit.code, self.about["weights"], options, seed=seed)
+            known = scan.without_strays()
+            check_size(known, scale=self.scale)
+            model = refine(self.model, known.to_model(fit.frame), fit.code, self.about["weights"], options, seed=seed)
             yield ShapeSpace(model, self.sizes, scale=self.scale, about={**self.about, "refined": scan.name})
 
     def mesh(self, of: Fit | Code, *, resolution: int = 128, components: Components = "largest") -> Trimesh:
@@ -302,6 +303,7 @@ class ShapeSpace:
                 f"scan {scan.name} has {len(scan)} points, {int(np.isfinite(scan.points).all(axis=1).sum())} of them "
                 f"finite: a fit needs at least {MIN_POINTS}, all finite. Remove the others, or scan again."
             )
+        scan = scan.without_strays()
         check_size(scan, scale=self.scale)
         frame = scan.frame(self.scale)
         return scan.to_model(frame), frame

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from shapespace.geometry import normals
+from shapespace.geometry import nearest, normals
 from shapespace.geometry.frame import Frame
+
+_NEIGHBOUR, _ALONE, _MANY = 8, 3.0, 0.02  # which neighbour, how many times as far, and which share of the points
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,18 @@ class Scan:
             None if self.sensors is None else self.sensors[chosen],
             lines=None if self.lines is None else self.lines[chosen],
         )
+
+    def without_strays(self) -> "Scan":
+        """The same scan without points that stand alone, if these are many; meshes are left as they are.
+
+        A point stands alone if its eighth neighbour is thrice as far as that of most points (after Rusu et al., Towards
+        3D Point Cloud Based Object Maps, 2008, section 4.1). Few such points are the rims and corners of any scan.
+        """
+        if self.faces is not None or len(self) <= _NEIGHBOUR:
+            return self
+        away = nearest.reach(self.points, neighbour=_NEIGHBOUR)
+        alone = away > _ALONE * np.median(away)
+        return self.take(np.flatnonzero(~alone)) if alone.mean() > _MANY else self
 
     def with_normals(self) -> "Scan":
         """The same scan; one that has neither normals nor faces gets some, estimated from its points.

@@ -49,6 +49,13 @@ def spacing(points: Float[np.ndarray, "n 3"], *, neighbour: int) -> float:
     return float(np.median(distance))
 
 
+def reach(points: Float[np.ndarray, "n 3"], *, neighbour: int) -> Float[np.ndarray, "n"]:
+    """Distance from each point to its so-manieth neighbour."""
+    tree = _tree(points)
+    distance, _ = tree.query(tree.data[tree.indices], k=[neighbour + 1], workers=-1)  # its own nearest is itself
+    return _put_back(np.asarray(distance)[:, 0], tree)
+
+
 def neighbours(
     points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"], count: int
 ) -> Int[np.ndarray, "n k"]:

@@ -120,3 +120,11 @@ def test_nearest_bears_no_points_equal_points_and_crowded_points(points: np.ndar
     distance, face, closest = nearest.to_mesh(points, trimesh.creation.box((8.0, 8.0, 8.0)))
     assert (len(distance), len(face), closest.shape) == (len(points), len(points), points.shape)
     np.testing.assert_allclose(distance, 4 - points.max(axis=1, initial=-np.inf))
+
+
+def test_reach_is_the_distance_to_the_so_manieth_neighbour() -> None:
+    points = np.random.default_rng(0).normal(size=(200, 3))
+    apart = np.sort(np.linalg.norm(points[:, None] - points, axis=2), axis=1)
+    np.testing.assert_allclose(nearest.reach(points, neighbour=8), apart[:, 8])
+    index = nearest.neighbours(points[:5], points, 4)
+    np.testing.assert_allclose(np.linalg.norm(points[:5, None] - points[index], axis=2), apart[:5, :4], atol=1e-12)
