@@ -77,7 +77,7 @@ def reconstruct(
     if len(scan) < MIN_POINTS:
         raise ValueError(f"scan {scan.name} has {len(scan)} points: a surface needs at least {MIN_POINTS}.")
     flat = is_flat(scan.points)
-    known, hints = _checked(scan.sample(POINTS, np.random.default_rng(seed)))
+    known, hints = _checked(scan.sample(POINTS, np.random.default_rng(seed)).without_strays())
     known = known.with_normals()
     scale = _ROOM * float(np.linalg.norm(known.points - known.points.mean(axis=0), axis=1).max())
     scans = InMemory({scan.name: known}, scale=scale, about={"scan": scan.name})

@@ -51,7 +51,7 @@ PUBLISHED_BENCHMARK = {
 class Single:
     """How one surface is reconstructed."""
 
-    config: str = "single"
+    recipe: str = "single"
     """Config of the training: `single`, `single_paper`, or a YAML file."""
     minutes: float | None = None
     """Time of each training, if not what the config says."""
@@ -109,7 +109,7 @@ class ShapeSpaceExperiment:
     """Split to train on: the authors' `by scan` and `by human` are two trainings."""
     tests: tuple[str, ...] = ("unseen_poses", "unseen_people")
     """Splits to score."""
-    config: str = "igr"
+    recipe: str = "igr"
     """Config of the training; `igr_paper` is the paper's."""
     minutes: float | None = None
     """Time of the training, if not what the config says."""
@@ -193,11 +193,11 @@ def _detail(experiment: Detail) -> None:
 
 def _three_ways(scan: Any, single: Single, out: Path) -> dict[str, Trimesh]:
     """The same points by IGR, by the same network told distances alone, and by screened Poisson."""
+    poisson = screened_poisson(scan, count=100_000, depth=9)  # first: it says at once if its package is missing
     igr = _surface(scan, single, out / "igr", DETAIL)
     told = replace(single, detail=False)
     only = Weights(surface=0.0, normal=0.0, eikonal=0.0, code=0.0, tangent=1.0, far=1.0)
     regressed = _surface(scan, told, out / "regression", DETAIL, only)
-    poisson = screened_poisson(scan, count=100_000, depth=9)
     return {
         "IGR": igr.mesh(resolution=single.resolution),
         "regression of distances": regressed.mesh(resolution=single.resolution),
@@ -234,7 +234,7 @@ def _shape_space(experiment: ShapeSpaceExperiment) -> None:
     lines: list[list[Any]] = []
     if not (run / "trained").exists():
         resumed = (run / "checkpoint.pt").exists()
-        words = ["train", experiment.store, "--config", experiment.config, "--split", experiment.train, "--out", run]
+        words = ["train", experiment.store, "--config", experiment.recipe, "--split", experiment.train, "--out", run]
         time = [] if experiment.minutes is None else ["--optim.minutes", experiment.minutes]
         lines.append(["train", "--resume", run] if resumed else [*words, *time])
     for method in experiment.methods:
@@ -258,7 +258,7 @@ def _shape_space(experiment: ShapeSpaceExperiment) -> None:
 def _surface(
     scan: Any, single: Single, out: Path, refine: RefineOptions, weights: Weights | None = None
 ) -> Reconstruction:
-    words = expand(["--config", single.config, "--seed", str(single.seed)])
+    words = expand(["--config", single.recipe, "--seed", str(single.seed)])
     config: TrainConfig[Any] = tyro.cli(of_family(words), args=words)
     if single.minutes is not None:
         config = replace(config, optim=replace(config.optim, minutes=single.minutes))
