@@ -75,7 +75,7 @@ def _guessed(scans: Sequence[Scan]) -> UnitName:
     if not scans:
         return "m"
     unit, confidence = guess_unit(scans)
-    if unit != "m" or confidence < _SURE:
+    if confidence and (unit != "m" or confidence < _SURE):  # without any, the fit says what is wrong with the size
         which = scans[0].name if len(scans) == 1 else f"the {len(scans)} scans"
         print(
             f"note: {which} taken to be in {unit} (confidence {confidence:.0%}); say --unit to overrule.",

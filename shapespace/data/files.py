@@ -34,6 +34,7 @@ MIN_POINTS = 100  # fewer cannot describe a body; it also catches files that hol
 POINT_KEYS = ("points", "vertices", "v", "pos", "v_posed")  # of an NPZ; the last is what CAPE says
 MAX_UNPACKED = 1_000_000_000  # bytes of an array in an NPZ: a small file may pretend to hold anything
 MAX_PIXELS = 10_000_000  # of the depth images of one scan
+COLUMNS = (2, 3, 4, 6)  # of a table: points of the plane or of space, without normals or with
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}  # metres per file unit
 CAMERAS = ("camera.json", "intrinsic.json", "camera_intrinsic.json")  # the last two are what Open3D's recorders write
 
@@ -414,7 +415,7 @@ def _check_gltf(path: Path) -> None:
 def _read_npy(path: Path) -> _Raw | list[View]:
     # Mapping the file, not loading it, makes numpy compare the declared shape with the size of the file first.
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim == 2 and array.shape[1] not in (3, 6) and array.dtype.kind in "fiu":
+    if array.ndim == 2 and array.shape[1] not in COLUMNS and array.dtype.kind in "fiu":
         return _read_png(path)
     return _split_columns(path, np.array(array))
 
@@ -590,7 +591,7 @@ def _read_table(path: Path) -> _Raw:
 
 def _split_columns(path: Path, table: np.ndarray) -> _Raw:
     """Three columns are points, six are points and unit normals; two and four are the same in the plane z = 0."""
-    if table.ndim != 2 or table.shape[1] not in (2, 3, 4, 6):
+    if table.ndim != 2 or table.shape[1] not in COLUMNS:
         raise _BadFileError(
             f"{path} is an array of shape {table.shape}; (n, 3) is points and (n, 6) points with normals, (n, 2) and "
             "(n, 4) are those of a plane. Save these columns only."

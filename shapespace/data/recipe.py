@@ -101,12 +101,14 @@ def guess_unit(scans: Sequence[Scan]) -> Unit:
     """The unit of scans (as their files have them) by how large people are, all of them in one unit.
 
     The size of a scan (see `check_size`) is taken for that of a person: 1.5 m, give or take a quarter, whether they
-    stand, bend, or were seen in part.
+    stand, bend, or were seen in part. Where nobody is so large in any unit, it is metres, with no confidence at all.
     """
     sizes = np.array([_size(scan) for scan in scans])
     off = {name: np.log(np.maximum(sizes, 1e-30) * metres / 1.5) / 0.25 for name, metres in UNITS.items()}
     score = {name: -0.5 * float(np.square(each).mean()) for name, each in off.items()}
     best = max(get_args(UnitName), key=lambda name: score[name])
+    if score[best] < -0.5 * 4**2:
+        return Unit("m", 0.0)
     return Unit(best, 1 / sum(float(np.exp(other - score[best])) for other in score.values()))
 
 

@@ -343,3 +343,4 @@ def test_many_scans_say_their_unit_together_and_something_between_is_unsure() ->
 
     assert guess_unit([cube(90.0)]).confidence < 0.8  # a large person in inches, or a child in centimetres
     assert guess_unit([cube(90.0), cube(170.0), cube(180.0)]).name == "cm"
+    assert guess_unit([cube(1e6)]) == ("m", 0)
