@@ -63,8 +63,12 @@ def render(meshes: Sequence[Trimesh], *, size: int = 512, azimuth: float = 25.0,
 def paint_distance(mesh: Trimesh, other: Trimesh, *, limit: float = 20.0) -> Trimesh:
     """Copy a mesh, coloured by the exact distance of its vertices to another: pale at 0, dark from `limit` mm on."""
     distance, _, _ = to_mesh(np.asarray(mesh.vertices, dtype=np.float64), other)
-    colours = _ramp(1e3 * distance / limit)
-    return Trimesh(mesh.vertices, mesh.faces, process=False, vertex_colors=colours)
+    return paint(mesh, distance, limit=limit)
+
+
+def paint(mesh: Trimesh, lengths: Float[np.ndarray, "v"], *, limit: float = 20.0) -> Trimesh:
+    """Copy a mesh, coloured by a length in metres at each vertex: pale at 0, dark from `limit` mm on."""
+    return Trimesh(mesh.vertices, mesh.faces, process=False, vertex_colors=_ramp(1e3 * lengths / limit))
 
 
 def mesh_of_scan(scan: Scan) -> Trimesh:

@@ -12,6 +12,7 @@ from shapespace.config import Weights
 from shapespace.data.scan import Scan
 from shapespace.fit import AdamOptions
 from shapespace.models.code import Code
+from shapespace.models.igr import IGR
 from shapespace.refine import RefineOptions
 from shapespace.space import load_fits, save_fits
 
@@ -137,3 +138,28 @@ def test_what_needs_distances_of_vectors_is_refused_by_other_families() -> None:
         grid.sample(2)
     with pytest.raises(ValueError, match="start from the encoder"):
         grid.fit_scans([scan], method="adam", adam=AdamOptions(steps=1, start="mean"))
+
+
+def test_uncertainty_is_how_far_surfaces_of_likely_codes_lie_apart(space: ShapeSpace) -> None:
+    """Thrice the spread, along the normal, of the surfaces whose codes are drawn from the covariance."""
+    scan = sphere(1.0, (5.0, 1.0, -3.0))
+    found = space.fit(scan.points, scan.normals)
+    mesh = space.mesh(found, resolution=32)
+    told = space.uncertainty(found, mesh)
+    assert told.shape == (len(mesh.vertices),)
+    assert isinstance(space.model, IGR)
+    assert found.covariance is not None
+    rng = np.random.default_rng(0)
+    moves = 1e-2 * rng.multivariate_normal(np.zeros(4), found.covariance, size=400).astype(np.float32)  # stay linear
+    x = found.frame.to_model(torch.from_numpy(mesh.vertices[:50].copy()).float())[None]
+    with torch.no_grad():
+        codes = Code((found.code.flat + torch.from_numpy(moves),))
+        values = space.model.field(x.expand(400, -1, -1), codes).std(dim=0)
+    slope = space.model.linearise(x, found.code).gradient[0].norm(dim=1)
+    np.testing.assert_allclose(1e-2 * told[:50], 3 * float(found.frame.scale) * (values / slope).numpy(), rtol=0.2)
+
+
+def test_an_encoded_scan_has_no_uncertainty(space: ShapeSpace) -> None:
+    (found,) = space.encode_scans([sphere(1.0, (0, 0, 0))])
+    with pytest.raises(ValueError, match="has no covariance: fit by Levenberg-Marquardt"):
+        space.uncertainty(found, space.mesh(found, resolution=16))

@@ -8,11 +8,14 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
+from trimesh import Trimesh
 
 from shapespace.atomic import replacing
 from shapespace.data import files
 from shapespace.data.scan import Scan
+from shapespace.picture import paint
 from shapespace.space import Components, Fit, ShapeSpace, save_fits
 from shapespace.tools._inputs import PIPE, Source, file_name
 from shapespace.verdict import ODD, Verdict, judge
@@ -26,6 +29,9 @@ class Meshing:
     """Cells of the mesh's grid along the model cube's edge; 0 makes no meshes."""
     components: Components = "largest"
     """Keep the largest component of each mesh, or all."""
+    uncertainty: bool = False
+    """Tell in each mesh how sure it is: colours, pale to dark at 3 cm, and in PLY the vertex `quality`, the standard
+    deviation of the surface in the unit of the file. For fits by lm."""
 
 
 def destination(out: Path | None, scans: Sequence[str], folder: str, meshing: Meshing) -> Path:
@@ -72,6 +78,8 @@ def write(
     for fit, scan, mesh in zip(
         tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), scans, meshes, strict=False
     ):
+        if mesh is not None and meshing.uncertainty:
+            mesh = _told(mesh, space.uncertainty(fit, mesh))
         verdicts.append(judge(fit.code, space.model.prior, fit.residuals, scan, mesh))
         if mesh is not None and out == Path(PIPE):
             sys.stdout.buffer.write(files.mesh_bytes(mesh, unit=unit, up=up))
@@ -86,6 +94,13 @@ def write(
             print(f"{len(fits)} meshes in {out}")
         print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
     _warn(fits, verdicts, strict)
+
+
+def _told(mesh: Trimesh, deviation: Float[np.ndarray, "v"]) -> Trimesh:
+    """The mesh, in the colours of its uncertainty, which it also holds."""
+    painted = paint(mesh, deviation, limit=30.0)
+    painted.vertex_attributes["quality"] = deviation
+    return painted
 
 
 def _warn(fits: Sequence[Fit], verdicts: Sequence[Verdict], strict: bool) -> None:

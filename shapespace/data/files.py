@@ -202,7 +202,10 @@ def write_mesh(path: str | os.PathLike[str], mesh: Trimesh, *, unit: float = 1.0
 
 
 def mesh_bytes(mesh: Trimesh, path: Path = Path("mesh.ply"), *, unit: float = 1.0, up: Up = "y") -> bytes:
-    """Lay out a mesh as `write_mesh` writes it to a file of that name."""
+    """Lay out a mesh as `write_mesh` writes it to a file of that name.
+
+    Colours of vertices are kept, and so is, in PLY, a vertex attribute `quality`, which is a length.
+    """
     exporters: dict[str, tuple[str, dict[str, Any]]] = {
         ".ply": ("ply", {"vertex_normal": False}),
         ".obj": ("obj", {"include_normals": False}),
@@ -213,7 +216,10 @@ def mesh_bytes(mesh: Trimesh, path: Path = Path("mesh.ply"), *, unit: float = 1.
             f"cannot write a mesh as {path}: the suffix {path.suffix!r} is none of {', '.join(exporters)}. Choose one."
         )
     kind, options = exporters[path.suffix.lower()]
-    moved = Trimesh(np.asarray(mesh.vertices) @ (_turn(up) / unit), mesh.faces, process=False)
+    colours = mesh.visual.vertex_colors if mesh.visual.kind == "vertex" else None
+    moved = Trimesh(np.asarray(mesh.vertices) @ (_turn(up) / unit), mesh.faces, process=False, vertex_colors=colours)
+    if "quality" in mesh.vertex_attributes:
+        moved.vertex_attributes["quality"] = (np.asarray(mesh.vertex_attributes["quality"]) / unit).astype(np.float32)
     data: Any = moved.export(file_type=kind, **options)
     return data.encode() if isinstance(data, str) else bytes(data)
 

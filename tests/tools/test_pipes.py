@@ -220,3 +220,16 @@ def test_a_scan_like_no_other_is_named_and_strictly_an_error(
     assert record["oddness"] > 8
     assert not record["plausible"]
     assert 0 <= record["coverage"] <= 1
+
+
+def test_uncertainty_is_in_the_mesh_in_the_unit_of_the_file(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    write_scan(tmp_path / "scan.ply", person(), unit=0.01)
+    code, _, err = inside("fit", model, "scan.ply", "--resolution", 16, "--uncertainty", "--out", "sure")
+    assert code == 0, err
+    mesh = trimesh.load(tmp_path / "sure" / "scan.ply", process=False)
+    assert mesh.visual.kind == "vertex"
+    quality = mesh.metadata["_ply_raw"]["vertex"]["data"]["quality"]
+    assert quality.shape == (len(mesh.vertices),)
+    assert 0 < np.median(quality) < 100  # centimetres
