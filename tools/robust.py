@@ -83,22 +83,22 @@ def main(
     space, packed = ShapeSpace.load(run), Store(store)
     names = packed.select(split)[:limit]
     rows: list[dict[str, Any]] = []
-    pictures: list[Trimesh] = []
+    seen: list[Trimesh] = []
+    found: list[Trimesh] = []
     chosen = list(cases or CASES)
     for name in tqdm(chosen, desc="robust", unit="case"):
         spoilt = [_spoilt(CASES[name], packed, scan, [seed, index]) for index, scan in enumerate(names)]
         fits = _fitted(space, CASES[name], [scan for scan, _ in spoilt], lm, seed)
         for fit, (scan, truth) in zip(fits, spoilt, strict=True):
             rows.append({"case": name, "scan": fit.name, **_row(space, fit, scan, truth, resolution)})
-        pictures.append(picture.mesh_of_scan(spoilt[0][0]))
-        pictures.append(space.mesh(fits[0], resolution=resolution))
+        seen.append(picture.mesh_of_scan(spoilt[0][0]))
+        found.append(space.mesh(fits[0], resolution=resolution))
     page = _page(rows, chosen, len(names))
     with replacing(out / "robust.json") as part:
         part.write_text(json.dumps({"settings": {"lm": asdict(lm), "store": packed.path.name}, "rows": rows}, indent=1))
     with replacing(out / "robust.md") as part:
         part.write_text(page)
-    pairs = [pictures[index : index + 2] for index in range(0, len(pictures), 2)]
-    picture.contact_sheet(list(zip(chosen, pairs, strict=True)), out / "robust.png", titles=("scan", "fit"))
+    picture.contact_sheet([("scan", seen), ("fit", found)], out / "robust.png", titles=chosen)
     print(page)
     print(f"table in {out / 'robust.md'}, rows in {out / 'robust.json'}, picture in {out / 'robust.png'}")
 

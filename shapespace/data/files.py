@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from trimesh import Trimesh
 from trimesh.exchange.ply import load_ply
+from trimesh.visual import ColorVisuals
 
 from shapespace.atomic import replacing
 from shapespace.data.depth import JUMP, Camera, View, joined, metres_per_value
@@ -216,7 +217,8 @@ def mesh_bytes(mesh: Trimesh, path: Path = Path("mesh.ply"), *, unit: float = 1.
             f"cannot write a mesh as {path}: the suffix {path.suffix!r} is none of {', '.join(exporters)}. Choose one."
         )
     kind, options = exporters[path.suffix.lower()]
-    colours = mesh.visual.vertex_colors if mesh.visual.kind == "vertex" else None
+    visual = mesh.visual
+    colours = visual.vertex_colors if isinstance(visual, ColorVisuals) and visual.kind == "vertex" else None
     moved = Trimesh(np.asarray(mesh.vertices) @ (_turn(up) / unit), mesh.faces, process=False, vertex_colors=colours)
     if "quality" in mesh.vertex_attributes:
         moved.vertex_attributes["quality"] = (np.asarray(mesh.vertex_attributes["quality"]) / unit).astype(np.float32)
