@@ -175,7 +175,7 @@ MISTAKES = {
     "shapespace fit {run} --split test": "--split test needs the store",
     "shapespace fit {run} {bad}/empty/scan.ply": r"scan\.ply is empty \(0 bytes\)",
     "shapespace fit {run} {bad}/truncated/scan.ply": r"scan\.ply is truncated: .* the file has \d,\d+",
-    "shapespace fit {run} {bad}/unit/scan.ply": "1,660 m large, .* --unit mm",
+    "shapespace fit {run} {bad}/unit/scan.ply --unit m": "1,660 m large, .* --unit mm",
     "shapespace fit {run} {bad}/nan/scan.npy": "1 of 500 points have NaN",
     "shapespace fit {run} {bad}/alone/scan.npy": "holds 1 points, and at least 100 are needed",
     "shapespace encode {run}": "no scans given",
