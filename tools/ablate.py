@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from shapespace.atomic import replacing
 from shapespace.report import pipes
+from shapespace.run import Run
 
 Method = Literal["lm", "adam", "encode", "refine"]
 COLUMNS = ("truth_to_found", "found_to_truth")
@@ -131,7 +132,7 @@ def call(words: Sequence[Any], cores: int | None = None) -> str:
 def _row(row: str, method: Method, trials: list[Trial], splits: tuple[str, ...]) -> dict[str, Any]:
     """Medians of every seed, by split and column."""
     found = [json.loads(trial.scores(method).read_text()) for trial in trials]
-    steps = [int(torch.load(trial.folder / "checkpoint.pt", weights_only=True)["step"]) for trial in trials]
+    steps = [progress.steps for trial in trials if (progress := Run(trial.folder).progress())]
     medians = {
         split: {column: [f["summary"][split]["surface"][column]["median"] for f in found] for column in COLUMNS}
         for split in splits
