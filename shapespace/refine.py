@@ -37,7 +37,9 @@ class RefineOptions:
     known: int = 50_000
     """Points that are taken from the scan, at most."""
     points: int = 512
-    """Points of these that are drawn at every step, as many around them, and as many from scan or fit further off."""
+    """Points of these that are drawn at every step, and as many around them."""
+    places: int = 512
+    """Places further off, at which scan or fit tells the distance, that are drawn at every step."""
     steps: int = 300
     """Number of steps."""
     lr: float = 1e-3
@@ -99,7 +101,7 @@ def refine(
             group["lr"] = rate * schedule(step, step / options.steps)
         seen = draw(told, options.points, int(rng.integers(2**32)))
         batch = collate([seen], sigma=options.sigma, sloped=4, seed=step)
-        some = torch.from_numpy(rng.integers(len(places), size=options.points))
+        some = torch.from_numpy(rng.integers(len(places), size=options.places))
         batch = replace(batch, box=places[some][None], target=targets[some][None])
         gradients = in_pieces(loss, batch, code, learned).gradients[len(code.tensors) :]
         for parameter, gradient in zip(learned, gradients, strict=True):
@@ -162,18 +164,19 @@ def _around(
     fit is wrong, the wrong surface must not be held. Farther away it is what the fit says. Places beside the rim of a
     hole belong to neither, and are left out.
     """
-    (mesh,) = model.surface(code, resolution=64)
     known, normals = scan.points.astype(np.float64), scan.normals
     assert normals is not None  # given, or estimated and turned
 
     def spread(points: Float[np.ndarray, "n 3"], count: int, width: float) -> Float[np.ndarray, "m 3"]:
         return points[rng.integers(len(points), size=count)] + rng.normal(scale=width, size=(count, 3))
 
+    close, anywhere = [known], 40_000
+    if np.isfinite(reach):
+        close += [np.asarray(mesh.vertices) for mesh in model.surface(code, resolution=64)]
+    else:  # the scan alone has a say, everywhere
+        anywhere *= 3
     places = np.concatenate(
-        [
-            *(spread(points, 40_000, width) for points in (known, mesh.vertices) for width in _WIDTHS),
-            rng.uniform(-1, 1, (40_000, 3)),
-        ]
+        [*(spread(points, 40_000, width) for points in close for width in _WIDTHS), rng.uniform(-1, 1, (anywhere, 3))]
     )
     distance, index, height = _signed(places, known, normals)
     with torch.no_grad():
