@@ -67,8 +67,13 @@ def paint_distance(mesh: Trimesh, other: Trimesh, *, limit: float = 20.0) -> Tri
 
 
 def paint(mesh: Trimesh, lengths: Float[np.ndarray, "v"], *, limit: float = 20.0) -> Trimesh:
-    """Copy a mesh, coloured by a length in metres at each vertex: pale at 0, dark from `limit` mm on."""
-    return Trimesh(mesh.vertices, mesh.faces, process=False, vertex_colors=_ramp(1e3 * lengths / limit))
+    """Copy a mesh, coloured by a length in metres at each vertex: pale at 0, dark from `limit` mm on.
+
+    The copy also holds the lengths, as its vertex attribute `quality`.
+    """
+    painted = Trimesh(mesh.vertices, mesh.faces, process=False, vertex_colors=_ramp(1e3 * lengths / limit))
+    painted.vertex_attributes["quality"] = lengths
+    return painted
 
 
 def mesh_of_scan(scan: Scan) -> Trimesh:
@@ -142,11 +147,11 @@ def _figure(mesh: Trimesh, floor: float) -> _Figure:
         return _Figure(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64), np.zeros((0, 3)))
     middle = 0.5 * (vertices.min(axis=0) + vertices.max(axis=0))
     middle[1] = floor
-    own = _own_colours(mesh)
+    own = own_colours(mesh)
     return _Figure(vertices - middle, faces, np.tile(CLAY, (len(vertices), 1)) if own is None else own[:, :3] / 255.0)
 
 
-def _own_colours(mesh: Trimesh) -> UInt8[np.ndarray, "n 4"] | None:
+def own_colours(mesh: Trimesh) -> UInt8[np.ndarray, "n 4"] | None:
     """The colours of a mesh that has any."""
     visual = mesh.visual
     if not isinstance(visual, ColorVisuals) or visual.kind is None:
@@ -486,7 +491,7 @@ def _frame(k: int) -> str:
 def _smooth(mesh: Trimesh) -> Trimesh:
     """A copy with the used vertices only, unit vertex normals, and the vertex colours if there are any."""
     used, faces = np.unique(np.asarray(mesh.faces), return_inverse=True)
-    own = _own_colours(mesh)
+    own = own_colours(mesh)
     figure = _Figure(np.asarray(mesh.vertices, dtype=np.float64)[used], faces.reshape(-1, 3), np.zeros((len(used), 3)))
     return Trimesh(
         figure.vertices,
