@@ -107,7 +107,8 @@ def runs(folders: Sequence[Path], scored: Sequence[Scored], moved: Sequence[Move
     A run is called as its folder is, with as many folders before it as it takes to tell namesakes apart.
     """
     given = [folder.resolve() for folder in folders if Run(folder).config.is_file()]
-    homes = [*given, *(one.home for one in (*scored, *moved) if one.home)]
+    found: list[Scored | Moved] = [*scored, *moved]
+    homes = [*given, *(one.home for one in found if one.home)]
     names = {}
     for home in dict.fromkeys(homes):
         namesakes = {other for other in homes if other.name == home.name}

@@ -84,6 +84,12 @@ def paint(mesh: Trimesh, lengths: Float[np.ndarray, "v"], *, limit: float = 20.0
     return painted
 
 
+def paint_quality(mesh: Trimesh, *, limit: float = 20.0) -> Trimesh:
+    """Copy a mesh, coloured by the lengths that it holds as its vertex attribute `quality`; itself if it holds none."""
+    held = mesh.vertex_attributes.get("quality")
+    return mesh if held is None else paint(mesh, np.asarray(held, dtype=np.float64).reshape(-1), limit=limit)
+
+
 def mesh_of_scan(scan: Scan) -> Trimesh:
     """A scan as something to draw: its faces if it has any, else a bead on each point (of 20,000 at most)."""
     if scan.faces is not None:

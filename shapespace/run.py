@@ -109,7 +109,7 @@ class Run:
             return Told({}, [])
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second
 
-        held: Any = EventAccumulator(str(self.events), size_guidance={"scalars": 0, "tensors": 0})
+        held = EventAccumulator(str(self.events), size_guidance={"scalars": 0, "tensors": 0})
         held.Reload()
         tags = held.Tags()
         curves = {tag: np.array([(e.step, e.value) for e in held.Scalars(tag)]) for tag in tags["scalars"]}

@@ -132,7 +132,8 @@ def missing(trained: Sequence[Trained], scored: Sequence[Scored], walks: Sequenc
             )
     if len(trained) == 1 and not walks:
         here = shlex.quote(str(trained[0].home))
-        found.append(f"No path between two shapes: shapespace interpolate {here} A B --out {here}/interpolation")
+        there = shlex.quote(str(trained[0].home / "interpolation"))
+        found.append(f"No path between two shapes: shapespace interpolate {here} A B --out {there}")
     return found
 
 
@@ -176,17 +177,15 @@ def side_by_side(scored: Sequence[Scored]) -> list[Section]:
 
 def _shown(chosen: Sequence[tuple[str, Scored, str, Mapping[str, Any]]], faces: int) -> list[Part]:
     """Fits in the colours of their errors; what cannot be shown is said."""
-    figures, coloured, absent = [], [], []
+    figures, coloured, absent = [], [], [] if chosen else ["No surface was found for any scan."]
     for word, one, split, row in chosen:
         file = mesh_file(one.path.parent, split, row["name"])
         if not file.is_file():
             absent.append(f"{word}: no surface was found, or its mesh is gone ({file.name}).")
             continue
         mesh = files.read_mesh(file)
-        known = "quality" in mesh.vertex_attributes
-        coloured.append(known)
-        painted = picture.paint(mesh, mesh.vertex_attributes["quality"], limit=LIMIT) if known else mesh
-        figures.append(Figure([painted], f"{word}: {row['name']}{_errors(row)}"))
+        coloured.append("quality" in mesh.vertex_attributes)
+        figures.append(Figure([picture.paint_quality(mesh, limit=LIMIT)], f"{word}: {row['name']}{_errors(row)}"))
     parts: list[Part] = [Turnables(figures, LIMIT if any(coloured) else None, faces=faces)] if figures else []
     if not all(coloured):
         absent.append("Meshes in clay hold no errors: they were written by an earlier version. Score them again.")
@@ -225,7 +224,7 @@ def settings(trained: Sequence[Trained]) -> Section:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat = {}
+    flat: dict[str, str] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
     return flat

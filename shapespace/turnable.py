@@ -38,7 +38,7 @@ def pack(mesh: Trimesh, *, faces: int = MOST_FACES) -> str:
     """
     places, corners, source = _reduced(mesh, faces)
     low = places.min(axis=0).astype("<f4")
-    step = np.float32(max(float(np.ptp(places, axis=0).max()) / STEPS, np.finfo(np.float32).tiny))
+    step = np.float32(max(float(np.ptp(places, axis=0).max()), 1e-9) / STEPS)
     grid = ((places - low.astype(np.float64)) / float(step)).round().clip(0, STEPS).astype("<u2")
     own = picture.own_colours(mesh)
     colours = b"" if own is None else np.ascontiguousarray(own[source, :3]).tobytes()
@@ -72,7 +72,7 @@ def _reduced(mesh: Trimesh, most: int) -> tuple[Float[np.ndarray, "v 3"], Int[np
         return places, corners, used
     fewer, joined, _, source = igl.qslim(places, corners.astype(np.int64), most)
     if 0 < len(joined) <= most and len(fewer) <= MOST_VERTICES:
-        return np.asarray(fewer), np.asarray(joined), used[source]
+        return np.asarray(fewer), np.asarray(joined, dtype=np.int64), used[source]
     cells = 512
     while True:
         grid = ((places - places.min(axis=0)) / max(float(np.ptp(places, axis=0).max()), 1e-12) * cells).astype(int)

@@ -130,7 +130,7 @@ def _draw(report: Report, store: Store, folder: Path) -> None:
             truth = store.truth(name)
             assert truth is not None  # evaluate refuses scans without one
             scan = picture.mesh_of_scan(from_store(store, name))
-            painted = picture.paint(found, found.vertex_attributes["quality"], limit=LIMIT)
+            painted = picture.paint_quality(found, limit=LIMIT)
             pictures.append((f"{split}, {word}: {name}", [scan, found, painted, truth]))
     if pictures:
         titles = ("scan", "fit", "distance of the fit to the truth", "truth")

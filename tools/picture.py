@@ -87,9 +87,7 @@ def _shape(file: Path, limit: float, unit: float, up: files.Up) -> Trimesh:
     scan = files.read_scan(file, unit=unit, up=up)
     if scan.faces is None:
         return picture.mesh_of_scan(scan)
-    mesh = files.read_mesh(file, unit=unit, up=up)
-    lengths = mesh.vertex_attributes.get("quality")
-    return mesh if lengths is None else picture.paint(mesh, lengths, limit=limit)
+    return picture.paint_quality(files.read_mesh(file, unit=unit, up=up), limit=limit)
 
 
 if __name__ == "__main__":
