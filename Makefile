@@ -23,9 +23,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 UNSEEN := $(addprefix data/demo/scans/,04/walk/walk.000000.ply 24/walk/walk.000000.ply)
 ENDS   := 00/walk/000000 00/limits/000000
 
-demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/interpolation/interpolation.png  ## people from raw scans to scores: at most 15 minutes on 2 cores
+demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/report.html  ## people from raw scans to scores: at most 15 minutes on 2 cores
 	@echo "Trained now:"; cat runs/demo/scores.md
 	@echo "The space that comes with the package, on the same scans:"; cat runs/demo/humans/scores.md
+	@echo "Everything on one page, to be opened in a browser: runs/demo/report.html"
 	@echo "Look at these first: runs/demo/fits.png runs/demo/humans/fits.png runs/demo/interpolation/interpolation.png"
 	@echo "Meshes: runs/demo/meshes runs/demo/fitted runs/demo/interpolation (with interpolation.glb)"
 	@echo "Scores: runs/demo/scores.json. Curves: $(BIN)/tensorboard --logdir runs"
@@ -50,6 +51,9 @@ runs/demo/fitted/codes.safetensors: runs/demo/trained
 
 runs/demo/interpolation/interpolation.png: runs/demo/trained
 	$(BIN)/shapespace interpolate runs/demo $(ENDS) --store data/demo.h5 --out runs/demo/interpolation
+
+runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/interpolation/interpolation.png
+	$(BIN)/shapespace report runs/demo > /dev/null
 
 test: $(VENV)/ready  ## the test suite: at most 10 minutes on 2 cores
 	$(BIN)/python -m pytest -q

@@ -342,12 +342,14 @@ def sections(scored: Sequence[Scored], moved: Sequence[Moved], curves: str | Non
     return page
 
 
-def details(scored: Sequence[Scored]) -> list[Section]:
-    """What the scores say besides: costs, every column of every protocol, and how the numbers were made."""
+def details(scored: Sequence[Scored], *, alone: bool) -> list[Section]:
+    """What the scores say besides: costs, every column of every protocol, and how the numbers were made.
+
+    Of a run `alone` every column has percentiles, of several medians side by side.
+    """
     if not scored:
         return []
-    single = len({one.run for one in scored}) == 1
-    title, table = ("Percentiles", percentiles) if single else ("All medians", everything)
+    title, table = ("Percentiles", percentiles) if alone else ("All medians", everything)
     tables = [Section(f"{title}: {split}", [table(scored, split)]) for split in splits(scored)]
     return [Section("Costs", [costs(scored), Text(COSTS)]), *tables, _measured(scored)]
 

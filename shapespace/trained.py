@@ -98,9 +98,9 @@ def _walk(file: Path) -> Walk:
 # ------------------------------------------------------------------------------------------------------------ sections
 
 
-def seen(scored: Sequence[Scored], walks: Sequence[Walk]) -> list[Section]:
-    """Fits and paths, to be turned."""
-    page = fits(scored) if len({one.run for one in scored}) == 1 else side_by_side(scored)
+def seen(scored: Sequence[Scored], walks: Sequence[Walk], *, alone: bool) -> list[Section]:
+    """Fits and paths, to be turned: the fits of a run `alone` from best to worst, those of several side by side."""
+    page = fits(scored) if alone else side_by_side(scored)
     if page:
         page[-1] = replace(page[-1], parts=[*page[-1].parts, Text(FITS)])
     return [*page, *([Section("From one shape to another", [_moving(walks), Text(WALK)])] if walks else [])]
@@ -149,7 +149,7 @@ def panels(trained: Sequence[Trained]) -> dict[str, dict[str, Any]]:
 def fits(scored: Sequence[Scored]) -> list[Section]:
     """The best, the median and the worst scan of each split, by each method."""
     chosen = [
-        (f"Fits: {split}" if len(scored) == 1 else f"Fits: {split}, by {one.method}", one, split)
+        (f"Fits: {split}" if len(scored) == 1 else f"Fits: {split}, {label(one)}", one, split)
         for split in splits(scored)
         for one in scored
         if one.names(split)

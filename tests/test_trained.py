@@ -152,7 +152,7 @@ def test_a_path_is_read_as_it_was_written(unit: float, up: str, tmp_path: Path) 
     (way,) = trained.walks([tmp_path, tmp_path / "way"])
     shapes = way.read()
     assert [np.ptp(mesh.vertices, axis=0).max() for mesh in shapes] == pytest.approx([1.0, 1.2, 1.4], rel=1e-4)
-    (figure,) = figures(trained.seen([], [way]))
+    (figure,) = figures(trained.seen([], [way], alone=True))
     assert (len(figure.frames), figure.caption) == (3, "<one> to two, linear")
 
 

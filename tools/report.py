@@ -47,16 +47,17 @@ def main(
     if interpolate and len(runs) == 1 and not paths and _goes(Run(runs[0])):
         paths = trained.walks(runs)
     learned = trained.gather(runs, scored, moved)
+    names = list(dict.fromkeys([*(one.name for one in learned), *(one.run for one in scored)]))
+    alone = len(learned or names) == 1  # with what was scored in its folder, as other spaces on the same scans
     folder = out or (runs[0] if len(runs) == 1 else Path("report"))
     folder.mkdir(parents=True, exist_ok=True)
     errors = _drawn(plots.error_curves, compare.panels(scored), folder / compare.CURVES)
     training = _drawn(plots.training_curves, trained.panels(learned), folder / trained.CURVES)
-    sections = [*compare.sections(scored, moved, errors), *trained.seen(scored, paths)]
-    sections += [*trained.learning(training), *compare.details(scored), *trained.origin(learned, scored)]
+    sections = [*compare.sections(scored, moved, errors), *trained.seen(scored, paths, alone=alone)]
+    sections += [*trained.learning(training), *compare.details(scored, alone=alone), *trained.origin(learned, scored)]
     if absent := trained.missing(learned, scored, paths):
         sections.insert(0, Section("What is missing", [Notes(absent)]))
-    names = list(dict.fromkeys([*(one.run for one in scored), *(one.name for one in learned)]))
-    title = f"Run {names[0]}" if len(names) == 1 else f"Runs compared: {', '.join(names)}"
+    title = f"Run {names[0]}" if alone else f"Runs compared: {', '.join(names)}"
     texts = {"report.md": page.markdown(title, sections), "report.html": page.html(title, sections)}
     for name, text in texts.items():
         with replacing(folder / name) as part:
