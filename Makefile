@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check slow bench clean
+.PHONY: help demo test check slow gallery bench clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,18 @@ check: $(VENV)/ready  ## format, lint, types, floors
 
 slow: $(VENV)/ready  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+# docs/gallery.md quotes these lines, and a test compares them
+gallery: $(VENV)/ready  ## the pictures of docs/gallery.md
+	rm -rf data/gallery runs/gallery && mkdir -p docs/gallery
+	$(BIN)/shapespace synthesize data/gallery --people 2 --poses 2 --test-people 6 --test-people-poses 1 --seed 1
+	$(BIN)/shapespace preprocess synthetic data/gallery data/gallery.h5 --points 50000
+	$(BIN)/shapespace evaluate humans data/gallery.h5 --splits unseen_people --out runs/gallery
+	$(BIN)/shapespace picture runs/gallery/meshes/unseen_people/*.ply --size 260 --out docs/gallery/errors.png
+	$(BIN)/shapespace picture runs/gallery/meshes/unseen_people/07_punch_000000.ply --frames 24 --size 240 --out docs/gallery/turntable.gif
+	$(BIN)/shapespace interpolate humans runs/gallery/codes.safetensors:03/limits/000000 runs/gallery/codes.safetensors:07/punch/000000 --steps 13 --out runs/gallery/way
+	$(BIN)/shapespace picture runs/gallery/way/*.obj --play --turn 0 --size 240 --out docs/gallery/way.gif
+	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs/gallery $(BIN)/python -m pytest -q -m slow tests/test_browser.py -k light_and_dark
 
 bench: $(VENV)/ready  ## times and memory against the plain way
 	$(BIN)/shapespace benchmark
