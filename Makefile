@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check slow bench clean
+.PHONY: help demo test check slow gallery bench clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,9 +23,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 UNSEEN := $(addprefix data/demo/scans/,04/walk/walk.000000.ply 24/walk/walk.000000.ply)
 ENDS   := 00/walk/000000 00/limits/000000
 
-demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/interpolation/interpolation.png  ## people from raw scans to scores: at most 15 minutes on 2 cores
+demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/report.html  ## people from raw scans to scores: at most 15 minutes on 2 cores
 	@echo "Trained now:"; cat runs/demo/scores.md
 	@echo "The space that comes with the package, on the same scans:"; cat runs/demo/humans/scores.md
+	@echo "Everything on one page, to be opened in a browser: runs/demo/report.html"
 	@echo "Look at these first: runs/demo/fits.png runs/demo/humans/fits.png runs/demo/interpolation/interpolation.png"
 	@echo "Meshes: runs/demo/meshes runs/demo/fitted runs/demo/interpolation (with interpolation.glb)"
 	@echo "Scores: runs/demo/scores.json. Curves: $(BIN)/tensorboard --logdir runs"
@@ -51,6 +52,9 @@ runs/demo/fitted/codes.safetensors: runs/demo/trained
 runs/demo/interpolation/interpolation.png: runs/demo/trained
 	$(BIN)/shapespace interpolate runs/demo $(ENDS) --store data/demo.h5 --out runs/demo/interpolation
 
+runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/interpolation/interpolation.png
+	$(BIN)/shapespace report runs/demo > /dev/null
+
 test: $(VENV)/ready  ## the test suite: at most 10 minutes on 2 cores
 	$(BIN)/python -m pytest -q
 
@@ -63,6 +67,18 @@ check: $(VENV)/ready  ## format, lint, types, floors
 
 slow: $(VENV)/ready  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+# docs/gallery.md quotes these lines, and a test compares them
+gallery: $(VENV)/ready  ## the pictures of docs/gallery.md
+	rm -rf data/gallery runs/gallery && mkdir -p docs/gallery
+	$(BIN)/shapespace synthesize data/gallery --people 2 --poses 2 --test-people 6 --test-people-poses 1 --seed 1
+	$(BIN)/shapespace preprocess synthetic data/gallery data/gallery.h5 --points 50000
+	$(BIN)/shapespace evaluate humans data/gallery.h5 --splits unseen_people --out runs/gallery
+	$(BIN)/shapespace picture runs/gallery/meshes/unseen_people/*.ply --size 260 --out docs/gallery/errors.png
+	$(BIN)/shapespace picture runs/gallery/meshes/unseen_people/07_punch_000000.ply --frames 24 --size 240 --out docs/gallery/turntable.gif
+	$(BIN)/shapespace interpolate humans runs/gallery/codes.safetensors:03/limits/000000 runs/gallery/codes.safetensors:07/punch/000000 --steps 13 --out runs/gallery/way
+	$(BIN)/shapespace picture runs/gallery/way/*.obj --play --turn 0 --size 240 --out docs/gallery/way.gif
+	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs/gallery $(BIN)/python -m pytest -q -m slow tests/test_browser.py -k light_and_dark
 
 bench: $(VENV)/ready  ## times and memory against the plain way
 	$(BIN)/shapespace benchmark

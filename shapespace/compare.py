@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from shapespace import plots
-from shapespace.page import Chart, Notes, Part, Section, Table, Text
+from shapespace.page import Chart, Notes, Section, Table, Text
+from shapespace.report import STATISTICS, spread
 from shapespace.run import Run
 
 COLUMNS = {"truth_to_found": "truth → found", "found_to_truth": "found → truth"}  # of protocol surface
@@ -81,26 +82,47 @@ class Moved:
 
 
 def gather(folders: Sequence[Path]) -> tuple[list[Scored], list[Moved]]:
-    """Everything that was scored at or below these folders, in their order.
+    """Everything that was scored at or below these folders, in their order; of a run that was not, nothing.
 
-    Raises `FileNotFoundError` for a folder without scores, and `ValueError` for a file that is not what its name says.
+    Raises `FileNotFoundError` for a folder that is no run and has no scores, and `ValueError` for a file that is not
+    what its name says.
     """
     scored: dict[Path, Scored] = {}
     moved: dict[Path, Moved] = {}
     for folder in folders:
-        files = _below(folder, "scores.json")
-        if not files:
+        files = below(folder, "scores.json")
+        if not files and not Run(folder).config.is_file():
             what = "has no scores.json, nor has a folder below it" if folder.is_dir() else "is no folder"
             raise FileNotFoundError(f"{folder} {what}: score the run first, shapespace evaluate {folder} STORE.")
         scored |= {file.resolve(): _read_scores(file) for file in files}
-        moved |= {file.resolve(): _read_motion(file) for file in _below(folder, "motion.json")}
-    homes = [one.home for one in scored.values()] + [one.home for one in moved.values()]
-    names = _names([home for home in homes if home])
-    apart = _told_apart([replace(one, run=names.get(one.home, one.run)) for one in scored.values()])
-    return apart, [replace(one, run=names.get(one.home, one.run)) for one in moved.values()]
+        moved |= {file.resolve(): _read_motion(file) for file in below(folder, "motion.json")}
+    names = runs(folders, list(scored.values()), list(moved.values()))
+    apart = _told_apart([replace(one, run=_called(one, names)) for one in scored.values()])
+    return apart, [replace(one, run=_called(one, names)) for one in moved.values()]
 
 
-def _below(folder: Path, name: str) -> list[Path]:
+def runs(folders: Sequence[Path], scored: Sequence[Scored], moved: Sequence[Moved]) -> dict[Path, str]:
+    """The runs among these folders and around these files, and how they are called.
+
+    A run is called as its folder is, with as many folders before it as it takes to tell namesakes apart.
+    """
+    given = [folder.resolve() for folder in folders if Run(folder).config.is_file()]
+    found: list[Scored | Moved] = [*scored, *moved]
+    homes = [*given, *(one.home for one in found if one.home)]
+    names = {}
+    for home in dict.fromkeys(homes):
+        namesakes = {other for other in homes if other.name == home.name}
+        depth = next(k for k in count(1) if len({other.parts[-k:] for other in namesakes}) == len(namesakes))
+        names[home] = "/".join(home.parts[-depth:])
+    return names
+
+
+def _called(one: Scored | Moved, names: Mapping[Path, str]) -> str:
+    return one.run if one.home is None else names[one.home]
+
+
+def below(folder: Path, name: str) -> list[Path]:
+    """The files of that name in a folder and in those below it, the nearest first."""
     return sorted(folder.rglob(name), key=lambda file: (len(file.parts), file))
 
 
@@ -153,16 +175,6 @@ def _home(file: Path, settings: Mapping[str, Any]) -> Path | None:
     return next((folder for folder in file.resolve().parents if Run(folder).config.is_file()), None)
 
 
-def _names(homes: Sequence[Path]) -> dict[Path | None, str]:
-    """A run is called as its folder is, with as many folders before it as it takes to tell namesakes apart."""
-    names: dict[Path | None, str] = {}
-    for home in dict.fromkeys(homes):
-        namesakes = {other for other in homes if other.name == home.name}
-        depth = next(k for k in count(1) if len({other.parts[-k:] for other in namesakes}) == len(namesakes))
-        names[home] = "/".join(home.parts[-depth:])
-    return names
-
-
 def _told_apart(scored: Sequence[Scored]) -> list[Scored]:
     """The same, those of one run by one method being called as the folders in which they lie."""
     times = Counter((one.run, one.method) for one in scored)
@@ -182,10 +194,10 @@ def cautions(scored: Sequence[Scored], moved: Sequence[Moved]) -> list[str]:
     """What forbids or weakens a comparison, in sentences that name the runs."""
     found = []
     for key, what in (("store", "stores"), ("resolution", "resolutions of the meshes"), ("components", "components")):
-        found += _differing(f"Different {what}", [(_label(one), one.settings.get(key)) for one in scored])
+        found += _differing(f"Different {what}", [(label(one), one.settings.get(key)) for one in scored])
     for split in splits(scored):
         within = [one for one in scored if one.names(split)]
-        counts = [(_label(one), len(one.names(split))) for one in within]
+        counts = [(label(one), len(one.names(split))) for one in within]
         if len({one.names(split) for one in within}) > 1:
             other = [f"As many scans of {split}, but not the same ones."]
             found += _differing(f"Different numbers of scans of {split}", counts) or other
@@ -193,7 +205,7 @@ def cautions(scored: Sequence[Scored], moved: Sequence[Moved]) -> list[str]:
         if len({one.protocols[name]["description"] for one in scored if name in one.protocols}) > 1:
             found.append(f"Protocol {name} was not measured in the same way (other settings, or another version).")
     for key in ("data", "split", "pairs", "steps", "resolution"):
-        values = [(_label(one), one.settings.get(key)) for one in moved]
+        values = [(label(one), one.settings.get(key)) for one in moved]
         found += _differing(f"Interpolated poses: different {key}", values)
     found = [f"{sentence} The errors cannot be compared." for sentence in found]
     minutes = {one.run: one.minutes for one in scored if one.minutes}
@@ -220,7 +232,8 @@ def _differing(what: str, values: Iterable[tuple[str, Any]]) -> list[str]:
     return [f"{what}: {'; '.join(listed)}."]
 
 
-def _label(one: Scored | Moved) -> str:
+def label(one: Scored | Moved) -> str:
+    """A run and a method, in words."""
     return f"{one.run} by {one.method}"
 
 
@@ -288,7 +301,18 @@ def everything(scored: Sequence[Scored], split: str) -> Table:
         units = (one.protocols.get(name, {}).get("units", {}).get(column) for one in them)
         unit = next((unit for unit in units if unit), "")
         lines.append([name, column, unit, *(_number(one.median(split, name, column), 3) for one in them)])
-    return Table(["protocol", "column", "unit", *(_label(one) for one in them)], lines)
+    return Table(["protocol", "column", "unit", *(label(one) for one in them)], lines)
+
+
+def percentiles(scored: Sequence[Scored], split: str) -> Table:
+    """A line for each run, method and column of each protocol: statistics over the scans of a split."""
+    lines = [
+        [label(one), name, column, one.protocols.get(name, {}).get("units", {}).get(column, ""), *spread(statistics)]
+        for one in scored
+        for name, columns in one.summary.get(split, {}).items()
+        for column, statistics in columns.items()
+    ]
+    return Table(["run", "protocol", "column", "unit", *STATISTICS, "scans"], lines, words=4)
 
 
 def _who(one: Scored | Moved) -> list[str]:
@@ -303,8 +327,10 @@ def _number(value: float | int | None, decimals: int) -> str:
 
 
 def sections(scored: Sequence[Scored], moved: Sequence[Moved], curves: str | None) -> list[Section]:
-    """The page; `curves` is the drawing of `panels` as an element of it, if there is one."""
-    page = []
+    """What the scores say; `curves` is the drawing of `panels` as an element of it, if there is one."""
+    page: list[Section] = []
+    if not scored:
+        return page
     if care := cautions(scored, moved):
         page.append(Section("Before comparing", [Notes(care, warning=True)]))
     page += [Section(f"Errors: {split}", [errors(scored, split)]) for split in splits(scored)]
@@ -313,9 +339,19 @@ def sections(scored: Sequence[Scored], moved: Sequence[Moved], curves: str | Non
         page.append(Section("Errors of all scans", [Chart(curves, CURVES, CAPTION)]))
     if moved:
         page.append(Section("Interpolated poses", [motions(moved), Text(MOTION)]))
-    page.append(Section("Costs", [costs(scored), Text(COSTS)]))
-    page += [Section(f"All medians: {split}", [everything(scored, split)]) for split in splits(scored)]
-    return [*page, Section("How it was measured", _measured(scored))]
+    return page
+
+
+def details(scored: Sequence[Scored], *, alone: bool) -> list[Section]:
+    """What the scores say besides: costs, every column of every protocol, and how the numbers were made.
+
+    Of a run `alone` every column has percentiles, of several medians side by side.
+    """
+    if not scored:
+        return []
+    title, table = ("Percentiles", percentiles) if alone else ("All medians", everything)
+    tables = [Section(f"{title}: {split}", [table(scored, split)]) for split in splits(scored)]
+    return [Section("Costs", [costs(scored), Text(COSTS)]), *tables, _measured(scored)]
 
 
 def panels(scored: Sequence[Scored]) -> dict[str, plots.Panel]:
@@ -354,7 +390,9 @@ def _explained(scored: Sequence[Scored]) -> str:
     )
 
 
-def _measured(scored: Sequence[Scored]) -> list[Part]:
+def _measured(scored: Sequence[Scored]) -> Section:
+    """Settings, and what each protocol is."""
+
     def told(key: str) -> str:
         values = dict.fromkeys(str(one.settings.get(key, "not told")) for one in scored)
         return ", ".join(values)
@@ -368,4 +406,5 @@ def _measured(scored: Sequence[Scored]) -> list[Part]:
         f"Meshes: resolution {told('resolution')}, components {told('components')}. Seed: {told('seed')}.",
     ]
     described = {name: about["description"] for one in scored for name, about in one.protocols.items()}
-    return [Notes([*settings, *(f"Protocol {name}: {sentence}" for name, sentence in described.items())])]
+    sentences = [f"Protocol {name}: {sentence}" for name, sentence in described.items()]
+    return Section("How it was measured", [Notes([*settings, *sentences])])

@@ -115,6 +115,9 @@ class TrainConfig(Generic[S]):
     """Steps between two checkpoints."""
     mesh_every: int = 0
     """Steps between two meshes in TensorBoard; 0 writes them at the end only."""
+    pictured: int = 64
+    """Codes that TensorBoard's projector shows at the end, each with a picture of its shape, some tenths of a second
+    each; 0 leaves it out."""
 
 
 def of_family(words: Sequence[str]) -> Any:

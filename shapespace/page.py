@@ -5,11 +5,14 @@
 A new part of a page is one more section; a new kind of part is a class with an `html` and a `markdown`.
 """
 
+import base64
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import ClassVar
 
 from shapespace.report import pipes
 
@@ -30,12 +33,25 @@ th { font-weight: 500; color: var(--pale) }
 .number { text-align: right }
 .warning { background: var(--warn); padding: .6rem 1rem .6rem 2rem; border-radius: 4px; max-width: none }
 figure { margin: .6rem 0 } figure svg { max-width: 100%; height: auto }
-figcaption { color: var(--pale); max-width: 46rem }
+figcaption, .hint { color: var(--pale); max-width: 46rem }
+.turnables { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem }
+.turnable canvas, .turnable img { display: block; width: 100%; height: 22rem; object-fit: contain; border-radius: 4px }
+.turnable canvas { cursor: grab; touch-action: pan-y }
+.turnable canvas:focus-visible { outline: 2px solid var(--line) }
+.turnable figcaption { font-size: .87rem; overflow-wrap: anywhere }
+.play { display: flex; gap: .6rem; margin: .4rem 0 } .play input { flex: 1 }
+.play button { font: inherit; min-width: 4.5rem }
+.legend { display: flex; flex-wrap: wrap; justify-content: space-between; width: 18rem; margin: .6rem 0 }
+.legend .ramp { width: 100%; height: .7rem; border-radius: 2px }
+[hidden] { display: none !important }
 """.strip()
 
 
 class Part(ABC):
     """What a section is made of."""
+
+    script: ClassVar[str] = ""
+    """What makes it move; a page runs the script of a kind of part once, and no other."""
 
     @abstractmethod
     def html(self) -> str:
@@ -58,7 +74,7 @@ class Text(Part):
 
     def markdown(self) -> str:
         """A paragraph."""
-        return _tame(self.words)
+        return tame(self.words)
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class Notes(Part):
 
     def markdown(self) -> str:
         """A list."""
-        return "\n".join(f"- {'**Take care.** ' if self.warning else ''}{_tame(line)}" for line in self.lines)
+        return "\n".join(f"- {'**Take care.** ' if self.warning else ''}{tame(line)}" for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ class Table(Part):
 
     def markdown(self) -> str:
         """A table whose source is aligned too."""
-        return pipes([[_tame(cell) for cell in line] for line in (self.head, *self.lines)], self.words)
+        return pipes([[tame(cell) for cell in line] for line in (self.head, *self.lines)], self.words)
 
     def _cell(self, tag: str, column: int, cell: str) -> str:
         kind = ' class="number"' if column >= self.words else ""
@@ -116,7 +132,7 @@ class Chart(Part):
 
     def markdown(self) -> str:
         """A link to the file, and the caption."""
-        return f"![{Path(self.file).stem}]({self.file})\n\n{_tame(self.caption)}"
+        return f"![{Path(self.file).stem}]({self.file})\n\n{tame(self.caption)}"
 
 
 @dataclass(frozen=True)
@@ -128,27 +144,40 @@ class Section:
 
 
 def html(title: str, sections: Sequence[Section]) -> str:
-    """One file, which asks for no other and runs no code; light or dark as the reader's system is."""
+    """One file, which asks for no other; light or dark as the reader's system is.
+
+    The page forbids its reader's browser to load anything and to run any script but those of its parts, whose digests
+    it names: what stands in a run's files may be rude, but it stays words.
+    """
+    scripts = list(dict.fromkeys(part.script for section in sections for part in section.parts if part.script))
     body = [f"<h1>{escape(title)}</h1>"]
     for section in sections:
         parts = "\n".join(part.html() for part in section.parts)
         body.append(f"<section>\n<h2>{escape(section.title)}</h2>\n{parts}\n</section>")
+    body += [f"<script>{script}</script>" for script in scripts]
     head = (
-        '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{_allowed(scripts)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>"
     )
     joined = "\n".join(body)
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{joined}\n</body>\n</html>\n'
 
 
+def _allowed(scripts: Sequence[str]) -> str:
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    run = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {run}"
+
+
 def markdown(title: str, sections: Sequence[Section]) -> str:
     """The same for a terminal, a README or an issue."""
-    blocks = [f"# {_tame(title)}"]
+    blocks = [f"# {tame(title)}"]
     for section in sections:
-        blocks += [f"## {_tame(section.title)}", *(part.markdown() for part in section.parts)]
+        blocks += [f"## {tame(section.title)}", *(part.markdown() for part in section.parts)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _tame(words: str) -> str:
+def tame(words: str) -> str:
     """Words that Markdown would take for HTML, as words."""
     return words.replace("<", "\\<")

@@ -1,19 +1,22 @@
-"""Pictures without a display: a small ray-cast shader, contact sheets, charts, and interpolations as one animated GLB.
+"""Pictures without a display: a small ray-cast shader, contact sheets, charts, films, and interpolations as one GLB.
 
 World lengths are metres, y is up, and people face +z; the camera looks from the front. A mesh is drawn in its own
 vertex colours if it has any (see `paint_distance`), else in clay.
 """
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
 from trimesh import Scene, Trimesh, creation
 from trimesh.exchange.gltf import export_glb
 from trimesh.visual import ColorVisuals
@@ -56,8 +59,13 @@ def render(meshes: Sequence[Trimesh], *, size: int = 512, azimuth: float = 25.0,
     if not meshes:
         raise ValueError("a picture was asked of no meshes. Give it at least one.")
     figures, axes = _stand(meshes), _axes(azimuth, elevation)
-    window = _Window.around(figures, axes, size)
-    return np.concatenate([_draw(figure, axes, window) for figure in figures], axis=1)
+    window = _Window.around([(figures, axes)], size)
+    return _row(figures, axes, window)
+
+
+def thumbnail(mesh: Trimesh, size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """A mesh on a square of so many pixels."""
+    return np.asarray(ImageOps.pad(Image.fromarray(render([mesh], size=size)), (size, size), color=_paper_colour()))
 
 
 def paint_distance(mesh: Trimesh, other: Trimesh, *, limit: float = 20.0) -> Trimesh:
@@ -67,8 +75,19 @@ def paint_distance(mesh: Trimesh, other: Trimesh, *, limit: float = 20.0) -> Tri
 
 
 def paint(mesh: Trimesh, lengths: Float[np.ndarray, "v"], *, limit: float = 20.0) -> Trimesh:
-    """Copy a mesh, coloured by a length in metres at each vertex: pale at 0, dark from `limit` mm on."""
-    return Trimesh(mesh.vertices, mesh.faces, process=False, vertex_colors=_ramp(1e3 * lengths / limit))
+    """Copy a mesh, coloured by a length in metres at each vertex: pale at 0, dark from `limit` mm on.
+
+    The copy also holds the lengths, as its vertex attribute `quality`.
+    """
+    painted = Trimesh(mesh.vertices, mesh.faces, process=False, vertex_colors=_ramp(1e3 * lengths / limit))
+    painted.vertex_attributes["quality"] = lengths
+    return painted
+
+
+def paint_quality(mesh: Trimesh, *, limit: float = 20.0) -> Trimesh:
+    """Copy a mesh, coloured by the lengths that it holds as its vertex attribute `quality`; itself if it holds none."""
+    held = mesh.vertex_attributes.get("quality")
+    return mesh if held is None else paint(mesh, np.asarray(held, dtype=np.float64).reshape(-1), limit=limit)
 
 
 def mesh_of_scan(scan: Scan) -> Trimesh:
@@ -103,9 +122,10 @@ class _Window:
     rows: int
 
     @classmethod
-    def around(cls, figures: Sequence[_Figure], axes: Float[np.ndarray, "3 3"], size: int) -> "_Window":
-        """The window of `size` pixels height that shows any of the figures whole."""
-        seen = np.concatenate([figure.vertices @ axes[:2].T for figure in figures] + [np.array([[0.1, 0.0]])])
+    def around(cls, shots: Sequence["_Shot"], size: int) -> "_Window":
+        """The window of `size` pixels height that shows any figure of any shot whole."""
+        flat = [figure.vertices @ axes[:2].T for figures, axes in shots for figure in figures]
+        seen = np.concatenate([*flat, np.array([[0.1, 0.0]])])
         half, low, high = np.abs(seen[:, 0]).max(), seen[:, 1].min(), seen[:, 1].max()
         margin = 0.04 * max(high - low, 0.1)
         pixel = (high - low + 2 * margin) / size
@@ -119,6 +139,9 @@ class _Window:
         """Where the pixels lie: to the right of the middle, and up (from the top row on)."""
         across = (np.arange(self.columns) + 0.5 - self.columns / 2) * self.pixel
         return across, self.high - (np.arange(self.rows) + 0.5) * self.pixel
+
+
+_Shot = tuple[Sequence[_Figure], Float[np.ndarray, "3 3"]]  # what is seen, and the camera's axes
 
 
 def _axes(azimuth: float, elevation: float) -> Float[np.ndarray, "3 3"]:
@@ -142,11 +165,11 @@ def _figure(mesh: Trimesh, floor: float) -> _Figure:
         return _Figure(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64), np.zeros((0, 3)))
     middle = 0.5 * (vertices.min(axis=0) + vertices.max(axis=0))
     middle[1] = floor
-    own = _own_colours(mesh)
+    own = own_colours(mesh)
     return _Figure(vertices - middle, faces, np.tile(CLAY, (len(vertices), 1)) if own is None else own[:, :3] / 255.0)
 
 
-def _own_colours(mesh: Trimesh) -> UInt8[np.ndarray, "n 4"] | None:
+def own_colours(mesh: Trimesh) -> UInt8[np.ndarray, "n 4"] | None:
     """The colours of a mesh that has any."""
     visual = mesh.visual
     if not isinstance(visual, ColorVisuals) or visual.kind is None:
@@ -155,6 +178,10 @@ def _own_colours(mesh: Trimesh) -> UInt8[np.ndarray, "n 4"] | None:
 
 
 # --------------------------------------------------------------------------------------------------------- the shader
+
+
+def _row(figures: Sequence[_Figure], axes: Float[np.ndarray, "3 3"], window: _Window) -> Picture:
+    return np.concatenate([_draw(figure, axes, window) for figure in figures], axis=1)
 
 
 def _draw(figure: _Figure, axes: Float[np.ndarray, "3 3"], window: _Window) -> Picture:
@@ -336,14 +363,14 @@ def contact_sheet(
         raise ValueError(f"{path}: a contact sheet was given no meshes in {len(rows)} rows. Give it at least one.")
     axes = _axes(azimuth, elevation)
     figures = [_stand(meshes) for _, meshes in rows]
-    window = _Window.around([figure for row in figures for figure in row], axes, size)
+    window = _Window.around([(row, axes) for row in figures], size)
     blocks: list[Image.Image] = []
     for (label, _), row in zip(rows, figures, strict=True):
         blocks.append(_line(label))
         if titles and len(blocks) == 1:
             blocks.append(_titles(titles, window.columns))
         if row:
-            blocks.append(Image.fromarray(np.concatenate([_draw(figure, axes, window) for figure in row], axis=1)))
+            blocks.append(Image.fromarray(_row(row, axes, window)))
     if limit is not None:
         blocks.append(_legend(limit))
     if curves:
@@ -433,8 +460,12 @@ def _absent(window: _Window) -> Picture:
 
 
 def _paper(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), _paper_colour())
+
+
+def _paper_colour() -> tuple[int, int, int]:
     red, green, blue = _bytes(np.array(PAPER).reshape(1, 1, 3)).reshape(3).tolist()
-    return Image.new("RGB", (width, height), (red, green, blue))
+    return red, green, blue
 
 
 def _plain(words: str) -> str:
@@ -444,6 +475,98 @@ def _plain(words: str) -> str:
 
 def _font(size: int) -> Any:
     return ImageFont.load_default(size=size)
+
+
+# --------------------------------------------------------------------------------------------------------------- films
+
+
+def film(
+    scenes: Sequence[Sequence[Trimesh]],
+    path: str | PathLike[str],
+    *,
+    seconds: float = 4.0,
+    turn: float = 360.0,
+    size: int = 320,
+    azimuth: float = 25.0,
+    elevation: float = 10.0,
+) -> None:
+    """Write scenes one after the other as a film that begins again at its end, while the camera goes around them.
+
+    Args:
+        scenes: Meshes side by side, for each moment; all in one scale. One scene, repeated, gives a turntable.
+        path: .gif, .webp, .apng or .mp4 (the last needs the extra `video`).
+        seconds: How long it takes.
+        turn: Degrees by which the camera goes around, to its left, over the whole film.
+        size: Height in pixels.
+        azimuth: Of the first moment; see `render`.
+        elevation: See `render`.
+
+    Raises:
+        ValueError: There are no scenes, or one of another number of meshes; or the suffix is another one.
+        ModuleNotFoundError: MP4 is asked for and its writer is not installed.
+
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FILMS:
+        raise ValueError(f"cannot write a film as {path}: give a name that ends in one of {', '.join(FILMS)}.")
+    if not scenes or not scenes[0] or len({len(scene) for scene in scenes}) > 1:
+        raise ValueError(f"{path}: scenes of {sorted({len(scene) for scene in scenes})} meshes make no film: give as "
+                         "many for each moment, one at least.")  # fmt: skip
+    write = FILMS[path.suffix.lower()]
+    if write is _mp4:
+        _ffmpeg()  # nobody should hear so after the work
+    angles = azimuth + turn * np.arange(len(scenes)) / len(scenes)
+    shots: list[_Shot] = [
+        (_stand(scene), _axes(float(angle), elevation)) for scene, angle in zip(scenes, angles, strict=True)
+    ]
+    window = _Window.around(shots, size)
+    frames = [_row(*shot, window) for shot in tqdm(shots, desc="film", unit="frame")]
+    with replacing(path) as part:
+        write([Image.fromarray(frame) for frame in frames], part, seconds / len(frames))
+
+
+def _gif(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
+    """With one palette for all frames, so that what stands still is not stored again."""
+    few = frames[:: -(-len(frames) // 8)]
+    joined = Image.fromarray(np.concatenate([np.asarray(frame) for frame in few]))
+    palette = joined.quantize(128, method=Image.Quantize.MEDIANCUT)
+    flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    _pillow("GIF", flat, path, seconds)
+
+
+def _pillow(form: str, frames: Sequence[Image.Image], path: Path, seconds: float, **options: Any) -> None:
+    frames[0].save(
+        path, format=form, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0, **options
+    )
+
+
+def _mp4(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
+    width, height = (side + side % 2 for side in frames[0].size)  # H.264 halves its colours
+    told = ["-f", "mp4", "-movflags", "+faststart"]
+    size = (width, height)
+    writer = _ffmpeg().write_frames(str(path), size, fps=1 / seconds, macro_block_size=2, quality=7, output_params=told)
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(ImageOps.pad(frame, size, color=_paper_colour())).tobytes())
+    writer.close()
+
+
+def _ffmpeg() -> Any:
+    try:
+        import imageio_ffmpeg
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "MP4 needs a writer that is not installed: pip install 'shapespace[video]', or write .gif or .webp."
+        ) from None
+    return imageio_ffmpeg
+
+
+FILMS: Mapping[str, Callable[[Sequence[Image.Image], Path, float], None]] = {
+    ".gif": _gif,
+    ".webp": partial(_pillow, "WEBP", quality=80, method=4),
+    ".apng": partial(_pillow, "PNG"),
+    ".mp4": _mp4,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------- animation
@@ -486,7 +609,7 @@ def _frame(k: int) -> str:
 def _smooth(mesh: Trimesh) -> Trimesh:
     """A copy with the used vertices only, unit vertex normals, and the vertex colours if there are any."""
     used, faces = np.unique(np.asarray(mesh.faces), return_inverse=True)
-    own = _own_colours(mesh)
+    own = own_colours(mesh)
     figure = _Figure(np.asarray(mesh.vertices, dtype=np.float64)[used], faces.reshape(-1, 3), np.zeros((len(used), 3)))
     return Trimesh(
         figure.vertices,

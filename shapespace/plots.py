@@ -106,6 +106,43 @@ def _curve(axis: "Axes", way: Way, errors: Errors, colour: str) -> "Line2D":
     return axis.plot(x, share, drawstyle="steps-post", color=colour, linestyle=dashes, linewidth=1.6)[0]
 
 
+def training_curves(panels: Mapping[str, Mapping[str, Float[np.ndarray, "n 2"]]], *, columns: int = 3) -> "Figure":
+    """Draw a panel under each name: steps and values of each run, in its colour; logarithmic where values allow it."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    runs = list(dict.fromkeys(run for panel in panels.values() for run in panel))
+    rows = -(-len(panels) // columns)
+    with rc_context(STYLE):
+        figure = Figure(layout="constrained", figsize=(3.3 * columns, 2.2 * rows + 0.2))
+        axes = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+        drawn: dict[str, Line2D] = {}
+        for axis, (title, panel) in zip(axes, panels.items(), strict=False):
+            axis.set_title(title, loc="left", fontsize=9)
+            axis.grid(color=RULE, alpha=0.35, linewidth=0.6)
+            for run, curve in panel.items():
+                colour = COLOURS[runs.index(run) % len(COLOURS)]
+                (drawn[run],) = axis.plot(*thinned(curve).T, color=colour, linewidth=1.2)
+            if all(np.nanmin(curve[:, 1], initial=1.0) > 0 for curve in panel.values()):
+                axis.set_yscale("log")
+                axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axis.yaxis.set_minor_formatter(lambda value, _: "")
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        if len(runs) > 1:
+            labels = [f" {run}" for run in drawn]  # matplotlib hides what begins with an underscore
+            figure.legend(list(drawn.values()), labels, loc="outside lower center", frameon=False, ncols=4)
+        figure.supxlabel("step", fontsize=9)
+    return figure
+
+
+def thinned(curve: Float[np.ndarray, "n 2"], most: int = 200) -> Float[np.ndarray, "k 2"]:
+    """Means over stretches of equal length, so that at most so many are left."""
+    if len(curve) <= most:
+        return curve
+    return np.array([stretch.mean(axis=0) for stretch in np.array_split(curve, most)])
+
+
 def level_lines(
     values: Float[np.ndarray, "y x"], axes: Float[np.ndarray, "2 n"], points: Float[np.ndarray, "n 2"]
 ) -> "Figure":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shapespace.atomic import replacing
+from shapespace.data.files import file_name
 
 STATISTICS = ("median", "mean", "p5", "p95")
 
@@ -65,7 +66,7 @@ class Report:
         for split, protocols in self.summary.items():
             lines = [[split, *STATISTICS, "scans"]]
             for name, columns in protocols.items():
-                lines += [[f"  {name}.{self._title(name, c)}", *_numbers(s), _scans(s)] for c, s in columns.items()]
+                lines += [[f"  {name}.{self._title(name, c)}", *spread(s)] for c, s in columns.items()]
             blocks.append(_aligned(lines))
         return "\n\n".join(blocks)
 
@@ -80,7 +81,7 @@ class Report:
             lines = [["protocol", "column", "unit", *STATISTICS, "scans"]]
             for name, columns in protocols.items():
                 units = self.units.get(name, {})
-                lines += [[name, c, units.get(c, ""), *_numbers(s), _scans(s)] for c, s in columns.items()]
+                lines += [[name, c, units.get(c, ""), *spread(s)] for c, s in columns.items()]
             parts.append(f"## {split}\n\n{pipes(lines)}")
         failed = [f"- {row['name']} ({row['split']})" for row in self.rows if _has_failed(row)]
         if failed:
@@ -96,6 +97,27 @@ class Report:
     def _title(self, name: str, column: str) -> str:
         unit = self.units.get(name, {}).get(column)
         return f"{column} [{unit}]" if unit else column
+
+
+def mesh_file(folder: Path, split: str, name: str) -> Path:
+    """Where the mesh of a scan lies that was scored, beside the scores in `folder`."""
+    return folder / "meshes" / split / f"{file_name(name)}.ply"
+
+
+def notable(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Mapping[str, Any]]:
+    """The rows of the best, the median and the worst scan of a split; empty where nothing was found.
+
+    They are ordered by the sum of the columns of their first protocol.
+    """
+    found = sorted((row for row in rows if row["split"] == split and _total(row) < math.inf), key=_total)
+    return {"best": found[0], "median": found[len(found) // 2], "worst": found[-1]} if found else {}
+
+
+def _total(row: Mapping[str, Any]) -> float:
+    """Infinite where nothing was found: NaN, or null in a file."""
+    columns = next((value for key, value in row.items() if key not in ("name", "split")), {"nothing": None})
+    total = sum(math.nan if value is None else float(value) for value in columns.values())
+    return math.inf if math.isnan(total) else total
 
 
 def _values(row: Mapping[str, Any]) -> list[tuple[str, str, float]]:
@@ -121,19 +143,19 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def _numbers(statistics: Mapping[str, float | int]) -> list[str]:
-    """The statistics of one line, all with the decimals that give the median three digits."""
-    median = abs(statistics["median"])
-    decimals = 2 - math.floor(math.log10(median)) if math.isfinite(median) and median > 0 else 2
+def spread(statistics: Mapping[str, Any]) -> list[str]:
+    """`STATISTICS`, all with the decimals that give the median three digits, and how many scans they are of."""
+    median = _finite(statistics["median"])
+    decimals = 2 - math.floor(math.log10(abs(median))) if median else 2
     decimals = min(max(decimals, 1), 4)
-    shown = (statistics[key] for key in STATISTICS)
-    return [f"{value:.{decimals}f}" if math.isfinite(value) else "-" for value in shown]
-
-
-def _scans(statistics: Mapping[str, float | int]) -> str:
-    """How many scans the line is made of, and of how many where some failed."""
+    shown = [_finite(statistics[key]) for key in STATISTICS]
     count, failed = statistics["count"], statistics.get("failed", 0)
-    return f"{count} of {count + failed}" if failed else str(count)
+    scans = f"{count} of {count + failed}" if failed else str(count)
+    return [*("-" if value is None else f"{value:.{decimals}f}" for value in shown), scans]
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -1,12 +1,15 @@
 """A run: the folder with everything that a training leaves."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,6 +17,7 @@ from torch import Tensor
 from shapespace.atomic import replacing
 
 FORMAT = 1
+MACHINE = "machine"  # tag of the words in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,16 @@ class Progress:
 
     steps: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a training told while it ran."""
+
+    curves: Mapping[str, Float[np.ndarray, "n 2"]]
+    """Steps and values of every scalar; what an interruption undid is left out."""
+    machines: Sequence[str]
+    """Where it ran, in words: one for each start."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,24 @@ class Run:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)  # its tensors stay there
         return Progress(int(state["step"]), float(state["seconds"]))
 
+    def about(self) -> dict[str, Any]:
+        """What stands beside the weights: family, sizes, scale, data; nothing where there is no model."""
+        return _described(self.weights, "model") if self.weights.is_file() else {}
+
+    def told(self) -> "Told":
+        """What the training told TensorBoard; nothing where there are no events."""
+        if not self.events.is_dir():
+            return Told({}, [])
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second
+
+        held = EventAccumulator(str(self.events), size_guidance={"scalars": 0, "tensors": 0})
+        held.Reload()
+        tags = held.Tags()
+        curves = {tag: np.array([(e.step, e.value) for e in held.Scalars(tag)]) for tag in tags["scalars"]}
+        wanted = f"{MACHINE}/text_summary"
+        machines = held.Tensors(wanted) if wanted in tags["tensors"] else []
+        return Told(curves, [event.tensor_proto.string_val[0].decode(errors="replace") for event in machines])
+
     def family(self) -> str:
         """The family of the model, by the settings."""
         return str(yaml.safe_load(self.read_settings()).get("family", "igr"))
@@ -104,10 +136,17 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {kind} at {path}: give the folder of a run, or a .safetensors file that it wrote.")
+    about = _described(path, kind)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors, about
+
+
+def _described(path: Path, kind: str) -> dict[str, Any]:
+    """What a safetensors file of ours tells of itself."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("shapespace", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about: dict[str, Any] = json.loads((file.metadata() or {}).get("shapespace", "{}"))
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}): write it again.") from None
     if about.get("kind") != kind:
@@ -119,4 +158,4 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             f"{path} has format {about['format']}, this version reads {FORMAT}: "
             "train again, or install the version that wrote it."
         )
-    return tensors, about
+    return about

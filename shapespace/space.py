@@ -294,6 +294,7 @@ class ShapeSpace:
             log_every=config.log_every,
             save_every=config.save_every,
             mesh_every=config.mesh_every,
+            pictured=config.pictured,
             workers=config.batch.workers,
             execution=None if config.execution == "auto" else config.execution,
             products=config.products,

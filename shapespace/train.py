@@ -6,17 +6,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+from trimesh import Trimesh
 
+from shapespace import picture
 from shapespace.data.loader import StepDataset, batches
+from shapespace.machine import machine
 from shapespace.models.base import ShapeModel
+from shapespace.models.code import Code
 from shapespace.objective import Execution, Objective, Products, choose, settle_products
 from shapespace.optim import Optimisers
-from shapespace.run import Run
+from shapespace.run import MACHINE, Run
+
+THUMBNAIL = 64  # pixels of a picture in TensorBoard's projector
+PICTURED_CELLS = 48  # along the cube's edge, of the meshes in these pictures
 
 # Factor on the learning rate at a step, and at a share of the training that has passed.
 Schedule = Callable[[int, float], float]
@@ -34,6 +42,7 @@ class Plan:
     log_every: int
     save_every: int
     mesh_every: int
+    pictured: int
     workers: int
     execution: Execution | None
     products: Products
@@ -68,6 +77,8 @@ def train(
     if dataset.world > 1:
         objective = DistributedDataParallel(objective)
     writer = SummaryWriter(str(run.events), purge_step=start) if chief else None
+    if writer:
+        writer.add_text(MACHINE, machine(), start)
     bar = tqdm(total=plan.steps, initial=start, desc="train", unit="step", disable=not chief, smoothing=0.05)
     began = time.monotonic() - spent
 
@@ -93,12 +104,14 @@ def train(
         if writer and plan.mesh_every and step % plan.mesh_every == 0:
             _record_meshes(writer, step, model, dataset, device)
         if writer and step % plan.save_every == 0:
-            _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device)
+            _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device, writer)
         bar.update()
 
     if writer:
-        _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device)
+        _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device, writer)
         _record_meshes(writer, step, model, dataset, device)
+        if plan.pictured:
+            _record_codes(writer, step, model, dataset, device, plan.pictured)
         writer.close()
     bar.close()
 
@@ -151,15 +164,49 @@ def _collapsed(terms: Mapping[str, Tensor]) -> bool:
 def _record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device) -> None:
     """The surfaces of one batch's first scan, coarse, for TensorBoard's mesh page."""
     model.eval()
-    code = model.encode(dataset[0].to(device))
-    try:
-        (mesh,) = model.surface(code[0], resolution=64)
-    except ValueError:  # no surface yet: early in a training that is ordinary
+    mesh = _shape(model, model.encode(dataset[0].to(device))[0], 64)
+    model.train()
+    if not len(mesh.faces):  # no surface yet: early in a training that is ordinary
         return
-    finally:
-        model.train()
     vertices, faces = torch.from_numpy(mesh.vertices.copy()), torch.from_numpy(mesh.faces.copy())
     writer.add_mesh("surface", vertices=vertices[None].float(), faces=faces[None].int(), global_step=step)
+
+
+@torch.no_grad()
+def _record_codes(
+    writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device, most: int
+) -> None:
+    """Codes of training scans, evenly spread over them, for TensorBoard's projector: each with a picture of its shape.
+
+    Codes that are longer than there are of them are turned onto the axes that they span: distances stay the same.
+    """
+    model.eval()
+    rows = np.unique(np.linspace(0, len(dataset.names) - 1, most).round().astype(int)).tolist()
+    names = [dataset.names[row].replace("\t", " ") for row in rows]
+    codes = [model.encode(dataset.visit(row).to(device)) for row in rows]
+    pictures = [picture.thumbnail(_shape(model, code, PICTURED_CELLS), THUMBNAIL) for code in codes]
+    flat = torch.cat([code.flat for code in codes]).cpu()
+    if flat.shape[1] > len(flat):
+        left, length, _ = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
+        flat = left * length
+    model.train()
+    writer.add_embedding(
+        flat,
+        metadata=[[name, name.partition("/")[0]] for name in names],
+        metadata_header=["scan", "subject"],
+        label_img=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255,
+        global_step=step,
+        tag="codes",
+    )
+
+
+def _shape(model: ShapeModel, code: Code, resolution: int) -> Trimesh:
+    """The surface of a code; a mesh without faces where there is none."""
+    try:
+        (mesh,) = model.surface(code, resolution=resolution)
+    except ValueError:
+        return Trimesh()
+    return mesh
 
 
 @torch.no_grad()
@@ -181,9 +228,13 @@ def _save(
     publish: Callable[[], None],
     dataset: StepDataset,
     device: torch.device,
+    writer: Any,
 ) -> None:
     if model.prior is not None:
-        model.prior.fit(training_codes(model, dataset, device))
+        codes = training_codes(model, dataset, device)
+        model.prior.fit(codes)
+        writer.add_histogram("codes/numbers", codes, step)
+        writer.add_histogram("codes/lengths", codes.norm(dim=1), step)
     run.save_checkpoint(
         {"step": step, "seconds": seconds, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,7 @@ def test_paint_distance_reads_off_the_legend() -> None:
     painted = paint_distance(Trimesh(corners + heights[:, None] * [0, 1, 0], plate.faces, process=False), plate)
     wanted = [ERROR_RAMP[0], ERROR_RAMP[2], ERROR_RAMP[4], ERROR_RAMP[4]]
     assert np.asarray(painted.visual.vertex_colors)[:, :3].tolist() == [list(colour) for colour in wanted]
+    assert painted.vertex_attributes["quality"] == pytest.approx(heights)
 
 
 def test_a_scan_is_drawn_by_its_faces_or_as_beads() -> None:
@@ -353,3 +355,58 @@ def test_the_same_meshes_give_the_same_animation(tmp_path: Path) -> None:
     for name in ("a.glb", "b.glb"):
         animated_glb(grown(3), tmp_path / name)
     assert (tmp_path / "a.glb").read_bytes() == (tmp_path / "b.glb").read_bytes()
+
+
+def test_a_thumbnail_is_square_and_whole() -> None:
+    wide = picture.thumbnail(box((2.0, 0.5, 0.5), (0, 0.25, 0), RED), 48)
+    assert wide.shape == (48, 48, 3)
+    red = wide[..., 0].astype(int) - wide[..., 2] > 60
+    assert red.any(axis=0).mean() > 0.7
+    assert not red[:, [0, -1]].any()
+
+
+def test_a_turntable_goes_once_around_in_one_scale(tmp_path: Path) -> None:
+    """A plate that is red in front and blue behind; from its side it is thin."""
+    front, back = box((1.0, 1.0, 0.02), (0, 0, 0.02), RED), box((1.0, 1.0, 0.02), (0, 0, -0.02), BLUE)
+    plate = trimesh.util.concatenate([front, back])
+    picture.film([[plate]] * 4, tmp_path / "a.gif", size=64, azimuth=0.0, elevation=0.0, seconds=2.0)
+    with Image.open(tmp_path / "a.gif") as film:
+        assert (film.n_frames, film.info["loop"], film.info["duration"]) == (4, 0, 500)
+        seen = []
+        for index in range(4):
+            film.seek(index)
+            image = np.asarray(film.convert("RGB")).astype(int)
+            seen.append((drawn(image).sum(), image[32, image.shape[1] // 2]))
+    assert seen[0][1][0] > seen[0][1][2] + 50
+    assert seen[2][1][2] > seen[2][1][0] + 50
+    assert abs(seen[0][0] / seen[2][0] - 1) < 0.05
+    assert max(seen[1][0], seen[3][0]) < 0.2 * seen[0][0]
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".apng"])
+def test_films_of_other_kinds_hold_the_same(suffix: str, tmp_path: Path) -> None:
+    scenes = [[box((1, 1, 1), (0, 0.5, 0), colour)] for colour in (RED, BLUE)]
+    picture.film(scenes, tmp_path / f"a{suffix}", size=48, turn=0.0)
+    with Image.open(tmp_path / f"a{suffix}") as film:
+        assert film.n_frames == 2
+        for index, colour in enumerate((RED, BLUE)):
+            film.seek(index)
+            assert len(middle_of(np.asarray(film.convert("RGB")), colour))
+
+
+def test_mp4_is_a_film_of_whole_frames(tmp_path: Path) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    picture.film([[sphere()]] * 6, tmp_path / "a.mp4", size=65, seconds=1.0)
+    frames, seconds = ffmpeg.count_frames_and_secs(str(tmp_path / "a.mp4"))
+    assert (frames, seconds) == (6, pytest.approx(1, abs=0.2))
+
+
+def test_films_that_cannot_be_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"a\.avi: give a name that ends in one of \.gif, \.webp, \.apng, \.mp4"):
+        picture.film([[sphere()]], tmp_path / "a.avi")
+    with pytest.raises(ValueError, match=r"scenes of \[1, 2\] meshes make no film"):
+        picture.film([[sphere()], [sphere(), sphere()]], tmp_path / "a.gif")
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'shapespace\[video\]', or write \.gif"):
+        picture.film([[sphere()]], tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shapespace import build, space, train
@@ -20,6 +21,7 @@ from shapespace.data.scan import Scan
 from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
 from shapespace.geometry.inside import inside
+from shapespace.machine import machine
 from shapespace.objective import Objective
 from shapespace.run import Run, load_tensors, save_tensors
 from shapespace.space import ShapeSpace
@@ -32,7 +34,7 @@ def store(synthetic_root: Path, tmp_path: Path) -> Store:
 
 
 def tiny(*arguments: str) -> TrainConfig[Any]:
-    words = expand(["--config", "tiny", "--device", "cpu", *arguments])
+    words = expand(["--config", "tiny", "--device", "cpu", "--pictured", "0", *arguments])
     return tyro.cli(of_family(words), args=words)
 
 
@@ -88,6 +90,41 @@ def test_it_learns_and_leaves_scalars_and_a_mesh(store: Store, tmp_path: Path) -
     assert loss[-1] < 0.7 * loss[0]
     assert {"terms/surface", "terms/normal", "terms/eikonal", "terms/code", "lr"} <= set(events.Tags()["scalars"])
     assert any("surface" in tag for tag in events.Tags()["tensors"])
+    assert Run(tmp_path / "run").told().machines == [machine()]
+
+
+def test_the_projector_has_codes_and_a_picture_of_each(store: Store, tmp_path: Path) -> None:
+    """Codes that are longer than their number are turned onto fewer axes, and stay as far from one another."""
+    learn(store, tmp_path / "run", "--optim.steps", "20", "--save_every", "10", "--pictured", "3")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"histograms": 0})
+    events.Reload()
+    codes = _codes(store, tmp_path / "run")
+    lengths = events.Histograms("codes/lengths")[-1]
+    assert [event.step for event in events.Histograms("codes/numbers")] == [10, 20, 20]
+    assert (lengths.histogram_value.num, events.Histograms("codes/numbers")[-1].histogram_value.num) == (
+        4,
+        codes.numel(),
+    )
+    assert lengths.histogram_value.max == pytest.approx(codes.norm(dim=1).max().item(), rel=1e-4)
+
+    (folder,) = (tmp_path / "run" / "tensorboard").glob("00020/codes")
+    names = store.select("train")
+    rows = [0, 2, 3]  # evenly over four
+    lines = (folder / "metadata.tsv").read_text().splitlines()
+    assert lines == ["scan\tsubject", *(f"{names[row]}\t{names[row].split('/')[0]}" for row in rows)]
+    written = torch.from_numpy(np.loadtxt(folder / "tensors.tsv", dtype=np.float32))
+    assert written.shape == (3, 3) < codes[rows].shape
+    assert torch.cdist(written, written) == pytest.approx(torch.cdist(codes[rows], codes[rows]), abs=1e-3)
+    sprite = np.asarray(Image.open(folder / "sprite.png"))[..., :3]
+    assert sprite.shape == (128, 128, 3)  # two by two, the last one empty
+
+
+def _codes(store: Store, folder: Path) -> torch.Tensor:
+    learned = ShapeSpace.load(folder)
+    batch = tiny().batch
+    sizes = {"scans": batch.scans, "points": batch.points, "surface": batch.surface, "sigma": batch.sigma}
+    dataset = StepDataset(store, store.select("train"), **sizes, half=batch.half, seed=0)
+    return train.training_codes(learned.model, dataset, torch.device("cpu"))
 
 
 def test_minutes_end_a_training_and_its_schedule(store: Store, tmp_path: Path) -> None:

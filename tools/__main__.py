@@ -18,6 +18,7 @@ VERBS = {
     "encode": "codes of scans, by one pass of the encoder",
     "fit": "codes and meshes of scans, by optimising the codes",
     "mesh": "meshes of codes",
+    "picture": "pictures and films of meshes and scans, without a display",
     "interpolate": "the way from one shape to another, as meshes, animation and pictures",
     "evaluate": "scores of unseen scans against the truth",
     "reconstruct": "the surface of one scan, or a curve in the plane, without a shape space",

@@ -11,6 +11,7 @@ import torch
 
 from shapespace.data import files
 from shapespace.data.depth import JUMP
+from shapespace.data.files import file_name as file_name
 from shapespace.data.recipe import UnitName, guess_unit
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
@@ -108,8 +109,3 @@ def _names(words: Sequence[str]) -> list[str]:
     while len({path[-depth:] for path in paths}) < len(set(paths)):
         depth += 1
     return ["/".join(path[-depth:]) for path in paths]
-
-
-def file_name(name: str) -> str:
-    """A scan's name as the stem of a file."""
-    return name.replace("/", "_")

@@ -8,9 +8,7 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 from tqdm import tqdm
-from trimesh import Trimesh
 
 from shapespace.atomic import replacing
 from shapespace.data import files
@@ -79,7 +77,7 @@ def write(
         tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), scans, meshes, strict=False
     ):
         if mesh is not None and meshing.uncertainty:
-            mesh = _told(mesh, space.uncertainty(fit, mesh))
+            mesh = paint(mesh, space.uncertainty(fit, mesh), limit=30.0)
         verdicts.append(judge(fit.code, space.model.prior, fit.residuals, scan, mesh))
         if mesh is not None and out == Path(PIPE):
             sys.stdout.buffer.write(files.mesh_bytes(mesh, unit=unit, up=up))
@@ -94,13 +92,6 @@ def write(
             print(f"{len(fits)} meshes in {out}")
         print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
     _warn(fits, verdicts, strict)
-
-
-def _told(mesh: Trimesh, deviation: Float[np.ndarray, "v"]) -> Trimesh:
-    """The mesh, in the colours of its uncertainty, which it also holds."""
-    painted = paint(mesh, deviation, limit=30.0)
-    painted.vertex_attributes["quality"] = deviation
-    return painted
 
 
 def _warn(fits: Sequence[Fit], verdicts: Sequence[Verdict], strict: bool) -> None:

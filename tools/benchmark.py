@@ -38,6 +38,7 @@ from shapespace.data.store import Store
 from shapespace.geometry.isosurface import dense, evaluate
 from shapespace.geometry.nearest import each_other
 from shapespace.losses import weigh
+from shapespace.machine import machine
 from shapespace.models.igr import IGR
 from shapespace.nn.mlp import Linearised, SkipMLP
 from shapespace.nn.plain import twin
@@ -100,7 +101,7 @@ def main(
     size = QUICK if quick else FULL
     chosen = get_args(Section) if "all" in sections else sections
     bench = _Bench(size, out / ("quick" if quick else "full"))
-    print(bench.machine())
+    print(machine())
     figures: list[Figure] = []
     for section in chosen:
         for figure in getattr(bench, section)(*([whole] if section == "fit" else [])):
@@ -118,14 +119,6 @@ class _Bench:
     def __init__(self, size: Size, folder: Path) -> None:
         self.size, self.folder = size, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def machine(self) -> str:
-        """What the figures belong to, in words."""
-        cpu = "unknown processor"
-        if (info := Path("/proc/cpuinfo")).exists():
-            cpu = next((s.split(":")[1].strip() for s in info.read_text().splitlines() if "model name" in s), cpu)
-        gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-        return f"{cpu}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
     # ---------------------------------------------------------------- sections
 

@@ -5,17 +5,16 @@
     shapespace evaluate runs/people data/people.h5 --method encode      (without optimisation)
 
 Writes `scores.json` (rows and `summary`), `scores.csv` and `scores.md` beside the model, or under --out, with the
-meshes that were scored and a picture of the best, the median and the worst. Protocol `surface` is the one to quote:
-exact point-to-triangle distances, in millimetres.
+meshes that were scored (colours and the vertex `quality` are the distance to the truth) and a picture of the best, the
+median and the worst. Protocol `surface` is the one to quote: exact point-to-triangle distances, in millimetres.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from trimesh import Trimesh
@@ -26,12 +25,14 @@ from shapespace.data import files
 from shapespace.data.store import Store
 from shapespace.evaluate import evaluate
 from shapespace.fit import AdamOptions, LMOptions
+from shapespace.machine import machine
 from shapespace.refine import RefineOptions
-from shapespace.report import Report
+from shapespace.report import Report, mesh_file, notable
 from shapespace.space import Components, Fit, Method, ShapeSpace, save_fits
-from shapespace.tools._inputs import file_name, from_store
+from shapespace.tools._inputs import from_store
 from shapespace.tools._settings import of_fits, of_model, timed
 
+LIMIT = 20.0  # mm: where the colours of errors end
 _OF_SPACES = ("model", "family", "trained_seconds", "trained_steps", "weight_numbers", "weight_bytes")
 
 
@@ -77,6 +78,7 @@ def main(
     scans = [from_store(packed, name) for _, name in names]
     settings = {**of_model(run, space), "store": packed.path.name}
     settings |= {"method": method, "resolution": resolution, "components": components, "seed": seed}
+    settings |= {"machine": machine()}
     refining, meshing = list[float](), list[float]()
     meshes: Iterator[Trimesh | None]
     if method == "poisson":
@@ -96,7 +98,9 @@ def main(
     def found() -> Iterator[tuple[str, str, Trimesh | None]]:
         for (split, name), mesh in zip(names, timed(meshes, meshing), strict=True):
             if mesh is not None:
-                files.write_mesh(_mesh_file(folder, split, name), mesh)
+                truth = packed.truth(name)
+                told = mesh if truth is None else picture.paint_distance(mesh, truth, limit=LIMIT)
+                files.write_mesh(mesh_file(folder, split, name), told)
             yield split, name, mesh
 
     report = evaluate(found(), packed, protocols, total=len(names), settings=settings, seed=seed)
@@ -120,29 +124,17 @@ def _draw(report: Report, store: Store, folder: Path) -> None:
     """Picture the best, the median and the worst scan of each split: scan, fit, distance to the truth, truth."""
     pictures = []
     for split in report.summary:
-        rows = [row for row in report.rows if row["split"] == split and _total(row) < math.inf]
-        rows.sort(key=_total)
-        for word, index in (("best", 0), ("median", len(rows) // 2), ("worst", -1)) if rows else ():
-            name = rows[index]["name"]
-            found = files.read_mesh(_mesh_file(folder, split, name))
+        for word, row in notable(report.rows, split).items():
+            name = row["name"]
+            found = files.read_mesh(mesh_file(folder, split, name))
             truth = store.truth(name)
             assert truth is not None  # evaluate refuses scans without one
             scan = picture.mesh_of_scan(from_store(store, name))
-            pictures.append((f"{split}, {word}: {name}", [scan, found, picture.paint_distance(found, truth), truth]))
+            painted = picture.paint_quality(found, limit=LIMIT)
+            pictures.append((f"{split}, {word}: {name}", [scan, found, painted, truth]))
     if pictures:
         titles = ("scan", "fit", "distance of the fit to the truth", "truth")
-        picture.contact_sheet(pictures, folder / "fits.png", titles=titles, limit=20.0)
-
-
-def _total(row: Mapping[str, Any]) -> float:
-    """Order rows by the sum of the columns of their first protocol; infinite where nothing was found."""
-    columns = next(value for key, value in row.items() if key not in ("name", "split"))
-    total = float(sum(columns.values()))
-    return math.inf if math.isnan(total) else total
-
-
-def _mesh_file(folder: Path, split: str, name: str) -> Path:
-    return folder / "meshes" / split / f"{file_name(name)}.ply"
+        picture.contact_sheet(pictures, folder / "fits.png", titles=titles, limit=LIMIT)
 
 
 def _mesh(space: ShapeSpace, fit: Fit, resolution: int, components: Components) -> Trimesh | None:

@@ -68,6 +68,7 @@ def main(
         curves={"area (m²)": area, "volume (m³)": volume},
     )
     record = {"a": start.name, "b": end.name, "path": path, "area_m2": area, "volume_m3": volume}
+    record |= {"format": format, "unit": source.metres, "up": source.up}
     with replacing(out / "path.json") as part:
         part.write_text(json.dumps({**record, "sa_sigma": metrics.sa_sigma(meshes)}, indent=1))
     print(f"{steps} meshes in {out}, animation in {out / 'interpolation.glb'}, picture in {out / 'interpolation.png'}")

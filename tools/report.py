@@ -1,50 +1,98 @@
-"""Trained runs of any family side by side, or one alone: errors, curves and costs, as one page and in the terminal.
+"""Trained runs of any family side by side, or one alone: errors, curves, fits to turn, as one page and in the terminal.
 
     shapespace report runs/people runs/occupancy --out compared
     shapespace report runs/people > people.md
 
-Reads what the other verbs left: every `scores.json` and `motion.json` at or below each RUN, and how long it trained.
-Score a run by several methods into folders of its own: shapespace evaluate RUN STORE --method encode --out RUN/encode.
-Prints Markdown, and writes it as `report.md`, with `report.html`, which needs no other file, and the curves as
-`curves.png`.
+Reads what the other verbs left: every `scores.json`, `motion.json` and `path.json` at or below each RUN, its settings
+and how it learned. Of one run it shows everything, of several what tells them apart; what a run has not got is said,
+with the line that makes it. Score a run by several methods into folders of its own: shapespace evaluate RUN STORE
+--method encode --out RUN/encode.
+Prints Markdown, and writes it as `report.md`, with `report.html`, which needs no other file and no network, and the
+curves as `curves.png` and `training.png`.
 """
 
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from shapespace import compare, page, plots
+from shapespace import compare, page, plots, trained
 from shapespace.atomic import replacing
+from shapespace.fit import LMOptions
+from shapespace.page import Notes, Section
+from shapespace.run import Run, load_tensors
+from shapespace.tools import interpolate as tool
+from shapespace.tools._inputs import Source
 
 
-def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path | None = None) -> None:
+def main(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], *, out: Path | None = None, interpolate: bool = True
+) -> None:
     """Compare runs.
 
     Args:
         runs: Folders of runs, or folders that hold scores.
         out: Folder for the page; the run itself if it is one, else `report`.
+        interpolate: Go from the first fit of a single run to its second, if it has no path yet, and leave that in its
+            folder `interpolation`, as the verb interpolate would.
 
     """
     if not runs:
         raise ValueError("no runs given: name the folders that `shapespace evaluate` has scored.")
     scored, moved = compare.gather(runs)
+    paths = trained.walks(runs)
+    if interpolate and len(runs) == 1 and not paths and _goes(Run(runs[0])):
+        paths = trained.walks(runs)
+    learned = trained.gather(runs, scored, moved)
+    names = list(dict.fromkeys([*(one.name for one in learned), *(one.run for one in scored)]))
+    alone = len(learned or names) == 1  # with what was scored in its folder, as other spaces on the same scans
     folder = out or (runs[0] if len(runs) == 1 else Path("report"))
     folder.mkdir(parents=True, exist_ok=True)
-    drawing = None
-    if panels := compare.panels(scored):
-        figure = plots.error_curves(panels)
-        plots.write_png(figure, folder / compare.CURVES)
-        drawing = plots.svg(figure)
-    sections = compare.sections(scored, moved, drawing)
-    names = list(dict.fromkeys(one.run for one in scored))
-    title = f"Run {names[0]}" if len(names) == 1 else f"Runs compared: {', '.join(names)}"
+    errors = _drawn(plots.error_curves, compare.panels(scored), folder / compare.CURVES)
+    training = _drawn(plots.training_curves, trained.panels(learned), folder / trained.CURVES)
+    sections = [*compare.sections(scored, moved, errors), *trained.seen(scored, paths, alone=alone)]
+    sections += [*trained.learning(training), *compare.details(scored, alone=alone), *trained.origin(learned, scored)]
+    if absent := trained.missing(learned, scored, paths):
+        sections.insert(0, Section("What is missing", [Notes(absent)]))
+    title = f"Run {names[0]}" if alone else f"Runs compared: {', '.join(names)}"
     texts = {"report.md": page.markdown(title, sections), "report.html": page.html(title, sections)}
     for name, text in texts.items():
         with replacing(folder / name) as part:
             part.write_text(text, encoding="utf-8")
     print(texts["report.md"])
     print(f"The page is {folder / 'report.html'}, the same in Markdown {folder / 'report.md'}.")
+
+
+def _drawn(draw: Callable[..., Any], panels: dict[str, Any], file: Path) -> str | None:
+    """The panels as an element of the page, and as a file beside it."""
+    if not panels:
+        return None
+    figure = draw(panels)
+    plots.write_png(figure, file)
+    return plots.svg(figure)
+
+
+def _goes(run: Run) -> bool:
+    """Whether a path could be made between the first two fits that `evaluate` left."""
+    codes = run.folder / "codes.safetensors"
+    if not (codes.is_file() and run.weights.is_file()):
+        return False
+    names: Sequence[str] = load_tensors(codes, "codes")[1]["names"]
+    if len(names) < 2:
+        return False
+    a, b = (f"{codes}:{name}" for name in names[:2])
+    try:
+        with redirect_stdout(sys.stderr):  # ours is the page's
+            tool.main(
+                run.folder, a, b, source=Source(), lm=LMOptions(), out=run.folder / "interpolation", resolution=96
+            )
+    except ValueError as error:
+        print(f"note: no path from {names[0]} to {names[1]}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 if __name__ == "__main__":

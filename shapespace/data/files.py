@@ -59,6 +59,13 @@ class _Raw:
     faces: Any = None
     normals: Any = None
     sensors: Any = None
+    quality: Any = None
+    """A length at each vertex, of PLY."""
+
+
+def file_name(name: str) -> str:
+    """A scan's name as the stem of a file."""
+    return name.replace("/", "_")
 
 
 def read_scan(
@@ -137,6 +144,8 @@ def read_bytes(data: bytes, *, name: str = "stdin", unit: float = 1.0, up: Up = 
 def read_mesh(path: str | os.PathLike[str], *, unit: float = 1.0, up: Up = "y") -> Trimesh:
     """Read a triangle mesh in metres, y up; the order of the vertices is that of the file (OBJ and PLY).
 
+    The `quality` of a PLY's vertices comes back as the vertex attribute that `write_mesh` wrote, in metres.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is empty, damaged, of an unknown kind, or has no faces.
@@ -150,7 +159,10 @@ def read_mesh(path: str | os.PathLike[str], *, unit: float = 1.0, up: Up = "y") 
     points, faces = _points(path, raw.points, 3), _faces(path, raw.faces, len(raw.points))
     if faces is None:
         raise ValueError(f"{path} holds {len(points):,} points and no faces. Choose a file with a mesh.")
-    return Trimesh(_moved(path, points, unit * _turn(up)), faces, process=False)
+    mesh = Trimesh(_moved(path, points, unit * _turn(up)), faces, process=False)
+    if raw.quality is not None and len(raw.quality) == len(points):
+        mesh.vertex_attributes["quality"] = unit * np.asarray(raw.quality, dtype=np.float64).reshape(-1)
+    return mesh
 
 
 def read_faces(path: str | os.PathLike[str]) -> Int[np.ndarray, "m 3"]:
@@ -310,7 +322,8 @@ def _read_ply(path: Path) -> _Raw:
     if "sensor" in elements and "sensor" in elements["vertex"]["properties"]:
         origins = np.column_stack([elements["sensor"]["data"][axis] for axis in "xyz"])
         sensors = origins[elements["vertex"]["data"]["sensor"].reshape(-1)]
-    return _Raw(content["vertices"], content.get("faces"), content.get("vertex_normals"), sensors)
+    quality = elements["vertex"]["data"]["quality"] if "quality" in elements["vertex"]["properties"] else None
+    return _Raw(content["vertices"], content.get("faces"), content.get("vertex_normals"), sensors, quality)
 
 
 _PLY_BYTES = dict.fromkeys(b"char uchar int8 uint8".split(), 1)

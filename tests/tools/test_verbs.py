@@ -108,7 +108,9 @@ def test_the_makefile_s_lines_are_verbs() -> None:
     verbs = re.findall(r"\$\(BIN\)/shapespace (\w+)", (HOUSE / "Makefile").read_text())
     assert len(verbs) >= 7
     assert set(verbs) <= VERBS.keys()
-    subprocess.run(["make", "-n", "demo", "test", "check", "slow", "bench"], cwd=HOUSE, capture_output=True, check=True)
+    subprocess.run(
+        ["make", "-n", "demo", "test", "check", "slow", "gallery", "bench"], cwd=HOUSE, capture_output=True, check=True
+    )
 
 
 @pytest.mark.parametrize(

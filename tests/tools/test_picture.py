@@ -1,0 +1,56 @@
+"""`shapespace picture`: what the end of --out says, drawn from files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from shapespace import picture
+from shapespace.data import files
+from shapespace.data.scan import Scan
+from shapespace.tools.picture import main
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> tuple[Path, ...]:
+    """A ball in clay, one that is off by 20 mm everywhere, and the points of one."""
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
+    files.write_mesh(tmp_path / "clay.obj", ball)
+    files.write_mesh(tmp_path / "off.ply", picture.paint(ball, np.full(len(ball.vertices), 0.020)))
+    files.write_scan(tmp_path / "scan.ply", Scan("s", np.asarray(ball.vertices, dtype=np.float32)))
+    return tuple(tmp_path / name for name in ("clay.obj", "off.ply", "scan.ply"))
+
+
+def test_a_sheet_has_rows_and_the_colours_of_lengths(inputs: tuple[Path, ...], tmp_path: Path) -> None:
+    main(inputs, out=tmp_path / "a.png", size=64, columns=2)
+    image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    dark = np.abs(image - picture.ERROR_RAMP[-1]).max(axis=-1) < 40
+    assert dark[:, image.shape[1] // 4 :].sum() > 400  # the second ball, and the end of the legend
+    assert image.shape[0] > 2 * 64 + 2 * 28
+    main(inputs[:1], out=tmp_path / "b.png", size=64)
+    assert image.shape[0] - Image.open(tmp_path / "b.png").height == 64 + 28 + 46  # a row, its words, the legend
+
+
+def test_a_film_turns_or_plays(inputs: tuple[Path, ...], tmp_path: Path) -> None:
+    main(inputs[:2], out=tmp_path / "a.gif", size=48, frames=3)
+    assert Image.open(tmp_path / "a.gif").n_frames == 3  # type: ignore[attr-defined]
+    main(inputs, out=tmp_path / "b.gif", size=48, play=True)
+    assert Image.open(tmp_path / "b.gif").n_frames == 4  # type: ignore[attr-defined]
+    assert Image.open(tmp_path / "a.gif").width > 1.7 * Image.open(tmp_path / "b.gif").width  # side by side
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"frames": 0}, "--frames 0, .* make no picture"),
+        ({"size": 2}, "--size 2, .* make no picture"),
+        ({"play": True, "out": Path("a.png")}, r"a\.png does not move, and --play wants a film"),
+        ({"out": Path("a.mov")}, r"cannot write a film as a\.mov"),
+        ({"meshes": ()}, "no meshes given"),
+    ],
+)
+def test_mistakes_get_a_sentence(said: dict[str, object], sentence: str, inputs: tuple[Path, ...]) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        main(**{"meshes": inputs, "out": Path("a.gif"), **said})  # type: ignore[arg-type]
