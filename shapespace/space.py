@@ -242,6 +242,8 @@ class ShapeSpace:
         It stands about the origin. Raises `ValueError` for a family whose codes are no vectors.
         """
         prior = self._prior("there are no principal directions")
+        if len(deviations) > len(prior.mean):
+            raise ValueError(f"{len(deviations)} deviations, and the codes have {len(prior.mean)} numbers: give fewer.")
         steps = prior.principal(len(deviations))
         code = prior.mean + torch.tensor(deviations, dtype=steps.dtype, device=steps.device) @ steps
         return Fit(Code((code[None],)), self._frame(), np.empty(0), name="along" if any(deviations) else "mean")

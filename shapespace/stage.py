@@ -21,7 +21,7 @@ from shapespace import metrics, picture
 from shapespace.build import family
 from shapespace.data import files
 from shapespace.data.loader import Batch
-from shapespace.data.recipe import UnitName, guess_unit
+from shapespace.data.recipe import UnitName, guess_unit, suggest
 from shapespace.data.scan import Scan
 from shapespace.geometry import isosurface
 from shapespace.geometry.frame import Frame
@@ -30,7 +30,7 @@ from shapespace.losses import Scalar
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.space import Fit, ShapeSpace
-from shapespace.verdict import Verdict, judge
+from shapespace.verdict import judge
 
 COARSE = 32  # cells along an edge: on one core 0.16 s for `humans`, and arms and legs are there
 FINE = 128
@@ -127,8 +127,8 @@ class Scene:
 
     wish: Wish
     name: str
-    mesh: Trimesh | None
-    """The shape, painted or not; nothing where the field has no surface."""
+    mesh: Trimesh
+    """The shape, painted or not."""
     resolution: int
     scan: Scan | None = None
     """At most `MAX_DOTS` of its points."""
@@ -144,10 +144,9 @@ class Scene:
     @property
     def floor(self) -> Float[np.ndarray, "3"]:
         """The point of the floor under the scan, or under the shape where there is no scan."""
-        points = self.mesh.vertices if self.scan is None and self.mesh is not None else None
-        points = self.scan.points if self.scan is not None else points
-        if points is None or not len(points):
+        if self.scan is None and not len(self.mesh.vertices):
             return np.zeros(3)
+        points = np.asarray(self.mesh.vertices) if self.scan is None else self.scan.points
         low, high = np.percentile(points, [0.5, 99.5], axis=0)  # scans have strays
         return np.array([0.5 * (low[0] + high[0]), low[1], 0.5 * (low[2] + high[2])])
 
@@ -190,7 +189,9 @@ class Gallery:
         return list(self._scans)
 
     def exhibit(self, name: str) -> Exhibit:
-        """The scan of that name with its fit. Raises `ValueError` for a scan that cannot be fitted."""
+        """The scan of that name with its fit. Raises `ValueError` where there is none, or it cannot be fitted."""
+        if name not in self._scans:
+            raise ValueError(f"there is no scan {name!r}. {suggest(name, self.names)}")
         with self._lock:
             if name not in self._found:
                 scan = self._scans[name]
@@ -238,6 +239,12 @@ class Stage:
         )
 
     @property
+    def directions(self) -> int:
+        """How many principal directions can be gone along."""
+        prior = self.space.model.prior
+        return 0 if prior is None else min(DIRECTIONS, len(prior.mean))
+
+    @property
     def no_slice(self) -> str | None:
         """Why there is no slice; none where there is."""
         if isinstance(self.space.model, FieldModel):
@@ -258,7 +265,7 @@ class Stage:
         """What to show before anybody chose: the first scan, else the mean; none where there is neither."""
         if self.names:
             return Chosen(self.names[0])
-        return Along((0.0,) * DIRECTIONS) if self.no_directions is None else None
+        return Along((0.0,) * self.directions) if self.directions else None
 
     # ---------------------------------------------------------------- a visitor's own scan
 
@@ -367,10 +374,8 @@ class Stage:
 
     def _scored(self, scene: Scene, exhibit: Exhibit) -> Scene:
         """The scene with the verdict on the fit, and its score where the truth is known."""
-        mesh = scene.mesh
-        assert mesh is not None
-        verdict = self.verdict(exhibit, mesh)
-        words = [*scene.words, verdict.words]
+        fit, mesh = exhibit.fit, scene.mesh
+        words = [*scene.words, judge(fit.code, self.space.model.prior, fit.residuals, exhibit.scan, mesh).words]
         if exhibit.truth is not None:
             row = metrics.score(["surface"], mesh, exhibit.truth)["surface"]
             words.append(
@@ -378,10 +383,6 @@ class Stage:
                 f"found to truth {row['found_to_truth']:.2f} mm."
             )
         return replace(scene, words=tuple(words), seconds=time.perf_counter() - scene.wish.asked)
-
-    def verdict(self, exhibit: Exhibit, mesh: Trimesh) -> Verdict:
-        """What is to be thought of a fit."""
-        return judge(exhibit.fit.code, self.space.model.prior, exhibit.fit.residuals, exhibit.scan, mesh)
 
     def _slice(self, shape: Fit, mesh: Trimesh, cut: Cut) -> Slice | None:
         """The field on a square of the plane, wide enough for the mesh."""
@@ -408,7 +409,7 @@ class Stage:
         for level in levels:
             if not values.min() < level < values.max():
                 continue
-            for line in isosurface.contours(values, np.stack([steps, steps]), level=level):
+            for line in isosurface.contours(values, np.stack([steps, steps]), level=float(level)):
                 corners = centre + line[:, :1] * right + line[:, 1:] * up
                 segments = np.stack([corners[:-1], corners[1:]], axis=1)
                 pieces.append(segments)

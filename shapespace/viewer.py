@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from trimesh import Trimesh
+from trimesh.visual import ColorVisuals
 
 from shapespace import picture
 from shapespace.build import family
@@ -34,7 +35,6 @@ from shapespace.data.recipe import UnitName
 from shapespace.stage import (
     COARSE,
     DEVIATION_LIMIT,
-    DIRECTIONS,
     ERROR_LIMIT,
     FINE,
     LEVELS,
@@ -65,6 +65,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ACCEPTED = ".ply,.obj,.npy,.npz,.xyz,.glb,.off,.stl"  # what the page's file chooser offers; the bytes decide
 RESOLUTIONS = ("64", "96", str(FINE), "192", "256")
 FORMATS = ("ply", "obj", "glb")
+CLAY = tuple(round(255 * channel) for channel in picture.CLAY)
 TRUTH_COLOUR = (178, 190, 204)
 GAP = 0.25  # metres between what stands side by side
 PLAY_PERIOD = 0.08  # seconds that a shape is shown at the least when the way is played
@@ -85,13 +86,14 @@ class Viewer:
         _check_address(host, port)
         self.host, self.gallery, self.title = host, gallery, title
         with redirect_stdout(StringIO()):  # viser prints a table with the address; the verb has a line of its own
-            self._server: viser.ViserServer = viser.ViserServer(host=host, port=port, verbose=False)
+            self._server: Any = viser.ViserServer(host=host, port=port, verbose=False)
         # Any visitor's page can ask viser for a tunnel that opens this server to the internet. Not here.
-        self._server.request_share_url = lambda verbose=True: None  # type: ignore[method-assign]
+        self._server.request_share_url = lambda verbose=True: None
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.scene.set_up_direction("+y")
         camera = self._server.initial_camera
-        camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), (0.9, 1.5, 4.2), (0.0, 0.85, 0.0)
+        camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), (0.9, 1.5, 4.2), (0.3, 0.9, 0.0)
+        camera.fov = 0.75  # radians, from the lowest to the highest
         self._fitting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fitting")
         self._pages: dict[int, Page] = {}
         self._server.on_client_connect(self._welcome)
@@ -100,7 +102,7 @@ class Viewer:
     @property
     def port(self) -> int:
         """Where it listens."""
-        return self._server.get_port()
+        return int(self._server.get_port())
 
     @property
     def address(self) -> str:
@@ -147,8 +149,10 @@ class Page:
         self.client, self.stage, self._fitting = client, stage, fitting
         self.subject: Subject | None = stage.first()
         self.scene: Scene | None = None
-        self._playing, self._forward = False, True
+        self._playing, self._forward, self._waits = False, True, False
         self._nodes: dict[str, Any] = {}
+        # Controls that the page sets too are Any: viser declares their values as read-only, and they are not.
+        self._deviations: list[Any] = []
         self._latest: Latest[Wish, Scene] = Latest(stage.show, self._draw, self._say)
         self._set_scene()
         self._set_controls(title)
@@ -167,7 +171,8 @@ class Page:
 
     def _set_controls(self, title: str) -> None:
         gui, stage = self.client.gui, self.stage
-        gui.add_markdown(f"**{plain(title)}** family {family(stage.space.sizes)}")
+        gui.add_markdown(f"**{plain(title or 'A shape space')}**, family {family(stage.space.sizes)}")
+        self._notice = gui.add_markdown("")  # what went wrong, or is under way: numbers that come later leave it alone
         self._words = gui.add_markdown("")
         self._legend = gui.add_image(picture.legend(ERROR_LIMIT), label="millimetres", visible=False)
         tabs = gui.add_tab_group()
@@ -183,15 +188,15 @@ class Page:
 
     def _set_scans(self) -> None:
         gui, stage = self.client.gui, self.stage
-        self._scan = gui.add_dropdown("scan", tuple(stage.names) or ("none yet",))
+        self._scan: Any = gui.add_dropdown("scan", tuple(stage.names) or ("none yet",))
         self._scan.on_update(lambda _: self._choose(Chosen(self._scan.value)))
         self._shown = {what: gui.add_checkbox(f"show {what}", True) for what in ("scan", "fit", "truth")}
         self._aside = gui.add_checkbox("side by side", True)
         for box in (*self._shown.values(), self._aside):
             box.on_update(lambda _: self._arrange())
-        self._colour = gui.add_dropdown("colour", get_args(Colouring))
+        self._colour: Any = gui.add_dropdown("colour", get_args(Colouring))
         self._colour.on_update(lambda _: self._recolour())
-        self._limit = gui.add_number("colours end at (mm)", ERROR_LIMIT, min=1.0, max=500.0, step=1.0)
+        self._limit: Any = gui.add_number("colours end at (mm)", ERROR_LIMIT, min=1.0, max=500.0, step=1.0)
         self._limit.on_update(lambda _: self._relimit())
         self._resolution = gui.add_dropdown("fine mesh, cells", RESOLUTIONS, initial_value=str(FINE))
         self._resolution.on_update(lambda _: self.ask())
@@ -203,23 +208,24 @@ class Page:
 
     def _set_shapes(self) -> None:
         gui, stage = self.client.gui, self.stage
-        self._deviations = []
         if stage.no_directions is not None:
             gui.add_markdown(plain(stage.no_directions))
         else:
             gui.add_markdown("Standard deviations along the principal directions of the training codes:")
-            for number in range(1, DIRECTIONS + 1):
+            for number in range(1, stage.directions + 1):
                 slider = gui.add_slider(f"direction {number}", -REACH, REACH, 0.1, 0.0)
                 slider.on_update(lambda _: self._choose(self._along()))
                 self._deviations.append(slider)
             gui.add_button("Mean").on_click(lambda _: self._to_mean())
         with gui.add_folder("Between two shapes"):
             ends = tuple(stage.ends) or ("none yet",)
+            if not stage.ends:
+                gui.add_markdown("There is no shape yet: fit a scan file first.")
             self._from = gui.add_dropdown("from", ends)
             self._to = gui.add_dropdown("to", ends, initial_value=ends[-1])
-            self._share = gui.add_slider("share", 0.0, 1.0, 1 / (STEPS - 1), 0.0)
+            self._share: Any = gui.add_slider("share", 0.0, 1.0, 1 / (STEPS - 1), 0.0)
             for control in (self._from, self._to, self._share):
-                control.on_update(lambda _: self._choose(self._between()))
+                control.on_update(lambda _: self._go())
             self._play = gui.add_button("Play")
             self._play.on_click(lambda _: self._toggle())
 
@@ -246,17 +252,21 @@ class Page:
             self._say("There is no scan yet, and no mean shape: fit a scan file.")
             return
         waiting = self.stage.waiting(self.subject)
-        if waiting:
-            self._say(f"Fitting {', '.join(waiting)}: some seconds.")
+        self._waits = bool(waiting)
+        self._say(f"Fitting {', '.join(waiting)}: some seconds." if waiting else "")
         self._latest.ask(
             Wish(
                 self.subject,
                 self._colour.value,
                 self._limit.value,
                 Cut(self._axis.value, self._at.value) if self._cut.value else None,
-                COARSE if self._playing else int(self._resolution.value),
+                COARSE if self._playing else self._cells(),
             )
         )
+
+    def _cells(self) -> int:
+        chosen = self._resolution.value  # a page may send anything, and a million cells would be computed
+        return int(chosen) if chosen in RESOLUTIONS else FINE
 
     def _choose(self, subject: Subject) -> None:
         self.subject = subject
@@ -270,15 +280,17 @@ class Page:
             slider.value = 0.0
         self._choose(self._along())
 
-    def _between(self) -> Subject | None:
-        if self._from.value not in self.stage.ends:
-            return None
+    def _between(self) -> Between:
         return Between(self._from.value, self._to.value, self._share.value)
+
+    def _go(self) -> None:
+        if self._from.value in self.stage.ends:
+            self._choose(self._between())
 
     def _toggle(self) -> None:
         self._playing = not self._playing and bool(self.stage.ends)
         self._play.label = "Stop" if self._playing else "Play"
-        self._choose(self._between())
+        self._go()
 
     def _recolour(self) -> None:
         self._limit.value = DEVIATION_LIMIT if self._colour.value == "uncertainty" else ERROR_LIMIT
@@ -312,7 +324,7 @@ class Page:
         self._colour.value = "uncertainty" if self.stage.knows_uncertainty(name) else "scan to mesh"
 
     def _export(self) -> None:
-        if self.scene is None or self.scene.mesh is None:
+        if self.scene is None:
             self._say("There is no mesh to export.")
             return
         stem = re.sub(r"[^\w.-]+", "_", self.scene.name) or "mesh"
@@ -322,7 +334,7 @@ class Page:
     # ---------------------------------------------------------------- what is drawn
 
     def _say(self, words: str) -> None:
-        self._words.content = plain(words)
+        self._notice.content = plain(words)
 
     def _set_scene(self) -> None:
         scene = self.client.scene
@@ -334,13 +346,17 @@ class Page:
         """Show an answer; and while the way is played, go on to the next."""
         began, self.scene = time.perf_counter(), scene
         with self.client.atomic():
-            self._draw_mesh("fit", scene.mesh, tuple(round(255 * channel) for channel in picture.CLAY))
+            self._draw_mesh("fit", scene.mesh, CLAY)
             self._draw_mesh("truth", scene.truth, TRUTH_COLOUR)
             self._draw_scan(scene)
             self._draw_slice(scene.cut)
             self._arrange()
-        figures = f"{scene.resolution} cells, {len(scene.mesh.vertices) if scene.mesh else 0:,} vertices"
-        self._say("\n".join([*scene.words, f"{figures}, {1e3 * scene.seconds:.0f} ms after the wish."]))
+        figures = f"{scene.resolution} cells, {len(scene.mesh.vertices):,} vertices"
+        figures = f"{figures}, {1e3 * scene.seconds:.0f} ms after the wish."
+        self._words.content = plain("\n".join([*scene.words, figures]))
+        if self._waits:
+            self._waits = False
+            self._say("")
         self.client.flush()
         if self._playing and isinstance(self.subject, Between):
             time.sleep(max(0.0, PLAY_PERIOD - (time.perf_counter() - began)))
@@ -362,7 +378,7 @@ class Page:
             if old is not None:
                 old.remove()
             return
-        painted = mesh.visual.kind == "vertex"
+        painted = isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind == "vertex"
         if not painted and old is not None and hasattr(old, "vertices"):
             old.vertices, old.faces = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.uint32)
             self._nodes[key] = old
@@ -372,7 +388,9 @@ class Page:
         if painted:
             self._nodes[key] = scene.add_mesh_trimesh(f"/{key}", mesh)
         else:
-            self._nodes[key] = scene.add_mesh_simple(f"/{key}", mesh.vertices, mesh.faces, color=colour, side="double")
+            self._nodes[key] = scene.add_mesh_simple(
+                f"/{key}", mesh.vertices, mesh.faces, color=np.array(colour), side="double"
+            )
 
     def _draw_scan(self, scene: Scene) -> None:
         old = self._nodes.pop("scan/points", None)
@@ -400,7 +418,7 @@ class Page:
         )
         if len(cut.lines):
             self._nodes["fit/lines"] = scene.add_line_segments(
-                "/fit/lines", cut.lines.astype(np.float32), cut.line_colours, line_width=2.0
+                "/fit/lines", cut.lines.astype(np.float32), cut.line_colours, thickness=2.0
             )
 
     def _arrange(self) -> None:
@@ -409,8 +427,7 @@ class Page:
             return
         has = {"scan": self.scene.scan is not None, "fit": True, "truth": self.scene.truth is not None}
         there = [what for what in has if has[what] and self._shown[what].value]
-        mesh = self.scene.mesh
-        wide = GAP + (float(np.ptp(mesh.vertices[:, 0])) if mesh is not None else 1.0)
+        wide = GAP + float(np.ptp(self.scene.mesh.vertices[:, 0]))
         for what in has:
             self._nodes[what].visible = what in there
             place = -self.scene.floor
@@ -441,7 +458,7 @@ def limit_uploads(client: "viser.ClientHandle", refuse: Callable[[str], None]) -
     """
     from viser._messages import FileTransferPart, FileTransferStartUpload
 
-    gui = client.gui
+    gui: Any = client.gui
     interface, begun = gui._websock_interface, gui._current_file_upload_states
 
     def start(client_id: Any, message: FileTransferStartUpload) -> None:
