@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
@@ -79,7 +80,7 @@ def paint(mesh: Trimesh, lengths: Float[np.ndarray, "v"], *, limit: float = 20.0
 
     The copy also holds the lengths, as its vertex attribute `quality`.
     """
-    painted = Trimesh(mesh.vertices, mesh.faces, process=False, vertex_colors=_ramp(1e3 * lengths / limit))
+    painted = Trimesh(mesh.vertices, mesh.faces, process=False, vertex_colors=colours(lengths, limit=limit))
     painted.vertex_attributes["quality"] = lengths
     return painted
 
@@ -88,6 +89,17 @@ def paint_quality(mesh: Trimesh, *, limit: float = 20.0) -> Trimesh:
     """Copy a mesh, coloured by the lengths that it holds as its vertex attribute `quality`; itself if it holds none."""
     held = mesh.vertex_attributes.get("quality")
     return mesh if held is None else paint(mesh, np.asarray(held, dtype=np.float64).reshape(-1), limit=limit)
+
+
+def colours(lengths: Float[np.ndarray, "n"], *, limit: float = 20.0) -> UInt8[np.ndarray, "n 3"]:
+    """Colours of lengths in metres: pale at 0, dark from `limit` mm on."""
+    return _ramp(1e3 * lengths / limit)
+
+
+def signed_colours(values: Float[np.ndarray, "*n"], *, limit: float) -> UInt8[np.ndarray, "*n 3"]:
+    """Colours of a field: purple inside, orange outside, pale at 0, and full from `limit` (of the field) on."""
+    mapped = colormaps["PuOr_r"](0.5 + 0.5 * np.clip(values / limit, -1, 1))
+    return (255 * mapped[..., :3] + 0.5).astype(np.uint8)
 
 
 def mesh_of_scan(scan: Scan) -> Trimesh:
@@ -372,7 +384,7 @@ def contact_sheet(
         if row:
             blocks.append(Image.fromarray(_row(row, axes, window)))
     if limit is not None:
-        blocks.append(_legend(limit))
+        blocks.append(Image.fromarray(legend(limit)))
     if curves:
         width = max(block.width for block in blocks) // len(curves)
         blocks.append(Image.fromarray(chart(curves, width=min(max(width, 380), 640))))
@@ -416,15 +428,15 @@ def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -
     return np.asarray(small)
 
 
-def _legend(limit: float) -> Image.Image:
-    """The colours of `paint_distance` from 0 to `limit` mm."""
+def legend(limit: float) -> Picture:
+    """Draw the colours of `colours`, and so of `paint_distance`, from 0 to `limit` mm."""
     image = _paper(380, 46)
     bar = _ramp(np.linspace(0, 1, 240))
     image.paste(Image.fromarray(np.tile(bar, (12, 1, 1))), (8, 6))
     pen = ImageDraw.Draw(image)
     for share, word in ((0.0, "0"), (0.5, f"{limit / 2:g}"), (1.0, f"{limit:g} mm and more")):
         pen.text((8 + 240 * share, 24), word, fill=INK, font=_font(13), anchor="la" if share in (0, 1) else "ma")
-    return image
+    return np.asarray(image)
 
 
 def _titles(titles: Sequence[str], cell: int) -> Image.Image:

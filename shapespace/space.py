@@ -28,6 +28,7 @@ from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
 from shapespace.models.base import DistanceModel, FieldModel, ShapeModel
 from shapespace.models.code import Code, join
+from shapespace.nn.prior import GaussianPrior
 from shapespace.optim import optimisers
 from shapespace.paths import Path, between
 from shapespace.refine import Detailed, RefineOptions, refine
@@ -215,24 +216,43 @@ class ShapeSpace:
         self, a: Fit | Code, b: Fit | Code, steps: int, *, path: Path = "linear", resolution: int = 128
     ) -> list[Trimesh]:
         """Meshes along a path between two codes, both ends included; places are interpolated too."""
+        places = self.between(a, b, steps, path=path)
+        return [self.mesh(place, resolution=resolution) for place in tqdm(places, desc="mesh", unit="frame")]
+
+    def between(self, a: Fit | Code, b: Fit | Code, steps: int, *, path: Path = "linear") -> list[Fit]:
+        """The shapes of `interpolate` before they are meshed: codes and places."""
         codes = between(self.model, _code(a), _code(b), steps, path)
         start, end = (x.frame if isinstance(x, Fit) else self._frame() for x in (a, b))
-        meshes = []
-        for index, t in enumerate(tqdm(np.linspace(0, 1, steps), desc="mesh", unit="frame")):
-            place = Fit(codes[index], pose.between(start, end, float(t)), np.empty(0))
-            meshes.append(self.mesh(place, resolution=resolution))
-        return meshes
+        shares = np.linspace(0, 1, steps)
+        return [
+            Fit(codes[index], pose.between(start, end, float(t)), np.empty(0), name=f"between_{t:.2f}")
+            for index, t in enumerate(shares)
+        ]
 
     def sample(self, count: int) -> Code:
         """`count` codes drawn from the Gaussian of the training codes.
 
         Raises `ValueError` for a family whose codes are no vectors.
         """
+        return Code((self._prior("there is no distribution to draw from").draw(count),))
+
+    def along(self, deviations: Sequence[float]) -> Fit:
+        """The shape so many standard deviations from the mean along the first principal directions of training codes.
+
+        It stands about the origin. Raises `ValueError` for a family whose codes are no vectors.
+        """
+        prior = self._prior("there are no principal directions")
+        if len(deviations) > len(prior.mean):
+            raise ValueError(f"{len(deviations)} deviations, and the codes have {len(prior.mean)} numbers: give fewer.")
+        steps = prior.principal(len(deviations))
+        code = prior.mean + torch.tensor(deviations, dtype=steps.dtype, device=steps.device) @ steps
+        return Fit(Code((code[None],)), self._frame(), np.empty(0), name="along" if any(deviations) else "mean")
+
+    def _prior(self, lacking: str) -> GaussianPrior:
+        """The Gaussian of the training codes; where there is none, an error that says what is lacking."""
         if self.model.prior is None:
-            raise ValueError(
-                f"the codes of family {build.family(self.sizes)} are grids: there is no distribution to draw from."
-            )
-        return Code((self.model.prior.draw(count),))
+            raise ValueError(f"the codes of family {build.family(self.sizes)} are grids: {lacking}.")
+        return self.model.prior
 
     # ---------------------------------------------------------------- learning
 

@@ -38,6 +38,22 @@ class Verdict:
         """Whether the scan looks like those that the space was learned from, as far as this can be told."""
         return not self.oddness > ODD
 
+    @property
+    def words(self) -> str:
+        """The same for people; what cannot be told is left out."""
+        said = []
+        if np.isfinite(self.median):
+            said.append(f"Half of the scan is within {1e3 * self.median:.1f} mm, 95 % within {1e3 * self.p95:.1f} mm.")
+        if np.isfinite(self.oddness):
+            like = "looks like" if self.plausible else "does not look like"
+            said.append(
+                f"The scan {like} those that the space was learned from: the oddness of its code is "
+                f"{self.oddness:.1f} (1 for those, odd above {ODD:g})."
+            )
+        if np.isfinite(self.coverage):
+            said.append(f"The scan saw {self.coverage:.0%} of the surface.")
+        return " ".join(said)
+
 
 def judge(
     code: Code, prior: GaussianPrior | None, residuals: Float[np.ndarray, "n"], scan: Scan, mesh: Trimesh | None

@@ -23,6 +23,7 @@ VERBS = {
     "evaluate": "scores of unseen scans against the truth",
     "reconstruct": "the surface of one scan, or a curve in the plane, without a shape space",
     "motion": "paths between codes against true motion",
+    "view": "scans, fits, slices and shapes along sliders, in the browser",
     "robust": "scores of scans that are spoilt, one thing at a time",
     "report": "runs of any family side by side, from what they left: tables, curves, one page",
     "reproduce": "the experiments of IGR's paper, each by one line",

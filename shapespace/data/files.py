@@ -124,11 +124,13 @@ def read_scan(
     )
 
 
-def read_bytes(data: bytes, *, name: str = "stdin", unit: float = 1.0, up: Up = "y") -> Scan:
-    """Read a scan that came by standard input; its first bytes tell the format, and it is PLY if they do not.
+def read_bytes(
+    data: bytes, *, name: str = "stdin", unit: float = 1.0, up: Up = "y", called: str = "standard input"
+) -> Scan:
+    """Read a scan that came without a path; its first bytes tell the format, and it is PLY if they do not.
 
     Raises:
-        ValueError: As `read_scan`, about "standard input"; a depth image has no camera there.
+        ValueError: As `read_scan`, about what the bytes are `called`; a depth image has no camera there.
 
     """
     with TemporaryDirectory() as folder:
@@ -138,7 +140,7 @@ def read_bytes(data: bytes, *, name: str = "stdin", unit: float = 1.0, up: Up = 
         try:
             return read_scan(path, name=name, unit=unit, up=up)
         except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "standard input")) from error
+            raise ValueError(str(error).replace(str(path), called)) from error
 
 
 def read_mesh(path: str | os.PathLike[str], *, unit: float = 1.0, up: Up = "y") -> Trimesh:

@@ -33,6 +33,13 @@ class GaussianPrior(nn.Module):
         """Inverse covariance."""
         return torch.cholesky_inverse(torch.linalg.cholesky(self.covariance))
 
+    def principal(self, count: int) -> Float[Tensor, "c k"]:
+        """The `count` directions in which the codes differ most, widest first; each is one standard deviation long."""
+        variances, axes = torch.linalg.eigh(self.covariance)
+        steps = (axes * variances.clamp(min=0).sqrt()).T.flip(0)[:count]
+        largest = steps.gather(1, steps.abs().argmax(dim=1, keepdim=True))
+        return steps * largest.sign()  # an eigenvector may point either way: its largest number is positive
+
     def draw(self, count: int) -> Float[Tensor, "c k"]:
         """`count` codes from the prior."""
         return self.mean + torch.randn(count, len(self.mean)) @ torch.linalg.cholesky(self.covariance).T
