@@ -16,6 +16,7 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace import build, train
+from shapespace.clutter import Tried, without_clutter
 from shapespace.config import OptimConfig, TrainConfig
 from shapespace.data.files import MIN_POINTS
 from shapespace.data.loader import StepDataset
@@ -32,6 +33,7 @@ from shapespace.optim import optimisers
 from shapespace.paths import Path, between
 from shapespace.refine import Detailed, RefineOptions, refine
 from shapespace.run import Run, load_tensors, save_tensors
+from shapespace.verdict import oddness
 
 _CALIBRATED = 3.0  # deviations of a surface, in units of those that follow from the covariance of its code
 _AT_ONCE = 4096  # vertices whose derivatives are held at a time
@@ -166,6 +168,29 @@ class ShapeSpace:
             )
             for index, (scan, _) in enumerate(placed)
         ]
+
+    def without_clutter(self, scans: Sequence[Scan], *, lm: LMOptions | None = None, seed: int = 0) -> list[Scan]:
+        """The scans (metres) without floor, walls and what stands apart from the person; as they are if there is none.
+
+        Where a scan is in several parts, quick fits with the pose of `lm` tell which are the person's; a family whose
+        field is no signed distance of a vector has no such fits, and only planes are taken out.
+        """
+        quick = replace(lm or LMOptions(), points=512, free=256, steps=6, trial=3)
+        if quick.pose == "given":
+            quick = replace(quick, pose="near")  # the middle of a part is not the person's
+
+        def attempt(scan: Scan) -> Tried:
+            (fit,) = self.fit_scans([scan], lm=quick, seed=seed)
+
+            def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+                placed = fit.frame.to_model(torch.from_numpy(points).float())[None]
+                with torch.no_grad():
+                    return (self.model.field(placed, fit.code)[0].abs() * fit.frame.scale).numpy()
+
+            return Tried(oddness(fit.code, self.model.prior), distance)
+
+        told = attempt if isinstance(self.model, DistanceModel) else None
+        return [without_clutter(scan, told, seed=seed) for scan in scans]
 
     def refine(
         self, scans: Sequence[Scan], fits: Sequence[Fit], options: RefineOptions | None = None, *, seed: int = 0

@@ -19,7 +19,7 @@ import tyro
 from shapespace.fit import AdamOptions, LMOptions
 from shapespace.refine import RefineOptions
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import Source, gather
+from shapespace.tools._inputs import Clutter, Source, cleared, gather
 from shapespace.tools._outputs import Meshing, destination, write
 
 
@@ -34,6 +34,7 @@ def main(
     refine: RefineOptions,
     out: Path | None = None,
     method: Literal["auto", "lm", "adam", "refine"] = "auto",
+    clutter: Clutter = "remove",
     strict: bool = False,
     seed: int = 0,
 ) -> None:
@@ -51,6 +52,8 @@ def main(
             and - for a scan from standard input.
         method: Levenberg-Marquardt on the code (lm), IGR's Adam (adam), or lm and then the weights adapted to each scan
             (refine); auto is lm where the family allows it, and otherwise Adam from the encoder's code.
+        clutter: Whether planes that bound a scan (floor, walls) and parts that stand apart from the person are removed
+            before the fit; scans without are fitted as they are.
         strict: End with an error if a scan does not look like those that the space was learned from.
         seed: Of the points that are drawn from each scan.
 
@@ -58,6 +61,7 @@ def main(
     where = destination(out, scans, "fitted", meshing)
     space = ShapeSpace.load(run)
     gathered, source = gather(scans, source)
+    gathered = cleared(space, gathered, clutter, lm, seed)
     fits = space.fit_scans(gathered, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
     refined = space.refine(gathered, fits, refine, seed=seed) if method == "refine" else None
     write(fits, gathered, space, where, source, meshing, refined, strict=strict)
