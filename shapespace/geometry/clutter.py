@@ -20,9 +20,9 @@ GAP = 0.05  # between two parts, at least
 _PLANES = 4  # a floor and three walls
 _GUESSES = 500
 _NEAR = 0.5  # metres within which a guess takes its three points
-_THICK = 0.02  # a guess's plane; a found one is as thick as its points ask for, between these
-_THIN = 0.01
-_BEYOND = 0.02  # share of the points that may lie beyond a plane that bounds
+_THIN, _THICK = 0.01, 0.02  # a guess is thin; a found plane is as thick as its points ask for, between these
+_BEYOND = 0.02  # share of the points that may lie further than this beyond a plane that bounds
+_DEPTH = 0.03  # metres: a board's other side belongs to it
 _CELL = 0.05  # of the grid on which area is counted
 _LOOKED_AT = 3000  # points by which guesses are compared
 
@@ -51,7 +51,7 @@ def planes(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[P
     """
     found: list[Plane] = []
     rest = points.astype(np.float64)
-    cell = max(_CELL, 2 * nearest.spacing(rest, neighbour=1)) if len(rest) > 1 else _CELL
+    cell = max(_CELL, 3 * nearest.spacing(rest, neighbour=1)) if len(rest) > 1 else _CELL
     while len(found) < _PLANES and len(rest) > 3 and (plane := _largest(rest, cell, rng)) is not None:
         found.append(plane)
         rest = rest[~plane.below(rest)]
@@ -71,14 +71,14 @@ def _largest(points: Float[np.ndarray, "n 3"], cell: float, rng: np.random.Gener
     best, most = None, 0.0
     for plane in _guesses(few, rng):
         height = plane.height(few)
-        if (height < -_THICK).mean() <= _BEYOND and (area := _area(few[np.abs(height) < _THICK], plane, cell)) > most:
+        if (height < -_DEPTH).mean() <= _BEYOND and (area := _area(few[np.abs(height) < _THIN], plane, cell)) > most:
             best, most = plane, area
     if best is None:
         return None
-    for _ in range(3):
+    for _ in range(5):
         best = _fitted(points, best)
     height = best.height(points)
-    bounds = (height < -best.thickness).mean() <= _BEYOND
+    bounds = (height < -_DEPTH).mean() <= _BEYOND
     return best if bounds and _area(points[np.abs(height) < best.thickness], best, cell) > AREA else None
 
 
@@ -95,7 +95,7 @@ def _guesses(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list
     made = []
     for normal, offset in zip(normals, offsets, strict=True):
         side = 1.0 if np.mean(points @ normal > offset) >= 0.5 else -1.0
-        made.append(Plane(side * normal, float(side * offset), _THICK))
+        made.append(Plane(side * normal, float(side * offset), _THIN))
     return made
 
 
