@@ -228,13 +228,28 @@ class ShapeSpace:
         follow from it, by which 80 to 97 % of the true surface lay within 1.645 of them on scans kept for tuning, whole
         ones and views of one camera alike (docs/robustness.md). Raises `ValueError` for a fit without a covariance.
         """
-        if fit.covariance is None or not isinstance(self.model, DistanceModel):
-            raise ValueError(f"the fit of {fit.name} has no covariance: fit by Levenberg-Marquardt (--method lm).")
-        root = torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
+        root = self._spread(fit)
+        assert isinstance(self.model, DistanceModel)  # others have no covariance
         places = fit.frame.to_model(torch.from_numpy(np.array(mesh.vertices)).float())[None]
         found = [self.model.linearise(part, fit.code) for part in places.split(_AT_ONCE, dim=1)]
         spread = [(it.jacobian[0] @ root).norm(dim=1) / it.gradient[0].norm(dim=1).clamp(min=1e-3) for it in found]
-        return _CALIBRATED * float(fit.frame.scale) * torch.cat(spread).double().numpy()
+        return float(fit.frame.scale) * torch.cat(spread).double().numpy()
+
+    def completions(self, fit: Fit, count: int, *, seed: int = 0) -> list[Fit]:
+        """Draw what else the scan may be of: codes from the Gaussian of the fit, as wide as `uncertainty` tells.
+
+        Where the scan spoke they agree; where it was silent they differ as people do. Mesh them as any fit. Raises
+        `ValueError` for a fit without a covariance.
+        """
+        noise = torch.randn(count, fit.code.flat.shape[1], generator=torch.Generator().manual_seed(seed))
+        codes = fit.code.like(fit.code.flat + (noise @ self._spread(fit).T).to(fit.code.flat))
+        return [Fit(codes[index], fit.frame, np.empty(0), name=f"{fit.name}.sample{index}") for index in range(count)]
+
+    def _spread(self, fit: Fit) -> Float[Tensor, "k k"]:
+        """A root of the covariance of the fit's code, with the factor by which it is calibrated."""
+        if fit.covariance is None:
+            raise ValueError(f"the fit of {fit.name} has no covariance: fit by Levenberg-Marquardt (--method lm).")
+        return _CALIBRATED * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
 
     def interpolate(
         self, a: Fit | Code, b: Fit | Code, steps: int, *, path: Path = "linear", resolution: int = 128

@@ -4,6 +4,7 @@
     shapespace fit runs/people --store data/people.h5 --split unseen_people --out fitted
     shapespace fit humans scan.ply --method refine --out fitted         (then adapt the weights: detail, half a minute)
     shapespace fit runs/people scan.ply --method adam --out fitted      (the paper's protocol: minutes a scan)
+    shapespace fit humans view.png --samples 4 --out fitted             (and what else may be on the side nobody saw)
     shapespace fit humans - < scan.ply > mesh.ply                       (a scan from standard input, its mesh to output)
     shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
 
@@ -64,7 +65,7 @@ def main(
     gathered = cleared(space, gathered, clutter, lm, seed)
     fits = space.fit_scans(gathered, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
     refined = space.refine(gathered, fits, refine, seed=seed) if method == "refine" else None
-    write(fits, gathered, space, where, source, meshing, refined, strict=strict)
+    write(fits, gathered, space, where, source, meshing, refined, strict=strict, seed=seed)
 
 
 if __name__ == "__main__":
