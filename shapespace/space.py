@@ -16,6 +16,7 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace import build, train
+from shapespace.clutter import Tried, without_clutter
 from shapespace.config import OptimConfig, TrainConfig
 from shapespace.data.files import MIN_POINTS
 from shapespace.data.loader import StepDataset
@@ -33,6 +34,7 @@ from shapespace.optim import optimisers
 from shapespace.paths import Path, between
 from shapespace.refine import Detailed, RefineOptions, refine
 from shapespace.run import Run, load_tensors, save_tensors
+from shapespace.verdict import oddness
 
 _CALIBRATED = 3.0  # deviations of a surface, in units of those that follow from the covariance of its code
 _AT_ONCE = 4096  # vertices whose derivatives are held at a time
@@ -168,6 +170,29 @@ class ShapeSpace:
             for index, (scan, _) in enumerate(placed)
         ]
 
+    def without_clutter(self, scans: Sequence[Scan], *, lm: LMOptions | None = None, seed: int = 0) -> list[Scan]:
+        """The scans (metres) without floor, walls and what stands apart from the person; as they are if there is none.
+
+        Where a scan is in several parts, quick fits with the pose of `lm` tell which are the person's; a family whose
+        field is no signed distance of a vector has no such fits, and only planes are taken out.
+        """
+        quick = replace(lm or LMOptions(), points=512, free=256, steps=6, trial=3)
+        if quick.pose == "given":
+            quick = replace(quick, pose="near")  # the middle of a part is not the person's
+
+        def attempt(scan: Scan) -> Tried:
+            (fit,) = self.fit_scans([scan], lm=quick, seed=seed)
+
+            def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+                placed = fit.frame.to_model(torch.from_numpy(points).float())[None]
+                with torch.no_grad():
+                    return (self.model.field(placed, fit.code)[0].abs() * fit.frame.scale).numpy()
+
+            return Tried(oddness(fit.code, self.model.prior), distance)
+
+        told = attempt if isinstance(self.model, DistanceModel) else None
+        return [without_clutter(scan, told, seed=seed) for scan in scans]
+
     def refine(
         self, scans: Sequence[Scan], fits: Sequence[Fit], options: RefineOptions | None = None, *, seed: int = 0
     ) -> "Iterator[ShapeSpace]":
@@ -204,13 +229,28 @@ class ShapeSpace:
         follow from it, by which 80 to 97 % of the true surface lay within 1.645 of them on scans kept for tuning, whole
         ones and views of one camera alike (docs/robustness.md). Raises `ValueError` for a fit without a covariance.
         """
-        if fit.covariance is None or not isinstance(self.model, DistanceModel):
-            raise ValueError(f"the fit of {fit.name} has no covariance: fit by Levenberg-Marquardt (--method lm).")
-        root = torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
+        root = self._spread(fit)
+        assert isinstance(self.model, DistanceModel)  # others have no covariance
         places = fit.frame.to_model(torch.from_numpy(np.array(mesh.vertices)).float())[None]
         found = [self.model.linearise(part, fit.code) for part in places.split(_AT_ONCE, dim=1)]
         spread = [(it.jacobian[0] @ root).norm(dim=1) / it.gradient[0].norm(dim=1).clamp(min=1e-3) for it in found]
-        return _CALIBRATED * float(fit.frame.scale) * torch.cat(spread).double().numpy()
+        return float(fit.frame.scale) * torch.cat(spread).double().numpy()
+
+    def completions(self, fit: Fit, count: int, *, seed: int = 0) -> list[Fit]:
+        """Draw what else the scan may be of: codes from the Gaussian of the fit, as wide as `uncertainty` tells.
+
+        Where the scan spoke they agree; where it was silent they differ as people do. Mesh them as any fit. Raises
+        `ValueError` for a fit without a covariance.
+        """
+        noise = torch.randn(count, fit.code.flat.shape[1], generator=torch.Generator().manual_seed(seed))
+        codes = fit.code.like(fit.code.flat + (noise @ self._spread(fit).T).to(fit.code.flat))
+        return [Fit(codes[index], fit.frame, np.empty(0), name=f"{fit.name}.sample{index}") for index in range(count)]
+
+    def _spread(self, fit: Fit) -> Float[Tensor, "k k"]:
+        """A root of the covariance of the fit's code, with the factor by which it is calibrated."""
+        if fit.covariance is None:
+            raise ValueError(f"the fit of {fit.name} has no covariance: fit by Levenberg-Marquardt (--method lm).")
+        return _CALIBRATED * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
 
     def interpolate(
         self, a: Fit | Code, b: Fit | Code, steps: int, *, path: Path = "linear", resolution: int = 128

@@ -63,10 +63,11 @@ def judge(
     coverage = np.nan
     if mesh is not None and len(mesh.vertices):
         coverage = float((nearest.to_points(np.asarray(mesh.vertices), scan.points)[0] < SEEN).mean())
-    return Verdict(float(median), float(p95), np.nan if prior is None else _oddness(code, prior), coverage)
+    return Verdict(float(median), float(p95), np.nan if prior is None else oddness(code, prior), coverage)
 
 
 @torch.no_grad()
-def _oddness(code: Code, prior: GaussianPrior) -> float:
+def oddness(code: Code, prior: GaussianPrior) -> float:
+    """Squared Mahalanobis distance of a code (of one) from the training codes, over the count of its numbers."""
     away = code.flat[0] - prior.mean
     return float(away @ prior.precision() @ away) / len(away)

@@ -1,6 +1,6 @@
 """The one-call door: numpy in, trimesh out, metres."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from shapespace import ShapeSpace, build
 from shapespace.config import Weights
 from shapespace.data.scan import Scan
-from shapespace.fit import AdamOptions
+from shapespace.fit import AdamOptions, LMOptions
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
 from shapespace.refine import RefineOptions
@@ -163,3 +163,45 @@ def test_an_encoded_scan_has_no_uncertainty(space: ShapeSpace) -> None:
     (found,) = space.encode_scans([sphere(1.0, (0, 0, 0))])
     with pytest.raises(ValueError, match="has no covariance: fit by Levenberg-Marquardt"):
         space.uncertainty(found, space.mesh(found, resolution=16))
+
+
+def test_completions_spread_by_the_uncertainty_and_more_where_nothing_was_seen() -> None:
+    """Along the normal, surfaces of drawn codes differ by what `uncertainty` says; what is above legs is open."""
+    humans = ShapeSpace.load("humans")
+    assert isinstance(humans.model, IGR)
+    mesh = humans.mesh(Code((humans.model.prior.mean[None],)), resolution=48)
+    whole = Scan("p/s/0", np.array(mesh.vertices, dtype=np.float32), faces=np.asarray(mesh.faces)).sample(
+        3000, np.random.default_rng(0)
+    )
+    assert whole.normals is not None
+    legs = whole.take(np.flatnonzero(whole.points[:, 1] < 0))
+    above = mesh.vertices[:, 1] > 0.2
+    told = {}
+    for name, scan in (("whole", whole), ("legs", legs)):
+        found = humans.fit_scans([scan], lm=LMOptions(points=512, steps=6, trial=3))[0]
+        told[name] = humans.uncertainty(found, mesh)
+        assert found.covariance is not None
+        close = replace(found, covariance=1e-4 * found.covariance)  # stay where the field is linear in the code
+        drawn = humans.completions(close, 200, seed=1)
+        assert [one.name for one in drawn[:2]] == ["p/s/0.sample0", "p/s/0.sample1"]
+        assert all(one.frame is found.frame and one.covariance is None for one in drawn)
+        some = slice(None, None, len(mesh.vertices) // 60)
+        x = found.frame.to_model(torch.from_numpy(np.array(mesh.vertices[some])).float())[None]
+        with torch.no_grad():
+            values = torch.cat([humans.model.field(x, one.code) for one in drawn]).std(dim=0)
+        slope = humans.model.linearise(x, found.code).gradient[0].norm(dim=1)
+        spread = (100 * values / slope * found.frame.scale).numpy()
+        np.testing.assert_allclose(spread, told[name][some], rtol=0.25)  # 200 draws: 5 % each, the worst of 60
+    assert np.median(told["whole"]) < 0.012
+    assert np.median(told["legs"][above]) > 1.5 * np.median(told["legs"][~above])
+    assert np.median(told["legs"][above]) > 2.5 * np.median(told["whole"][above])
+
+
+def test_completions_are_repeatable_and_need_a_covariance(space: ShapeSpace) -> None:
+    scan = sphere(1.0, (0, 1, 0))
+    (found,) = space.fit_scans([scan])
+    (first,), (again,), (other,) = (space.completions(found, 1, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.code.flat, again.code.flat)
+    assert not torch.equal(first.code.flat, other.code.flat)
+    with pytest.raises(ValueError, match="has no covariance: fit by Levenberg-Marquardt"):
+        space.completions(space.encode_scans([scan])[0], 1)

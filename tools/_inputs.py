@@ -15,7 +15,9 @@ from shapespace.data.files import file_name as file_name
 from shapespace.data.recipe import UnitName, guess_unit
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
+from shapespace.fit import LMOptions
 from shapespace.geometry.frame import Frame
+from shapespace.space import ShapeSpace
 
 PIPE = "-"
 _SURE = 0.99
@@ -48,6 +50,25 @@ class Gathered(NamedTuple):
 
     scans: list[Scan]
     source: Source
+
+
+Clutter = Literal["remove", "keep"]
+
+
+def cleared(space: ShapeSpace, scans: list[Scan], clutter: Clutter, lm: LMOptions | None, seed: int) -> list[Scan]:
+    """The scans without floor, walls and what stands apart, if that is to be removed; what was left out is said."""
+    if clutter == "keep":
+        return scans
+    alone = space.without_clutter(scans, lm=lm, seed=seed)
+    left = [(len(new) / len(old), new.name) for new, old in zip(alone, scans, strict=True) if new is not old]
+    if left:
+        told = ", ".join(f"{1 - share:.0%} of {name or 'the scan'}" for share, name in left[:5])
+        print(
+            f"note: left out {told}{', ...' if len(left) > 5 else ''}: floor, walls, or what stands apart from the "
+            "person; --clutter keep leaves it in.",
+            file=sys.stderr,
+        )
+    return alone
 
 
 def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> Gathered:

@@ -30,6 +30,9 @@ class Meshing:
     uncertainty: bool = False
     """Tell in each mesh how sure it is: colours, pale to dark at 3 cm, and in PLY the vertex `quality`, the standard
     deviation of the surface in the unit of the file. For fits by lm."""
+    samples: int = 0
+    """So many other bodies that the scan may be of, drawn from the posterior, as NAME.sample0.ply and so on. For fits
+    by lm."""
 
 
 def destination(out: Path | None, scans: Sequence[str], folder: str, meshing: Meshing) -> Path:
@@ -40,10 +43,10 @@ def destination(out: Path | None, scans: Sequence[str], folder: str, meshing: Me
     where = out if out is not None else Path(PIPE if list(scans) == [PIPE] else folder)
     if where != Path(PIPE):
         return where
-    if len(scans) != 1 or not meshing.resolution:
+    if len(scans) != 1 or not meshing.resolution or meshing.samples:
         raise ValueError(
-            f"standard output takes one mesh, and {len(scans)} scans with --resolution {meshing.resolution} are asked "
-            "for. Say --out FOLDER."
+            f"standard output takes one mesh, and {len(scans)} scans with --resolution {meshing.resolution} and "
+            f"--samples {meshing.samples} are asked for. Say --out FOLDER."
         )
     if sys.stdout.isatty():
         raise ValueError("the mesh would go to the terminal, as a binary PLY. Add > mesh.ply, or --out FOLDER.")
@@ -60,11 +63,13 @@ def write(
     refined: Iterable[ShapeSpace] | None = None,
     *,
     strict: bool = False,
+    seed: int = 0,
 ) -> None:
     """Codes, the record of the fits, and the meshes, which lie where the scans do; one mesh alone if `out` is -.
 
-    The codes are those of `space`; the meshes too, unless each scan has a `refined` space of its own. Scans that do not
-    look like those of the space are named, and `strict` makes an error of it, once everything is written.
+    The codes are those of `space`; the meshes too, unless each scan has a `refined` space of its own. Samples are drawn
+    from `space` by `seed`. Scans that do not look like those of the space are named, and `strict` makes an error of it,
+    once everything is written.
     """
     unit, up = source.metres, source.up
     own = repeat(space) if refined is None else refined
@@ -83,13 +88,16 @@ def write(
             sys.stdout.buffer.write(files.mesh_bytes(mesh, unit=unit, up=up))
         elif mesh is not None:
             files.write_mesh(out / f"{file_name(fit.name)}.ply", mesh, unit=unit, up=up)
+            for other in space.completions(fit, meshing.samples, seed=seed) if meshing.samples else []:
+                drawn = space.mesh(other, resolution=meshing.resolution, components=meshing.components)
+                files.write_mesh(out / f"{file_name(other.name)}.ply", drawn, unit=unit, up=up)
     if out != Path(PIPE):
         out.mkdir(parents=True, exist_ok=True)
         save_fits(out / "codes.safetensors", fits, space)
         with replacing(out / "fits.json") as part:
             part.write_text(json.dumps([_record(*pair) for pair in zip(fits, verdicts, strict=True)], indent=1))
         if meshing.resolution:
-            print(f"{len(fits)} meshes in {out}")
+            print(f"{len(fits) * (1 + meshing.samples)} meshes in {out}")
         print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
     _warn(fits, verdicts, strict)
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import Source, gather
+from shapespace.tools._inputs import Clutter, Source, cleared, gather
 from shapespace.tools._outputs import Meshing, destination, write
 
 
@@ -25,6 +25,7 @@ def main(
     source: Annotated[Source, tyro.conf.arg(name="")],
     meshing: Annotated[Meshing, tyro.conf.arg(name="")],
     out: Path | None = None,
+    clutter: Clutter = "remove",
     seed: int = 0,
 ) -> None:
     """Encode scans.
@@ -36,12 +37,14 @@ def main(
         meshing: How to mesh what was found.
         out: Folder for codes and meshes, or - for the mesh alone on standard output; `encoded` by default, and - for a
             scan from standard input.
+        clutter: Whether planes that bound a scan (floor, walls) and parts that stand apart from the person are removed.
         seed: Of the points that are drawn from each scan.
 
     """
     where = destination(out, scans, "encoded", meshing)
     space = ShapeSpace.load(run)
     gathered, source = gather(scans, source)
+    gathered = cleared(space, gathered, clutter, None, seed)
     write(space.encode_scans(gathered, seed=seed), gathered, space, where, source, meshing)
 
 

@@ -4,6 +4,7 @@
     shapespace fit runs/people --store data/people.h5 --split unseen_people --out fitted
     shapespace fit humans scan.ply --method refine --out fitted         (then adapt the weights: detail, half a minute)
     shapespace fit runs/people scan.ply --method adam --out fitted      (the paper's protocol: minutes a scan)
+    shapespace fit humans view.png --samples 4 --out fitted             (and what else may be on the side nobody saw)
     shapespace fit humans - < scan.ply > mesh.ply                       (a scan from standard input, its mesh to output)
     shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
 
@@ -19,7 +20,7 @@ import tyro
 from shapespace.fit import AdamOptions, LMOptions
 from shapespace.refine import RefineOptions
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import Source, gather
+from shapespace.tools._inputs import Clutter, Source, cleared, gather
 from shapespace.tools._outputs import Meshing, destination, write
 
 
@@ -34,6 +35,7 @@ def main(
     refine: RefineOptions,
     out: Path | None = None,
     method: Literal["auto", "lm", "adam", "refine"] = "auto",
+    clutter: Clutter = "remove",
     strict: bool = False,
     seed: int = 0,
 ) -> None:
@@ -51,6 +53,8 @@ def main(
             and - for a scan from standard input.
         method: Levenberg-Marquardt on the code (lm), IGR's Adam (adam), or lm and then the weights adapted to each scan
             (refine); auto is lm where the family allows it, and otherwise Adam from the encoder's code.
+        clutter: Whether planes that bound a scan (floor, walls) and parts that stand apart from the person are removed
+            before the fit; scans without are fitted as they are.
         strict: End with an error if a scan does not look like those that the space was learned from.
         seed: Of the points that are drawn from each scan.
 
@@ -58,9 +62,10 @@ def main(
     where = destination(out, scans, "fitted", meshing)
     space = ShapeSpace.load(run)
     gathered, source = gather(scans, source)
+    gathered = cleared(space, gathered, clutter, lm, seed)
     fits = space.fit_scans(gathered, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
     refined = space.refine(gathered, fits, refine, seed=seed) if method == "refine" else None
-    write(fits, gathered, space, where, source, meshing, refined, strict=strict)
+    write(fits, gathered, space, where, source, meshing, refined, strict=strict, seed=seed)
 
 
 if __name__ == "__main__":

@@ -1,55 +1,50 @@
-"""How a space bears scans that are not as they should be, one thing at a time.
+"""How a space bears scans that are not as they should be.
 
-    shapespace robust humans data/people.h5 --split unseen_people
-    shapespace robust runs/people data/people.h5 --split unseen_people --limit 4 --cases complete one_view turned
+    shapespace robust humans data/people.h5 --split unseen_people                       (one thing at a time)
+    shapespace robust runs/people data/people.h5 --limit 4 --cases complete one_view turned
+    shapespace robust humans data/people.h5 --things                                    (what is no person)
+    shapespace robust humans data/people.h5 --drawn 200                                 (several things at once)
 
-Scans of the store are spoilt (noise, outliers, few points, no normals, turned, in another unit, or seen anew by one
-camera), fitted, and scored against the whole true surface by protocol `surface`. Writes `robust.json`, `robust.md`
-and a picture of the first scan.
+Scans of the store are spoilt (noise, outliers, few points, no normals, turned, in another unit, among furniture, or
+seen anew by one camera), fitted, and scored against the whole true surface by protocol `surface`. Writes `robust.json`,
+`robust.md` and a picture of the first scan.
 """
 
+import io
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from contextlib import redirect_stderr
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import tyro
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace import metrics, picture
 from shapespace.atomic import replacing
-from shapespace.data.files import UNITS
-from shapespace.data.recipe import guess_unit
+from shapespace.data.files import write_scan
 from shapespace.data.scan import Scan
-from shapespace.data.scanner import Scanner
 from shapespace.data.store import Store
-from shapespace.fit import LMOptions, Pose
-from shapespace.geometry.frame import Frame
+from shapespace.fit import LMOptions
+from shapespace.geometry import nearest
 from shapespace.report import pipes
 from shapespace.space import Fit, ShapeSpace
-from shapespace.tools._inputs import from_store
+from shapespace.tools import _spoil
+from shapespace.tools._inputs import Source, cleared, from_store, gather
+from shapespace.tools._spoil import CASES, COMPLETE, Case, Drawn
 from shapespace.verdict import judge
 
 COLUMNS = ("truth_to_found", "found_to_truth", "visible_truth_to_found")
-COMPLETE = "complete"
+WELL = 20.0  # mm, mean of both directions: a drawn case is fitted well below this
+BAND = 1.645  # deviations to either side hold 90 % of a Gaussian
+_ASKED = 5000  # points of the true surface that are asked whether the band holds them
 
-Spoil = Callable[[Scan, Trimesh, np.random.Generator], tuple[Scan, Trimesh]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A way to spoil a scan (and to move its truth along), and what is told of the pose when it is fitted."""
-
-    about: str
-    spoil: Spoil
-    pose: Pose = "near"
-    encode: bool = False
-    """By the encoder alone."""
+WELL_FITTED, ODD, POOR_AND_ODD, REFUSED = "well", "well, but called odd", "badly, and called odd", "refused"
+UNNAMED, BROKEN = "badly, and nothing said", "broken off"
 
 
 def main(
@@ -60,6 +55,8 @@ def main(
     split: str | None = "unseen_people",
     limit: int | None = None,
     cases: tuple[str, ...] = (),
+    things: bool = False,
+    drawn: int = 0,
     resolution: int = 96,
     out: Path = Path("robust"),
     seed: int = 0,
@@ -69,12 +66,15 @@ def main(
     Args:
         run: Folder of a run, a model's .safetensors file, or the name of a space that comes with the package.
         store: A store with true surfaces.
-        lm: Settings of the fits; the pose is each case's own.
+        lm: Settings of the fits; the pose is each case's own, and that of all drawn ones.
         split: Scans of the store to take.
         limit: Only the first so many.
-        cases: Which ways to spoil them; all by default.
+        cases: Which ways to spoil them; all by default, and none if only --things or --drawn are asked for.
+        things: Fit what is no person, too.
+        drawn: So many cases, of a scan and of ways to spoil it at once, are drawn, written to a file, and fitted as
+            `shapespace fit` does it.
         resolution: Cells of the mesh's grid along the model cube's edge.
-        out: Folder for the table and the picture.
+        out: Folder for the tables and the picture.
         seed: Of what is drawn.
 
     """
@@ -82,45 +82,97 @@ def main(
         raise ValueError(f"no case {unknown[0]!r}: there are {', '.join(CASES)}.")
     space, packed = ShapeSpace.load(run), Store(store)
     names = packed.select(split)[:limit]
+    chosen = list(cases or (() if things or drawn else CASES))
+    pages: list[str] = []
+    left: dict[str, Any] = {"settings": {"lm": asdict(lm), "store": packed.path.name, "seed": seed}}
+    if chosen:
+        left["rows"] = _cases(space, packed, names, chosen, lm, resolution, seed, out)
+        pages.append(_page(left["rows"], chosen, len(names)))
+    if things:
+        left["things"] = _things(space, packed, names, lm, resolution, seed)
+        pages.append(_page_of_things(left["things"]))
+    if drawn:
+        with TemporaryDirectory() as folder:
+            left["drawn"] = [
+                _tried(space, packed, names, lm, resolution, [seed, index], Path(folder))
+                for index in tqdm(range(drawn), desc="drawn", unit="case")
+            ]
+        pages.append(_page_of_drawn(left["drawn"]))
+    page = "\n".join(pages)
+    with replacing(out / "robust.json") as part:
+        part.write_text(json.dumps(left, indent=1))
+    with replacing(out / "robust.md") as part:
+        part.write_text(page)
+    print(page)
+    print(f"tables in {out / 'robust.md'}, rows in {out / 'robust.json'}", end="")
+    print(f", picture in {out / 'robust.png'}" if chosen else "")
+
+
+# ---------------------------------------------------------------------------------------------- one thing at a time
+
+
+def _cases(
+    space: ShapeSpace,
+    store: Store,
+    names: list[str],
+    chosen: list[str],
+    lm: LMOptions,
+    resolution: int,
+    seed: int,
+    out: Path,
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     seen: list[Trimesh] = []
     found: list[Trimesh] = []
-    chosen = list(cases or CASES)
     for name in tqdm(chosen, desc="robust", unit="case"):
-        spoilt = [_spoilt(CASES[name], packed, scan, [seed, index]) for index, scan in enumerate(names)]
-        fits = _fitted(space, CASES[name], [scan for scan, _ in spoilt], lm, seed)
-        for fit, (scan, truth) in zip(fits, spoilt, strict=True):
-            rows.append({"case": name, "scan": fit.name, **_row(space, fit, scan, truth, resolution)})
+        spoilt = [_spoilt(CASES[name], store, scan, [seed, index]) for index, scan in enumerate(names)]
+        fits, alone = _fitted(space, CASES[name], [scan for scan, _ in spoilt], lm, seed)
+        for fit, scan, (_, truth) in zip(fits, alone, spoilt, strict=True):
+            row = _row(space, fit, scan, truth, resolution, band=CASES[name].band)
+            rows.append({"case": name, "scan": fit.name, **row})
         seen.append(picture.mesh_of_scan(spoilt[0][0]))
         found.append(space.mesh(fits[0], resolution=resolution))
-    page = _page(rows, chosen, len(names))
-    with replacing(out / "robust.json") as part:
-        part.write_text(json.dumps({"settings": {"lm": asdict(lm), "store": packed.path.name}, "rows": rows}, indent=1))
-    with replacing(out / "robust.md") as part:
-        part.write_text(page)
     picture.contact_sheet([("scan", seen), ("fit", found)], out / "robust.png", titles=chosen)
-    print(page)
-    print(f"table in {out / 'robust.md'}, rows in {out / 'robust.json'}, picture in {out / 'robust.png'}")
+    return rows
 
 
 def _spoilt(case: Case, store: Store, name: str, seed: list[int]) -> tuple[Scan, Trimesh]:
+    return case.spoil(from_store(store, name), _truth(store, name), np.random.default_rng(seed))
+
+
+def _truth(store: Store, name: str) -> Trimesh:
     truth = store.truth(name)
     if truth is None:
         raise ValueError(f"scan {name} has no true surface in {store.path}: choose another --split.")
-    return case.spoil(from_store(store, name), truth, np.random.default_rng(seed))
+    return truth
 
 
-def _fitted(space: ShapeSpace, case: Case, scans: list[Scan], lm: LMOptions, seed: int) -> list[Fit]:
+def _fitted(space: ShapeSpace, case: Case, scans: list[Scan], lm: LMOptions, seed: int) -> tuple[list[Fit], list[Scan]]:
+    """The fits, and what of the scans was fitted."""
+    options = replace(lm, pose=case.pose)
+    alone = scans if case.clutter == "keep" else space.without_clutter(scans, lm=options, seed=seed)
     if case.encode:
-        return space.encode_scans(scans, seed=seed)
-    return space.fit_scans(scans, lm=replace(lm, pose=case.pose), seed=seed)
+        return space.encode_scans(alone, seed=seed), alone
+    return space.fit_scans(alone, lm=options, seed=seed), alone
 
 
-def _row(space: ShapeSpace, fit: Fit, scan: Scan, truth: Trimesh, resolution: int) -> dict[str, Any]:
+def _row(
+    space: ShapeSpace, fit: Fit, scan: Scan, truth: Trimesh, resolution: int, *, band: bool = False
+) -> dict[str, Any]:
     mesh = space.mesh(fit, resolution=resolution)
     scores = metrics.score(["surface"], mesh, truth, scan)["surface"]
     verdict = judge(fit.code, space.model.prior, fit.residuals, scan, mesh)
-    return {**{column: scores[column] for column in COLUMNS}, "oddness": verdict.oddness, "seconds": fit.seconds}
+    row = {**{column: scores[column] for column in COLUMNS}, "oddness": verdict.oddness, "seconds": fit.seconds}
+    return {**row, "in_band": _in_band(space, fit, mesh, truth)} if band else row
+
+
+def _in_band(space: ShapeSpace, fit: Fit, mesh: Trimesh, truth: Trimesh) -> float:
+    """Share of the true surface that lies within the 90 % band about the found one."""
+    deviation = space.uncertainty(fit, mesh)
+    whole = Scan("", np.asarray(truth.vertices), faces=np.asarray(truth.faces))
+    points = whole.sample(_ASKED, np.random.default_rng(0)).points.astype(np.float64)
+    distance, face, _ = nearest.to_mesh(points, mesh)
+    return float((distance <= BAND * deviation[np.asarray(mesh.faces)[face]].mean(axis=1)).mean())
 
 
 def _page(rows: list[dict[str, Any]], cases: list[str], scans: int) -> str:
@@ -135,78 +187,106 @@ def _page(rows: list[dict[str, Any]], cases: list[str], scans: int) -> str:
         ratio = " / ".join(f"{value:.2f}" for value in ratios) if there else "-"
         lines.append([case, *(f"{median(case, column):.2f}" for column in columns), ratio])
     described = "\n".join(f"- `{case}`: {CASES[case].about}" for case in cases)
+    held = ""
+    for case in cases:
+        shares = [row["in_band"] for row in rows if row["case"] == case and "in_band" in row]
+        if shares:
+            held += (
+                f"- `{case}`: {np.mean(shares):.1%} of the true surface within {BAND} deviations of the found one "
+                f"(by scan {min(shares):.1%} to {max(shares):.1%})\n"
+            )
     return (
         f"{pipes(lines, 1)}\n\nMedians over {scans} scans against the whole true surface, protocol `surface`, mm; the "
         f"last column is the ratio of the first two to those of complete scans.\n\n{described}\n"
+        + (f"\nThe 90 % band of the uncertainty:\n\n{held}" if held else "")
     )
 
 
-def _bare(scan: Scan) -> Scan:
-    return replace(scan, normals=None, sensors=None, lines=None, faces=None)
+# ------------------------------------------------------------------------------------------------- what is no person
 
 
-def _noisy(scan: Scan, rng: np.random.Generator, size: float = 0.005) -> Scan:
-    moved = scan.points + rng.normal(scale=size, size=scan.points.shape)
-    return replace(_bare(scan), points=moved.astype(np.float32))
+def _things(
+    space: ShapeSpace, store: Store, names: list[str], lm: LMOptions, resolution: int, seed: int
+) -> list[dict[str, Any]]:
+    """People, and what is none, as they are: fitted by the pose of `lm`."""
+    people = [from_store(store, name) for name in names]
+    others = [*_spoil.things(), *(_spoil.upside_down(scan) for scan in people[:1])]
+    rows = []
+    for kind, scans in (("people", people), ("others", others)):
+        for fit, scan in zip(space.fit_scans(scans, lm=lm, seed=seed), scans, strict=True):
+            verdict = judge(fit.code, space.model.prior, fit.residuals, scan, space.mesh(fit, resolution=resolution))
+            rows.append(
+                {"kind": kind, "name": fit.name, "residual_mm": 1000 * verdict.median, "oddness": verdict.oddness}
+            )
+    return rows
 
 
-def _with_outliers(scan: Scan, rng: np.random.Generator, share: float = 0.3) -> Scan:
-    """A share of the points lies anywhere in a box half as large again as the scan."""
-    low, high = scan.points.min(axis=0), scan.points.max(axis=0)
-    margin = 0.25 * (high - low)
-    points = scan.points.copy()
-    wrong = rng.random(len(points)) < share
-    points[wrong] = rng.uniform(low - margin, high + margin, (int(wrong.sum()), 3))
-    return replace(_bare(scan), points=points)
+def _page_of_things(rows: list[dict[str, Any]]) -> str:
+    def between(column: str) -> str:
+        values = [row[column] for row in rows if row["kind"] == "people"]
+        return f"{min(values):.1f} to {max(values):.1f}"
+
+    count = sum(row["kind"] == "people" for row in rows)
+    lines = [["scan", "median residual", "oddness"], [f"{count} people", between("residual_mm"), between("oddness")]]
+    others = sorted((row for row in rows if row["kind"] == "others"), key=lambda row: float(row["oddness"]))
+    lines += [[row["name"], f"{row['residual_mm']:.1f}", f"{row['oddness']:.1f}"] for row in others]
+    return f"{pipes(lines, 1)}\n\nHow odd the codes of people are, and those of what is no person; residuals in mm.\n"
 
 
-def _one_view(scan: Scan, truth: Trimesh, rng: np.random.Generator) -> Scan:
-    camera = Scanner(azimuths=1, elevations=(0.0,))
-    return camera.scan(np.asarray(truth.vertices), np.asarray(truth.faces), rng, scan.name)
+# --------------------------------------------------------------------------------------------- several things at once
 
 
-def _turned(scan: Scan, truth: Trimesh, rotation: Rotation) -> tuple[Scan, Trimesh]:
-    frame = Frame(torch.zeros(3), torch.tensor(1.0), torch.from_numpy(rotation.as_matrix()).float())
-    vertices = frame.to_model(torch.from_numpy(np.asarray(truth.vertices)).float()).numpy()
-    return scan.to_model(frame), Trimesh(vertices, truth.faces, process=False)
+def _tried(
+    space: ShapeSpace, store: Store, names: list[str], lm: LMOptions, resolution: int, seed: list[int], folder: Path
+) -> dict[str, Any]:
+    """One drawn case, from a file, as `shapespace fit` does it; how it ended, and what was said."""
+    rng = np.random.default_rng(seed)
+    name = names[int(rng.integers(len(names)))]
+    case = _spoil.drawn(from_store(store, name), _truth(store, name), rng)
+    row = {"scan": name, "how": list(case.how)}
+    try:
+        with redirect_stderr(io.StringIO()):  # notes
+            error, odd = _as_a_file(space, case, lm, resolution, folder)
+    except (ValueError, OSError) as refusal:
+        return {**row, "end": REFUSED, "said": str(refusal)}
+    except Exception as mistake:
+        return {**row, "end": BROKEN, "said": f"{type(mistake).__name__}: {mistake}"}
+    well = error < WELL
+    end = (ODD if odd else WELL_FITTED) if well else (POOR_AND_ODD if odd else UNNAMED)
+    return {**row, "end": end, "error": error}
 
 
-def _in_a_unit(scan: Scan, rng: np.random.Generator) -> Scan:
-    """In a unit that nobody tells, and back by the one that is guessed."""
-    unit = float(rng.choice(list(UNITS.values())))
-    there = scan.to_model(Frame(torch.zeros(3), torch.tensor(unit)))
-    guessed = UNITS[guess_unit([there]).name]
-    return there.to_world(Frame(torch.zeros(3), torch.tensor(guessed)))
+def _as_a_file(space: ShapeSpace, case: Drawn, lm: LMOptions, resolution: int, folder: Path) -> tuple[float, bool]:
+    """The error of the fit (mm, mean of both directions), and whether it is called odd."""
+    path = folder / "scan.ply"
+    if np.isfinite(case.scan.points).all():
+        write_scan(path, case.scan, unit=case.unit)
+    else:  # no PLY of ours has such points
+        path = folder / "scan.npy"
+        np.save(path, case.scan.points / np.float32(case.unit))
+    scans, _ = gather([str(path)], Source())
+    (alone,) = cleared(space, scans, "remove", lm, 0)
+    (fit,) = space.fit_scans([alone], lm=lm)
+    mesh = space.mesh(fit, resolution=resolution)
+    scores = metrics.score(["surface"], mesh, case.truth, None)["surface"]
+    verdict = judge(fit.code, space.model.prior, fit.residuals, alone, mesh)
+    return float(np.mean([scores[column] for column in COLUMNS[:2]])), not verdict.plausible
 
 
-CASES = {
-    COMPLETE: Case("as the store has it", lambda scan, truth, rng: (scan, truth)),
-    "encoded": Case("the same, by the encoder alone", lambda scan, truth, rng: (scan, truth), encode=True),
-    "points": Case("points alone, without normals and sensors", lambda scan, truth, rng: (_bare(scan), truth)),
-    "few": Case("500 points, alone", lambda scan, truth, rng: (_bare(scan).sample(500, rng), truth)),
-    "noise": Case("points alone, 5 mm of noise along each axis", lambda scan, truth, rng: (_noisy(scan, rng), truth)),
-    "outliers": Case(
-        "points alone, 30 % of them anywhere in a box about the scan",
-        lambda scan, truth, rng: (_with_outliers(scan, rng), truth),
-    ),
-    "one_view": Case("seen by one depth camera", lambda scan, truth, rng: (_one_view(scan, truth, rng), truth)),
-    "one_view_encoded": Case(
-        "the same, by the encoder alone",
-        lambda scan, truth, rng: (_one_view(scan, truth, rng), truth),
-        encode=True,
-    ),
-    "heading": Case(
-        "facing anywhere",
-        lambda scan, truth, rng: _turned(scan, truth, Rotation.from_rotvec([0, rng.uniform(-np.pi, np.pi), 0])),
-        "heading",
-    ),
-    "turned": Case(
-        "turned about all axes",
-        lambda scan, truth, rng: _turned(scan, truth, Rotation.random(random_state=rng)),
-        "rotation",
-    ),
-    "unit": Case("in mm, cm, m or inches, untold", lambda scan, truth, rng: (_in_a_unit(scan, rng), truth)),
-}
+def _page_of_drawn(rows: list[dict[str, Any]]) -> str:
+    ends = Counter(row["end"] for row in rows)
+    lines = [["how it ended", "cases"]]
+    lines += [[end, str(ends[end])] for end in (WELL_FITTED, ODD, POOR_AND_ODD, REFUSED, UNNAMED, BROKEN)]
+    told = [
+        f"- {row['end']}: {', '.join(row['how']) or 'as it is'}"
+        + (f" ({row['error']:.0f} mm)" if "error" in row else f": {row['said']}")
+        for row in rows
+        if row["end"] in (UNNAMED, BROKEN)
+    ]
+    return (
+        f"{pipes(lines, 1)}\n\n{len(rows)} cases drawn: a scan, and ways to spoil it. Fitted well is below {WELL:g} mm "
+        "(mean of both directions against the whole true surface).\n" + "".join(f"{line}\n" for line in told)
+    )
 
 
 if __name__ == "__main__":

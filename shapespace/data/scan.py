@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from shapespace.geometry import nearest, normals
 from shapespace.geometry.frame import Frame
@@ -92,6 +92,13 @@ class Scan:
             None if self.sensors is None else self.sensors[chosen],
             lines=None if self.lines is None else self.lines[chosen],
         )
+
+    def within(self, kept: Bool[np.ndarray, "n"]) -> "Scan":
+        """Keep only these points, and the faces all of whose corners they are."""
+        few = self.take(np.flatnonzero(kept))
+        if self.faces is None:
+            return few
+        return replace(few, faces=(np.cumsum(kept) - 1)[self.faces[kept[self.faces].all(axis=1)]])
 
     def without_strays(self) -> "Scan":
         """The same scan without points that stand alone, if these are many; meshes are left as they are.

@@ -233,3 +233,43 @@ def test_uncertainty_is_in_the_mesh_in_the_unit_of_the_file(
     quality = mesh.metadata["_ply_raw"]["vertex"]["data"]["quality"]
     assert quality.shape == (len(mesh.vertices),)
     assert 0 < np.median(quality) < 100  # centimetres
+
+
+def test_samples_are_written_beside_the_fit(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    write_scan(tmp_path / "scan.ply", person(), unit=0.01)
+    code, out, err = inside("fit", model, "scan.ply", "--resolution", 16, "--samples", 2, "--out", "some")
+    assert code == 0, err
+    assert "3 meshes in some" in out
+    names = [f"scan{which}.ply" for which in ("", ".sample0", ".sample1")]
+    found = [trimesh.load(tmp_path / "some" / name, process=False) for name in names]
+    for mesh in found:
+        np.testing.assert_allclose(mesh.bounds.mean(axis=0), [400, 500, 600], atol=60)
+    assert len({mesh.vertices.tobytes() for mesh in found}) == 3
+    code, _, err = inside("encode", model, "scan.ply", "--resolution", 16, "--samples", 2, "--out", "none")
+    assert code == 2
+    assert "has no covariance: fit by Levenberg-Marquardt" in err
+    code, _, err = inside("fit", model, "-", "--resolution", 16, "--samples", 2, given=b"")
+    assert code == 2
+    assert "takes one mesh, and 1 scans with --resolution 16 and --samples 2" in err
+
+
+def test_a_floor_is_left_out_and_that_is_said(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    rng = np.random.default_rng(0)
+    x, z = rng.uniform(-1, 1, (2, 4000))
+    round_about = rng.normal(size=(3000, 3))
+    body = round_about / np.linalg.norm(round_about, axis=1, keepdims=True) * (0.3, 0.85, 0.2) + (4, 5, 6)
+    ground = np.stack([x + 4, np.full(4000, 5 - 0.85), z + 6], axis=1)
+    write_scan(tmp_path / "scan.ply", Scan("", np.concatenate([body, ground]).astype(np.float32)))
+    meshes = {}
+    for clutter, said in (("remove", True), ("keep", False)):
+        words = ("scan.ply", "--resolution", 16, "--clutter", clutter, "--out", clutter)
+        code, _, err = inside("fit", model, *words)
+        assert code == 0, err
+        assert ("note: left out 5" in err) == said  # 4,000 of 7,000
+        meshes[clutter] = trimesh.load(tmp_path / clutter / "scan.ply", process=False)
+    away = {name: abs(mesh.bounds.mean(axis=0)[1] - 5) for name, mesh in meshes.items()}
+    assert away["remove"] < 0.1 < away["keep"]
