@@ -17,6 +17,7 @@ from shapespace.verdict import ODD
 
 NEAR = 0.03  # metres: a part of the person lies this close to what was fitted, at half of its points
 LARGE = 0.05  # share of the points from which on a part is asked about; what is less is left to the robust fit
+_DENSE = 50_000  # points among which strays are told: fewer would stand too far apart
 _SAMPLED = 10_000  # points by which planes and parts are found
 
 
@@ -34,7 +35,7 @@ def without_clutter(scan: Scan, attempt: Callable[[Scan], Tried] | None, *, seed
     needs, or the scan is left as it is.
     """
     rng = np.random.default_rng(seed)
-    sample = scan.sample(_SAMPLED, rng).without_strays()
+    sample = scan.sample(_DENSE, rng).without_strays().sample(_SAMPLED, rng)
     found = clutter.planes(sample.points, rng)
     sample = sample.take(np.flatnonzero(_off(found, sample.points)))
     if len(sample) < MIN_POINTS:

@@ -181,6 +181,10 @@ class ShapeSpace:
             quick = replace(quick, pose="near")  # the middle of a part is not the person's
 
         def attempt(scan: Scan) -> Tried:
+            try:
+                check_size(scan, scale=self.scale)
+            except ValueError:  # a part as small as a stool, or a whole room: nobody
+                return Tried(np.inf, lambda points: np.full(len(points), np.inf))
             (fit,) = self.fit_scans([scan], lm=quick, seed=seed)
 
             def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:

@@ -205,3 +205,19 @@ def test_completions_are_repeatable_and_need_a_covariance(space: ShapeSpace) -> 
     assert not torch.equal(first.code.flat, other.code.flat)
     with pytest.raises(ValueError, match="has no covariance: fit by Levenberg-Marquardt"):
         space.completions(space.encode_scans([scan])[0], 1)
+
+
+def test_parts_that_are_too_small_or_a_room_are_not_taken_for_the_person(space: ShapeSpace) -> None:
+    """What no fit can take is nobody: asking about it is no error."""
+    ball, stool = sphere(1.0, (0, 0, 0), 4000), sphere(0.1, (1.5, 0, 0), 1000)
+    assert space.model.prior is not None
+    space.model.prior.covariance *= 1e4  # nothing is odd
+    scan = Scan("s", np.concatenate([ball.points, stool.points]), np.concatenate([ball.normals, stool.normals]))
+    (alone,) = space.without_clutter([scan])
+    assert alone.points[:, 0].max() <= 1.0
+    assert len(alone) == 4000
+    (same,) = space.without_clutter([ball])
+    assert same is ball
+    far = Scan("s", np.concatenate([ball.points, stool.points + np.float32([9, 0, 0])]))
+    (alone,) = space.without_clutter([far])
+    assert len(alone) == 4000

@@ -124,13 +124,13 @@ def _chair() -> Trimesh:
     """Its seat at 0.45 m, its feet on y = 0."""
     legs = [_box((0.04, 0.45, 0.04), (x, 0.225, z)) for x in (-0.2, 0.2) for z in (-0.2, 0.2)]
     return trimesh.util.concatenate(
-        [_box((0.45, 0.04, 0.45), (0, 0.45, 0)), _box((0.45, 0.5, 0.04), (0, 0.7, -0.21)), *legs]
+        [_box((0.45, 0.04, 0.45), (0.0, 0.45, 0.0)), _box((0.45, 0.5, 0.04), (0.0, 0.7, -0.21)), *legs]
     )
 
 
 def _table() -> Trimesh:
     legs = [_box((0.05, 0.73, 0.05), (x, 0.365, z)) for x in (-0.55, 0.55) for z in (-0.3, 0.3)]
-    return trimesh.util.concatenate([_box((1.2, 0.04, 0.7), (0, 0.73, 0)), *legs])
+    return trimesh.util.concatenate([_box((1.2, 0.04, 0.7), (0.0, 0.73, 0.0)), *legs])
 
 
 def _floor(truth: Trimesh) -> Trimesh:

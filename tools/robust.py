@@ -127,8 +127,8 @@ def _cases(
     for name in tqdm(chosen, desc="robust", unit="case"):
         spoilt = [_spoilt(CASES[name], store, scan, [seed, index]) for index, scan in enumerate(names)]
         fits, alone = _fitted(space, CASES[name], [scan for scan, _ in spoilt], lm, seed)
-        for fit, scan, (_, truth) in zip(fits, alone, spoilt, strict=True):
-            row = _row(space, fit, scan, truth, resolution, band=CASES[name].band)
+        for fit, fitted, (scan, truth) in zip(fits, alone, spoilt, strict=True):
+            row = _row(space, fit, scan, fitted, truth, resolution, band=CASES[name].band)
             rows.append({"case": name, "scan": fit.name, **row})
         seen.append(picture.mesh_of_scan(spoilt[0][0]))
         found.append(space.mesh(fits[0], resolution=resolution))
@@ -157,11 +157,12 @@ def _fitted(space: ShapeSpace, case: Case, scans: list[Scan], lm: LMOptions, see
 
 
 def _row(
-    space: ShapeSpace, fit: Fit, scan: Scan, truth: Trimesh, resolution: int, *, band: bool = False
+    space: ShapeSpace, fit: Fit, scan: Scan, fitted: Scan, truth: Trimesh, resolution: int, *, band: bool = False
 ) -> dict[str, Any]:
+    """Scores against the truth, where the scan saw it; the verdict is on what of the scan was fitted."""
     mesh = space.mesh(fit, resolution=resolution)
     scores = metrics.score(["surface"], mesh, truth, scan)["surface"]
-    verdict = judge(fit.code, space.model.prior, fit.residuals, scan, mesh)
+    verdict = judge(fit.code, space.model.prior, fit.residuals, fitted, mesh)
     row = {**{column: scores[column] for column in COLUMNS}, "oddness": verdict.oddness, "seconds": fit.seconds}
     return {**row, "in_band": _in_band(space, fit, mesh, truth)} if band else row
 

@@ -13,9 +13,7 @@ from scipy.spatial import cKDTree
 
 from shapespace.geometry import nearest
 
-AREA = (
-    0.6  # square metres of a plane; of people, whole or seen by one camera, less than 0.4 lie in one that bounds them
-)
+AREA = 0.6  # square metres of a plane; of people kept for tuning, at most 0.41 lie in one that bounds them
 GAP = 0.05  # between two parts, at least
 _PLANES = 4  # a floor and three walls
 _GUESSES = 500

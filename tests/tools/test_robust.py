@@ -1,19 +1,23 @@
 """Spoilt scans: what is done to them, and the table."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from trimesh import Trimesh
 
 from shapespace import ShapeSpace, build
 from shapespace.data.files import UNITS
 from shapespace.data.pack import pack
 from shapespace.data.scan import Scan
+from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
 from shapespace.fit import LMOptions
-from shapespace.tools import robust
+from shapespace.geometry import nearest
+from shapespace.tools import _spoil, robust
 
 
 @pytest.fixture
@@ -21,25 +25,89 @@ def store(tmp_path: Path, synthetic_root: Path) -> Path:
     return pack(find_recipe("synthetic"), synthetic_root, tmp_path / "people.h5", points=3000).path
 
 
-def test_every_case_ends_in_a_row(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def untrained(tmp_path: Path) -> str:
     torch.manual_seed(0)
     sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.4, encoder_points=128)
-    ShapeSpace(build.igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(tmp_path / "m.safetensors")
-    robust.main(
-        str(tmp_path / "m.safetensors"),
-        store,
-        lm=LMOptions(points=128, steps=5, trial=1, free=32),
-        split=None,
-        limit=1,
-        resolution=16,
-        out=tmp_path / "out",
-    )
+    path = tmp_path / "m.safetensors"
+    ShapeSpace(build.igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
+    return str(path)
+
+
+QUICK = LMOptions(points=128, steps=5, trial=1, free=32)
+
+
+def test_every_case_ends_in_a_row(
+    store: Path, untrained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robust.main(untrained, store, lm=QUICK, split=None, limit=1, resolution=16, out=tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "robust.json").read_text())["rows"]
-    assert [row["case"] for row in rows] == list(robust.CASES)
+    assert [row["case"] for row in rows] == list(_spoil.CASES)
     assert all(np.isfinite(row["truth_to_found"]) for row in rows)
+    assert [row["case"] for row in rows if "in_band" in row] == ["complete", "one_view"]
+    assert all(0 <= row.get("in_band", 0) <= 1 for row in rows)
     said = capsys.readouterr().out
     assert "| 1.00 / 1.00 |" in said
+    assert "of the true surface within 1.645 deviations" in said
     assert (tmp_path / "out" / "robust.png").exists()
+
+
+def test_drawn_cases_end_in_a_result_or_a_sentence(
+    store: Path, untrained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what is no person is fitted and told of; no other case is fitted then."""
+    robust.main(
+        untrained, store, lm=QUICK, split=None, limit=2, things=True, drawn=3, resolution=16, out=tmp_path / "out"
+    )
+    left = json.loads((tmp_path / "out" / "robust.json").read_text())
+    assert "rows" not in left
+    assert len(left["drawn"]) == 3
+    assert all(row["end"] != robust.BROKEN for row in left["drawn"]), left["drawn"]
+    assert [row["kind"] for row in left["things"]] == ["people"] * 2 + ["others"] * 7
+    said = capsys.readouterr().out
+    assert "3 cases drawn" in said
+    assert "| a person upside down |" in said
+    assert not (tmp_path / "out" / "robust.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "odd", "end"),
+    [
+        (5.0, False, robust.WELL_FITTED),
+        (5.0, True, robust.ODD),
+        (50.0, True, robust.POOR_AND_ODD),
+        (50.0, False, robust.UNNAMED),
+        (ValueError("no"), None, robust.REFUSED),
+        (KeyError("no"), None, robust.BROKEN),
+    ],
+)
+def test_how_a_drawn_case_ended(
+    error: float | Exception, odd: bool | None, end: str, store: Path, untrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fitted(*_: object) -> tuple[float, bool]:
+        if isinstance(error, Exception):
+            raise error
+        return error, odd
+
+    monkeypatch.setattr(robust, "_as_a_file", fitted)
+    packed = Store(store)
+    arguments = (ShapeSpace.load(untrained), packed, packed.select(None), QUICK, 16, [0, 0], Path())
+    first, again = (robust._tried(*arguments) for _ in range(2))
+    assert first["end"] == end
+    assert first == again  # drawn by the seed
+    page = robust._page_of_drawn([first])
+    assert ("- badly" in page) == (end == robust.UNNAMED)
+    assert ("KeyError" in page) == (end == robust.BROKEN)
+
+
+@pytest.mark.slow
+def test_twenty_drawn_cases_of_the_space_that_comes_along(store: Path, tmp_path: Path) -> None:
+    lm = LMOptions(points=512, free=256, steps=6, trial=3)
+    robust.main("humans", store, lm=lm, split=None, drawn=20, resolution=48, out=tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "robust.json").read_text())["drawn"]
+    assert len({tuple(row["how"]) for row in rows}) > 10
+    assert all(row["end"] != robust.BROKEN for row in rows), rows
+    assert all(row["said"].endswith(".") for row in rows if row["end"] == robust.REFUSED)
 
 
 def test_an_unknown_case_is_named(store: Path) -> None:
@@ -51,12 +119,30 @@ def test_what_is_done_to_a_scan() -> None:
     rng = np.random.default_rng(0)
     points = rng.uniform(-1, 1, (5000, 3)).astype(np.float32) * np.float32([0.2, 0.8, 0.1])
     scan = Scan("s", points, points)
-    moved = robust._noisy(scan, rng)
+    moved = _spoil._noisy(scan, rng)
     assert np.std(moved.points - points) == pytest.approx(0.005, rel=0.05)
-    wrong = robust._with_outliers(scan, rng)
+    wrong = _spoil._with_outliers(scan, rng)
     assert (np.abs(wrong.points - points).max(axis=1) > 0).mean() == pytest.approx(0.3, abs=0.03)
     assert moved.normals is None
     assert wrong.normals is None
     for seed in range(len(UNITS) + 3):
-        back = robust._in_a_unit(scan, np.random.default_rng(seed))
+        back = _spoil._in_a_unit(scan, np.random.default_rng(seed))
         np.testing.assert_allclose(back.points, points, rtol=1e-4, atol=1e-6)
+
+
+def test_furniture_stands_on_the_floor_and_touches_nobody(make_body: Callable[..., Trimesh]) -> None:
+    truth = make_body()
+    whole = Scan("s", np.asarray(truth.vertices, dtype=np.float32), faces=np.asarray(truth.faces, dtype=np.int32))
+    scan = whole.sample(4000, np.random.default_rng(0))
+    low = truth.bounds[0, 1]
+    for seed in range(3):
+        chair = _spoil._aside(_spoil._chair(), truth, np.random.default_rng(seed))
+        assert chair.bounds[0, 1] == pytest.approx(low, abs=1e-6)
+        apart = nearest.to_mesh(chair.sample(2000, seed=0), truth)[0].min()
+        assert 0.10 < apart < 0.25
+    on = _spoil._with_points_of(scan, truth, _spoil._floor(truth), np.random.default_rng(0))
+    np.testing.assert_array_equal(on.points[: len(scan)], scan.points)
+    more = on.points[len(scan) :]
+    assert len(more) / len(scan) == pytest.approx(8.16 / truth.area, rel=0.01)  # both sides of two metres squared
+    assert more[:, 1].max() == pytest.approx(low, abs=1e-5)
+    assert on.normals is not None
