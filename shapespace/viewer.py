@@ -92,7 +92,8 @@ class Viewer:
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.scene.set_up_direction("+y")
         camera = self._server.initial_camera
-        camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), (0.9, 1.5, 4.2), (0.3, 0.9, 0.0)
+        # From the front, somewhat aside, and past the shapes: at the right are the controls.
+        camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), (1.2, 1.4, 4.6), (0.5, 0.85, 0.0)
         camera.fov = 0.75  # radians, from the lowest to the highest
         self._fitting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fitting")
         self._pages: dict[int, Page] = {}
