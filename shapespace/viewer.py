@@ -117,8 +117,11 @@ class Viewer:
 
     def close(self) -> None:
         """End all pages and the server."""
-        for page in list(self._pages.values()):
+        pages = list(self._pages.values())
+        for page in pages:
             page.close()
+        for page in pages:  # a program that ends while they compute is aborted
+            page.join()
         self._fitting.shutdown(wait=False, cancel_futures=True)
         with redirect_stdout(StringIO()):
             self._server.stop()
@@ -138,9 +141,11 @@ class Viewer:
         page.begin()
 
     def _farewell(self, client: "viser.ClientHandle") -> None:
-        page = self._pages.pop(client.client_id, None)
+        page = self._pages.get(client.client_id)
         if page is not None:
             page.close()
+            page.join()
+            self._pages.pop(client.client_id, None)
 
 
 class Page:
@@ -167,6 +172,10 @@ class Page:
         """End what runs for this page."""
         self._playing = False
         self._latest.stop()
+
+    def join(self) -> None:
+        """Wait until it has ended; somebody's fit may take longer than that."""
+        self._latest.join(10.0)
 
     # ---------------------------------------------------------------- controls
 
@@ -419,7 +428,7 @@ class Page:
         )
         if len(cut.lines):
             self._nodes["fit/lines"] = scene.add_line_segments(
-                "/fit/lines", cut.lines.astype(np.float32), cut.line_colours, thickness=2.0
+                "/fit/lines", cut.lines.astype(np.float32), cut.line_colours, thickness=2.0, thickness_units="screen"
             )
 
     def _arrange(self) -> None:
