@@ -34,6 +34,7 @@ from shapespace.verdict import judge
 
 COARSE = 32  # cells along an edge: on one core 0.16 s for `humans`, and arms and legs are there
 FINE = 128
+AT_ONCE = 4096  # points of a field between two looks at whether it is still wanted: 50 ms of one core for `humans`
 DIRECTIONS = 6  # sliders; of `humans` they hold most of what differs between bodies
 REACH = 3.0  # standard deviations to either side
 STEPS = 41  # shapes on the way between two codes
@@ -291,9 +292,13 @@ class Stage:
     def show(self, wish: Wish, wanted: Wanted = lambda: True) -> Iterator[Scene]:
         """Answer a wish: coarse, fine, and with numbers. Raises `Stale` once it is not `wanted` any more.
 
+        A coarse mesh that was begun is finished: else a slider that moves without rest would show nothing.
+
         Raises `ValueError` where a scan cannot be fitted, and where the field has no surface.
         """
         shape = self._shape(wish.subject)
+        if not wanted():
+            raise Stale
         exhibit = self._exhibit(wish.subject.name) if isinstance(wish.subject, Chosen) else None
         key = (wish.subject, wish.resolution)
         if self._mesh is not None and self._mesh[0] == key:
@@ -326,7 +331,7 @@ class Stage:
         if self._mesh is not None and self._mesh[0] == key:
             return self._mesh[1]
         space = self.space
-        if isinstance(space.model, FieldModel):
+        if key[1] > COARSE and isinstance(space.model, FieldModel):
             watched = _Watched(space.model, wanted)
             space = ShapeSpace(watched, space.sizes, scale=space.scale, about=space.about)
         mesh = space.mesh(shape, resolution=key[1])
@@ -458,9 +463,12 @@ class _Watched(FieldModel):
 
     def field(self, x: Float[torch.Tensor, "b q 3"], code: Code) -> Float[torch.Tensor, "b q"]:
         """The field of the other model. Raises `Stale` if it is not wanted any more."""
-        if not self._wanted():
-            raise Stale
-        return self._model[0].field(x, code)
+        parts = []
+        for part in x.split(AT_ONCE, dim=1):
+            if not self._wanted():
+                raise Stale
+            parts.append(self._model[0].field(part, code))
+        return torch.cat(parts, dim=1)
 
 
 # ------------------------------------------------------------------------------------------------------- the background
@@ -470,7 +478,7 @@ Answer = TypeVar("Answer")
 
 
 class Latest(Generic[Asked, Answer]):
-    """A thread that answers the newest question alone; what was asked before is dropped, begun or not."""
+    """A thread that answers the newest question; what was asked before is dropped, but for a first answer begun."""
 
     def __init__(
         self,
@@ -499,6 +507,10 @@ class Latest(Generic[Asked, Answer]):
             self._asked, self._stopped = [], True
             self._changed.notify_all()
 
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the thread, but no longer."""
+        self._thread.join(seconds)
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -512,9 +524,9 @@ class Latest(Generic[Asked, Answer]):
 
             try:
                 for answer in self._work(question, wanted):
+                    self._deliver(answer)
                     if not wanted():
                         break
-                    self._deliver(answer)
             except Stale:
                 pass
             except Exception as error:  # a thread that dies would leave the page without a word

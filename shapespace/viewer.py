@@ -92,7 +92,8 @@ class Viewer:
         self._server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._server.scene.set_up_direction("+y")
         camera = self._server.initial_camera
-        camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), (0.9, 1.5, 4.2), (0.3, 0.9, 0.0)
+        # From the front, somewhat aside, and past the shapes: at the right are the controls.
+        camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), (1.2, 1.4, 4.6), (0.5, 0.85, 0.0)
         camera.fov = 0.75  # radians, from the lowest to the highest
         self._fitting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fitting")
         self._pages: dict[int, Page] = {}
@@ -116,8 +117,11 @@ class Viewer:
 
     def close(self) -> None:
         """End all pages and the server."""
-        for page in list(self._pages.values()):
+        pages = list(self._pages.values())
+        for page in pages:
             page.close()
+        for page in pages:  # a program that ends while they compute is aborted
+            page.join()
         self._fitting.shutdown(wait=False, cancel_futures=True)
         with redirect_stdout(StringIO()):
             self._server.stop()
@@ -137,9 +141,11 @@ class Viewer:
         page.begin()
 
     def _farewell(self, client: "viser.ClientHandle") -> None:
-        page = self._pages.pop(client.client_id, None)
+        page = self._pages.get(client.client_id)
         if page is not None:
             page.close()
+            page.join()
+            self._pages.pop(client.client_id, None)
 
 
 class Page:
@@ -166,6 +172,10 @@ class Page:
         """End what runs for this page."""
         self._playing = False
         self._latest.stop()
+
+    def join(self) -> None:
+        """Wait until it has ended; somebody's fit may take longer than that."""
+        self._latest.join(10.0)
 
     # ---------------------------------------------------------------- controls
 
@@ -418,7 +428,7 @@ class Page:
         )
         if len(cut.lines):
             self._nodes["fit/lines"] = scene.add_line_segments(
-                "/fit/lines", cut.lines.astype(np.float32), cut.line_colours, thickness=2.0
+                "/fit/lines", cut.lines.astype(np.float32), cut.line_colours, thickness=2.0, thickness_units="screen"
             )
 
     def _arrange(self) -> None:

@@ -153,6 +153,14 @@ def test_paint_distance_reads_off_the_legend() -> None:
     assert painted.vertex_attributes["quality"] == pytest.approx(heights)
 
 
+def test_colours_of_a_field_are_pale_at_zero_and_differ_inside_and_outside() -> None:
+    inside, zero, outside, far = signed_colours(np.array([-0.1, 0.0, 0.1, 5.0]), limit=0.1).astype(int)
+    assert zero.min() > 230
+    assert inside[2] > inside[0] > inside[1]  # purple
+    assert outside[0] > outside[1] > outside[2]  # orange
+    assert (far == outside).all()
+
+
 def test_a_scan_is_drawn_by_its_faces_or_as_beads() -> None:
     mesh = sphere()
     points = np.asarray(mesh.vertices, dtype=np.float32)

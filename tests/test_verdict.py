@@ -10,7 +10,7 @@ from trimesh import creation
 from shapespace.data.scan import Scan
 from shapespace.models.code import Code
 from shapespace.nn.prior import GaussianPrior
-from shapespace.verdict import ODD, judge
+from shapespace.verdict import ODD, Verdict, judge
 
 BALL = creation.icosphere(subdivisions=3, radius=0.5)
 
@@ -50,3 +50,13 @@ def test_what_cannot_be_told_is_not_a_number_and_no_reproach() -> None:
     found = judge(Code((torch.zeros(1, 2, 2, 2),)), None, np.empty(0), half(), None)
     assert all(math.isnan(value) for value in (found.median, found.p95, found.oddness, found.coverage))
     assert found.plausible
+    assert found.words == ""
+
+
+def test_a_verdict_in_words() -> None:
+    assert Verdict(0.0021, 0.007, 1.7, 0.92).words == (
+        "Half of the scan is within 2.1 mm, 95 % within 7.0 mm. The scan looks like those that the space was learned "
+        "from: the oddness of its code is 1.7 (1 for those, odd above 8). The scan saw 92% of the surface."
+    )
+    assert "does not look like those" in Verdict(0.0021, 0.007, 12.0, 0.92).words
+    assert Verdict(math.nan, math.nan, math.nan, 0.5).words == "The scan saw 50% of the surface."

@@ -63,9 +63,9 @@ def viewer(space: ShapeSpace, scan: Scan) -> Iterator[Viewer]:
         yield viewer
 
 
-def opened(browser: Any, viewer: Viewer) -> Any:
+def opened(browser: Any, viewer: Viewer, size: tuple[int, int] = SIZE) -> Any:
     """A page of a visitor's own; anything that it asks of another machine is an error."""
-    page = browser.new_context(viewport={"width": SIZE[0], "height": SIZE[1]}, accept_downloads=True).new_page()
+    page = browser.new_context(viewport={"width": size[0], "height": size[1]}, accept_downloads=True).new_page()
     page.set_default_timeout(PATIENCE)
 
     def local(route: Any) -> None:
@@ -110,6 +110,18 @@ def bluish(image: np.ndarray) -> np.ndarray:
 def dots(image: np.ndarray) -> np.ndarray:
     """Pixels of the scan: its grey, which no light changes."""
     return (np.abs(image - (120, 118, 115)) < 8).all(axis=-1)
+
+
+def dark(image: np.ndarray) -> np.ndarray:
+    """Pixels in the last colour of the legend, lit or shaded."""
+    red, green, _ = np.moveaxis(image, -1, 0)
+    return (red - green > 30) & (green < 100)
+
+
+def orange(image: np.ndarray) -> np.ndarray:
+    """Pixels of a slice outside, far from the surface."""
+    red, green, blue = np.moveaxis(image, -1, 0)
+    return (red - blue > 60) & (red > green)
 
 
 def columns(mask: np.ndarray) -> float:
@@ -171,11 +183,15 @@ def test_a_scan_is_dropped_and_a_file_that_is_none(browser: Any, viewer: Viewer,
     wait(page, "Uncertainty, one standard deviation: median")
     wait(page, "the oddness of its code is")
     assert page.get_by_label("scan", exact=True).input_value() == "me.ply"
-    image = page.locator("img").first  # the legend, in millimetres
-    assert image.bounding_box()["width"] > 100
-    # Of its uncertainty, which is small: the palest colour of the legend, and clay no more.
-    shown = picture_of(page)
-    assert clay(shown).sum() < 300
+    assert "millimetres" in page.inner_text("body")
+    assert page.locator("img:visible").last.bounding_box()["width"] > 100  # the legend
+    # It is sure to within millimetres, so that the mesh is pale if the colours end at 30, and dark if they do at 1.
+    assert dark(picture_of(page)).sum() < 100
+    limit = page.get_by_label("colours end at (mm)", exact=True)
+    limit.fill("1")
+    limit.press("Enter")
+    page.wait_for_timeout(3000)
+    assert dark(picture_of(page)).sum() > 3000
     with page.expect_download() as download:
         page.get_by_role("tab", name="Export").click()
         page.get_by_role("button", name="Export the shown mesh").click()
@@ -186,7 +202,7 @@ def test_a_scan_is_dropped_and_a_file_that_is_none(browser: Any, viewer: Viewer,
 
 
 def test_five_browsers_do_not_mix(browser: Any, viewer: Viewer, space: ShapeSpace) -> None:
-    pages = [opened(browser, viewer) for _ in range(5)]
+    pages = [opened(browser, viewer, (560, 420)) for _ in range(5)]  # small: five are drawn without a graphics card
     presses = (0, 6, 12, 18, 24)
     for page, count in zip(pages, presses, strict=True):
         page.get_by_role("tab", name="Shapes").click()
@@ -205,7 +221,7 @@ def test_five_browsers_do_not_mix(browser: Any, viewer: Viewer, space: ShapeSpac
 def test_what_the_docs_show(browser: Any, tmp_path: Path) -> None:
     """A person whom `humans` has never seen: its scan, its fit in the colours of its distance to the truth, a slice.
 
-    Leaves the picture of docs/viewer.md in the folder of the test; `--basetemp` says where that is.
+    Leaves the pictures of docs/viewer.md in the folder of the test; `--basetemp` says where that is.
     """
     body, rng = Body.load(), np.random.default_rng(12)
     vertices = body.pose(body.draw(rng), np.tile(np.eye(3), (len(body.joints), 1, 1)))
@@ -217,14 +233,17 @@ def test_what_the_docs_show(browser: Any, tmp_path: Path) -> None:
         wait(page, "Protocol surface")
         page.get_by_label("colour", exact=True).click()
         page.get_by_role("option", name="mesh to truth").click()
+        shown = picture_of(page)
+        page.screenshot(path=tmp_path / "viewer.png")
+        assert min(mask(shown).sum() for mask in (bluish, dots)) > 800
+        assert clay(shown).sum() < 1000
         page.get_by_role("tab", name="Slice").click()
         page.get_by_label("show a slice", exact=True).click()
-        page.get_by_label("show a slice", exact=True).wait_for()
-        page.get_by_role("tab", name="Scans").click()
+        page.wait_for_timeout(2000)
         shown = picture_of(page)
-        assert min(mask(shown).sum() for mask in (bluish, dots)) > 800
-        page.screenshot(path=tmp_path / "viewer.png")
+        page.screenshot(path=tmp_path / "viewer_slice.png")
+        assert orange(shown).sum() > 10_000  # outside, far from the surface
         page.context.close()
-    small = Image.open(tmp_path / "viewer.png").convert("RGB").quantize(128)
-    small.save(tmp_path / "viewer.png", optimize=True)
-    assert (tmp_path / "viewer.png").stat().st_size < 200_000
+    for name in ("viewer.png", "viewer_slice.png"):
+        Image.open(tmp_path / name).convert("RGB").save(tmp_path / name, optimize=True)
+        assert (tmp_path / name).stat().st_size < 200_000

@@ -41,9 +41,6 @@ def main(
         port: Port to listen on; 0 takes one that is free.
 
     """
-    # Pages are meshed in threads of their own. With one thread of torch to each they share the cores; with more they
-    # wait for each other: on two busy cores a coarse mesh of `humans` took 0.16 s with one and 2.5 s with two.
-    torch.set_num_threads(1)
     space = ShapeSpace.load(run)
     gathered, source = gather(scans, source, empty=True)
     store = None if source.store is None else Store(source.store)
@@ -52,6 +49,9 @@ def main(
         return store.truth(name) if store is not None and name in store.names else None
 
     with Viewer(Gallery(space, gathered, truth), title=str(run), host=host, port=port) as viewer:
+        # Pages are meshed in threads of their own. With one thread of torch to each they share the cores; with more
+        # they wait for each other: on two busy cores a coarse mesh of `humans` took 0.16 s with one, 2.5 s with two.
+        torch.set_num_threads(1)
         print(f"open {viewer.address} in a browser; Ctrl+C ends it", flush=True)
         viewer.wait()
 

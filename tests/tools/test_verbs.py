@@ -65,7 +65,7 @@ def test_the_readme_s_lines_run_as_they_stand(tmp_path: Path) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     lines = [line for line in lines if line.startswith(("shapespace", "torchrun"))]
     assert len(lines) >= 12
-    assert {line.split()[1] for line in lines if line.startswith("shapespace")} >= VERBS.keys() - {"benchmark"}
+    assert {line.split()[1] for line in lines if line.startswith("shapespace")} >= VERBS.keys() - {"benchmark", "view"}
     for line in lines:
         said = ok(line, tmp_path).strip().splitlines()
         paths = [
@@ -183,6 +183,9 @@ MISTAKES = {
     "shapespace encode {run}": "no scans given",
     "shapespace motion {run} nowhere": "nowhere is no synthetic data set",
     "shapespace motion {run} nowhere --steps 2": "--steps 2 leaves no shape between both ends to be scored",
+    "shapespace view {run} nothing.ply": r"nothing\.ply",
+    "shapespace view {run} --split test": "--split test needs the store",
+    "shapespace view {run} --host 192.0.2.1 --port 0": r"cannot listen on 192\.0\.2\.1, .* an address of this machine",
     "shapespace report": "no runs given: name the folders",
     "shapespace report {bad}/empty": r"empty has no scores\.json, .*: score the run first, shapespace evaluate",
     "shapespace ablate nothing.h5 --rows tiny": r"nothing\.h5",
