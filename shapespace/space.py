@@ -176,6 +176,9 @@ class ShapeSpace:
         Where a scan is in several parts, quick fits with the pose of `lm` tell which are the person's; a family whose
         field is no signed distance of a vector has no such fits, and only planes are taken out.
         """
+        model = self.model
+        if not isinstance(model, DistanceModel):
+            return [without_clutter(scan, None, seed=seed) for scan in scans]
         quick = replace(lm or LMOptions(), points=512, free=256, steps=6, trial=3)
         if quick.pose == "given":
             quick = replace(quick, pose="near")  # the middle of a part is not the person's
@@ -190,12 +193,11 @@ class ShapeSpace:
             def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
                 placed = fit.frame.to_model(torch.from_numpy(points).float())[None]
                 with torch.no_grad():
-                    return (self.model.field(placed, fit.code)[0].abs() * fit.frame.scale).numpy()
+                    return (model.field(placed, fit.code)[0].abs() * fit.frame.scale).numpy()
 
-            return Tried(oddness(fit.code, self.model.prior), distance)
+            return Tried(oddness(fit.code, model.prior), distance)
 
-        told = attempt if isinstance(self.model, DistanceModel) else None
-        return [without_clutter(scan, told, seed=seed) for scan in scans]
+        return [without_clutter(scan, attempt, seed=seed) for scan in scans]
 
     def refine(
         self, scans: Sequence[Scan], fits: Sequence[Fit], options: RefineOptions | None = None, *, seed: int = 0

@@ -233,8 +233,9 @@ def _save(
     if model.prior is not None:
         codes = training_codes(model, dataset, device)
         model.prior.fit(codes)
-        writer.add_histogram("codes/numbers", codes, step)
-        writer.add_histogram("codes/lengths", codes.norm(dim=1), step)
+        if codes.numel():  # of one scan alone they have no numbers
+            writer.add_histogram("codes/numbers", codes, step)
+            writer.add_histogram("codes/lengths", codes.norm(dim=1), step)
     run.save_checkpoint(
         {"step": step, "seconds": seconds, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
     )

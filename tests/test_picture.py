@@ -15,7 +15,16 @@ from trimesh import Trimesh
 
 from shapespace import picture
 from shapespace.data.scan import Scan
-from shapespace.picture import ERROR_RAMP, animated_glb, chart, contact_sheet, mesh_of_scan, paint_distance, render
+from shapespace.picture import (
+    ERROR_RAMP,
+    animated_glb,
+    chart,
+    contact_sheet,
+    mesh_of_scan,
+    paint_distance,
+    render,
+    signed_colours,
+)
 
 PAPER = (255 * np.array(picture.PAPER) + 0.5).astype(int)
 RED, BLUE = (200, 20, 20), (20, 20, 200)

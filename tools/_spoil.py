@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import trimesh
+from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from trimesh import Trimesh, creation
 
@@ -98,7 +98,7 @@ def _thing(mesh: Trimesh, name: str) -> Scan:
 
 def things() -> list[Scan]:
     """Scans of what is no person, about as large as one."""
-    upright = trimesh.transformations.rotation_matrix(np.pi / 2, (1, 0, 0))
+    upright = _turn(np.pi / 2, (1, 0, 0))
     made = {
         "ball": creation.icosphere(4, 0.6),
         "box": creation.box((0.6, 1.7, 0.4)),
@@ -116,6 +116,19 @@ def upside_down(scan: Scan) -> Scan:
     return replace(scan.to_model(Frame(torch.zeros(3), torch.tensor(1.0), about)), name="a person upside down")
 
 
+def _turn(angle: float, axis: tuple[int, int, int]) -> Float[np.ndarray, "4 4"]:
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_rotvec(angle * np.array(axis)).as_matrix()
+    return turn
+
+
+def _together(parts: Sequence[Trimesh]) -> Trimesh:
+    """One mesh of several."""
+    before = np.cumsum([0, *(len(part.vertices) for part in parts)])
+    faces = [part.faces + start for part, start in zip(parts, before[:-1], strict=True)]
+    return Trimesh(np.concatenate([part.vertices for part in parts]), np.concatenate(faces), process=False)
+
+
 def _box(extents: tuple[float, float, float], centre: tuple[float, float, float]) -> Trimesh:
     return creation.box(extents).apply_translation(centre)
 
@@ -123,14 +136,12 @@ def _box(extents: tuple[float, float, float], centre: tuple[float, float, float]
 def _chair() -> Trimesh:
     """Its seat at 0.45 m, its feet on y = 0."""
     legs = [_box((0.04, 0.45, 0.04), (x, 0.225, z)) for x in (-0.2, 0.2) for z in (-0.2, 0.2)]
-    return trimesh.util.concatenate(
-        [_box((0.45, 0.04, 0.45), (0.0, 0.45, 0.0)), _box((0.45, 0.5, 0.04), (0.0, 0.7, -0.21)), *legs]
-    )
+    return _together([_box((0.45, 0.04, 0.45), (0.0, 0.45, 0.0)), _box((0.45, 0.5, 0.04), (0.0, 0.7, -0.21)), *legs])
 
 
 def _table() -> Trimesh:
     legs = [_box((0.05, 0.73, 0.05), (x, 0.365, z)) for x in (-0.55, 0.55) for z in (-0.3, 0.3)]
-    return trimesh.util.concatenate([_box((1.2, 0.04, 0.7), (0.0, 0.73, 0.0)), *legs])
+    return _together([_box((1.2, 0.04, 0.7), (0.0, 0.73, 0.0)), *legs])
 
 
 def _floor(truth: Trimesh) -> Trimesh:
@@ -144,7 +155,7 @@ def _aside(thing: Trimesh, truth: Trimesh, rng: np.random.Generator) -> Trimesh:
     angle, turn = rng.uniform(-np.pi, np.pi, 2)
     ahead = np.array([np.sin(angle), 0, np.cos(angle)])
     middle = truth.bounds.mean(axis=0)
-    placed = thing.copy().apply_transform(trimesh.transformations.rotation_matrix(turn, (0, 1, 0)))
+    placed = thing.copy().apply_transform(_turn(turn, (0, 1, 0)))
     placed.apply_translation((middle[0], truth.bounds[0, 1], middle[2]))
     outline = _thing(placed, "").points.astype(np.float64)
     body = np.asarray(truth.vertices, dtype=np.float64)
@@ -166,7 +177,7 @@ def _with_points_of(scan: Scan, truth: Trimesh, other: Trimesh, rng: np.random.G
 
 def _seen(truth: Trimesh, others: Sequence[Trimesh], rng: np.random.Generator, name: str, scanner: Scanner) -> Scan:
     """A person among other things, seen by cameras, as a mesh."""
-    scene = trimesh.util.concatenate([truth, *others])
+    scene = _together([truth, *others])
     return scanner.scan(np.asarray(scene.vertices), np.asarray(scene.faces), rng, name)
 
 
@@ -242,7 +253,7 @@ def drawn(scan: Scan, truth: Trimesh, rng: np.random.Generator) -> Drawn:
     if happens("one view", 0.4):
         scan = _seen(truth, others, rng, scan.name, _CAMERA)
     elif others:
-        scan = _with_points_of(scan, truth, trimesh.util.concatenate(others), rng)
+        scan = _with_points_of(scan, truth, _together(others), rng)
     if happens("turned", 0.15):
         scan, truth = _turned(scan, truth, Rotation.random(random_state=rng))
     if happens("points alone", 0.5):

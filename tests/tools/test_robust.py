@@ -47,7 +47,7 @@ def test_every_case_ends_in_a_row(
     assert [row["case"] for row in rows if "in_band" in row] == ["complete", "one_view"]
     assert all(0 <= row.get("in_band", 0) <= 1 for row in rows)
     said = capsys.readouterr().out
-    assert "| 1.00 / 1.00 |" in said
+    assert " 1.00 / 1.00 |" in said
     assert "of the true surface within 1.645 deviations" in said
     assert (tmp_path / "out" / "robust.png").exists()
 
