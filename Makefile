@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check slow gallery bench clean
+.PHONY: help demo test check slow trust gallery bench clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ check: $(VENV)/ready  ## format, lint, types, floors
 
 slow: $(VENV)/ready  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+trust: $(VENV)/ready  ## kill it, starve it, feed it rubbish: a table, in at most 30 minutes on 2 cores
+	$(BIN)/python -m pytest -q tests/trust --full
 
 # docs/gallery.md quotes these lines, and a test compares them
 gallery: $(VENV)/ready  ## the pictures of docs/gallery.md
