@@ -12,6 +12,7 @@ to resume from and TensorBoard's events (`tensorboard --logdir runs`).
 
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ import torch.distributed as dist
 import tyro
 import yaml
 
+from shapespace.atomic import claimed
 from shapespace.config import TrainConfig, flatten, of_family
 from shapespace.data.store import Store
 from shapespace.run import Run
@@ -57,7 +59,8 @@ def main(
         if resume is None:
             folder.create({"store": str(store), "split": split, **asdict(config)})
         print(f"training on {len(names)} scans; watch: tensorboard --logdir {folder.folder}", file=sys.stderr)
-    ShapeSpace.learn(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
+    with claimed(folder.folder) if rank == 0 else nullcontext():
+        ShapeSpace.learn(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
