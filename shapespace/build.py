@@ -33,8 +33,9 @@ class IGRSizes:
     """The layer at which the decoder's input enters once more."""
     beta: float = 100.0
     """Sharpness of the softplus."""
-    radius: float = 1.0
-    """Radius, in model units, of the sphere that the decoder is at the start."""
+    radius: float | None = 1.0
+    """Radius, in model units, of the sphere that the decoder is at the start; `null` for the scan's own, where a single
+    scan is reconstructed."""
     space: Literal[2, 3] = 3
     """Dimensions of the space in which the shapes lie: 2 for curves in the plane z = 0."""
     encoder: Literal["points", "variational", "table", "taught"] = "points"
@@ -153,6 +154,11 @@ def family(sizes: Sizes) -> str:
 
 def igr(sizes: IGRSizes, *, shapes: int = 0) -> IGR:
     """An IGR model; a table has room for the codes of `shapes` training scans."""
+    if sizes.radius is None:
+        raise ValueError(
+            "model.radius is null, which is for `shapespace reconstruct`, where one scan has a size. "
+            "Give the radius of the sphere that the decoder is at the start, in model units, such as 0.3."
+        )
     decoder = SkipMLP(
         code=sizes.code,
         width=sizes.width,
