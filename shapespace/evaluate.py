@@ -1,10 +1,9 @@
 """Found surfaces against true ones: one row of scores for each scan."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace import metrics
@@ -14,22 +13,14 @@ from shapespace.report import Report
 SCAN_POINTS = 50_000  # of the packed scan, to tell which of the true surface was seen
 
 
-def evaluate(
-    found: Iterable[tuple[str, str, Trimesh | None]],
-    store: Store,
-    protocols: Sequence[str],
-    *,
-    total: int,
-    settings: dict[str, Any],
-    seed: int = 0,
-) -> Report:
-    """Score `found`, triples of split, name in the store and mesh in metres (None: no surface was found).
+def scored(
+    found: Iterable[tuple[str, str, Trimesh | None]], store: Store, protocols: Sequence[str], *, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Yield a row of scores for each of `found`: split, name in the store, mesh in metres (None: no surface was found).
 
     Raises `ValueError` for a protocol that there is not, and for a scan without a true surface.
     """
-    chosen = {name: metrics.protocol(name) for name in protocols}
-    rows = []
-    for split, name, mesh in tqdm(found, total=total, desc="score", unit="scan"):
+    for split, name, mesh in found:
         truth = store.truth(name)
         if truth is None:
             raise ValueError(
@@ -38,7 +29,12 @@ def evaluate(
             )
         packed = store.sample(name, min(SCAN_POINTS, store.count(name)), np.random.default_rng(seed))
         scores = metrics.score(protocols, mesh, truth, packed.to_world(store.frame(name)), seed=seed)
-        rows.append({"name": name, "split": split, **scores})
+        yield {"name": name, "split": split, **scores}
+
+
+def report(rows: Sequence[Mapping[str, Any]], protocols: Sequence[str], settings: Mapping[str, Any]) -> Report:
+    """The rows with their summary, and what is needed to read them."""
+    chosen = {name: metrics.protocol(name) for name in protocols}
     return Report(
         protocols={name: protocol.description for name, protocol in chosen.items()},
         units={name: protocol.all_units for name, protocol in chosen.items()},

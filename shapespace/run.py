@@ -1,6 +1,8 @@
 """A run: the folder with everything that a training leaves."""
 
+import io
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 import yaml
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from shapespace.atomic import replacing
@@ -72,7 +74,8 @@ class Run:
                 f"or go on with it: shapespace train --resume {self.folder}"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(yaml.safe_dump(settings, sort_keys=False))
+        with replacing(self.config) as part:
+            part.write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def read_settings(self) -> str:
         """The YAML that `create` wrote."""
@@ -82,22 +85,38 @@ class Run:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the training's state (plain dicts, tensors and numbers)."""
+        held = io.BytesIO()
+        torch.save({"format": FORMAT, **state}, held)  # to a full disk, torch.save itself says nothing of the disk
         with replacing(self.checkpoint) as part:
-            torch.save(state, part)
+            part.write_bytes(held.getbuffer())
 
     def load_checkpoint(self) -> dict[str, Any]:
         """Read it back; a file from a stranger cannot run code."""
         if not self.checkpoint.is_file():
             raise FileNotFoundError(f"{self.folder} has no checkpoint.pt to resume from: is it the folder of a run?")
-        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        return state
+        return self._state()
 
     def progress(self) -> Progress | None:
         """How far the training has come, by its checkpoint; none where there is no checkpoint."""
         if not self.checkpoint.is_file():
             return None
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)  # its tensors stay there
+        state = self._state(mmap=True)  # its tensors stay there
         return Progress(int(state["step"]), float(state["seconds"]))
+
+    def _state(self, *, mmap: bool = False) -> dict[str, Any]:
+        """The checkpoint. The first ones had no number of their format, which is the first."""
+        anew = f"Train again, or from its model: shapespace train STORE --start {self.folder} --out OTHER"
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=mmap)
+            form = state.get("format", 1)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+            raise ValueError(f"{self.checkpoint} is no whole checkpoint ({_brief(error)}). {anew}") from None
+        if form != FORMAT:
+            raise ValueError(
+                f"{self.checkpoint} has format {form}, this version reads {FORMAT}. {anew}, or go on with the version "
+                "that wrote it."
+            )
+        return state
 
     def about(self) -> dict[str, Any]:
         """What stands beside the weights: family, sizes, scale, data; nothing where there is no model."""
@@ -126,7 +145,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     """Tensors with a description (JSON in the metadata), atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as part:
-        save_file(contiguous, part, metadata={"shapespace": json.dumps({"format": FORMAT, **about})})
+        part.write_bytes(save(contiguous, metadata={"shapespace": json.dumps({"format": FORMAT, **about})}))
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -153,9 +172,20 @@ def _described(path: Path, kind: str) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds {about.get('kind', 'something else')}, not a shapespace {kind}: give another file."
         )
-    if about["format"] != FORMAT:
+    if about.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has format {about['format']}, this version reads {FORMAT}: "
-            "train again, or install the version that wrote it."
+            f"{path} has format {about.get('format')}, this version reads {FORMAT}: {_REBUILD[kind]}, or install the "
+            "version that wrote it."
         )
     return about
+
+
+_REBUILD = {
+    "model": "train again, shapespace train STORE --out FOLDER",
+    "codes": "fit the scans again, shapespace fit RUN SCANS --out FOLDER",
+}
+
+
+def _brief(error: Exception) -> str:
+    """The first line of what torch says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -126,10 +126,8 @@ def cape_root(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def synthetic_root(tmp_path: Path) -> Path:
+def make_synthetic(root: Path) -> Path:
     """Three people, one sequence of three frames, seen by two sensors; the splits of `shapespace synthesize`."""
-    root = tmp_path / "synthetic"
     names, sequences = [], {}
     for person in range(3):
         bodies = [make_body(0.9 + person / 10, raised) for raised in (-0.5, 0.0, 0.5)]
@@ -148,6 +146,18 @@ def synthetic_root(tmp_path: Path) -> Path:
     _split(root / "splits" / "unseen_people.json", names[6:])
     (root / "synthesis.json").write_text(json.dumps({"seed": 0}))
     return root
+
+
+@pytest.fixture
+def synthetic_root(tmp_path: Path) -> Path:
+    """Three people in three poses, for one test."""
+    return make_synthetic(tmp_path / "synthetic")
+
+
+@pytest.fixture(scope="session", name="make_synthetic")
+def _make_synthetic() -> Callable[[Path], Path]:
+    """The function that makes them, for what many tests share."""
+    return make_synthetic
 
 
 @pytest.fixture(name="make_body")

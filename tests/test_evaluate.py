@@ -7,7 +7,7 @@ import pytest
 from shapespace.data.pack import pack
 from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
-from shapespace.evaluate import evaluate
+from shapespace.evaluate import report, scored
 
 
 def test_the_truth_scores_zero_and_nothing_is_counted_as_failed(synthetic_root: Path, tmp_path: Path) -> None:
@@ -15,11 +15,12 @@ def test_the_truth_scores_zero_and_nothing_is_counted_as_failed(synthetic_root: 
     store = Store(tmp_path / "store.h5")
     first, second = store.select("unseen_poses")
     found = [("unseen_poses", first, store.truth(first)), ("unseen_poses", second, None)]
-    report = evaluate(found, store, ["surface", "normals"], total=2, settings={"method": "none"})
-    column = report.summary["unseen_poses"]["surface"]["truth_to_found"]
+    protocols = ["surface", "normals"]
+    told = report(list(scored(found, store, protocols)), protocols, {"method": "none"})
+    column = told.summary["unseen_poses"]["surface"]["truth_to_found"]
     assert column["median"] == pytest.approx(0, abs=1e-3)
     assert (column["count"], column["failed"]) == (1, 1)
-    assert report.summary["unseen_poses"]["normals"]["angle"]["median"] < 0.1
+    assert told.summary["unseen_poses"]["normals"]["angle"]["median"] < 0.1
 
 
 def test_a_scan_without_truth_is_named(make_raw: object, make_body: object, tmp_path: Path) -> None:
@@ -28,4 +29,4 @@ def test_a_scan_without_truth_is_named(make_raw: object, make_body: object, tmp_
     pack(find_recipe("folder"), tmp_path / "scans", tmp_path / "store.h5", points=500)
     store = Store(tmp_path / "store.h5")
     with pytest.raises(ValueError, match=f"scan {store.names[0]} has no true surface"):
-        evaluate([("all", store.names[0], None)], store, ["surface"], total=1, settings={})
+        next(scored([("all", store.names[0], None)], store, ["surface"]))

@@ -1,5 +1,6 @@
 """`shapespace VERB ...`: every verb is a file of this folder, and its own help is `shapespace VERB --help`."""
 
+import errno
 import importlib
 import inspect
 import sys
@@ -59,7 +60,7 @@ def run(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: 
         words = expand(_with_config(tool, list(sys.argv[1:] if arguments is None else arguments)))
         tyro.cli(_settled(tool, words), prog=f"shapespace {verb}", args=words, description=_page(tool))
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        _fail(verb, str(error))
+        _fail(verb, _sentence(error))
     except KeyboardInterrupt:
         _fail(verb, "stopped; what was finished stays", status=130)
 
@@ -90,6 +91,26 @@ def _settled(tool: Callable[..., Any], words: Sequence[str]) -> Callable[..., An
 
 def _page(tool: Callable[..., Any]) -> str | None:
     return sys.modules[tool.__module__].__doc__
+
+
+_FULL = "the disk is full. Make room and give the same line again: what was finished stays."
+_BARRED = "it may not be written or read. Mend its permissions, or choose another place."
+_MENDS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _BARRED,
+    errno.EPERM: _BARRED,
+    errno.EROFS: _BARRED,
+    errno.ENOENT: "it is not there, or no longer. Look at its path, or make it again.",
+    errno.ENOTDIR: "a folder is needed, and there is a file in its way. Choose another place.",
+}
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong; in our words where the system has only its own."""
+    if isinstance(error, OSError) and error.errno in _MENDS:
+        return f"{error.filename or error.strerror}: {_MENDS[error.errno]}"
+    return str(error)
 
 
 def _fail(verb: str, sentence: str, status: int = 2) -> None:

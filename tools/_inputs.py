@@ -1,5 +1,6 @@
 """Scans that a command line names: files, standard input (-), names in a store, or a split of a store."""
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,8 +72,32 @@ def cleared(space: ShapeSpace, scans: list[Scan], clutter: Clutter, lm: LMOption
     return alone
 
 
+@dataclass(frozen=True)
+class Named:
+    """A scan that the command line names; one of a store is read when it is asked for."""
+
+    name: str
+    held: Scan | Store
+
+    def read(self) -> Scan:
+        """The scan, in metres, y up."""
+        return self.held if isinstance(self.held, Scan) else from_store(self.held, self.name)
+
+    def digest(self) -> str:
+        """What changes with its points."""
+        if isinstance(self.held, Store):
+            return str(self.held.origin(self.name)["sha256"])
+        return hashlib.sha256(self.held.points.tobytes()).hexdigest()
+
+
 def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> Gathered:
     """Read all that is named. Raises `ValueError` if there are no scans, unless they may be `empty`."""
+    scans, source = named(inputs, source, empty=empty)
+    return Gathered([scan.read() for scan in scans], source)
+
+
+def named(inputs: Sequence[str], source: Source, *, empty: bool = False) -> tuple[list[Named], Source]:
+    """All that is named, and how it is read; those of a store wait there. Raises as `gather` does."""
     store = None if source.store is None else Store(source.store)
     if source.split is not None and store is None:
         raise ValueError(f"--split {source.split} needs the store that has it: add --store FILE.")
@@ -82,14 +107,18 @@ def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> Gat
     if source.unit == "auto":
         source = replace(source, unit=_guessed(list(read.values())))
         read = {word: scan.to_world(_in_metres(source.metres)) for word, scan in read.items()}
-    scans = [read[word] if store is None or word in read else from_store(store, word) for word in inputs]
+    scans = [
+        Named(read[word].name, read[word]) if store is None or word in read else Named(word, store) for word in inputs
+    ]
     if store is not None and source.split is not None:
-        scans += [from_store(store, name) for name in store.select(source.split)]
+        scans += [Named(name, store) for name in store.select(source.split)]
+    for scan in scans:
+        scan.digest()  # a name that the store has not is told at once
     if not scans and not empty:
         raise ValueError(
             "no scans given: name files, or names in a store (--store FILE), or --store FILE --split NAME."
         )
-    return Gathered(scans, source)
+    return scans, source
 
 
 def _guessed(scans: Sequence[Scan]) -> UnitName:

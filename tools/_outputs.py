@@ -2,10 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -53,7 +54,7 @@ def destination(out: Path | None, scans: Sequence[str], folder: str, meshing: Me
     return where
 
 
-def write(
+def shaped(
     fits: Sequence[Fit],
     scans: Sequence[Scan],
     space: ShapeSpace,
@@ -62,14 +63,12 @@ def write(
     meshing: Meshing,
     refined: Iterable[ShapeSpace] | None = None,
     *,
-    strict: bool = False,
     seed: int = 0,
-) -> None:
-    """Codes, the record of the fits, and the meshes, which lie where the scans do; one mesh alone if `out` is -.
+) -> list[dict[str, Any]]:
+    """Write the meshes, which lie where the scans do, and give the records of the fits; one mesh alone if `out` is -.
 
-    The codes are those of `space`; the meshes too, unless each scan has a `refined` space of its own. Samples are drawn
-    from `space` by `seed`. Scans that do not look like those of the space are named, and `strict` makes an error of it,
-    once everything is written.
+    The meshes are those of `space`, unless each scan has a `refined` space of its own. Samples are drawn from `space`
+    by `seed`.
     """
     unit, up = source.metres, source.up
     own = repeat(space) if refined is None else refined
@@ -77,13 +76,13 @@ def write(
         its.mesh(fit, resolution=meshing.resolution, components=meshing.components) if meshing.resolution else None
         for fit, its in zip(fits, own, strict=False)
     )
-    verdicts = []
+    records = []
     for fit, scan, mesh in zip(
         tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), scans, meshes, strict=False
     ):
         if mesh is not None and meshing.uncertainty:
             mesh = paint(mesh, space.uncertainty(fit, mesh), limit=30.0)
-        verdicts.append(judge(fit.code, space.model.prior, fit.residuals, scan, mesh))
+        records.append(_record(fit, judge(fit.code, space.model.prior, fit.residuals, scan, mesh)))
         if mesh is not None and out == Path(PIPE):
             sys.stdout.buffer.write(files.mesh_bytes(mesh, unit=unit, up=up))
         elif mesh is not None:
@@ -91,24 +90,35 @@ def write(
             for other in space.completions(fit, meshing.samples, seed=seed) if meshing.samples else []:
                 drawn = space.mesh(other, resolution=meshing.resolution, components=meshing.components)
                 files.write_mesh(out / f"{file_name(other.name)}.ply", drawn, unit=unit, up=up)
-    if out != Path(PIPE):
-        out.mkdir(parents=True, exist_ok=True)
-        save_fits(out / "codes.safetensors", fits, space)
-        with replacing(out / "fits.json") as part:
-            part.write_text(json.dumps([_record(*pair) for pair in zip(fits, verdicts, strict=True)], indent=1))
-        if meshing.resolution:
-            print(f"{len(fits) * (1 + meshing.samples)} meshes in {out}")
-        print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
-    _warn(fits, verdicts, strict)
+    return records
 
 
-def _warn(fits: Sequence[Fit], verdicts: Sequence[Verdict], strict: bool) -> None:
-    odd = [(fit.name, verdict.oddness) for fit, verdict in zip(fits, verdicts, strict=True) if not verdict.plausible]
+def finish(
+    fits: Sequence[Fit],
+    records: Sequence[Mapping[str, Any]],
+    space: ShapeSpace,
+    out: Path,
+    meshing: Meshing,
+) -> None:
+    """Write codes and records, and say where everything is; nothing of it if `out` is -."""
+    if out == Path(PIPE):
+        return
+    save_fits(out / "codes.safetensors", fits, space)
+    with replacing(out / "fits.json") as part:
+        part.write_text(json.dumps(list(records), indent=1))
+    if meshing.resolution:
+        print(f"{len(fits) * (1 + meshing.samples)} meshes in {out}")
+    print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
+
+
+def warn(records: Sequence[Mapping[str, Any]], *, strict: bool = False) -> None:
+    """Name scans that do not look like those of the space; `strict` makes an error of it."""
+    odd = [(record["name"], record.get("oddness", np.inf)) for record in records if not record["plausible"]]
     if not odd:
         return
     named = ", ".join(f"{name} ({oddness:.0f})" for name, oddness in odd[:5]) + (", ..." if len(odd) > 5 else "")
     said = (
-        f"{len(odd)} of {len(fits)} scans do not look like those that the space was learned from, by the oddness of "
+        f"{len(odd)} of {len(records)} scans do not look like those that the space was learned from, by the oddness of "
         f"their codes (1 for training scans; above {ODD:g} is odd): {named}. Is it a person, without floor and "
         "furniture? Upright? If not, --lm.pose rotation finds how it lies."
     )
@@ -117,7 +127,7 @@ def _warn(fits: Sequence[Fit], verdicts: Sequence[Verdict], strict: bool) -> Non
     print(f"note: {said}", file=sys.stderr)
 
 
-def _record(fit: Fit, verdict: Verdict) -> dict[str, object]:
+def _record(fit: Fit, verdict: Verdict) -> dict[str, Any]:
     """Numbers that are not finite are left out."""
     row = {
         "residual_median_mm": round(verdict.median * 1000, 3),

@@ -15,7 +15,7 @@ import tyro
 
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import Clutter, Source, cleared, gather
-from shapespace.tools._outputs import Meshing, destination, write
+from shapespace.tools._outputs import Meshing, destination, finish, shaped, warn
 
 
 def main(
@@ -45,7 +45,10 @@ def main(
     space = ShapeSpace.load(run)
     gathered, source = gather(scans, source)
     gathered = cleared(space, gathered, clutter, None, seed)
-    write(space.encode_scans(gathered, seed=seed), gathered, space, where, source, meshing)
+    fits = space.encode_scans(gathered, seed=seed)
+    records = shaped(fits, gathered, space, where, source, meshing)
+    finish(fits, records, space, where, meshing)
+    warn(records)
 
 
 if __name__ == "__main__":

@@ -3,34 +3,40 @@
     shapespace evaluate runs/people data/people.h5 --splits unseen_poses unseen_people
     shapespace evaluate runs/people data/people.h5 --splits unseen_people --protocols surface l1 normals fscore iou
     shapespace evaluate runs/people data/people.h5 --method encode      (without optimisation)
+    shapespace evaluate runs/people data/people.h5 --shard 2/4          (its part; see docs/trust.md)
 
 Writes `scores.json` (rows and `summary`), `scores.csv` and `scores.md` beside the model, or under --out, with the
 meshes that were scored (colours and the vertex `quality` are the distance to the truth) and a picture of the best, the
-median and the worst. Protocol `surface` is the one to quote: exact point-to-triangle distances, in millimetres.
+median and the worst. Protocol `surface` is the one to quote: exact point-to-triangle distances, in millimetres. The
+same line goes on from where it was killed.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace import picture
+from shapespace import metrics, picture
 from shapespace.baselines import screened_poisson
 from shapespace.data import files
 from shapespace.data.store import Store
-from shapespace.evaluate import evaluate
+from shapespace.evaluate import report, scored
 from shapespace.fit import AdamOptions, LMOptions
 from shapespace.machine import machine
 from shapespace.refine import RefineOptions
 from shapespace.report import Report, mesh_file, notable
 from shapespace.space import Components, Fit, Method, ShapeSpace, save_fits
 from shapespace.tools._inputs import from_store
+from shapespace.tools._pieces import Piece, kept
 from shapespace.tools._settings import of_fits, of_model, timed
+
+Way = Literal["auto", "lm", "adam", "encode", "refine", "poisson"]
 
 LIMIT = 20.0  # mm: where the colours of errors end
 _OF_SPACES = ("model", "family", "trained_seconds", "trained_steps", "weight_numbers", "weight_bytes")
@@ -46,11 +52,12 @@ def main(
     splits: tuple[str, ...] = ("unseen_poses", "unseen_people"),
     limit: int | None = None,
     protocols: tuple[str, ...] = ("surface", "normals", "fscore"),
-    method: Literal["auto", "lm", "adam", "encode", "refine", "poisson"] = "auto",
+    method: Way = "auto",
     resolution: int = 128,
     components: Components = "largest",
     out: Path | None = None,
     seed: int = 0,
+    shard: str | None = None,
 ) -> None:
     """Score a shape space.
 
@@ -70,53 +77,107 @@ def main(
         components: Keep the largest component of each mesh, or all.
         out: Folder for scores and meshes; beside the model by default.
         seed: Of the points that are drawn.
+        shard: Which share of the scans this process scores, as 2/4: the second of four. Whichever of them is the last
+            to end writes the result.
 
     """
     space, packed = ShapeSpace.load(run), Store(store)
     folder = out or (run if run.is_dir() else run.parent if run.is_file() else Path("evaluated"))
+    for protocol in protocols:
+        metrics.protocol(protocol)  # a name that there is not is told at once
     names = [(split, name) for split in splits for name in packed.select(split)[:limit]]
-    scans = [from_store(packed, name) for _, name in names]
-    settings = {**of_model(run, space), "store": packed.path.name}
-    settings |= {"method": method, "resolution": resolution, "components": components, "seed": seed}
-    settings |= {"machine": machine()}
-    refining, meshing = list[float](), list[float]()
-    meshes: Iterator[Trimesh | None]
-    if method == "poisson":
-        settings |= dict.fromkeys(_OF_SPACES)
-        meshes = map(screened_poisson, scans)
-    else:
-        encoded = fits = space.encode_scans(scans, seed=seed)
-        if method != "encode":
-            way: Method = "lm" if method == "refine" else method
-            fits = space.fit_scans(scans, method=way, lm=lm, adam=adam, seed=seed)
-        settings |= of_fits(method, encoded, fits)
-        save_fits(folder / "codes.safetensors", fits, space)
-        spaces = space.refine(scans, fits, refine, seed=seed) if method == "refine" else repeat(space, len(fits))
-        own = zip(timed(spaces, refining), fits, strict=True)
-        meshes = (_mesh(its, fit, resolution, components) for its, fit in own)
 
-    def found() -> Iterator[tuple[str, str, Trimesh | None]]:
-        for (split, name), mesh in zip(names, timed(meshes, meshing), strict=True):
-            if mesh is not None:
-                truth = packed.truth(name)
-                told = mesh if truth is None else picture.paint_distance(mesh, truth, limit=LIMIT)
-                files.write_mesh(mesh_file(folder, split, name), told)
-            yield split, name, mesh
-
-    report = evaluate(found(), packed, protocols, total=len(names), settings=settings, seed=seed)
-    report = replace(report, settings=settings | _seconds(method, refining, meshing))
-    report.write(folder)
-    _draw(report, packed, folder)
-    report.show()
+    work = _Work(space, packed, folder, method, lm, adam, refine, protocols, resolution, components, seed)
+    about = {
+        "verb": "evaluate",
+        "model": space.fingerprint(),
+        "scans": [(split, name, packed.origin(name)["sha256"]) for split, name in names],
+        "options": (packed.about, protocols, method, lm, adam, refine, resolution, components, seed),
+    }
+    with kept(folder, about, names, work, space, shard) as whole:
+        if whole is None:
+            return
+        settings = {**of_model(run, space), "store": packed.path.name}
+        settings |= {"method": method, "resolution": resolution, "components": components, "seed": seed}
+        settings |= {"machine": machine()}
+        settings |= dict.fromkeys(_OF_SPACES) if method == "poisson" else _of_fits(method, whole)
+        settings |= _seconds(method, whole)
+        if whole.fits:
+            save_fits(folder / "codes.safetensors", whole.fits, space)
+        told = report([row["scores"] for row in whole.told], protocols, settings)
+        told.write(folder)
+        _draw(told, packed, folder)
+    told.show()
     print(f"scores in {folder / 'scores.json'}, meshes in {folder / 'meshes'}, pictures in {folder / 'fits.png'}")
 
 
-def _seconds(method: str, refining: Sequence[float], meshing: Sequence[float]) -> dict[str, float | None]:
+@dataclass(frozen=True)
+class _Work:
+    """Fit, mesh and score some scans; the meshes are written. Of each scan its scores are told, and its seconds."""
+
+    space: ShapeSpace
+    store: Store
+    folder: Path
+    method: Way
+    lm: LMOptions
+    adam: AdamOptions
+    refine: RefineOptions
+    protocols: Sequence[str]
+    resolution: int
+    components: Components
+    seed: int
+
+    def __call__(self, names: Sequence[tuple[str, str]]) -> Piece:
+        scans = [from_store(self.store, name) for _, name in names]
+        took: dict[str, list[float]] = {"encode": [], "refine": [], "mesh": []}
+        fits = list[Fit]()
+        meshes: Iterator[Trimesh | None]
+        if self.method == "poisson":
+            meshes = map(screened_poisson, scans)
+        else:
+            fits = self.space.encode_scans(scans, seed=self.seed)
+            took["encode"] += [fit.seconds for fit in fits]
+            if self.method != "encode":
+                way: Method = "lm" if self.method == "refine" else self.method
+                fits = self.space.fit_scans(scans, method=way, lm=self.lm, adam=self.adam, seed=self.seed)
+            refined = self.method == "refine"
+            each = repeat(self.space, len(fits))
+            spaces = self.space.refine(scans, fits, self.refine, seed=self.seed) if refined else each
+            own = zip(timed(spaces, took["refine"]), fits, strict=True)
+            meshes = (_mesh(its, fit, self.resolution, self.components) for its, fit in own)
+        found = self._written(zip(names, timed(meshes, took["mesh"]), strict=True))
+        rows = scored(found, self.store, self.protocols, seed=self.seed)
+        told: list[dict[str, Any]] = [
+            {"scores": row} for row in tqdm(rows, total=len(names), desc="score", unit="scan")
+        ]
+        for word, seconds in took.items():
+            told = [{**row, word: its} for row, its in zip(told, seconds, strict=True)] if seconds else told
+        return Piece(fits, told)
+
+    def _written(
+        self, found: Iterable[tuple[tuple[str, str], Trimesh | None]]
+    ) -> Iterator[tuple[str, str, Trimesh | None]]:
+        for (split, name), mesh in found:
+            if mesh is not None:
+                truth = self.store.truth(name)
+                told = mesh if truth is None else picture.paint_distance(mesh, truth, limit=LIMIT)
+                files.write_mesh(mesh_file(self.folder, split, name), told)
+            yield split, name, mesh
+
+
+def _of_fits(method: str, whole: Piece) -> dict[str, Any]:
+    """What `of_fits` tells, with the seconds of a scan as means over all."""
+    first = whole.fits[0]
+    encoded = replace(first, seconds=mean(row["encode"] for row in whole.told))
+    return of_fits(method, [encoded], [replace(first, seconds=mean(fit.seconds for fit in whole.fits))])
+
+
+def _seconds(method: str, whole: Piece) -> dict[str, float | None]:
     """Means per scan; the time in which a mesh came includes that in which its space was refined."""
-    of_refining = mean(refining) if method == "refine" else 0.0
+    refining = mean(row["refine"] for row in whole.told) if method == "refine" else 0.0
     return {
-        "refine_seconds": round(of_refining, 3) if method == "refine" else None,
-        "mesh_seconds": round(mean(meshing) - of_refining, 3),
+        "refine_seconds": round(refining, 3) if method == "refine" else None,
+        "mesh_seconds": round(mean(row["mesh"] for row in whole.told) - refining, 3),
     }
 
 

@@ -5,13 +5,17 @@
     shapespace fit humans scan.ply --method refine --out fitted         (then adapt the weights: detail, half a minute)
     shapespace fit runs/people scan.ply --method adam --out fitted      (the paper's protocol: minutes a scan)
     shapespace fit humans view.png --samples 4 --out fitted             (and what else may be on the side nobody saw)
+    shapespace fit humans --store data/people.h5 --split unseen_people --shard 2/4         (its part; see docs/trust.md)
     shapespace fit humans - < scan.ply > mesh.ply                       (a scan from standard input, its mesh to output)
     shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
 
 Writes `codes.safetensors` (codes, places, covariances), `fits.json` (a verdict on each scan: residuals, how odd its
-code is, how much of the surface it saw; and seconds) and one PLY for each scan, in its unit and with its up axis.
+code is, how much of the surface it saw; and seconds) and one PLY for each scan, in its unit and with its up axis. The
+same line goes on from where it was killed.
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,8 +24,9 @@ import tyro
 from shapespace.fit import AdamOptions, LMOptions
 from shapespace.refine import RefineOptions
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import Clutter, Source, cleared, gather
-from shapespace.tools._outputs import Meshing, destination, write
+from shapespace.tools._inputs import PIPE, Clutter, Named, Source, cleared, named
+from shapespace.tools._outputs import Meshing, destination, finish, shaped, warn
+from shapespace.tools._pieces import Piece, kept
 
 
 def main(
@@ -38,6 +43,7 @@ def main(
     clutter: Clutter = "remove",
     strict: bool = False,
     seed: int = 0,
+    shard: str | None = None,
 ) -> None:
     """Fit scans.
 
@@ -57,15 +63,33 @@ def main(
             before the fit; scans without are fitted as they are.
         strict: End with an error if a scan does not look like those that the space was learned from.
         seed: Of the points that are drawn from each scan.
+        shard: Which share of the scans this process fits, as 2/4: the second of four. Whichever of them is the last
+            to end writes the result.
 
     """
     where = destination(out, scans, "fitted", meshing)
+    if shard is not None and where == Path(PIPE):
+        raise ValueError(f"--shard {shard} shares out many scans, and standard output takes one: say --out FOLDER.")
     space = ShapeSpace.load(run)
-    gathered, source = gather(scans, source)
-    gathered = cleared(space, gathered, clutter, lm, seed)
-    fits = space.fit_scans(gathered, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
-    refined = space.refine(gathered, fits, refine, seed=seed) if method == "refine" else None
-    write(fits, gathered, space, where, source, meshing, refined, strict=strict, seed=seed)
+    given, source = named(scans, source)
+
+    def work(some: Sequence[Named]) -> Piece:
+        read = cleared(space, [scan.read() for scan in some], clutter, lm, seed)
+        fits = space.fit_scans(read, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
+        refined = space.refine(read, fits, refine, seed=seed) if method == "refine" else None
+        return Piece(fits, shaped(fits, read, space, where, source, meshing, refined, seed=seed))
+
+    about = {
+        "verb": "fit",
+        "model": space.fingerprint(),
+        "scans": [(scan.name, scan.digest()) for scan in given],
+        "options": (source, meshing, method, lm, adam, refine, clutter, seed),
+    }
+    with nullcontext(work(given)) if where == Path(PIPE) else kept(where, about, given, work, space, shard) as whole:
+        if whole is not None:
+            finish(whole.fits, whole.told, space, where, meshing)
+    if whole is not None:
+        warn(whole.told, strict=strict)
 
 
 if __name__ == "__main__":

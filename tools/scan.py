@@ -55,7 +55,7 @@ def main(
         recipe.check_size(whole)
         scan = Scanner().scan(whole.points, whole.faces, np.random.default_rng([seed, index]))
         files.write_scan(out / "scans" / subject / SEQUENCE / f"{SEQUENCE}.000000.ply", scan)
-        with replacing(out / f"registrations_{subject}.hdf5") as part, h5py.File(part, "w") as file:
+        with replacing(out / f"registrations_{subject}.hdf5") as part, h5py.File(part, "w", locking=False) as file:
             file["faces"] = whole.faces
             file[f"{subject}_{SEQUENCE}"] = whole.points[..., None]
     write_json(

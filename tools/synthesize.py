@@ -195,7 +195,7 @@ def make(out: Path, captures: list[Capture], seed: int, jobs: int) -> None:
             stack.callback(pool.shutdown, cancel_futures=True)
             each = pool.map
         made = zip(captures, each(partial(make_one, out, seed), captures), strict=True)
-        file = stack.enter_context(h5py.File(stack.enter_context(replacing(out / REGISTRATIONS)), "w"))
+        file = stack.enter_context(h5py.File(stack.enter_context(replacing(out / REGISTRATIONS)), "w", locking=False))
         file["faces"] = Body.load().faces
         bar = tqdm(made, total=len(captures), desc="scanning", unit="scan")
         for subject, group in groupby(bar, key=lambda pair: pair[0].subject):

@@ -4,9 +4,11 @@ One scan at a time is held in memory (a few with several processes). The file gr
 when it is complete; a killed run is continued by the same line.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -367,6 +369,7 @@ def _clean(file: h5py.File, entries: list[Entry]) -> set[str]:
 
 def _write(file: h5py.File, ready: _Ready, root: Path) -> None:
     """Write one scan; the mark `complete` comes last."""
+    _check_room(Path(file.filename), ready)
     group = file.create_group(ready.entry.name)
     for key in ("points", "normals", "lines", "sensors"):
         values = getattr(ready.scan, key)
@@ -391,6 +394,20 @@ def _write(file: h5py.File, ready: _Ready, root: Path) -> None:
     file.flush()
     group.attrs["complete"] = True
     file.flush()
+
+
+def _check_room(part: Path, ready: _Ready) -> None:
+    """Fail before HDF5 does: a file that it could not write to the end cannot be gone on with.
+
+    Raises `OSError` if the disk has less room than the scan may take.
+    """
+    truth = () if ready.truth is None else (ready.truth.vertices, ready.truth.faces)
+    arrays = (ready.scan.points, ready.scan.normals, ready.scan.lines, ready.scan.sensors, *truth)
+    if shutil.disk_usage(part.parent).free < sum(array.nbytes for array in arrays if array is not None) + _MARGIN:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
+
+
+_MARGIN = 1 << 18  # bytes of the file's own that go with a scan, and with the names at the end
 
 
 def _finish(file: h5py.File, names: list[str], wanted: dict[str, list[str]], bad: dict[str, str]) -> None:

@@ -1,8 +1,12 @@
 """Trust, short and full: the same tests with few rounds in `make test` and with all of them in `make trust`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from shapespace.tools import preprocess, train
+from shapespace.tools.__main__ import run
 
 _ROWS = pytest.StashKey[list[tuple[str, int, int, str]]]()
 
@@ -37,3 +41,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line("\n| what was tried | how many | survived | measured |\n|---|---:|---:|---|")
         for what, many, survived, measured in config.stash.get(_ROWS, []):
             terminalreporter.write_line(f"| {what} | {many:,} | {survived:,} | {measured} |")
+
+
+@pytest.fixture(scope="session")
+def people(make_synthetic: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of nine raw scans with their true surfaces; nobody writes into it."""
+    return make_synthetic(tmp_path_factory.mktemp("people") / "synthetic")
+
+
+@pytest.fixture(scope="session")
+def store(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their store; nobody writes into it."""
+    made = tmp_path_factory.mktemp("store") / "people.h5"
+    run(preprocess.main, ["synthetic", str(people), str(made), "--points", "600"])
+    return made
+
+
+@pytest.fixture(scope="session")
+def learned(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a training of seconds; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    words = [str(store), "--config", "tiny", "--split", "train", "--out", str(folder), "--device", "cpu"]
+    run(train.main, [*words, "--optim.steps", "40", "--pictured", "0"])
+    return folder

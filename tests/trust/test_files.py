@@ -1,0 +1,196 @@
+"""One writer at a time, whole files or none, full disks and folders that are barred: always a sentence."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shapespace.atomic import claimed, replacing
+from shapespace.data.store import Store
+from shapespace.tools import fit, preprocess, train
+from shapespace.tools.__main__ import main, run
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Exit code of a forked process that does the work; 1 if it raises."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        work()
+    except BaseException as error:
+        os._exit(3 if isinstance(error, BlockingIOError) else 1)
+    os._exit(0)
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    def killed() -> None:
+        with replacing(tmp_path / "file") as part:
+            part.write_text("half of a long")
+            os.kill(os.getpid(), 9)
+
+    assert in_a_child(killed) == -9
+    assert [path.name for path in tmp_path.iterdir()] == ["file.part"]
+    with replacing(tmp_path / "file") as part:
+        part.write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "new"}
+
+
+def test_two_processes_do_not_write_the_same(tmp_path: Path) -> None:
+    def other() -> None:
+        with replacing(tmp_path / "file") as part:
+            part.write_text("other")
+
+    with replacing(tmp_path / "file") as part:
+        part.write_text("first")
+        assert in_a_child(other) == 3
+        with pytest.raises(BlockingIOError, match=r"another process is writing to .*/file: wait until"):
+            other()
+    assert (tmp_path / "file").read_text() == "first"
+    assert in_a_child(other) == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "other"}
+
+
+def test_a_folder_is_claimed_by_one_or_shared_by_many(tmp_path: Path) -> None:
+    def alone() -> None:
+        with claimed(tmp_path):
+            pass
+
+    def among_others() -> None:
+        with claimed(tmp_path, shared=True):
+            pass
+
+    with claimed(tmp_path):
+        assert (in_a_child(alone), in_a_child(among_others)) == (3, 3)
+    with claimed(tmp_path, shared=True):
+        assert (in_a_child(alone), in_a_child(among_others)) == (3, 0)
+    with claimed(tmp_path):  # a child that lives on holds nothing
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.read(reading, 1)
+            os._exit(0)
+    assert in_a_child(alone) == 0
+    os.write(writing, b"x")
+    os.waitpid(child, 0)
+
+
+def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> None:
+        with replacing(tmp_path / "made" / "file") as part:
+            part.write_text("half")
+            raise OSError(errno.EIO, "the cable is out")
+
+    with pytest.raises(OSError, match="the cable is out") as told:
+        failing()
+    assert told.value.filename == str(tmp_path / "made" / "file")
+    assert not list((tmp_path / "made").iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of four megabytes; needs root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Call a line that must end with exit code 2 and a sentence; the sentence."""
+
+    def called(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["shapespace", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    return called
+
+
+def fill(disk: Path, left: int) -> Path:
+    """Write a file that leaves so many bytes of the disk."""
+    free = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - left))
+    return disk / "filler"
+
+
+TRAINING = ("--config", "tiny", "--device", "cpu", "--pictured", "0", "--optim.steps", "10", "--save_every", "5")
+
+
+def test_a_full_disk_stops_a_training_and_keeps_its_checkpoint(
+    small_disk: Path, store: Path, fails: Callable[..., str]
+) -> None:
+    run(train.main, [str(store), *TRAINING, "--out", str(small_disk / "run")])
+    before = {name: (small_disk / "run" / name).read_bytes() for name in ("checkpoint.pt", "model.safetensors")}
+    filler = fill(small_disk, 8192)
+    assert re.search("the disk is full. Make room", fails("train", "--resume", small_disk / "run"))
+    assert {name: (small_disk / "run" / name).read_bytes() for name in before} == before
+    assert not list(small_disk.rglob("*.part"))
+    filler.unlink()
+    run(train.main, ["--resume", str(small_disk / "run")])
+
+
+def test_a_full_disk_stops_a_packing_and_the_same_line_goes_on(
+    small_disk: Path, people: Path, fails: Callable[..., str]
+) -> None:
+    line = ["preprocess", "synthetic", people, small_disk / "people.h5", "--points", 1000]
+    filler = fill(small_disk, 400_000)
+    assert re.search("the disk is full. Make room", fails(*line))
+    assert not (small_disk / "people.h5").exists()
+    filler.unlink()
+    run(preprocess.main, [str(word) for word in line[1:]])
+    assert len(Store(small_disk / "people.h5")) == 9
+
+
+def test_a_full_disk_stops_a_fit(small_disk: Path, store: Path, learned: Path, fails: Callable[..., str]) -> None:
+    filler = fill(small_disk, 8192)
+    line = ["fit", learned, "--store", store, "--split", "unseen_poses", "--resolution", 24, "--out", small_disk / "f"]
+    assert re.search("/f/.*: the disk is full. Make room", fails(*line))
+    assert not list(small_disk.rglob("*.part"))
+    filler.unlink()
+    run(fit.main, [str(word) for word in line[1:]])
+    assert len(json.loads((small_disk / "f" / "fits.json").read_text())) == 2
+
+
+def test_a_folder_that_is_barred_gets_a_sentence(
+    small_disk: Path, store: Path, learned: Path, people: Path, fails: Callable[..., str]
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for line in (
+        ["preprocess", "synthetic", people, small_disk / "people.h5"],
+        ["train", store, "--config", "tiny", "--out", small_disk / "run"],
+        ["fit", learned, "--store", store, "--split", "unseen_poses", "--resolution", 16, "--out", small_disk / "fit"],
+        ["evaluate", learned, store, "--resolution", 16, "--out", small_disk / "scores"],
+    ):
+        assert re.search(r"/disk/.*it may not be written or read", fails(*line))
+
+
+def test_what_vanishes_is_named(
+    people: Path, store: Path, learned: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    shutil.copytree(people, tmp_path / "people")
+    gone = next((tmp_path / "people").rglob("*.ply"))
+    gone.unlink()
+    line = ["preprocess", "synthetic", tmp_path / "people", tmp_path / "people.h5", "--split"]
+    assert re.search("there is no file for it under", fails(*line, tmp_path / "people" / "splits" / "train.json"))
+    assert re.search(
+        "there is no store .*gone.h5. Make it", fails("train", "--out", tmp_path / "r", tmp_path / "gone.h5")
+    )
+    moved = tmp_path / "moved.h5"
+    shutil.copy(store, moved)
+    run(train.main, [str(moved), *TRAINING, "--out", str(tmp_path / "run")])
+    moved.unlink()
+    assert re.search("there is no store .*moved.h5. Make it", fails("train", "--resume", tmp_path / "run"))
