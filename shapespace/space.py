@@ -72,12 +72,18 @@ class ShapeSpace:
     @classmethod
     def load(cls, path: str | FilePath, *, device: str = "cpu") -> "ShapeSpace":
         """Open a run's folder, a .safetensors file that `save` wrote, or a space of the package by its name."""
-        tensors, about = load_tensors(_find(path), "model")
-        sizes = build.FAMILIES[about["family"]].sizes(**about["sizes"])
-        table = next((tensor for name, tensor in tensors.items() if name.endswith("table.codes")), ())
-        model = build.model(sizes, shapes=len(table))
-        model.load_state_dict(tensors)
-        return cls(model.to(device).eval(), sizes, scale=about["scale"], about=about["about"])
+        file = _find(path)
+        tensors, about = load_tensors(file, "model")
+        try:
+            sizes, model = build.restored(about["family"], about["sizes"], tensors)
+            scale, told = float(about["scale"]), dict(about["about"])
+            told["weights"] = {str(term): float(weight) for term, weight in told["weights"].items()}
+            if not 0 < scale < float("inf"):
+                raise ValueError(f"its scale is {scale}")
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = " ".join(str(error).split())[:300]
+            raise ValueError(f"{file} cannot be built ({what}): train again, or take the model anew.") from None
+        return cls(model.to(device).eval(), sizes, scale=scale, about=told)
 
     def save(self, path: str | FilePath) -> None:
         """Write weights and description to one file, which cannot run code when it is read.
@@ -419,11 +425,13 @@ def save_fits(path: FilePath, fits: Sequence[Fit], space: ShapeSpace) -> None:
 def load_fits(path: FilePath, space: ShapeSpace) -> list[Fit]:
     """The way back. Raises `ValueError` for the codes of another model."""
     tensors, about = load_tensors(path, "codes")
-    if about["model"] != space.fingerprint():
+    if about.get("model") != space.fingerprint():
         raise ValueError(
-            f"the codes in {path} belong to model {about['model']}, this one is {space.fingerprint()}: "
+            f"the codes in {path} belong to model {about.get('model')}, this one is {space.fingerprint()}: "
             "give the run that wrote them, or fit the scans again with this one."
         )
+    names = about.get("names", [])
+    _check_codes(path, tensors, names, space)
     parts = tuple(tensors[f"code.{index}"] for index in range(sum(name.startswith("code.") for name in tensors)))
     code, covariance, rotation = Code(parts), tensors.get("covariance"), tensors.get("rotation")
     return [
@@ -434,8 +442,25 @@ def load_fits(path: FilePath, space: ShapeSpace) -> list[Fit]:
             None if covariance is None else covariance[index].numpy(),
             name,
         )
-        for index, name in enumerate(about["names"])
+        for index, name in enumerate(names)
     ]
+
+
+def _check_codes(path: FilePath, tensors: dict[str, Tensor], names: list[Any], space: ShapeSpace) -> None:
+    """Refuse tensors that are not those of `save_fits`."""
+    count, prior = len(names), space.model.prior
+    shapes: dict[str, tuple[int, ...]] = {"centre": (3,), "scale": (), "rotation": (3, 3)}
+    if prior is not None:
+        shapes |= {"code.0": (size := len(prior.mean),), "covariance": (size, size)}
+    wrong = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.shape[:1] != (count,) or (name in shapes and tensor.shape[1:] != shapes[name])
+    ]
+    wrong += [name for name in ("code.0", "centre", "scale") if name not in tensors]
+    wrong += [f"name {name!r}" for name in names if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"{path} holds no codes of {count:,} scans: its {wrong[0]} is not as it should be. Fit again.")
 
 
 def _find(path: str | FilePath) -> FilePath:

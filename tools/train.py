@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import torch
 import torch.distributed as dist
 import tyro
-import yaml
 
 from shapespace.config import TrainConfig, flatten, of_family
 from shapespace.data.store import Store
@@ -67,7 +66,7 @@ def main(
 
 def _settings(run: Run) -> tuple[Path, str | None, TrainConfig[Any]]:
     """What a run was told when it began."""
-    said: dict[str, Any] = yaml.safe_load(run.read_settings())
+    said = run.settings()
     store, split = Path(said.pop("store")), said.pop("split")
     words = list(flatten(said))
     return store, split, tyro.cli(of_family(words), args=words)

@@ -64,8 +64,8 @@ class _Raw:
 
 
 def file_name(name: str) -> str:
-    """A scan's name as the stem of a file."""
-    return name.replace("/", "_")
+    """The name of a scan or a split as the stem of a file: of one folder, whatever it says."""
+    return name.replace("/", "_") if name.strip(".") else "_" * len(name)
 
 
 def read_scan(
@@ -403,7 +403,7 @@ def _read_scene(path: Path) -> _Raw:
     """All parts of a scene, each where the scene puts it."""
     if path.suffix.lower() in (".glb", ".gltf"):
         _check_gltf(path)
-    scene = trimesh.load_scene(str(path), process=False)
+    scene = trimesh.load_scene(str(path), process=False, skip_materials=True)  # no images: they lie in other files
     points: list[np.ndarray] = [np.zeros((0, 3))]
     faces: list[np.ndarray] = []
     for node in scene.graph.nodes_geometry:
@@ -504,6 +504,10 @@ def _image_of(path: Path, camera: dict[str, Any]) -> Path:
         raise _BadFileError(
             f"{path} names no depth image{' for some frame' if 'frames' in camera else ', and none has its name'}. Add "
             '"depth_file_path": the PNG or NPY, seen from the JSON.'
+        )
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise _BadFileError(
+            f"{path} names {name}, and only images beside or below it are read. Move it to the folder that holds them."
         )
     return path.parent / name
 

@@ -288,7 +288,7 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str | None]] = {
     "json of numbers": ({"x.json": b"7"}, "holds no JSON object"),
     "json cut off": ({"x.json": camera()[:20]}, "cannot be read as JSON"),
     "json of itself": ({"x.json": camera(depth_file_path="x.json")}, "cannot be read as JSON"),
-    "json of a folder": ({"x.json": camera(depth_file_path="..")}, "there is no depth image"),
+    "json of a folder": ({"x.json": camera(depth_file_path="..")}, r"names \.\., and only images beside or below it"),
     "json of no text": ({"x.json": camera(depth_file_path="a\0b")}, "there is no depth image|cannot be read as JSON"),
     "camera cut off": ({"x.png": png(), "x.json": b'{"fx": '}, r"x\.json cannot be read as JSON"),
     "npz of other things": ({"x.npz": packed(points=b"not an array")}, "cannot be read as NPZ"),
