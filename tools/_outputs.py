@@ -13,10 +13,12 @@ from tqdm import tqdm
 from shapespace.atomic import replacing
 from shapespace.data import files
 from shapespace.data.scan import Scan
-from shapespace.picture import paint
+from shapespace.picture import animated_glb, paint
 from shapespace.space import Components, Fit, ShapeSpace, save_fits
 from shapespace.tools._inputs import PIPE, Source, file_name
 from shapespace.verdict import ODD, Verdict, judge
+
+ANIMATION = "sequence.glb"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def write(
     source: Source,
     meshing: Meshing,
     refined: Iterable[ShapeSpace] | None = None,
+    fps: float | None = None,
     *,
     strict: bool = False,
     seed: int = 0,
@@ -68,8 +71,8 @@ def write(
     """Codes, the record of the fits, and the meshes, which lie where the scans do; one mesh alone if `out` is -.
 
     The codes are those of `space`; the meshes too, unless each scan has a `refined` space of its own. Samples are drawn
-    from `space` by `seed`. Scans that do not look like those of the space are named, and `strict` makes an error of it,
-    once everything is written.
+    from `space` by `seed`. Frames of a sequence, `fps` a second, are animated too. Scans that do not look like those of
+    the space are named, and `strict` makes an error of it, once everything is written.
     """
     unit, up = source.metres, source.up
     own = repeat(space) if refined is None else refined
@@ -77,12 +80,14 @@ def write(
         its.mesh(fit, resolution=meshing.resolution, components=meshing.components) if meshing.resolution else None
         for fit, its in zip(fits, own, strict=False)
     )
-    verdicts = []
+    verdicts, film = [], []
     for fit, scan, mesh in zip(
         tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), scans, meshes, strict=False
     ):
         if mesh is not None and meshing.uncertainty:
             mesh = paint(mesh, space.uncertainty(fit, mesh), limit=30.0)
+        if mesh is not None and fps is not None:
+            film.append(mesh)
         verdicts.append(judge(fit.code, space.model.prior, fit.residuals, scan, mesh))
         if mesh is not None and out == Path(PIPE):
             sys.stdout.buffer.write(files.mesh_bytes(mesh, unit=unit, up=up))
@@ -98,6 +103,9 @@ def write(
             part.write_text(json.dumps([_record(*pair) for pair in zip(fits, verdicts, strict=True)], indent=1))
         if meshing.resolution:
             print(f"{len(fits) * (1 + meshing.samples)} meshes in {out}")
+        if film and fps:
+            animated_glb(film, out / ANIMATION, seconds=(len(film) - 1) / fps)
+            print(f"{sum(fit.bridged for fit in fits)} of {len(fits)} frames bridged, animation in {out / ANIMATION}")
         print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
     _warn(fits, verdicts, strict)
 
@@ -126,4 +134,5 @@ def _record(fit: Fit, verdict: Verdict) -> dict[str, object]:
         "coverage": round(verdict.coverage, 3),
     }
     known = {name: value for name, value in row.items() if np.isfinite(value)}
-    return {"name": fit.name, "seconds": round(fit.seconds, 3), **known, "plausible": verdict.plausible}
+    bridged = {"bridged": True} if fit.bridged else {}
+    return {"name": fit.name, "seconds": round(fit.seconds, 3), **known, "plausible": verdict.plausible, **bridged}

@@ -1,5 +1,7 @@
 """Gaussians along a chain: what each link says for itself, and that the chain bends little."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,9 +31,11 @@ def solve(
     ahead = torch.nn.functional.pad(right, (0, 0, 0, odd)).reshape(-1, 2 * size)
     pairs = [slice(first, first + 2) for first in range(0, count + odd, 2)]
     diagonal = [torch.block_diag(*blocks[pair]) + torch.kron(coupling[pair, pair], stiffness) for pair in pairs]
-    below = [torch.kron(coupling[b, a], stiffness) for a, b in zip(pairs, pairs[1:], strict=False)]
+    below = [torch.kron(coupling[b, a], stiffness) for a, b in pairwise(pairs)]
 
-    inverse, gain, sums = [], [], []
+    inverse: list[Tensor] = []
+    gain: list[Tensor] = []
+    sums: list[Tensor] = []
     for index, block in enumerate(diagonal):
         total = ahead[index]
         if index:
