@@ -100,7 +100,7 @@ def write(
         out.mkdir(parents=True, exist_ok=True)
         save_fits(out / "codes.safetensors", fits, space)
         with replacing(out / "fits.json") as part:
-            part.write_text(json.dumps([_record(*pair) for pair in zip(fits, verdicts, strict=True)], indent=1))
+            part.write_text(json.dumps([_record(*pair, source) for pair in zip(fits, verdicts, strict=True)], indent=1))
         if meshing.resolution:
             print(f"{len(fits) * (1 + meshing.samples)} meshes in {out}")
         if film and fps:
@@ -125,7 +125,7 @@ def _warn(fits: Sequence[Fit], verdicts: Sequence[Verdict], strict: bool) -> Non
     print(f"note: {said}", file=sys.stderr)
 
 
-def _record(fit: Fit, verdict: Verdict) -> dict[str, object]:
+def _record(fit: Fit, verdict: Verdict, source: Source) -> dict[str, object]:
     """Numbers that are not finite are left out."""
     row = {
         "residual_median_mm": round(verdict.median * 1000, 3),
@@ -134,5 +134,18 @@ def _record(fit: Fit, verdict: Verdict) -> dict[str, object]:
         "coverage": round(verdict.coverage, 3),
     }
     known = {name: value for name, value in row.items() if np.isfinite(value)}
+    told = {"name": fit.name, "seconds": round(fit.seconds, 3), **known, "plausible": verdict.plausible}
     bridged = {"bridged": True} if fit.bridged else {}
-    return {"name": fit.name, "seconds": round(fit.seconds, 3), **known, "plausible": verdict.plausible, **bridged}
+    return {**told, **bridged, "from_model": _from_model(fit, source)}
+
+
+def _from_model(fit: Fit, source: Source) -> dict[str, object]:
+    """How the shape lies in the file of its scan: x there = scale * rotation @ (x of the model) + translation."""
+    frame = fit.frame
+    turn = np.eye(3) if frame.rotation is None else frame.rotation.double().numpy()
+    (centre,) = files.from_world(frame.centre.double().numpy()[None], unit=source.metres, up=source.up)
+    return {
+        "rotation": files.from_world(turn, up=source.up).T.round(6).tolist(),
+        "translation": centre.tolist(),
+        "scale": float(frame.scale) / source.metres,
+    }

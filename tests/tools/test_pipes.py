@@ -306,3 +306,22 @@ def test_frames_of_a_motion_are_fitted_jointly_and_bridged_where_they_are_missin
     code, _, err = inside(*words, "--method", "adam")
     assert code == 2
     assert "--sequence fits by Levenberg-Marquardt, and --method adam is asked for" in err
+
+
+def test_the_record_tells_how_the_shape_lies_in_the_file(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    from shapespace import ShapeSpace
+    from shapespace.space import load_fits
+
+    write_scan(tmp_path / "scan.ply", person(), unit=0.01, up="z")
+    options = ("--unit", "cm", "--up", "z", "--lm.evidence", 1.0, "--resolution", 16)
+    code, _, err = inside("fit", model, "scan.ply", *options, "--out", "placed")
+    assert code == 0, err
+    (record,) = json.loads((tmp_path / "placed" / "fits.json").read_text())
+    told, space = record["from_model"], ShapeSpace.load(model)
+    (fit,) = load_fits(tmp_path / "placed" / "codes.safetensors", space)
+    assert fit.frame.rotation is not None  # found beside the code
+    vertices = space.mesh(fit.code, resolution=16).vertices / space.scale  # about the origin, in model units
+    moved = told["scale"] * vertices @ np.array(told["rotation"]).T + told["translation"]
+    np.testing.assert_allclose(moved, trimesh.load(tmp_path / "placed" / "scan.ply", process=False).vertices, atol=1e-2)
