@@ -73,7 +73,7 @@ def reconstruct(
     Without normals, these are estimated, and where outside cannot be told by the points, the field tells it while it
     learns. `refine` adapts and details it afterwards, in space only. The width of the shell is the median distance to
     the 50th neighbour, the same for all points; the paper has one for each. A recipe without a `radius` starts from the
-    sphere through the middle of the points: from a smaller one, the field within a ball stayed flat, with all units off.
+    sphere through the middle of the points: from a smaller one the field stayed flat within a ball, all units off.
     """
     if len(scan) < MIN_POINTS:
         raise ValueError(f"scan {scan.name} has {len(scan)} points: a surface needs at least {MIN_POINTS}.")

@@ -34,6 +34,7 @@ from shapespace.optim import optimisers
 from shapespace.paths import Path, between
 from shapespace.refine import Detailed, RefineOptions, refine
 from shapespace.run import Run, load_tensors, save_tensors
+from shapespace.sequence import SequenceOptions, fit_jointly
 from shapespace.verdict import oddness
 
 _CALIBRATED = 3.0  # deviations of a surface, in units of those that follow from the covariance of its code
@@ -58,6 +59,8 @@ class Fit:
     """Of the flat code, by Laplace's approximation; none for first-order fits and for encoding alone."""
     name: str = ""
     seconds: float = 0.0
+    bridged: bool = False
+    """Whether it is a frame of a sequence that the others tell about, without a scan of its own that counted."""
 
 
 class ShapeSpace:
@@ -153,12 +156,8 @@ class ShapeSpace:
         models = [scan for scan, _ in placed]
         began = time.perf_counter()
         if method != "adam":
-            if not isinstance(self.model, DistanceModel):
-                raise ValueError(
-                    f"Levenberg-Marquardt needs signed distances and codes that are vectors, and family "
-                    f"{build.family(self.sizes)} has not both: fit by adam, or encode."
-                )
-            fitted = fit_lm(self.model, models, lm, seed=seed)
+            model = self._distances("Levenberg-Marquardt", "fit by adam, or encode")
+            fitted = fit_lm(model, models, lm, seed=seed)
         else:
             fitted = fit_adam(self.model, models, self.about["weights"], adam, seed=seed)
         each = (time.perf_counter() - began) / len(scans)
@@ -174,6 +173,71 @@ class ShapeSpace:
                 each,
             )
             for index, (scan, _) in enumerate(placed)
+        ]
+
+    def fit_sequence(
+        self,
+        scans: Sequence[Scan],
+        options: SequenceOptions | None = None,
+        *,
+        lm: LMOptions | None = None,
+        seed: int = 0,
+    ) -> list[Fit]:
+        """Fit the frames of a motion (metres, in their order) by Levenberg-Marquardt, each alone and then jointly.
+
+        A scan without points, or one that no fit takes, is bridged. Raises `ValueError` as `fit_jointly` does.
+        """
+        self._distances("a joint fit", "fit the scans alone, without --sequence")
+        usable, refused = [], []
+        for index, scan in enumerate(scans):
+            try:
+                self._place(scan)
+                usable.append(index)
+            except ValueError as refusal:
+                refused.append(str(refusal))
+        if len(usable) < 2:
+            raise ValueError(
+                f"{len(usable)} of {len(scans)} frames can be fitted, and a sequence needs two. {refused[0]}"
+            )
+        alone: list[Fit | None] = [None] * len(scans)
+        fitted = self.fit_scans([scans[index] for index in usable], method="lm", lm=lm, seed=seed)
+        for index, fit in zip(usable, fitted, strict=True):
+            alone[index] = fit
+        return self.join(scans, alone, options, lm=lm, seed=seed)
+
+    def join(
+        self,
+        scans: Sequence[Scan],
+        alone: Sequence[Fit | None],
+        options: SequenceOptions | None = None,
+        *,
+        lm: LMOptions | None = None,
+        seed: int = 0,
+    ) -> list[Fit]:
+        """Fit the frames of a motion jointly, once each was fitted alone; those that were not (None) are bridged."""
+        model = self._distances("a joint fit", "fit the scans alone, without --sequence")
+        began = time.perf_counter()
+        joint = fit_jointly(
+            model,
+            [scan.without_strays() for scan in scans],
+            [None if fit is None else fit.code for fit in alone],
+            [None if fit is None else fit.frame for fit in alone],
+            lm or LMOptions(),
+            options or SequenceOptions(),
+            seed=seed,
+        )
+        each = (time.perf_counter() - began) / len(scans)
+        return [
+            Fit(
+                joint.code[index],
+                frame,
+                joint.residual[index].cpu().numpy() * float(frame.scale),
+                joint.covariance[index].numpy(),
+                scan.name,
+                each + (0.0 if fit is None else fit.seconds),
+                joint.bridged[index],
+            )
+            for index, (scan, fit, frame) in enumerate(zip(scans, alone, joint.frames, strict=True))
         ]
 
     def without_clutter(self, scans: Sequence[Scan], *, lm: LMOptions | None = None, seed: int = 0) -> list[Scan]:
@@ -388,6 +452,15 @@ class ShapeSpace:
             torch.set_float32_matmul_precision(products)
         model.eval()
         return space
+
+    def _distances(self, what: str, instead: str) -> DistanceModel:
+        """The model, if its field is a signed distance of a vector; else an error that says what needs it."""
+        if not isinstance(self.model, DistanceModel):
+            raise ValueError(
+                f"{what} needs signed distances and codes that are vectors, and family {build.family(self.sizes)} has "
+                f"not both: {instead}."
+            )
+        return self.model
 
     def _place(self, scan: Scan) -> tuple[Scan, Frame]:
         """Into the model frame; refuse what cannot be a scan of this space."""

@@ -233,7 +233,8 @@ def mesh_bytes(mesh: Trimesh, path: Path = Path("mesh.ply"), *, unit: float = 1.
     kind, options = exporters[path.suffix.lower()]
     visual = mesh.visual
     colours = visual.vertex_colors if isinstance(visual, ColorVisuals) and visual.kind == "vertex" else None
-    moved = Trimesh(np.asarray(mesh.vertices) @ (_turn(up) / unit), mesh.faces, process=False, vertex_colors=colours)
+    vertices = from_world(np.asarray(mesh.vertices), unit=unit, up=up)
+    moved = Trimesh(vertices, mesh.faces, process=False, vertex_colors=colours)
     if "quality" in mesh.vertex_attributes:
         moved.vertex_attributes["quality"] = (np.asarray(mesh.vertex_attributes["quality"]) / unit).astype(np.float32)
     data: Any = moved.export(file_type=kind, **options)
@@ -289,6 +290,11 @@ def suffixes() -> frozenset[str]:
 def to_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "y") -> Float[np.ndarray, "n 3"]:
     """Bring points of a file's unit (metres per file unit) and up axis into metres, y up; float32."""
     return _moved("points", vectors, unit * _turn(up))
+
+
+def from_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "y") -> Float[np.ndarray, "n 3"]:
+    """The way back from `to_world`."""
+    return np.asarray(vectors @ (_turn(up) / unit))
 
 
 class _BadFileError(ValueError):
