@@ -1,8 +1,11 @@
 """Training: batch, code, terms, loss, step, record, save."""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,7 @@ from shapespace.models.code import Code
 from shapespace.objective import Execution, Objective, Products, choose, settle_products
 from shapespace.optim import Optimisers
 from shapespace.run import MACHINE, Run
+from shapespace.watch import Watch
 
 THUMBNAIL = 64  # pixels of a picture in TensorBoard's projector
 PICTURED_CELLS = 48  # along the cube's edge, of the meshes in these pictures
@@ -63,7 +67,13 @@ def train(
     """Train until the plan's steps or minutes are spent; `publish` writes the model beside each checkpoint.
 
     Resumed on a CPU within its minutes, it ends with the same bits as an uninterrupted run: batches and random draws
-    are functions of (seed, step), and the checkpoint holds all the rest.
+    are functions of (seed, step), and the checkpoint holds all the rest. Ctrl-C and SIGTERM end it after the step, with
+    a checkpoint.
+
+    Raises:
+        FloatingPointError: It goes wrong (see `watch`).
+        KeyboardInterrupt: It was asked to end.
+
     """
     from torch.utils.tensorboard import SummaryWriter  # a second or two: only where it is wanted
 
@@ -80,50 +90,86 @@ def train(
     if writer:
         writer.add_text(MACHINE, machine(), start)
     bar = tqdm(total=plan.steps, initial=start, desc="train", unit="step", disable=not chief, smoothing=0.05)
+    watch, due = Watch(run, dataset), False
     began = time.monotonic() - spent
 
     model.train()
-    step = start
-    for batch in batches(dataset, start, plan.steps, workers=plan.workers):
-        passed = _passed(step, time.monotonic() - began, plan, device)
-        if passed >= 1:
-            break
-        torch.manual_seed(hash((plan.seed, step, dataset.rank)))
-        for group, lr in zip(optimiser.param_groups, base_lr, strict=True):
-            group["lr"] = lr * plan.schedule(step, passed)
-        loss, terms = objective(batch.to(device))
-        optimiser.zero_grad()
-        loss.backward()
-        if plan.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-        optimiser.step()
-        step += 1
+    step, passed = start, 0.0
+    with _asked() as asked:
+        for batch in batches(dataset, start, plan.steps, workers=plan.workers):
+            passed = _passed(step, time.monotonic() - began, plan, asked, device)
+            if passed >= 1:
+                break
+            torch.manual_seed(hash((plan.seed, step, dataset.rank)))
+            for group, lr in zip(optimiser.param_groups, base_lr, strict=True):
+                group["lr"] = lr * plan.schedule(step, passed)
+            loss, terms = objective(batch.to(device))
+            optimiser.zero_grad()
+            loss.backward()
+            if plan.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+            optimiser.step()
+            step += 1
 
-        if writer and step % plan.log_every == 0:
-            _record(writer, bar, step, loss, terms, optimiser)
-        if writer and plan.mesh_every and step % plan.mesh_every == 0:
-            _record_meshes(writer, step, model, dataset, device)
-        if writer and step % plan.save_every == 0:
-            _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device, writer)
-        bar.update()
+            if writer:
+                watch.see(step, loss, terms)
+            due = due or step % plan.save_every == 0
+            if writer and (due or step % plan.log_every == 0):
+                watch.look()
+            if writer and step % plan.log_every == 0:
+                _record(writer, bar, step, loss, terms, optimiser)
+            if writer and plan.mesh_every and step % plan.mesh_every == 0:
+                _record_meshes(writer, step, model, dataset, device)
+            if writer and due and watch.calm:
+                _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device, writer, watch)
+                due = False
+            bar.update()
 
     if writer:
-        _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device, writer)
-        _record_meshes(writer, step, model, dataset, device)
-        if plan.pictured:
+        watch.look(last=True)
+        _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device, writer, watch)
+        if passed != math.inf:
+            _record_meshes(writer, step, model, dataset, device)
+        if passed != math.inf and plan.pictured:
             _record_codes(writer, step, model, dataset, device, plan.pictured)
         writer.close()
     bar.close()
+    if passed == math.inf:
+        raise KeyboardInterrupt(f"stopped at step {step}; go on: shapespace train --resume {run.folder}")
 
 
-def _passed(step: int, seconds: float, plan: Plan, device: torch.device) -> float:
-    """Share of the training that is behind us: by steps or by the clock, whichever is further; the same everywhere."""
-    share = step / plan.steps
-    if plan.minutes is not None:
-        clock = torch.tensor(seconds / 60 / plan.minutes, device=device)
-        if dist.is_initialized():
-            dist.broadcast(clock, src=0)
-        share = max(share, clock.item())
+@contextmanager
+def _asked() -> Iterator[list[int]]:
+    """Collect the signals that ask for an end while the block runs; a second one of a kind does what it always did."""
+    asked = list[int]()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def hear(number: int, _: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    alone = threading.current_thread() is threading.main_thread()  # others may not listen to signals
+    for number in before if alone else ():
+        signal.signal(number, hear)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items() if alone else ():
+            signal.signal(number, handler)
+
+
+def _passed(step: int, seconds: float, plan: Plan, asked: Sequence[int], device: torch.device) -> float:
+    """Share of the training that is behind us, by steps or by the clock, whichever is further; the same everywhere.
+
+    Infinite if a process was asked to end.
+    """
+    share = max(step / plan.steps, 0.0 if plan.minutes is None else seconds / 60 / plan.minutes)
+    if asked:
+        share = math.inf
+    if dist.is_initialized():
+        furthest = torch.tensor(share, device=device)
+        dist.all_reduce(furthest, dist.ReduceOp.MAX)
+        share = furthest.item()
     return share
 
 
@@ -135,29 +181,12 @@ def _record(
     terms: Mapping[str, Tensor],
     optimiser: Optimisers,
 ) -> None:
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss.item()} at step {step} (terms: {', '.join(f'{k} {v:.3g}' for k, v in terms.items())}): "
-            "lower --optim.lr, or set --optim.clip 1."
-        )
-    if _collapsed(terms):
-        raise FloatingPointError(
-            f"the field is zero everywhere at step {step} (eikonal {terms['eikonal']:.3g}, surface "
-            f"{terms['surface']:.3g}), and training on would not bring it back. Start from the last checkpoint with "
-            "smaller steps: --start RUN, and lower --optim.lr and --optim.lr_hidden, or --optim.clip 1."
-        )
     writer.add_scalar("loss", loss.item(), step)
     writer.add_scalar("lr", optimiser.param_groups[0]["lr"], step)
     for name, term in terms.items():
         writer.add_scalar(f"terms/{name}", term.item(), step)
     shown = {name: f"{terms[name].item():.4f}" for name in ("surface", "occupancy", "chamfer") if name in terms}
     bar.set_postfix(loss=f"{loss.item():.4f}", **shown, refresh=False)
-
-
-def _collapsed(terms: Mapping[str, Tensor]) -> bool:
-    """No surface is off zero, and no slope is near 1: a field that has died, as too large a step may leave it."""
-    known = "eikonal" in terms and "surface" in terms
-    return known and abs(float(terms["eikonal"]) - 1) < 0.05 and float(terms["surface"]) < 5e-3
 
 
 @torch.no_grad()
@@ -229,9 +258,11 @@ def _save(
     dataset: StepDataset,
     device: torch.device,
     writer: Any,
+    watch: Watch,
 ) -> None:
-    if model.prior is not None:
-        codes = training_codes(model, dataset, device)
+    codes = None if model.prior is None else training_codes(model, dataset, device)
+    watch.check(step, model, codes)
+    if model.prior is not None and codes is not None:
         model.prior.fit(codes)
         if codes.numel():  # of one scan alone they have no numbers
             writer.add_histogram("codes/numbers", codes, step)

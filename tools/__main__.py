@@ -61,8 +61,8 @@ def run(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: 
         tyro.cli(_settled(tool, words), prog=f"shapespace {verb}", args=words, description=_page(tool))
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         _fail(verb, _sentence(error))
-    except KeyboardInterrupt:
-        _fail(verb, "stopped; what was finished stays", status=130)
+    except KeyboardInterrupt as stop:
+        _fail(verb, str(stop) or "stopped; what was finished stays", status=130)
 
 
 def _with_config(tool: Callable[..., Any], words: list[str]) -> list[str]:

@@ -155,6 +155,10 @@ class StepDataset(Dataset[Batch]):
         self.rank, self.world = rank, world
         self._epoch, self._order = -1, np.arange(0)  # the order of the epoch that was asked for last
 
+    def scans_of(self, step: int) -> list[str]:
+        """Names of the scans of a step, those of all processes."""
+        return [self.names[self._row(step * self.scans + slot)] for slot in range(self.scans)]
+
     def __getitem__(self, step: int) -> Batch:
         slots = range(self.rank, self.scans, self.world)
         shape = [self._row(step * self.scans + slot) for slot in slots]
