@@ -37,6 +37,7 @@ MAX_UNPACKED = 1_000_000_000  # bytes of an array in an NPZ: a small file may pr
 MAX_PIXELS = 10_000_000  # of the depth images of one scan
 COLUMNS = (2, 3, 4, 6)  # of a table: points of the plane or of space, without normals or with
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}  # metres per file unit
+_NOTHING = 1e9  # metres: no depth of an EXR image is as large
 CAMERAS = ("camera.json", "intrinsic.json", "camera_intrinsic.json")  # the last two are what Open3D's recorders write
 
 # Rows are the world axes in file axes: each is a turn (no mirror) that brings the file's up axis to +y.
@@ -251,19 +252,13 @@ def _read(path: Path) -> _Raw | list[View]:
     readers = _readers()
     if path.is_dir() or path.suffix.lower() not in readers:
         what = "is a folder" if path.is_dir() else f"has the unknown suffix {path.suffix!r}"
-        raise ValueError(
-            f"{path} {what}. Give a file whose name ends in one of {', '.join(sorted(readers))}"
-            f"{_EXR if path.suffix.lower() == '.exr' else '.'}"
-        )
+        raise ValueError(f"{path} {what}. Give a file whose name ends in one of {', '.join(sorted(readers))}.")
     if not path.is_file():
         raise ValueError(f"{path} is a pipe or a device. Give a file, or - to read standard input.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes). Copy or download it again.")
     with _readable(path), warnings.catch_warnings(action="ignore"):
         return readers[path.suffix.lower()](path)
-
-
-_EXR = """; a depth image in EXR becomes one by numpy.save("x.npy", cv2.imread("x.exr", -1)), with OpenCV."""
 
 
 def _readers() -> dict[str, Callable[[Path], _Raw | list[View]]]:
@@ -276,7 +271,8 @@ def _readers() -> dict[str, Callable[[Path], _Raw | list[View]]]:
         ".xyz": _read_table,
         ".txt": _read_table,
         ".csv": _read_table,
-        ".png": _read_png,
+        ".png": _read_image,
+        ".exr": _read_image,
         ".json": _read_capture,
     }
     return {f".{kind}": _read_scene for kind in trimesh.available_formats() - _NOT_SHAPES} | ours
@@ -445,7 +441,7 @@ def _read_npy(path: Path) -> _Raw | list[View]:
     # Mapping the file, not loading it, makes numpy compare the declared shape with the size of the file first.
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim == 2 and array.shape[1] not in COLUMNS and array.dtype.kind in "fiu":
-        return _read_png(path)
+        return _read_image(path)
     return _split_columns(path, np.array(array))
 
 
@@ -481,7 +477,7 @@ def _check_npz(path: Path) -> None:
                 )
 
 
-def _read_png(path: Path) -> list[View]:
+def _read_image(path: Path) -> list[View]:
     about, described = _camera_of(path)
     camera = _camera(about, described)
     return [View(_depths(path, about, described, camera), camera)]
@@ -504,12 +500,12 @@ def _read_capture(path: Path) -> list[View]:
 
 def _image_of(path: Path, camera: dict[str, Any]) -> Path:
     """The depth image that a JSON names, or that of its own name."""
-    near = [image.name for image in (path.with_suffix(".png"), path.with_suffix(".npy")) if image.exists()]
+    near = [image.name for image in map(path.with_suffix, (".png", ".npy", ".exr")) if image.exists()]
     name = camera.get("depth_file_path") or (near[0] if near and "frames" not in camera else None)
     if not isinstance(name, str):
         raise _BadFileError(
             f"{path} names no depth image{' for some frame' if 'frames' in camera else ', and none has its name'}. Add "
-            '"depth_file_path": the PNG or NPY, seen from the JSON.'
+            '"depth_file_path": the PNG, NPY or EXR, seen from the JSON.'
         )
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise _BadFileError(
@@ -554,6 +550,8 @@ def _depths(image: Path, about: Path, described: dict[str, Any], camera: Camera)
             with Image.open(image) as opened:
                 _check_size(image, about, opened.size, camera)
                 values = np.asarray(opened)
+        elif image.suffix.lower() == ".exr":
+            values = _exr_values(image, about, camera)
         else:
             mapped = np.load(image, mmap_mode="r", allow_pickle=False)
             if mapped.ndim != 2 or mapped.dtype.kind not in "fiu":
@@ -568,6 +566,25 @@ def _depths(image: Path, about: Path, described: dict[str, Any], camera: Camera)
         raise _BadFileError(f"{about}: {error}") from error
     with np.errstate(over="ignore"):
         return values.astype(np.float64) * factor
+
+
+def _exr_values(image: Path, about: Path, camera: Camera) -> Float[np.ndarray, "r c"]:
+    """The one channel of an EXR image; 0 where a renderer says that nothing is there (infinity, or Blender's 1e10)."""
+    try:
+        import OpenEXR
+    except ModuleNotFoundError as missing:
+        raise _BadFileError(
+            f"{image} is an EXR image, and its reader is not installed: pip install 'shapespace[exr]', or save NPY."
+        ) from missing
+    with OpenEXR.File(str(image), header_only=True) as file:
+        low, high = ([int(place) for place in corner] for corner in file.header()["dataWindow"])
+        names = [channel.name for channel in file.header()["channels"]]
+    _check_size(image, about, (high[0] - low[0] + 1, high[1] - low[1] + 1), camera)
+    if len(names) != 1:
+        raise _BadFileError(f"{image} has the channels {', '.join(names)[:60]}, and depth is one alone. Save that one.")
+    with OpenEXR.File(str(image), separate_channels=True) as file:
+        values = np.array(file.channels()[names[0]].pixels)
+    return np.where(values < _NOTHING, values, 0)
 
 
 def _check_size(image: Path, about: Path, size: tuple[int, ...], camera: Camera) -> None:
