@@ -1,0 +1,212 @@
+"""Killed anywhere and started again until it ends: no file is broken, and the result is that of a quiet run.
+
+Processes are forked from a server that has imported everything, so that a start costs no seconds.
+"""
+
+import json
+import multiprocessing
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from shapespace.data import files
+
+CALL = """
+from shapespace.tools import _pieces, {verb}
+from shapespace.tools.__main__ import run
+_pieces.SIZE = 2
+run({verb}.main, {words})
+"""
+PRELOADED = [f"shapespace.tools.{verb}" for verb in ("preprocess", "train", "fit", "evaluate")]
+PRELOADED += ["torch.utils.tensorboard", "torch_geometric.nn", "typeguard", "matplotlib.pyplot", "skimage.measure"]
+
+QUICK = ("--lm.steps", 5, "--lm.points", 256, "--resolution", 16)
+
+Words = list[object]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A line that leaves its result in a folder, and what of the result must be the same each time."""
+
+    name: str
+    line: Callable[[Path], Words]
+    result: Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Callable[..., float | None]]:
+    """Run a verb in a forked process, and kill it after some seconds: how long it took, None if it was killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+
+    def called(verb: Verb, folder: Path, after: float | None = None) -> float | None:
+        words = [str(word) for word in verb.line(folder)]
+        process = context.Process(target=exec, args=(CALL.format(verb=verb.name, words=words), {}), daemon=True)
+        began = time.perf_counter()
+        process.start()
+        process.join(after)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return None
+        assert process.exitcode == 0, (words, process.exitcode)
+        return time.perf_counter() - began
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        warm = context.Process(target=exec, args=("", {}))
+        warm.start()  # the server imports, so that no verb waits for it
+        warm.join()
+        yield called
+
+
+@pytest.fixture(scope="module")
+def verbs(people: Path, store: Path, learned: Path) -> dict[str, Verb]:
+    """What is killed: each of them writes many files, or a file many times."""
+
+    def training(out: Path) -> Words:
+        if (out / "checkpoint.pt").exists():
+            return ["--resume", out]
+        settings = ["--config", "tiny", "--split", "train", "--device", "cpu", "--pictured", 0]
+        return [store, *settings, "--optim.steps", 30, "--save_every", 3, "--log_every", 3, "--out", out]
+
+    return {
+        "packing": Verb(
+            "preprocess",
+            lambda out: ["synthetic", people, out / "people.h5", "--points", 5000],
+            lambda out: contents(out / "people.h5"),
+        ),
+        "training": Verb("train", training, lambda out: (out / "model.safetensors").read_bytes()),
+        "fits": Verb(
+            "fit",
+            lambda out: [learned, "--store", store, "--split", "train", *QUICK, "--out", out],
+            lambda out: [(out / "codes.safetensors").read_bytes(), rows(out / "fits.json"), meshes(out)],
+        ),
+        "scores": Verb(
+            "evaluate",
+            lambda out: [learned, store, "--splits", "train", "--protocols", "normals", *QUICK, "--out", out],
+            lambda out: [(out / "codes.safetensors").read_bytes(), rows(out / "scores.json"), meshes(out)],
+        ),
+    }
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """All data and attributes of a store."""
+    found: dict[str, Any] = {}
+    with h5py.File(path) as file:
+
+        def visit(name: str, thing: h5py.Group | h5py.Dataset) -> None:
+            found[name] = thing[()].tolist() if isinstance(thing, h5py.Dataset) else None
+            found[f"{name}@"] = {key: np.asarray(value).tolist() for key, value in thing.attrs.items()}
+
+        visit("/", file)
+        file.visititems(visit)
+    return found
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Records of scans, without the seconds that they took."""
+    told = json.loads(path.read_text())
+    return [{**row, "seconds": None} for row in (told["rows"] if isinstance(told, dict) else told)]
+
+
+def meshes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.ply")}
+
+
+def broken(folder: Path) -> list[str]:
+    """The files that cannot be read, those that were being written apart."""
+    readers: dict[str, Callable[[Path], object]] = {
+        ".json": lambda path: json.loads(path.read_text()),
+        ".safetensors": lambda path: [safe_open(path, "pt").get_tensor(key) for key in safe_open(path, "pt").keys()],  # noqa: SIM118
+        ".pt": lambda path: torch.load(path, weights_only=True),
+        ".ply": files.read_mesh,
+        ".h5": contents,
+    }
+    found = []
+    for path in folder.rglob("*"):
+        try:
+            readers.get(path.suffix, lambda path: None)(path)
+        except Exception as error:
+            found.append(f"{path}: {error!r}")
+    return found
+
+
+@pytest.mark.parametrize("what", ["packing", "training", "fits", "scores"])
+def test_killed_at_random_it_ends_as_if_it_never_was(
+    what: str,
+    verbs: dict[str, Verb],
+    forked: Callable[..., float | None],
+    rounds: Callable[[int, int], int],
+    tried: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    verb, rng, many = verbs[what], random.Random(what), rounds(2, 50)
+    usual = forked(verb, tmp_path / "quiet")
+    assert usual is not None
+    wanted = verb.result(tmp_path / "quiet")
+
+    killed, survived, ended, out = 0, 0, 0, tmp_path / "killed"
+    while survived < many:
+        took = forked(verb, out, rng.uniform(0.05, 1) * usual if killed < many else None)
+        killed += took is None
+        assert not broken(out)
+        if took is not None:
+            usual = min(usual, took)
+            assert verb.result(out) == wanted
+            assert not list(out.rglob("*.part"))
+            assert not list(out.rglob("unfinished"))
+            shutil.rmtree(out)
+            ended, survived = ended + 1, killed  # all who were killed on the way here
+    tried(f"{what}: SIGKILL at a random moment, and the same line again", many, survived, f"{ended} runs ended, equal")
+
+
+@pytest.mark.parametrize("what", ["training", "fits"])
+def test_the_same_line_gives_the_same_bits(
+    what: str,
+    verbs: dict[str, Verb],
+    forked: Callable[..., float | None],
+    rounds: Callable[[int, int], int],
+    tried: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    results = []
+    for index in range(rounds(2, 10)):
+        forked(verbs[what], tmp_path / str(index))
+        results.append(verbs[what].result(tmp_path / str(index)))
+    same = sum(result == results[0] for result in results)
+    tried(f"{what}: the same line in another process", len(results), same, "the same bits")
+
+
+def test_a_line_in_its_own_process_goes_on(
+    learned: Path, store: Path, verbs: dict[str, Verb], rounds: Callable[[int, int], int], tmp_path: Path
+) -> None:
+    """The line as people give it; killed when something is finished."""
+    if not rounds(0, 1):
+        pytest.skip("takes the start of three processes: make trust")
+    scans = [f"p{person:03d}/poses/{frame:06d}" for person in range(3) for frame in range(3)] * 4  # three pieces
+    line = [sys.executable, "-m", "shapespace.tools", "fit", learned, *scans, "--store", store, *QUICK, "--out"]
+    one, two = ([str(word) for word in [*line, tmp_path / name]] for name in ("one", "two"))
+    subprocess.run(one, check=True, capture_output=True)
+    process = subprocess.Popen(two, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("two/unfinished/*/*.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    if not (tmp_path / "two" / "fits.json").exists():
+        told = subprocess.run(two, check=True, capture_output=True, text=True)
+        assert "pieces are there from before" in told.stderr
+    assert verbs["fits"].result(tmp_path / "two") == verbs["fits"].result(tmp_path / "one")
