@@ -144,7 +144,7 @@ def read(name: str) -> dict[str, Any]:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else "give one of these, or the path of a YAML file."
         raise FileNotFoundError(f"no config {name!r}; there are {', '.join(known)}: {hint}")
-    return parse_settings(source.read_text(), f"config {name}")
+    return parse_settings(source.read_bytes(), f"config {name}")
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:

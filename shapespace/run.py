@@ -82,7 +82,7 @@ class Run:
         """What `create` wrote. Raises `FileNotFoundError` or `ValueError` with a sentence."""
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.folder} has no config.yaml: is it the folder of a run?")
-        return parse_settings(self.config.read_text(), self.config)
+        return parse_settings(self.config.read_bytes(), self.config)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the training's state (plain dicts, tensors and numbers)."""
@@ -147,11 +147,11 @@ SettingsLoader.add_implicit_resolver(
 )
 
 
-def parse_settings(text: str, source: object) -> dict[str, Any]:
+def parse_settings(text: bytes, source: object) -> dict[str, Any]:
     """Settings from YAML; `source` is how the file is called in the sentence of the `ValueError` for bad ones."""
     try:
         content = yaml.load(text, Loader=SettingsLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}. Mend the file.") from None
     if not isinstance(content or {}, dict):
         raise ValueError(f"{source} holds a {type(content).__name__}, not settings: write `group: {{name: value}}`.")

@@ -4,6 +4,7 @@ Inside the program lengths are metres and y is up; unit and up axis are converte
 """
 
 import json
+import logging
 import math
 import os
 import warnings
@@ -27,6 +28,8 @@ from trimesh.visual import ColorVisuals
 from shapespace.atomic import replacing
 from shapespace.data.depth import JUMP, Camera, View, joined, metres_per_value
 from shapespace.data.scan import Scan
+
+logging.getLogger("trimesh").addHandler(logging.NullHandler())  # what it could not read becomes our sentence
 
 Up = Literal["x", "y", "z", "-x", "-y", "-z"]
 Normals = Literal["auto", "require", "drop"]

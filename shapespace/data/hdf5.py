@@ -38,14 +38,32 @@ def has(group: h5py.Group, name: str) -> bool:
     return bool(group.id.links.exists(name.encode()))
 
 
+def told(group: h5py.Group | h5py.Dataset, name: str) -> Any:
+    """An attribute: numbers or a text. HDF5 itself may crash on what a damaged file makes of them.
+
+    Raises:
+        KeyError: There is none of that name.
+        ValueError: It is neither.
+
+    """
+    _check_kind(group.attrs.get_id(name).get_type(), name)
+    return group.attrs[name]
+
+
+def _check_kind(kind: h5py.h5t.TypeID, name: str) -> None:
+    if kind.get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM):
+        raise ValueError(f"its {name} is neither numbers nor text")
+
+
 def written(data: h5py.Dataset) -> h5py.Dataset:
     """The data set, if it takes as much room in the file as in memory: plain, and written to its end.
 
     Raises:
-        ValueError: It is packed, or was not written whole.
+        ValueError: It is packed, was not written whole, or is neither numbers nor text.
 
     """
-    size, room = data.size * data.dtype.itemsize, data.id.get_storage_size()
+    _check_kind(data.id.get_type(), data.name)
+    size, room = data.size * data.dtype.itemsize, min(data.id.get_storage_size(), data.file.id.get_filesize())
     if data.chunks is not None or room < size:
         raise ValueError(f"its {data.name} declares {size:,} bytes and takes {room:,} in the file")
     return data
@@ -58,7 +76,7 @@ def readable(path: Path, remedy: str) -> Iterator[None]:
         yield
     except _BadFileError:
         raise
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError, MemoryError) as error:
         what = " ".join(str(error).strip("\"'").split())[:200] or type(error).__name__
         raise _BadFileError(f"{path} is damaged, or no file of ours ({what}). {remedy}") from error
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from trimesh import Trimesh
 
-from shapespace.data.hdf5 import MAX_READ, has, held, readable, written
+from shapespace.data.hdf5 import MAX_READ, has, held, readable, told, written
 from shapespace.data.recipe import read_split, suggest
 from shapespace.data.scan import Scan
 from shapespace.geometry.frame import Frame
@@ -104,9 +104,9 @@ class Store:
             self._known = frozenset(self.names)
             splits = held(file, "_splits")
             self.splits: dict[str, list[str]] = {split: _texts(held(splits, split)) for split in splits}
-            self.about: dict[str, Any] = dict(json.loads(file.attrs["about"]))
+            self.about: dict[str, Any] = dict(json.loads(told(file, "about")))
             self.bad: dict[str, str] = dict(json.loads(text) for text in _texts(held(file, "_bad")))
-            self.scale = float(file.attrs["scale"])
+            self.scale = float(told(file, "scale"))
             if not 0 < self.scale < float("inf"):
                 raise ValueError(f"its scale is {self.scale}")
 
@@ -156,8 +156,8 @@ class Store:
     def frame(self, name: str) -> Frame:
         """Where the scan lies in the world."""
         with self._scan(name) as group:
-            centre = np.asarray(group.attrs["centre"], dtype=np.float32).reshape(3)
-            return Frame(torch.from_numpy(centre), torch.tensor(np.float32(group.attrs["scale"])))
+            centre = np.asarray(told(group, "centre"), dtype=np.float32).reshape(3)
+            return Frame(torch.from_numpy(centre), torch.tensor(np.float32(told(group, "scale"))))
 
     def count(self, name: str) -> int:
         """How many points the scan has in the store."""
@@ -167,7 +167,7 @@ class Store:
     def has_normals(self, name: str) -> bool:
         """Whether the scan came with normals or faces; those of other scans are estimated from their points."""
         with self._scan(name) as group:
-            return has(group, "normals") and not group.attrs.get("estimated", False)
+            return has(group, "normals") and not ("estimated" in group.attrs and told(group, "estimated"))
 
     def has_truth(self, name: str) -> bool:
         """Whether the scan has a true surface."""
@@ -177,7 +177,7 @@ class Store:
     def origin(self, name: str) -> dict[str, Any]:
         """Where the scan comes from: `file` under the root, its `bytes`, `sha256` of the points read, and a `note`."""
         with self._scan(name) as group:
-            return {key: group.attrs[key] for key in ("file", "bytes", "sha256", "note")}
+            return {key: told(group, key) for key in ("file", "bytes", "sha256", "note")}
 
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
         """Draw `count` points (with normals or lines, and sensors where there are any), in the model frame.
@@ -200,7 +200,7 @@ class Store:
             if not has(group, "truth"):
                 return None
             vertices = _rows(group, "truth")
-            faces = written(held(group.file, f"_topologies/{vertices.attrs['topology']}"))[:]
+            faces = written(held(group.file, f"_topologies/{told(vertices, 'topology')}"))[:]
             if faces.dtype.kind != "i" or faces.shape[1:] != (3,) or faces.min() < 0 or faces.max() >= len(vertices):
                 raise ValueError(f"the true surface of {name} has faces that are none")
             return Trimesh(vertices[:], faces, process=False)
@@ -249,11 +249,13 @@ def _open(path: Path) -> h5py.File:
     except OSError as error:
         raise ValueError(f"{path} is damaged or no HDF5 file ({error}). {rebuild}") from error
     try:
-        version = file.attrs.get("format")
-    except (OSError, RuntimeError, KeyError) as error:
+        with readable(path, rebuild):
+            version = told(file, "format") if "format" in file.attrs else None
+            whole = all(has(file, key) for key in ("_names", "_splits", "_bad"))
+    except ValueError:
         file.close()
-        raise ValueError(f"{path} is damaged or no HDF5 file ({error}). {rebuild}") from error
-    if version != FORMAT or any(key not in file for key in ("_names", "_splits", "_bad")):
+        raise
+    if version != FORMAT or not whole:
         file.close()
         what = f"is a store of format {version}" if version is not None else "is an HDF5 file, but no store"
         raise ValueError(f"{path} {what}, and format {FORMAT} is needed. {rebuild}")
