@@ -4,6 +4,7 @@ ROOT/scans/<subject>/<sequence>/<sequence>.<frame>.ply
 ROOT/registrations*.hdf5    `faces` (F, 3), and `<subject>_<sequence>` of shape (V, 3, T) for each sequence
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from trimesh import Trimesh
 
 from shapespace.data.files import to_world
+from shapespace.data.hdf5 import MAX_READ, held, readable
 from shapespace.data.recipe import Entry, Recipe, checked, frame_of
 
 
@@ -56,8 +58,8 @@ def read_registration(recipe: Recipe, root: Path, subject: str, sequence: str, i
     """Read one frame of a sequence (metres, y up); None if there is no such frame."""
     key = f"{subject}_{sequence}"
     for path in _files(root):
-        with _open(path) as file:
-            if key in file and 0 <= index < file[key].shape[2]:
+        with _open(path) as file, readable(path, REMEDY):
+            if key in file and 0 <= index < held(file, key).shape[2]:
                 vertices = to_world(file[key][:, :, index].astype(np.float32), unit=recipe.unit, up=recipe.up)
                 return Trimesh(vertices, file["faces"][:].astype(np.int32), process=False)
     return None
@@ -85,8 +87,19 @@ def _open(path: Path) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(f"{path} is damaged or no HDF5 file ({error}). Copy or download it again.") from error
-    if "faces" not in file or any(file[key].ndim != 3 for key in set(file) - {"faces"}):
+        raise ValueError(f"{path} is damaged or no HDF5 file ({error}). {REMEDY}") from error
+    try:
+        with readable(path, REMEDY):
+            shapes = {key: held(file, key).shape for key in file}
+            most = max((math.prod(shape[:2]) for shape in shapes.values()), default=0)  # of these, one frame is read
+            if most > MAX_READ // 8:
+                raise ValueError(f"it declares frames of {most:,} numbers")
+        if "faces" not in shapes or any(len(shapes[key]) != 3 for key in shapes.keys() - {"faces"}):
+            raise ValueError(f"{path} does not hold `faces` and sequences of shape (V, 3, T). {REMEDY}")
+    except ValueError:
         file.close()
-        raise ValueError(f"{path} does not hold `faces` and sequences of shape (V, 3, T). Copy or download it again.")
+        raise
     return file
+
+
+REMEDY = "Copy or download it again."

@@ -1,8 +1,15 @@
 """Sizes become models: every size of every family stands here."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from shapespace.models.atlas import Atlas, Patches
 from shapespace.models.base import ShapeModel
@@ -33,8 +40,9 @@ class IGRSizes:
     """The layer at which the decoder's input enters once more."""
     beta: float = 100.0
     """Sharpness of the softplus."""
-    radius: float = 1.0
-    """Radius, in model units, of the sphere that the decoder is at the start."""
+    radius: float | None = 1.0
+    """Radius, in model units, of the sphere that the decoder is at the start; `null` for the scan's own, where a single
+    scan is reconstructed."""
     space: Literal[2, 3] = 3
     """Dimensions of the space in which the shapes lie: 2 for curves in the plane z = 0."""
     encoder: Literal["points", "variational", "table", "taught"] = "points"
@@ -146,6 +154,59 @@ def model(sizes: Sizes, *, shapes: int = 0) -> ShapeModel:
     return FAMILIES[family(sizes)].build(sizes, shapes)
 
 
+def restored(name: str, sizes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Sizes, ShapeModel]:
+    """The sizes and the model that a file tells of, with the file's weights.
+
+    A stranger may have written it: nothing larger than the weights that are there is built.
+
+    Raises:
+        ValueError: Family, sizes and weights do not go together.
+
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"family {name!r} is none of {', '.join(FAMILIES)}")
+    usual = {field.name: field.default for field in fields(FAMILIES[name].sizes)}
+    for key, value in sizes.items():
+        if key not in usual or not isinstance(value, float if (kind := type(usual[key])) is float else kind):
+            raise ValueError(f"there is no size {key} of {value!r}")
+        if isinstance(value, int) and not 0 <= value <= _MOST.get(key, 2**20):
+            raise ValueError(f"its size {key} is {value:,}, and 0 to {_MOST.get(key, 2**20):,} can be")
+    count = sum(tensor.numel() for tensor in tensors.values())
+    if (code := sizes.get("code", usual.get("code", 0))) ** 2 > count:
+        raise ValueError(f"codes of {code:,} numbers do not go with {count:,} weights")
+    found: Sizes = FAMILIES[name].sizes(**sizes)
+    table = next((tensor for key, tensor in tensors.items() if key.endswith("table.codes")), ())
+    with _of_at_most(count):
+        built = model(found, shapes=len(table))
+    built.load_state_dict(dict(tensors))
+    return found, built
+
+
+_MOST = {"grid": 512, "plane": 4096}  # of sizes that take memory at their second or third power when a scan is encoded
+
+
+@contextmanager
+def _of_at_most(count: int) -> Iterator[None]:
+    """Refuse to build a model of more than `count` numbers, before they are written."""
+    left = count
+
+    def registered(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if tensor is None else tensor.numel()
+        if left < 0:
+            raise ValueError(f"its sizes are those of a model of more than the {count:,} weights that are there")
+
+    hooks = (
+        register_module_parameter_registration_hook(registered),
+        register_module_buffer_registration_hook(registered),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def family(sizes: Sizes) -> str:
     """The name of the family whose sizes these are."""
     return next(name for name, its in FAMILIES.items() if type(sizes) is its.sizes)
@@ -153,6 +214,11 @@ def family(sizes: Sizes) -> str:
 
 def igr(sizes: IGRSizes, *, shapes: int = 0) -> IGR:
     """An IGR model; a table has room for the codes of `shapes` training scans."""
+    if sizes.radius is None:
+        raise ValueError(
+            "model.radius is null, which is for `shapespace reconstruct`, where one scan has a size. "
+            "Give the radius of the sphere that the decoder is at the start, in model units, such as 0.3."
+        )
     decoder = SkipMLP(
         code=sizes.code,
         width=sizes.width,

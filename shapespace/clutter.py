@@ -34,6 +34,8 @@ def without_clutter(scan: Scan, attempt: Callable[[Scan], Tried] | None, *, seed
     `attempt` fits a part; without it only planes are taken out. What is left has at least as many points as a fit
     needs, or the scan is left as it is.
     """
+    if len(scan) < MIN_POINTS:
+        return scan
     rng = np.random.default_rng(seed)
     sample = scan.sample(_DENSE, rng).without_strays().sample(_SAMPLED, rng)
     found = clutter.planes(sample.points, rng)

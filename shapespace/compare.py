@@ -158,7 +158,7 @@ def _read_motion(file: Path) -> Moved:
 def _read(file: Path, keys: Iterable[str], settings: Iterable[str], *, verb: str) -> dict[str, Any]:
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON ({error}): write it again, shapespace {verb}.") from None
     told: dict[str, Any] = held if isinstance(held, dict) else {}
     missing = [key for key in keys if not told.get(key)]

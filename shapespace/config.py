@@ -8,10 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import yaml
-
 from shapespace.build import FAMILIES, Sizes
 from shapespace.data.recipe import suggest
+from shapespace.run import parse_settings
 
 S = TypeVar("S", bound=Sizes)
 Family = Literal["igr", "occupancy", "convolutional", "multiscale", "voxel", "atlas"]
@@ -145,15 +144,7 @@ def read(name: str) -> dict[str, Any]:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else "give one of these, or the path of a YAML file."
         raise FileNotFoundError(f"no config {name!r}; there are {', '.join(known)}: {hint}")
-    try:
-        content = yaml.load(source.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"config {name} is not YAML: {' '.join(str(error).split())}. Mend the file.") from None
-    if not isinstance(content or {}, dict):
-        raise ValueError(
-            f"config {name} holds a {type(content).__name__}, not settings: write `group: {{name: value}}`."
-        )
-    return content or {}
+    return parse_settings(source.read_bytes(), f"config {name}")
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
@@ -177,14 +168,3 @@ def expand(arguments: Sequence[str]) -> list[str]:
             raise ValueError("--config needs a name: for example --config igr.")
         before += flatten(read(word.partition("=")[2] or rest.pop(place)))
     return before + rest
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; we read it as a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)

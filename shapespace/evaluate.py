@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from trimesh import Trimesh
 
 from shapespace import metrics
 from shapespace.data.store import Store
+from shapespace.geometry import nearest
 from shapespace.report import Report
 
 SCAN_POINTS = 50_000  # of the packed scan, to tell which of the true surface was seen
@@ -66,6 +68,24 @@ def motion(found: Sequence[Trimesh] | None, truth: Sequence[Trimesh], *, seed: i
         "sa_sigma": metrics.sa_sigma(found),
         "volume_error": float(departures.max()) if closed else float("nan"),
     }
+
+
+def offsets(found: Trimesh, truth: Trimesh, *, every: int = 4) -> Float[np.ndarray, "n"]:
+    """How far the found surface lies outside (positive) or inside of every so-manieth true vertex, in mm.
+
+    From the vertex to the nearest point of the found surface, along the true normal; both meshes in metres.
+    """
+    vertices = np.asarray(truth.vertices, dtype=np.float64)[::every]
+    _, _, closest = nearest.to_mesh(vertices, found)
+    return metrics.MILLIMETRES * np.einsum("nd,nd->n", closest - vertices, truth.vertex_normals[::every])
+
+
+def flicker(offsets: Sequence[Float[np.ndarray, "n"]]) -> float:
+    """Mean absolute second difference along time of `offsets` of true meshes with the same vertices, in mm.
+
+    What the person does is not in it, nor is an error that stays: only how the surface trembles about the true one.
+    """
+    return float(np.abs(np.diff(np.stack(offsets), 2, axis=0)).mean())
 
 
 def _centred(mesh: Trimesh) -> Trimesh:

@@ -30,16 +30,20 @@ _CELLS = 256  # along the edge of the cube in which a shape in closed form is me
 
 @dataclass(frozen=True)
 class Known:
-    """A closed surface as a fine mesh, with its exact signed distance, negative inside; metres."""
+    """A closed surface as a fine mesh, with its exact signed distance, negative inside; metres.
+
+    `moved` takes points near the surface onto it, and gives its normals there; without it, the mesh is the surface.
+    """
 
     name: str
     mesh: Trimesh
     distance: Distance
+    moved: Callable[[Float[np.ndarray, "n 3"]], tuple[np.ndarray, np.ndarray]] | None = None
 
     def points(self, count: int, rng: np.random.Generator) -> Scan:
         """Points of the surface, with its normals."""
-        scan = Scan(self.name, np.asarray(self.mesh.vertices), faces=np.asarray(self.mesh.faces))
-        return scan.sample(count, rng)
+        scan = Scan(self.name, np.asarray(self.mesh.vertices), faces=np.asarray(self.mesh.faces)).sample(count, rng)
+        return scan if self.moved is None else Scan(self.name, *self.moved(scan.points.astype(np.float64)))
 
 
 def known_surfaces() -> dict[str, Known]:
@@ -71,7 +75,16 @@ def _in_closed_form(name: str, field: Callable[[Tensor], Tensor]) -> Known:
     def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
         return field(torch.from_numpy(points).double()).numpy()
 
-    return Known(name, mesh, distance)
+    def moved(points: Float[np.ndarray, "n 3"]) -> tuple[np.ndarray, np.ndarray]:
+        x = torch.from_numpy(points)
+        for _ in range(3):  # once would do, but where the nearest point changes, as at the edges of a box
+            x = x.detach().requires_grad_()
+            value = field(x)
+            (slope,) = torch.autograd.grad(value.sum(), x)
+            x = x - value[:, None] * slope
+        return x.detach().numpy(), slope.numpy()
+
+    return Known(name, mesh, distance, moved)
 
 
 def _of_mesh(name: str, mesh: Trimesh) -> Known:

@@ -72,6 +72,10 @@ class LMOptions:
     keep: int = 3
     """Starts that go on where the rotation is unknown; the one that fits best at the end is taken."""
 
+    def on_trial(self) -> "LMOptions":
+        """The same with a quarter of the points: they tell starts apart."""
+        return replace(self, points=max(1, self.points // 4), free=self.free // 4)
+
 
 @dataclass(frozen=True)
 class AdamOptions:
@@ -164,7 +168,7 @@ def _fit_adam_one(
         if model.prior is None:
             raise ValueError("codes that are grids have no mean to start from: start from the encoder.")
         start = start.like(model.prior.mean[None])
-    scan = _with_normals(scan, seed)
+    scan = with_normals(scan, seed)
     weights = {**weights, "lesson": 0.0}
     flat = start.flat.clone().requires_grad_()
     optimiser = torch.optim.Adam([flat], lr=options.lr)
@@ -179,7 +183,7 @@ def _fit_adam_one(
             flat.grad = torch.cat([part.flatten(1) for part in by_code if part is not None], dim=1)
             optimiser.step()
     code = start.like(flat.detach())
-    residual = _residual(model, [scan], code, seed) if isinstance(model, DistanceModel) else flat.new_zeros(1, 0)
+    residual = residuals(model, [scan], code, seed) if isinstance(model, DistanceModel) else flat.new_zeros(1, 0)
     return Fitted(code, None, residual, [None])
 
 
@@ -201,14 +205,14 @@ def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOption
     begun = [_Start(index, scan, None) for index, scan in enumerate(scans)]
     if options.pose in ("heading", "rotation"):
         begun = [one.placed(turn) for one in begun for turn in _turns(options.pose)]
-    few = replace(options, points=max(1, options.points // 4), free=options.free // 4)  # they tell starts apart
+    few = options.on_trial()
     if len(begun) > len(scans):
         few = replace(few, turn=_TURN_OF_A_TRIAL)
     encoded = encode(model, [one.scan for one in begun], seed=seed)
-    trial = _Problem(model, [draw(one.scan, few.points, seed) for one in begun], encoded, few, seed)
+    trial = Problem(model, [draw(one.scan, few.points, seed) for one in begun], encoded, few, seed)
     every = torch.arange(len(begun), device=encoded.flat.device)
     flat = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
-    tried = _descend(trial, every.repeat(2), trial.at_rest(flat), options.trial, few)
+    tried = descend(trial, every.repeat(2), trial.at_rest(flat), options.trial, few)
 
     count = options.keep if len(begun) > len(scans) else 1
     going = _best(tried.cost, [begun[row].of for row in every.repeat(2).tolist()], count)
@@ -217,11 +221,11 @@ def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOption
     if trial.posed:
         kept = [one.placed(pose.frame_of(found)) for one, found in zip(kept, poses, strict=True)]
     start = encoded.like(codes)
-    drawn = [draw(_with_normals(one.scan, seed), options.points, seed) for one in kept]
+    drawn = [draw(with_normals(one.scan, seed), options.points, seed) for one in kept]
     known = [oriented(model, scan, start[index]) for index, scan in enumerate(drawn)]
-    problem = _Problem(model, known, start, options, seed)
+    problem = Problem(model, known, start, options, seed)
     rows = torch.arange(len(kept), device=codes.device)
-    state = _descend(problem, rows, problem.at_rest(codes), options.steps - options.trial, options)
+    state = descend(problem, rows, problem.at_rest(codes), options.steps - options.trial, options)
 
     best = _best(state.cost, [one.of for one in kept], 1)
     codes, poses = problem.split(state.flat[best])
@@ -232,7 +236,7 @@ def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOption
         :, : codes.shape[1], : codes.shape[1]
     ]
     code = encoded.like(codes)
-    residual = _residual(model, [one.scan for one in found], code, seed)
+    residual = residuals(model, [one.scan for one in found], code, seed)
     return Fitted(code, covariance, residual, [one.frame for one in found])
 
 
@@ -259,7 +263,7 @@ def _best(cost: Float[Tensor, "r"], of: Sequence[int], count: int) -> list[int]:
     return [row for index in sorted(set(of)) for row in [r for r in order if of[r] == index][:count]]
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """Codes with the cost of each, its gradient and its Gauss-Newton matrix."""
 
     flat: Float[Tensor, "r k"]
@@ -268,7 +272,7 @@ class _State(NamedTuple):
     hessian: Float[Tensor, "r k k"]
 
 
-class _Problem:
+class Problem:
     """What is asked of the field at the points of each scan: cost, gradient and Gauss-Newton matrix for given codes.
 
     Scans are padded to the same number of points, with free space of which nothing is asked. Where the pose is not
@@ -301,11 +305,11 @@ class _Problem:
         found = flat.split([flat.shape[1] - pose.SIZE * self.posed, pose.SIZE * self.posed], dim=1)
         return found[0], found[1]
 
-    def __call__(self, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"]) -> _State:
+    def __call__(self, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"]) -> State:
         """State of each code for its scan: the sum over the scan's points, and the prior of the codes."""
         away = flat - self.mean
         pull = away @ self.precision
-        total = _State(flat, 0.5 * (away * pull).sum(dim=1), pull, self.precision.repeat(len(flat), 1, 1))
+        total = State(flat, 0.5 * (away * pull).sum(dim=1), pull, self.precision.repeat(len(flat), 1, 1))
         if flat.device.type == "cpu":
             pieces = [
                 (slice(row, row + 1), slice(first, min(first + PIECE, self.counts[scan])))
@@ -350,9 +354,9 @@ class _Problem:
         return field._replace(jacobian=torch.cat([field.jacobian, by_pose], dim=2))
 
 
-def _descend(
-    problem: _Problem, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"], steps: int, options: LMOptions
-) -> _State:
+def descend(
+    problem: Problem, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"], steps: int, options: LMOptions
+) -> State:
     """Levenberg-Marquardt with the gain-ratio rule for the damping (Madsen, Nielsen & Tingleff 2004, section 3.2).
 
     Every row goes its own way, and is left alone once it has arrived.
@@ -361,7 +365,7 @@ def _descend(
     damping, growth = torch.full_like(state.cost, 1e-2), torch.full_like(state.cost, 2.0)
     going = torch.arange(len(flat), device=flat.device)
     for _ in range(steps):
-        now, lift = _State(*(part[going] for part in state)), damping[going]
+        now, lift = State(*(part[going] for part in state)), damping[going]
         diagonal = now.hessian.diagonal(dim1=-2, dim2=-1)
         damped = now.hessian + torch.diag_embed(lift[:, None] * diagonal)
         step = -torch.cholesky_solve(now.gradient[..., None], torch.linalg.cholesky(damped))[..., 0]
@@ -404,7 +408,7 @@ def _constraints(scan: Scan, options: LMOptions, seed: int) -> tuple[Tensor, Ten
     return points, torch.from_numpy(np.concatenate(target)).float(), free
 
 
-def _with_normals(scan: Scan, seed: int) -> Scan:
+def with_normals(scan: Scan, seed: int) -> Scan:
     """The scan with normals, its own or estimated; no more points are kept than estimating them should cost."""
     if scan.normals is not None or scan.faces is not None:
         return scan
@@ -419,7 +423,7 @@ def oriented(model: DistanceModel, scan: Scan, code: Code) -> Scan:
     return replace(scan, normals=losses.outward(lines, model.linearise(points, code).gradient)[0].cpu().numpy())
 
 
-def _residual(model: DistanceModel, scans: Sequence[Scan], code: Code, seed: int) -> Float[Tensor, "b n"]:
+def residuals(model: DistanceModel, scans: Sequence[Scan], code: Code, seed: int) -> Float[Tensor, "b n"]:
     """|f| at fresh points."""
     device = code.flat.device
     batch = torch.from_numpy(np.stack([draw(scan, 2048, seed + 1).points for scan in scans])).float().to(device)

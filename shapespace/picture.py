@@ -34,6 +34,7 @@ CLAY = (0.86, 0.70, 0.60)
 PAPER = (0.965, 0.960, 0.950)
 INK, PALE = (52, 50, 48), (160, 156, 150)
 ERROR_RAMP = ((232, 230, 225), (246, 217, 139), (240, 152, 63), (207, 59, 46), (94, 15, 43))  # zero to limit and beyond
+KEY = np.array([-0.45, 0.65, 0.62])  # towards the light: before, above, and at the left
 WARMTH = (0.92, 1.0, 1.06)  # exponents of the light in red, green, blue: shadows are warmer than lights
 OVERSAMPLING = 2  # rays per pixel, along each axis
 SHADOW_HEIGHT = 0.8  # metres: what is this far above the floor shades it to 1 / e
@@ -278,11 +279,10 @@ def _facing(seen: Float[np.ndarray, "n 3"], faces: Int[np.ndarray, "k 3"]) -> Bo
 
 def _light(normals: Float[np.ndarray, "k 3"], axes: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "k"]:
     """Key light over the viewer's left shoulder, head light, sky, and a darker rim; normals in the camera's axes."""
-    key = np.array([-0.45, 0.65, 0.62])
     ahead = normals[:, 2].clip(0, 1)
     sky = 0.5 + 0.5 * normals @ axes[:, 1]  # the world's up, seen by the camera
-    lit = 0.22 + 0.30 * ahead + 0.50 * (normals @ key).clip(0, 1) + 0.24 * sky
-    half = key + np.array([0.0, 0.0, 1.0])
+    lit = 0.22 + 0.30 * ahead + 0.50 * (normals @ KEY).clip(0, 1) + 0.24 * sky
+    half = KEY + np.array([0.0, 0.0, 1.0])
     gloss = 0.08 * (normals @ half / np.linalg.norm(half)).clip(0, 1) ** 24
     return np.asarray((lit + gloss) * (0.68 + 0.32 * ahead**0.4))
 
@@ -607,11 +607,20 @@ def animated_glb(meshes: Sequence[Trimesh], path: str | PathLike[str], *, second
         _add_materials(tree)
         _add_animation(buffers, tree, len(meshes), seconds)
 
-    data = export_glb(  # type: ignore[no-untyped-call]
+    with replacing(path) as part:
+        part.write_bytes(_glb(scene, finish))
+
+
+def painted_glb(mesh: Trimesh) -> bytes:
+    """A mesh as GLB, smooth and dull, in its own colours of vertices or in clay: as `animated_glb` has its frames."""
+    return _glb(Scene([_smooth(mesh)]), lambda _, tree: _add_materials(tree))
+
+
+def _glb(scene: Scene, finish: Callable[[Any, dict[str, Any]], None]) -> bytes:
+    data: bytes = export_glb(  # type: ignore[no-untyped-call]
         scene, include_normals=True, unitize_normals=False, buffer_postprocessor=finish
     )
-    with replacing(path) as part:
-        part.write_bytes(data)
+    return data
 
 
 def _frame(k: int) -> str:
@@ -619,7 +628,7 @@ def _frame(k: int) -> str:
 
 
 def _smooth(mesh: Trimesh) -> Trimesh:
-    """A copy with the used vertices only, unit vertex normals, and the vertex colours if there are any."""
+    """A copy with the used vertices only, unit vertex normals, and the vertex colours, linear as glTF has them."""
     used, faces = np.unique(np.asarray(mesh.faces), return_inverse=True)
     own = own_colours(mesh)
     figure = _Figure(np.asarray(mesh.vertices, dtype=np.float64)[used], faces.reshape(-1, 3), np.zeros((len(used), 3)))
@@ -627,9 +636,15 @@ def _smooth(mesh: Trimesh) -> Trimesh:
         figure.vertices,
         figure.faces,
         vertex_normals=_vertex_normals(figure),
-        vertex_colors=None if own is None else own[used],
+        vertex_colors=None if own is None else _linear(own[used]),
         process=False,
     )
+
+
+def _linear(colours: UInt8[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "n 4"]:
+    """Colours of the screen (sRGB) as amounts of light: a viewer of GLB turns them back, and would show paler ones."""
+    bright = np.rint(255 * (colours[:, :3] / 255) ** 2.2).astype(np.uint8)
+    return np.concatenate([bright, colours[:, 3:]], axis=1)
 
 
 def _add_materials(tree: dict[str, Any]) -> None:

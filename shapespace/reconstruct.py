@@ -72,19 +72,22 @@ def reconstruct(
 
     Without normals, these are estimated, and where outside cannot be told by the points, the field tells it while it
     learns. `refine` adapts and details it afterwards, in space only. The width of the shell is the median distance to
-    the 50th neighbour, the same for all points; the paper has one for each.
+    the 50th neighbour, the same for all points; the paper has one for each. A recipe without a `radius` starts from the
+    sphere through the middle of the points: from a smaller one the field stayed flat within a ball, all units off.
     """
     if len(scan) < MIN_POINTS:
         raise ValueError(f"scan {scan.name} has {len(scan)} points: a surface needs at least {MIN_POINTS}.")
     flat = is_flat(scan.points)
     known, hints = _checked(scan.sample(POINTS, np.random.default_rng(seed)).without_strays())
     known = known.with_normals()
-    scale = _ROOM * float(np.linalg.norm(known.points - known.points.mean(axis=0), axis=1).max())
+    away = np.linalg.norm(known.points - known.points.mean(axis=0), axis=1)
+    scale = _ROOM * float(away.max())
+    radius = float(np.median(away)) / scale if config.model.radius is None else config.model.radius
     scans = InMemory({scan.name: known}, scale=scale, about={"scan": scan.name})
     frame = scans.frame(scan.name)
     settled = replace(
         config,
-        model=replace(config.model, code=0, encoder="table", space=2 if flat else 3),
+        model=replace(config.model, code=0, encoder="table", space=2 if flat else 3, radius=radius),
         batch=replace(config.batch, scans=1, sigma=nearest.spacing(known.to_model(frame).points, neighbour=_NEIGHBOUR)),
     )
     space = ShapeSpace.learn(scans, [scan.name], run, settled)

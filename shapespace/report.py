@@ -101,7 +101,7 @@ class Report:
 
 def mesh_file(folder: Path, split: str, name: str) -> Path:
     """Where the mesh of a scan lies that was scored, beside the scores in `folder`."""
-    return folder / "meshes" / split / f"{file_name(name)}.ply"
+    return folder / "meshes" / file_name(split) / f"{file_name(name)}.ply"
 
 
 def notable(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Mapping[str, Any]]:

@@ -2,7 +2,8 @@
 
 import io
 import json
-import pickle
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +78,11 @@ class Run:
         with replacing(self.config) as part:
             part.write_text(yaml.safe_dump(settings, sort_keys=False))
 
-    def read_settings(self) -> str:
-        """The YAML that `create` wrote."""
+    def settings(self) -> dict[str, Any]:
+        """What `create` wrote. Raises `FileNotFoundError` or `ValueError` with a sentence."""
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.folder} has no config.yaml: is it the folder of a run?")
-        return self.config.read_text()
+        return parse_settings(self.config.read_bytes(), self.config)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the training's state (plain dicts, tensors and numbers)."""
@@ -94,29 +95,14 @@ class Run:
         """Read it back; a file from a stranger cannot run code."""
         if not self.checkpoint.is_file():
             raise FileNotFoundError(f"{self.folder} has no checkpoint.pt to resume from: is it the folder of a run?")
-        return self._state()
+        return _state(self.checkpoint, "step", "seconds", "model", "optimiser")
 
     def progress(self) -> Progress | None:
         """How far the training has come, by its checkpoint; none where there is no checkpoint."""
         if not self.checkpoint.is_file():
             return None
-        state = self._state(mmap=True)  # its tensors stay there
+        state = _state(self.checkpoint, "step", "seconds", mmap=True)  # its tensors stay there
         return Progress(int(state["step"]), float(state["seconds"]))
-
-    def _state(self, *, mmap: bool = False) -> dict[str, Any]:
-        """The checkpoint. The first ones had no number of their format, which is the first."""
-        anew = f"Train again, or from its model: shapespace train STORE --start {self.folder} --out OTHER"
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=mmap)
-            form = state.get("format", 1)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
-            raise ValueError(f"{self.checkpoint} is no whole checkpoint ({_brief(error)}). {anew}") from None
-        if form != FORMAT:
-            raise ValueError(
-                f"{self.checkpoint} has format {form}, this version reads {FORMAT}. {anew}, or go on with the version "
-                "that wrote it."
-            )
-        return state
 
     def about(self) -> dict[str, Any]:
         """What stands beside the weights: family, sizes, scale, data; nothing where there is no model."""
@@ -138,7 +124,67 @@ class Run:
 
     def family(self) -> str:
         """The family of the model, by the settings."""
-        return str(yaml.safe_load(self.read_settings()).get("family", "igr"))
+        return str(self.settings().get("family", "igr"))
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML of settings: values, and nothing that runs code or, by naming itself again, unfolds to any size.
+
+    YAML 1.1 reads 1e-3 as text; we read it as a number.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One node, unless it is an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("settings have no anchors and aliases: write the value out")
+        return super().compose_node(parent, index)
+
+
+SettingsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_settings(text: bytes, source: object) -> dict[str, Any]:
+    """Settings from YAML; `source` is how the file is called in the sentence of the `ValueError` for bad ones."""
+    try:
+        content = yaml.load(text, Loader=SettingsLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}. Mend the file.") from None
+    if not isinstance(content or {}, dict):
+        raise ValueError(f"{source} holds a {type(content).__name__}, not settings: write `group: {{name: value}}`.")
+    return content or {}
+
+
+def _state(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
+    """The state of a training, with at least these `keys`.
+
+    A file from a stranger cannot run code, nor unpack to more than it holds.
+    """
+    damaged = f"{path} is damaged, or no checkpoint of ours"
+    remedy = "Remove it and train again, or take the run's whole folder from where it came."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError("it is packed")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        missing = [key for key in keys if key not in state]
+    except OSError:
+        raise
+    except Exception as error:  # of the many kinds that torch, pickle and zipfile raise
+        what = str(error).split("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"{damaged} ({what}). {remedy}") from error
+    if missing:
+        raise ValueError(f"{damaged} (it has no {missing[0]}). {remedy}")
+    form = state.get("format", 1)  # the first ones had no number
+    if form != FORMAT:
+        raise ValueError(
+            f"{path} has format {form}, this version reads {FORMAT}. Train again, or from its model: "
+            f"shapespace train STORE --start {path.parent} --out OTHER, or go on with the version that wrote it."
+        )
+    return dict(state)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -156,8 +202,11 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     if not path.is_file():
         raise FileNotFoundError(f"no {kind} at {path}: give the folder of a run, or a .safetensors file that it wrote.")
     about = _described(path, kind)
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}): write it again.") from None
     return tensors, about
 
 
@@ -165,8 +214,8 @@ def _described(path: Path, kind: str) -> dict[str, Any]:
     """What a safetensors file of ours tells of itself."""
     try:
         with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get("shapespace", "{}"))
-    except SafetensorError as error:
+            about: dict[str, Any] = dict(json.loads((file.metadata() or {}).get("shapespace", "{}")))
+    except (SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}): write it again.") from None
     if about.get("kind") != kind:
         raise ValueError(
@@ -184,8 +233,3 @@ _REBUILD = {
     "model": "train again, shapespace train STORE --out FOLDER",
     "codes": "fit the scans again, shapespace fit RUN SCANS --out FOLDER",
 }
-
-
-def _brief(error: Exception) -> str:
-    """The first line of what torch says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

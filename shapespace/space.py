@@ -34,6 +34,7 @@ from shapespace.optim import optimisers
 from shapespace.paths import Path, between
 from shapespace.refine import Detailed, RefineOptions, refine
 from shapespace.run import Run, load_tensors, save_tensors
+from shapespace.sequence import SequenceOptions, fit_jointly
 from shapespace.verdict import oddness
 
 _CALIBRATED = 3.0  # deviations of a surface, in units of those that follow from the covariance of its code
@@ -58,6 +59,8 @@ class Fit:
     """Of the flat code, by Laplace's approximation; none for first-order fits and for encoding alone."""
     name: str = ""
     seconds: float = 0.0
+    bridged: bool = False
+    """Whether it is a frame of a sequence that the others tell about, without a scan of its own that counted."""
 
 
 class ShapeSpace:
@@ -72,12 +75,18 @@ class ShapeSpace:
     @classmethod
     def load(cls, path: str | FilePath, *, device: str = "cpu") -> "ShapeSpace":
         """Open a run's folder, a .safetensors file that `save` wrote, or a space of the package by its name."""
-        tensors, about = load_tensors(_find(path), "model")
-        sizes = build.FAMILIES[about["family"]].sizes(**about["sizes"])
-        table = next((tensor for name, tensor in tensors.items() if name.endswith("table.codes")), ())
-        model = build.model(sizes, shapes=len(table))
-        model.load_state_dict(tensors)
-        return cls(model.to(device).eval(), sizes, scale=about["scale"], about=about["about"])
+        file = _find(path)
+        tensors, about = load_tensors(file, "model")
+        try:
+            sizes, model = build.restored(about["family"], about["sizes"], tensors)
+            scale, told = float(about["scale"]), dict(about["about"])
+            told["weights"] = {str(term): float(weight) for term, weight in told["weights"].items()}
+            if not 0 < scale < float("inf"):
+                raise ValueError(f"its scale is {scale}")
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = " ".join(str(error).split())[:300]
+            raise ValueError(f"{file} cannot be built ({what}): train again, or take the model anew.") from None
+        return cls(model.to(device).eval(), sizes, scale=scale, about=told)
 
     def save(self, path: str | FilePath) -> None:
         """Write weights and description to one file, which cannot run code when it is read.
@@ -147,12 +156,8 @@ class ShapeSpace:
         models = [scan for scan, _ in placed]
         began = time.perf_counter()
         if method != "adam":
-            if not isinstance(self.model, DistanceModel):
-                raise ValueError(
-                    f"Levenberg-Marquardt needs signed distances and codes that are vectors, and family "
-                    f"{build.family(self.sizes)} has not both: fit by adam, or encode."
-                )
-            fitted = fit_lm(self.model, models, lm, seed=seed)
+            model = self._distances("Levenberg-Marquardt", "fit by adam, or encode")
+            fitted = fit_lm(model, models, lm, seed=seed)
         else:
             fitted = fit_adam(self.model, models, self.about["weights"], adam, seed=seed)
         each = (time.perf_counter() - began) / len(scans)
@@ -168,6 +173,71 @@ class ShapeSpace:
                 each,
             )
             for index, (scan, _) in enumerate(placed)
+        ]
+
+    def fit_sequence(
+        self,
+        scans: Sequence[Scan],
+        options: SequenceOptions | None = None,
+        *,
+        lm: LMOptions | None = None,
+        seed: int = 0,
+    ) -> list[Fit]:
+        """Fit the frames of a motion (metres, in their order) by Levenberg-Marquardt, each alone and then jointly.
+
+        A scan without points, or one that no fit takes, is bridged. Raises `ValueError` as `fit_jointly` does.
+        """
+        self._distances("a joint fit", "fit the scans alone, without --sequence")
+        usable, refused = [], []
+        for index, scan in enumerate(scans):
+            try:
+                self._place(scan)
+                usable.append(index)
+            except ValueError as refusal:
+                refused.append(str(refusal))
+        if len(usable) < 2:
+            raise ValueError(
+                f"{len(usable)} of {len(scans)} frames can be fitted, and a sequence needs two. {refused[0]}"
+            )
+        alone: list[Fit | None] = [None] * len(scans)
+        fitted = self.fit_scans([scans[index] for index in usable], method="lm", lm=lm, seed=seed)
+        for index, fit in zip(usable, fitted, strict=True):
+            alone[index] = fit
+        return self.join(scans, alone, options, lm=lm, seed=seed)
+
+    def join(
+        self,
+        scans: Sequence[Scan],
+        alone: Sequence[Fit | None],
+        options: SequenceOptions | None = None,
+        *,
+        lm: LMOptions | None = None,
+        seed: int = 0,
+    ) -> list[Fit]:
+        """Fit the frames of a motion jointly, once each was fitted alone; those that were not (None) are bridged."""
+        model = self._distances("a joint fit", "fit the scans alone, without --sequence")
+        began = time.perf_counter()
+        joint = fit_jointly(
+            model,
+            [scan.without_strays() for scan in scans],
+            [None if fit is None else fit.code for fit in alone],
+            [None if fit is None else fit.frame for fit in alone],
+            lm or LMOptions(),
+            options or SequenceOptions(),
+            seed=seed,
+        )
+        each = (time.perf_counter() - began) / len(scans)
+        return [
+            Fit(
+                joint.code[index],
+                frame,
+                joint.residual[index].cpu().numpy() * float(frame.scale),
+                joint.covariance[index].numpy(),
+                scan.name,
+                each + (0.0 if fit is None else fit.seconds),
+                joint.bridged[index],
+            )
+            for index, (scan, fit, frame) in enumerate(zip(scans, alone, joint.frames, strict=True))
         ]
 
     def without_clutter(self, scans: Sequence[Scan], *, lm: LMOptions | None = None, seed: int = 0) -> list[Scan]:
@@ -383,6 +453,15 @@ class ShapeSpace:
         model.eval()
         return space
 
+    def _distances(self, what: str, instead: str) -> DistanceModel:
+        """The model, if its field is a signed distance of a vector; else an error that says what needs it."""
+        if not isinstance(self.model, DistanceModel):
+            raise ValueError(
+                f"{what} needs signed distances and codes that are vectors, and family {build.family(self.sizes)} has "
+                f"not both: {instead}."
+            )
+        return self.model
+
     def _place(self, scan: Scan) -> tuple[Scan, Frame]:
         """Into the model frame; refuse what cannot be a scan of this space."""
         if len(scan) < MIN_POINTS or not np.isfinite(scan.points).all():
@@ -419,11 +498,13 @@ def save_fits(path: FilePath, fits: Sequence[Fit], space: ShapeSpace) -> None:
 def load_fits(path: FilePath, space: ShapeSpace) -> list[Fit]:
     """The way back. Raises `ValueError` for the codes of another model."""
     tensors, about = load_tensors(path, "codes")
-    if about["model"] != space.fingerprint():
+    if about.get("model") != space.fingerprint():
         raise ValueError(
-            f"the codes in {path} belong to model {about['model']}, this one is {space.fingerprint()}: "
+            f"the codes in {path} belong to model {about.get('model')}, this one is {space.fingerprint()}: "
             "give the run that wrote them, or fit the scans again with this one."
         )
+    names = about.get("names", [])
+    _check_codes(path, tensors, names, space)
     parts = tuple(tensors[f"code.{index}"] for index in range(sum(name.startswith("code.") for name in tensors)))
     code, covariance, rotation = Code(parts), tensors.get("covariance"), tensors.get("rotation")
     return [
@@ -434,8 +515,25 @@ def load_fits(path: FilePath, space: ShapeSpace) -> list[Fit]:
             None if covariance is None else covariance[index].numpy(),
             name,
         )
-        for index, name in enumerate(about["names"])
+        for index, name in enumerate(names)
     ]
+
+
+def _check_codes(path: FilePath, tensors: dict[str, Tensor], names: list[Any], space: ShapeSpace) -> None:
+    """Refuse tensors that are not those of `save_fits`."""
+    count, prior = len(names), space.model.prior
+    shapes: dict[str, tuple[int, ...]] = {"centre": (3,), "scale": (), "rotation": (3, 3)}
+    if prior is not None:
+        shapes |= {"code.0": (size := len(prior.mean),), "covariance": (size, size)}
+    wrong = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.shape[:1] != (count,) or (name in shapes and tensor.shape[1:] != shapes[name])
+    ]
+    wrong += [name for name in ("code.0", "centre", "scale") if name not in tensors]
+    wrong += [f"name {name!r}" for name in names if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"{path} holds no codes of {count:,} scans: its {wrong[0]} is not as it should be. Fit again.")
 
 
 def _find(path: str | FilePath) -> FilePath:

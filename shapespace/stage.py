@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from threading import Condition, Lock, Thread
 from typing import Generic, Literal, TypeVar
 
@@ -43,9 +44,10 @@ MAX_DOTS = 30_000  # points of a scan that are sent to the page: more do not sho
 MAX_UPLOAD = 64_000_000  # bytes: ten raw scans of D-FAUST; a scan of a million points with normals has 24
 ERROR_LIMIT, DEVIATION_LIMIT = 20.0, 30.0  # mm: where the colours of errors and of uncertainty end
 
-SCAN_GREY = (120, 118, 115)
+SCAN_GREY = (170, 167, 163)  # of a point in full light
 LEVELS = (-100, -50, -20, 0, 20, 50, 100, 200)  # mm of signed distance: the lines of a slice
-SLICE_LIMIT = 200.0  # mm: where the colours of a slice end
+SLICE_LIMIT = 300.0  # mm: where the colours of a slice end, and where it has faded
+SLICE_FADES = 150.0  # mm: where it begins to
 SLICE_CELLS = 96  # samples along an edge of a slice
 SLICE_MARGIN = 0.15  # metres around the mesh
 
@@ -111,8 +113,8 @@ class Wish:
 class Slice:
     """A plane through the field as a picture, and lines on it; metres, where the shape lies."""
 
-    image: UInt8[np.ndarray, "h w 3"]
-    """Rows go down."""
+    image: UInt8[np.ndarray, "h w 4"]
+    """Rows go down; red, green, blue, cover. Far outside it is clear, so that it hides no neighbours."""
     centre: Float[np.ndarray, "3"]
     right: Float[np.ndarray, "3"]
     up: Float[np.ndarray, "3"]
@@ -120,6 +122,8 @@ class Slice:
     """Length of each edge."""
     lines: Float[np.ndarray, "s 2 3"]
     line_colours: UInt8[np.ndarray, "s 2 3"]
+    behind: Trimesh
+    """The part of the mesh on the low side of the plane: what stands before it would hide it."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,12 @@ class Exhibit:
     scan: Scan
     fit: Fit
     truth: Trimesh | None = None
+
+    @cached_property
+    def seen(self) -> Scan:
+        """At most `MAX_DOTS` points of the scan, with normals, or lines, by which they are lit."""
+        every = -(-len(self.scan) // MAX_DOTS)
+        return self.scan.take(np.arange(0, len(self.scan), every)).with_normals()
 
 
 class Gallery:
@@ -339,8 +349,8 @@ class Stage:
         return mesh
 
     def _scene(self, wish: Wish, shape: Fit, exhibit: Exhibit | None, mesh: Trimesh, resolution: int) -> Scene:
-        scan = None if exhibit is None else _thinned(exhibit.scan)
-        dots = None if scan is None else np.tile(np.array(SCAN_GREY, dtype=np.uint8), (len(scan), 1))
+        scan = None if exhibit is None else exhibit.seen
+        dots = None if scan is None else _lit(scan)
         painted, words = mesh, []
         if wish.colouring == "uncertainty" and exhibit is not None and exhibit.fit.covariance is not None:
             deviation = self.space.uncertainty(exhibit.fit, mesh)
@@ -353,7 +363,7 @@ class Stage:
             away, _, _ = to_mesh(scan.points.astype(np.float64), mesh)
             dots = picture.colours(away, limit=wish.limit)
             median, p95 = 1e3 * np.percentile(away, [50, 95])
-            words.append(f"Scan to mesh: median {median:.1f} mm, 95 % {p95:.1f} mm.")
+            words.append(f"Scan to mesh, exactly: median {median:.1f} mm, 95 % {p95:.1f} mm.")
         elif wish.colouring != "none":
             words.append(self._no_colours(wish.colouring, exhibit))
         return Scene(
@@ -364,7 +374,7 @@ class Stage:
             scan,
             dots,
             None if exhibit is None else exhibit.truth,
-            None if wish.cut is None else self._slice(shape, mesh, wish.cut),
+            None if wish.cut is None else self._slice(shape, painted, wish.cut),
             tuple(words),
             time.perf_counter() - wish.asked,
         )
@@ -420,14 +430,19 @@ class Stage:
                 pieces.append(segments)
                 shade = (0, 0, 0) if level == 0 else (130, 126, 122)
                 shades.append(np.tile(np.array(shade, dtype=np.uint8), (len(segments), 2, 1)))
+        cover = ((limit - values) / (limit - SLICE_FADES)).clip(0, 1) if model.distance else np.ones_like(values)
+        image = np.dstack([picture.signed_colours(values, limit=limit), (255 * cover + 0.5).astype(np.uint8)])
+        behind = mesh.copy()
+        behind.update_faces((mesh.vertices[mesh.faces, normal] <= centre[normal]).all(axis=1))
         return Slice(
-            picture.signed_colours(values[::-1], limit=limit),
+            np.ascontiguousarray(image[::-1]),
             centre,
             right,
             up,
             side,
             np.concatenate(pieces),
             np.concatenate(shades),
+            behind,
         )
 
 
@@ -439,10 +454,10 @@ def too_large(name: str, size: int) -> ValueError:
     )
 
 
-def _thinned(scan: Scan) -> Scan:
-    """The scan with as many points as can be shown: every so-manieth."""
-    every = -(-len(scan) // MAX_DOTS)
-    return scan.take(np.arange(0, len(scan), every))
+def _lit(scan: Scan) -> UInt8[np.ndarray, "n 3"]:
+    """Greys of the points of a scan that has normals or lines; a line is lit from either side."""
+    facing = np.abs(scan.lines @ picture.KEY) if scan.normals is None else (scan.normals @ picture.KEY).clip(0)
+    return np.asarray(np.array(SCAN_GREY) * (0.5 + 0.5 * facing.clip(0, 1))[:, None], dtype=np.uint8)
 
 
 class _Watched(FieldModel):

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from trimesh import Trimesh
 
 from shapespace import picture
@@ -64,13 +63,7 @@ def gather(folders: Sequence[Path], scored: Sequence[Scored], moved: Sequence[Mo
     found = []
     for home, name in runs(folders, scored, moved).items():
         run = Run(home)
-        try:
-            settings = yaml.safe_load(run.read_settings())
-        except yaml.YAMLError as error:
-            raise ValueError(f"{run.config} is no YAML ({' '.join(str(error).split())}): mend it.") from None
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"{run.config} holds a {type(settings).__name__}, not the settings of a run: mend it.")
-        found.append(Trained(name, home, settings, run.about(), run.told()))
+        found.append(Trained(name, home, run.settings(), run.about(), run.told()))
     return found
 
 
@@ -88,9 +81,11 @@ def _walk(file: Path) -> Walk:
         count, form = len(told["area_m2"]), told.get("format")
         unit, up = float(told.get("unit", 1.0)), told.get("up", "y")
         found = (str(told["a"]), str(told["b"]), str(told["path"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} tells of no path ({error!r}): write it again, shapespace interpolate.") from None
     form = form or ("obj" if (file.parent / "000.obj").is_file() else "ply")
+    if form not in ("ply", "obj"):
+        raise ValueError(f"{file} tells of meshes of format {form!r}, not ply or obj: write it again.")
     meshes = [file.parent / f"{index:03d}.{form}" for index in range(count)]
     return Walk(file, *found, [mesh for mesh in meshes if mesh.is_file()], unit, up)
 

@@ -142,11 +142,15 @@ HINT = "Drag to turn; click and use the wheel, or two fingers, to come nearer; d
 
 def _legend(limit: float) -> str:
     """The colours of errors from 0 to `limit` mm."""
-    stops = ", ".join("#" + bytes(colour).hex() for colour in picture.ERROR_RAMP)
     return (
-        f'<div class="legend"><div class="ramp" style="background: linear-gradient(to right, {stops})"></div>'
+        f'<div class="legend"><div class="ramp" style="background: {ramp()}"></div>'
         f"<span>0</span><span>{limit / 2:g}</span><span>{limit:g} mm and more</span></div>"
     )
+
+
+def ramp() -> str:
+    """The colours of errors, as CSS has it."""
+    return f"linear-gradient(to right, {', '.join('#' + bytes(colour).hex() for colour in picture.ERROR_RAMP)})"
 
 
 def _png(mesh: Trimesh, size: int) -> str:

@@ -61,7 +61,7 @@ def judge(
     """The verdict on a code of one; scan, mesh and residuals in metres, where the scan lies."""
     median, p95 = np.percentile(residuals, [50, 95]) if len(residuals) else (np.nan, np.nan)
     coverage = np.nan
-    if mesh is not None and len(mesh.vertices):
+    if mesh is not None and len(mesh.vertices) and len(scan):
         coverage = float((nearest.to_points(np.asarray(mesh.vertices), scan.points)[0] < SEEN).mean())
     return Verdict(float(median), float(p95), np.nan if prior is None else oddness(code, prior), coverage)
 

@@ -28,7 +28,7 @@ import numpy as np
 from trimesh import Trimesh
 from trimesh.visual import ColorVisuals
 
-from shapespace import picture
+from shapespace import picture, turnable
 from shapespace.build import family
 from shapespace.data import files
 from shapespace.data.recipe import UnitName
@@ -67,7 +67,10 @@ RESOLUTIONS = ("64", "96", str(FINE), "192", "256")
 FORMATS = ("ply", "obj", "glb")
 CLAY = tuple(round(255 * channel) for channel in picture.CLAY)
 TRUTH_COLOUR = (178, 190, 204)
+FLOOR = (215, 212, 208)
+VIEW = np.array([0.2, 0.16, 0.967])  # unit vector to where one stands: before the shapes, a little aside and above
 GAP = 0.25  # metres between what stands side by side
+PANEL = 340  # pixels of the controls' column
 PLAY_PERIOD = 0.08  # seconds that a shape is shown at the least when the way is played
 
 
@@ -89,16 +92,29 @@ class Viewer:
             self._server: Any = viser.ViserServer(host=host, port=port, verbose=False)
         # Any visitor's page can ask viser for a tunnel that opens this server to the internet. Not here.
         self._server.request_share_url = lambda verbose=True: None
-        self._server.gui.configure_theme(show_logo=False, show_share_button=False)
-        self._server.scene.set_up_direction("+y")
-        camera = self._server.initial_camera
-        # From the front, somewhat aside, and past the shapes: at the right are the controls.
-        camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), (1.2, 1.4, 4.6), (0.5, 0.85, 0.0)
-        camera.fov = 0.75  # radians, from the lowest to the highest
+        self._furnish()
         self._fitting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fitting")
         self._pages: dict[int, Page] = {}
         self._server.on_client_connect(self._welcome)
         self._server.on_client_disconnect(self._farewell)
+
+    def _furnish(self) -> None:
+        """What all pages have: a column for the controls, light, a floor, and where one stands at first."""
+        gui, scene, camera = self._server.gui, self._server.scene, self._server.initial_camera
+        gui.configure_theme(show_logo=False, show_share_button=False)
+        gui.set_panel_label(f"{self.title or 'A shape space'}, family {family(self.gallery.space.sizes)}")
+        gui.main_panel.dock_right()  # beside the scene, not upon it
+        gui.main_panel.set_width(PANEL)
+        scene.set_up_direction("+y")
+        # Not viser's own lights: they mirror a city and cast three cascades of shadows, which takes a browser without a
+        # graphics card twice as long to draw and leaves colours that are not those of the legend.
+        scene.configure_default_lights(enabled=False)
+        scene.configure_environment_map(None)
+        scene.add_light_hemisphere("/sky", sky_color=(255, 255, 255), ground_color=(214, 204, 196), intensity=1.6)
+        scene.add_light_directional("/key", intensity=2.2, position=tuple(10 * picture.KEY), cast_shadow=False)
+        scene.add_grid("/floor", width=6.0, height=6.0, plane="xz", cell_color=(238, 236, 233), section_color=FLOOR)
+        camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), tuple(4.5 * VIEW), (0.0, 0.85, 0.0)
+        camera.fov = 0.75  # radians, from the lowest to the highest
 
     @property
     def port(self) -> int:
@@ -137,7 +153,7 @@ class Viewer:
         if not same_site(headers.get("Origin"), headers.get("Host"), self.host):
             print(f"note: a page of {headers.get('Origin')} asked for the viewer, and got nothing.", file=sys.stderr)
             return
-        page = self._pages[client.client_id] = Page(client, Stage(self.gallery), self._fitting, self.title)
+        page = self._pages[client.client_id] = Page(client, Stage(self.gallery), self._fitting)
         page.begin()
 
     def _farewell(self, client: "viser.ClientHandle") -> None:
@@ -151,17 +167,19 @@ class Viewer:
 class Page:
     """What one visitor sees and does."""
 
-    def __init__(self, client: "viser.ClientHandle", stage: Stage, fitting: ThreadPoolExecutor, title: str) -> None:
+    def __init__(self, client: "viser.ClientHandle", stage: Stage, fitting: ThreadPoolExecutor) -> None:
         self.client, self.stage, self._fitting = client, stage, fitting
         self.subject: Subject | None = stage.first()
         self.scene: Scene | None = None
         self._playing, self._forward, self._waits = False, True, False
         self._nodes: dict[str, Any] = {}
+        self._stood = 0.0, np.zeros(3)  # the window's width by its height when it was fitted, and from where
         # Controls that the page sets too are Any: viser declares their values as read-only, and they are not.
         self._deviations: list[Any] = []
         self._latest: Latest[Wish, Scene] = Latest(stage.show, self._draw, self._say)
         self._set_scene()
-        self._set_controls(title)
+        self._set_controls()
+        client.camera.on_update(lambda _: self._reshaped())
         limit_uploads(client, self._say)
 
     def begin(self) -> None:
@@ -179,12 +197,13 @@ class Page:
 
     # ---------------------------------------------------------------- controls
 
-    def _set_controls(self, title: str) -> None:
-        gui, stage = self.client.gui, self.stage
-        gui.add_markdown(f"**{plain(title or 'A shape space')}**, family {family(stage.space.sizes)}")
-        self._notice = gui.add_markdown("")  # what went wrong, or is under way: numbers that come later leave it alone
+    def _set_controls(self) -> None:
+        gui = self.client.gui
+        self._notice = gui.add_markdown(
+            "", visible=False
+        )  # what went wrong, or is under way: numbers that come later leave it alone
         self._words = gui.add_markdown("")
-        self._legend = gui.add_image(picture.legend(ERROR_LIMIT), label="millimetres", visible=False)
+        self._legend = gui.add_html(legend(ERROR_LIMIT), visible=False)
         tabs = gui.add_tab_group()
         with tabs.add_tab("Scans"):
             self._set_scans()
@@ -308,7 +327,7 @@ class Page:
 
     def _relimit(self) -> None:
         self._legend.visible = self._colour.value != "none"
-        self._legend.image = picture.legend(self._limit.value)
+        self._legend.content = legend(self._limit.value)
         self.ask()
 
     def _uploaded(self) -> None:
@@ -344,23 +363,25 @@ class Page:
     # ---------------------------------------------------------------- what is drawn
 
     def _say(self, words: str) -> None:
-        self._notice.content = plain(words)
+        self._notice.content, self._notice.visible = plain(words), bool(words)
 
     def _set_scene(self) -> None:
         scene = self.client.scene
-        scene.add_grid("/floor", width=6.0, height=6.0, plane="xz", cell_size=0.5, section_size=1.0)
         for what in ("scan", "fit", "truth"):
             self._nodes[what] = scene.add_frame(f"/{what}", show_axes=False)
+            self._nodes[f"{what}/label"] = scene.add_label(f"/{what}/label", what, anchor="bottom-center")
 
     def _draw(self, scene: Scene) -> None:
         """Show an answer; and while the way is played, go on to the next."""
-        began, self.scene = time.perf_counter(), scene
+        began, first, self.scene = time.perf_counter(), self.scene is None, scene
         with self.client.atomic():
-            self._draw_mesh("fit", scene.mesh, CLAY)
+            self._draw_mesh("fit", scene.mesh if scene.cut is None else scene.cut.behind, CLAY)
             self._draw_mesh("truth", scene.truth, TRUTH_COLOUR)
             self._draw_scan(scene)
             self._draw_slice(scene.cut)
             self._arrange()
+            if first:
+                self._stand_back()
         figures = f"{scene.resolution} cells, {len(scene.mesh.vertices):,} vertices"
         figures = f"{figures}, {1e3 * scene.seconds:.0f} ms after the wish."
         self._words.content = plain("\n".join([*scene.words, figures]))
@@ -384,7 +405,7 @@ class Page:
         """One colour is changed in place, without a flicker; of meshes with colours viser only knows whole files."""
         key, scene = f"{what}/mesh", self.client.scene
         old = self._nodes.pop(key, None)
-        if mesh is None:
+        if mesh is None or not len(mesh.faces):
             if old is not None:
                 old.remove()
             return
@@ -396,7 +417,7 @@ class Page:
         if old is not None:
             old.remove()
         if painted:
-            self._nodes[key] = scene.add_mesh_trimesh(f"/{key}", mesh)
+            self._nodes[key] = scene.add_glb(f"/{key}", picture.painted_glb(mesh))
         else:
             self._nodes[key] = scene.add_mesh_simple(
                 f"/{key}", mesh.vertices, mesh.faces, color=np.array(colour), side="double"
@@ -435,15 +456,40 @@ class Page:
         """Show or hide, side by side or in one place."""
         if self.scene is None:
             return
-        has = {"scan": self.scene.scan is not None, "fit": True, "truth": self.scene.truth is not None}
-        there = [what for what in has if has[what] and self._shown[what].value]
-        wide = GAP + float(np.ptp(self.scene.mesh.vertices[:, 0]))
-        for what in has:
+        there, aside = self._there(self.scene), self._aside.value
+        low, high = self.scene.mesh.bounds if len(self.scene.mesh.faces) else np.zeros((2, 3))
+        for what in self._shown:
             self._nodes[what].visible = what in there
             place = -self.scene.floor
-            if what in there and self._aside.value:
-                place = place + np.array([wide * (there.index(what) - 0.5 * (len(there) - 1)), 0.0, 0.0])
+            if what in there and aside:
+                place[0] += (GAP + high[0] - low[0]) * (there.index(what) - 0.5 * (len(there) - 1))
             self._nodes[what].position = place
+            self._nodes[f"{what}/label"].visible = what in there and aside and len(there) > 1
+            self._nodes[f"{what}/label"].position = (0.5 * (low[0] + high[0]), high[1] + 0.06, 0.5 * (low[2] + high[2]))
+
+    def _there(self, scene: Scene) -> list[str]:
+        """What is seen, from the left to the right."""
+        has = {"scan": scene.scan is not None, "fit": True, "truth": scene.truth is not None}
+        return [what for what in has if has[what] and self._shown[what].value]
+
+    def _stand_back(self) -> None:
+        """Look from where all that is shown is in the window. Later it is the visitor who moves."""
+        if self.scene is None or not len(self.scene.mesh.faces):
+            return
+        camera, (wide, high, deep) = self.client.camera, np.ptp(self.scene.mesh.bounds, axis=0)
+        wide = wide + (len(self._there(self.scene)) - 1) * (wide + GAP) if self._aside.value else wide
+        away = 0.5 * deep + 0.6 * max(high, wide / camera.aspect) / np.tan(0.5 * camera.fov)
+        middle = np.array([0.0, 0.5 * high, 0.0])
+        self._stood = camera.aspect, middle + away * VIEW
+        camera.position = self._stood[1]
+        camera.look_at = middle
+
+    def _reshaped(self) -> None:
+        """The camera has changed: if that was the window, and the visitor has not moved, fit it anew."""
+        aspect, place = self._stood
+        camera = self.client.camera
+        if aspect and camera.aspect != aspect and np.allclose(camera.position, place, atol=1e-3):
+            self._stand_back()
 
 
 # --------------------------------------------------------------------------------------------------- against strangers
@@ -494,6 +540,16 @@ def limit_uploads(client: "viser.ClientHandle", refuse: Callable[[str], None]) -
     ):
         interface.unregister_handler(kind, own)
         interface.register_handler(kind, guarded)
+
+
+def legend(limit: float) -> str:
+    """The colours of errors from 0 to `limit` mm, as HTML."""
+    words = "".join(f"<span>{word}</span>" for word in ("0", f"{limit / 2:g}", f"{limit:g} mm and more"))
+    return (
+        '<div style="padding: 0.4em 0.8em; font-size: 0.85em">'
+        f'<div style="height: 0.8em; border-radius: 2px; background: {turnable.ramp()}"></div>'
+        f'<div style="display: flex; justify-content: space-between">{words}</div></div>'
+    )
 
 
 def plain(words: str) -> str:

@@ -38,7 +38,7 @@ def test_the_four_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_is_what_it_says_and_tells_its_cost(name: str) -> None:
     said, got = flat(read(name)), flat(asdict(parsed(["--config", name])))
-    assert {key: got[key] for key in said} == {key: type(got[key])(value) for key, value in said.items()}
+    assert {key: got[key] for key in said} == {key: value and type(got[key])(value) for key, value in said.items()}
     text = (resources.files("shapespace.configs") / f"{name}.yaml").read_text()
     assert text.startswith("#")
 

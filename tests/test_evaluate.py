@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import trimesh
 
 from shapespace.data.pack import pack
 from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
-from shapespace.evaluate import report, scored
+from shapespace.evaluate import flicker, offsets, report, scored
 
 
 def test_the_truth_scores_zero_and_nothing_is_counted_as_failed(synthetic_root: Path, tmp_path: Path) -> None:
@@ -30,3 +32,16 @@ def test_a_scan_without_truth_is_named(make_raw: object, make_body: object, tmp_
     store = Store(tmp_path / "store.h5")
     with pytest.raises(ValueError, match=f"scan {store.names[0]} has no true surface"):
         next(scored([("all", store.names[0], None)], store, ["surface"]))
+
+
+def test_flicker_is_what_trembles_and_neither_motion_nor_an_error_that_stays() -> None:
+    def ball(radius: float, x: float) -> trimesh.Trimesh:
+        made = trimesh.creation.icosphere(3, radius)
+        return made.apply_translation((x, 0, 0))
+
+    truth = [ball(1.0, 0.1 * t * t) for t in range(5)]
+    wide = [ball(1.01, 0.1 * t * t) for t in range(5)]
+    tremble = [ball(1.01 - 0.002 * (t % 2), 0.1 * t * t) for t in range(5)]
+    assert np.mean(offsets(wide[0], truth[0])) == pytest.approx(10, abs=0.1)
+    assert flicker([offsets(*pair) for pair in zip(wide, truth, strict=True)]) == pytest.approx(0, abs=0.01)
+    assert flicker([offsets(*pair) for pair in zip(tremble, truth, strict=True)]) == pytest.approx(4, rel=0.02)

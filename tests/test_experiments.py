@@ -22,7 +22,7 @@ def test_known_surfaces_are_closed_and_their_distances_signed(name: str) -> None
     scan = known.points(500, np.random.default_rng(0))
     assert scan.normals is not None
     on = scan.points.astype(np.float64)
-    assert np.abs(known.distance(on)).max() < 2e-3  # chords of a mesh in place of arcs, and rounding at edges
+    assert np.abs(known.distance(on)).max() < 1e-6
     out = known.distance(on + 5e-3 * scan.normals)
     assert np.median(out) == pytest.approx(5e-3, rel=0.05)
     assert (np.sign(known.distance(on - 5e-3 * scan.normals)) < 0).mean() > 0.97  # thin parts have a far side

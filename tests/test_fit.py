@@ -54,7 +54,7 @@ def model() -> IGR:
 
 def test_gradient_and_matrix_of_the_problem_equal_autograd(model: IGR) -> None:
     scan = ellipsoid(0.45)
-    problem = fit._Problem(model, [scan], fit.encode(model, [scan]), fit.LMOptions(points=300, pose="given"), seed=0)
+    problem = fit.Problem(model, [scan], fit.encode(model, [scan]), fit.LMOptions(points=300, pose="given"), seed=0)
     flat = (model.prior.mean + 0.1)[None].clone().requires_grad_()
     options = problem.options
     value = model.field(problem.x[0][None], problem.codes.like(flat))[0]
@@ -132,7 +132,7 @@ def test_free_space_lies_on_the_rays_and_weighs_only_where_the_field_is_inside(m
     apart = torch.cdist(x[free], torch.from_numpy(scan.points)).amin(dim=1)
     torch.testing.assert_close(target[free], options.clear * apart, atol=1e-5, rtol=1e-3)
     assert ((x[free] / torch.tensor([0.35, 0.5, 0.3])).square().sum(dim=1) > 1).all()  # rays leave the body
-    problem = fit._Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
+    problem = fit.Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
     code, only = problem.at_rest(model.prior.mean[None]), torch.tensor([0])
     content = problem(only, code).cost
     problem.x[0][free] = 0.0  # as if the sensor had looked through the middle of the body
@@ -172,7 +172,7 @@ def test_the_pose_is_found_with_the_code(model: IGR, pose: fit.Pose) -> None:
 def test_a_posed_problem_s_gradient_is_that_of_its_cost(model: IGR) -> None:
     scan = ellipsoid(0.45)
     options = fit.LMOptions(points=300, pose="near", huber=1.0)
-    problem = fit._Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
+    problem = fit.Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
     flat = problem.at_rest((model.prior.mean + 0.1)[None]) + 0.02
     state = problem(torch.tensor([0]), flat)
     for index in range(flat.shape[1]):

@@ -14,7 +14,7 @@ from shapespace.refine import RefineOptions
 from shapespace.run import Run
 
 SMALL = TrainConfig(
-    model=IGRSizes(width=64, depth=4, skip=2, radius=0.4),
+    model=IGRSizes(width=64, depth=4, skip=2, radius=None),
     batch=BatchConfig(points=512, surface=256, half=1.0),
     optim=OptimConfig(steps=150, lr=3e-3, schedule="cosine"),
     weights=Weights(surface=3.0, normal=0.3, eikonal=0.1, tangent=3.0, far=1.0, code=0.0),

@@ -94,7 +94,7 @@ def test_colours_are_the_errors_in_the_colours_of_the_legend(gallery: Gallery) -
     *_, scene = stage.show(Wish(Chosen("a/b/0"), "scan to mesh", 12.0, resolution=40))
     away, _, _ = to_mesh(scene.scan.points.astype(np.float64), scene.mesh)  # type: ignore[union-attr]
     np.testing.assert_array_equal(scene.dots, picture.colours(away, limit=12.0))
-    assert scene.words[0].startswith(f"Scan to mesh: median {1e3 * np.median(away):.1f} mm")
+    assert scene.words[0].startswith(f"Scan to mesh, exactly: median {1e3 * np.median(away):.1f} mm")
     plain = scene.mesh
 
     *_, scene = stage.show(Wish(Chosen("a/b/0"), "mesh to truth", 12.0, resolution=40))
@@ -105,6 +105,15 @@ def test_colours_are_the_errors_in_the_colours_of_the_legend(gallery: Gallery) -
     deviation = gallery.space.uncertainty(exhibit.fit, plain)
     np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], picture.colours(deviation, limit=12.0))
     np.testing.assert_array_equal(scene.mesh.vertex_attributes["quality"], deviation)
+
+
+def test_points_are_lit_by_their_normals(gallery: Gallery) -> None:
+    scene = next(Stage(gallery).show(Wish(Chosen("a/b/0"), resolution=COARSE)))
+    outward = scene.scan.points - scene.mesh.bounds.mean(axis=0)  # type: ignore[union-attr]  # it is about a ball
+    facing = outward @ picture.KEY / np.linalg.norm(outward, axis=1)
+    shade = scene.dots[:, 0].astype(int)  # type: ignore[index]
+    assert shade[facing > 0.9].min() > 140
+    assert shade[facing < -0.5].max() < 90
 
 
 def test_what_has_no_colours_says_why(space: ShapeSpace, gallery: Gallery, scan: Scan) -> None:
@@ -145,8 +154,15 @@ def test_the_lines_of_a_slice_lie_where_the_field_has_their_level(gallery: Galle
         with torch.no_grad():
             x = shape.frame.to_model(torch.from_numpy(place[None]).float())
             value = gallery.space.model.field(x[None], shape.code)[0, 0].numpy() * 1e3 * gallery.space.scale  # type: ignore[operator]
-        expected = picture.signed_colours(np.array([value]), limit=200.0)[0]
+        cover = 255 * np.clip((300.0 - value) / 150.0, 0, 1)
+        expected = [*picture.signed_colours(np.array([value]), limit=300.0)[0], cover]
         np.testing.assert_allclose(cut.image[row, column].astype(int), expected, atol=2)
+    assert {0, 255} <= set(cut.image[..., 3].flat)
+
+    # Behind it is the mesh up to the plane, and nothing of it before.
+    assert 0 < len(cut.behind.faces) < len(scene.mesh.faces)
+    seen = cut.behind.vertices[cut.behind.faces, normal]
+    assert seen.max() <= centre[normal] + 0.3 < seen.max() + 2 * gallery.space.scale * 2 / COARSE
 
 
 def test_there_are_no_more_directions_than_numbers_in_a_code(gallery: Gallery) -> None:

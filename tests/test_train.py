@@ -333,7 +333,7 @@ def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: Store, tmp_p
     with pytest.raises(FileNotFoundError, match=r"no checkpoint.pt to resume from"):
         Run(tmp_path / "nothing").load_checkpoint()
     with pytest.raises(FileNotFoundError, match=r"no config.yaml"):
-        Run(tmp_path / "nothing").read_settings()
+        Run(tmp_path / "nothing").settings()
 
 
 def test_an_empty_split_and_an_uneven_batch(store: Store) -> None:

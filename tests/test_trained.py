@@ -180,7 +180,7 @@ def test_what_is_missing_is_said_with_the_line_that_makes_it(tmp_path: Path) -> 
     assert trained.missing(trained.gather([run], scored, moved), scored, trained.walks([run])) == []
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("a: [", "is no YAML"), ("- 1", "holds a list, not the settings")])
+@pytest.mark.parametrize(("text", "sentence"), [("a: [", "is not YAML"), ("- 1", "holds a list, not settings")])
 def test_settings_that_are_none_are_named(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"config\.yaml {sentence}"):

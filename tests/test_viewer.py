@@ -113,6 +113,12 @@ class Visitor:
             self.send("FileTransferPart", **part)
 
     @property
+    def legend(self) -> dict[str, Any]:
+        """The only control that is HTML."""
+        (found,) = (it for it in self.controls.values() if it["type"] == "GuiHtmlMessage")
+        return found
+
+    @property
     def words(self) -> str:
         """All that the page says."""
         return "\n".join(it["props"].get("_markdown") or "" for it in self.controls.values())
@@ -182,10 +188,12 @@ def test_a_page_shows_the_first_scan_with_its_numbers(visit: Callable[..., Visit
     assert {"/scan/points", "/fit/mesh", "/truth/mesh"} <= page.nodes.keys()
     page.set("show truth", False)
     page.wait(lambda page: page.nodes["/truth"].get("visible") is False)
-    assert not page.control("millimetres")["props"]["visible"]
+    legend = page.legend["props"]
+    assert not legend["visible"]
     page.set("colour", "scan to mesh")
-    page.wait_words("Scan to mesh: median")
-    assert page.control("millimetres")["props"]["visible"]
+    page.wait_words("Scan to mesh, exactly: median")
+    assert legend["visible"]
+    assert "20 mm and more" in legend["content"]
 
 
 def test_five_visitors_do_not_mix(visit: Callable[..., Visitor], space: ShapeSpace) -> None:

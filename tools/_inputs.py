@@ -96,16 +96,22 @@ def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> Gat
     return Gathered([scan.read() for scan in scans], source)
 
 
-def named(inputs: Sequence[str], source: Source, *, empty: bool = False) -> tuple[list[Named], Source]:
-    """All that is named, and how it is read; those of a store wait there. Raises as `gather` does."""
+def named(
+    inputs: Sequence[str], source: Source, *, empty: bool = False, bridge: bool = False
+) -> tuple[list[Named], Source]:
+    """All that is named, and how it is read; those of a store wait there. Raises as `gather` does.
+
+    Files that hold no usable scan are an error; if they are frames that others `bridge`, they come without points, and
+    that is said.
+    """
     store = None if source.store is None else Store(source.store)
     if source.split is not None and store is None:
         raise ValueError(f"--split {source.split} needs the store that has it: add --store FILE.")
     names = dict(zip(inputs, _names(inputs), strict=True))
     files_named = [word for word in inputs if store is None or word == PIPE or Path(word).is_file()]
-    read = {word: _read(word, names[word], source) for word in files_named}
+    read = {word: _read(word, names[word], source, bridge=bridge) for word in files_named}
     if source.unit == "auto":
-        source = replace(source, unit=_guessed(list(read.values())))
+        source = replace(source, unit=_guessed([scan for scan in read.values() if len(scan)]))
         read = {word: scan.to_world(_in_metres(source.metres)) for word, scan in read.items()}
     scans = [
         Named(read[word].name, read[word]) if store is None or word in read else Named(word, store) for word in inputs
@@ -145,8 +151,14 @@ def from_store(store: Store, name: str) -> Scan:
     return packed.to_world(store.frame(name))
 
 
-def _read(word: str, name: str, source: Source) -> Scan:
+def _read(word: str, name: str, source: Source, *, bridge: bool = False) -> Scan:
     """A file, or standard input, in metres; if their unit is still to be guessed, in that."""
+    if bridge:
+        try:
+            return _read(word, name, source)
+        except ValueError as unusable:
+            print(f"note: {name} is bridged: {unusable}", file=sys.stderr)
+            return Scan(name, np.empty((0, 3), np.float32))
     if word == PIPE:
         return files.read_bytes(sys.stdin.buffer.read(), unit=source.metres, up=source.up)
     return files.read_scan(word, name=name, unit=source.metres, up=source.up, jump=source.jump)

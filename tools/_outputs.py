@@ -14,10 +14,12 @@ from tqdm import tqdm
 from shapespace.atomic import replacing
 from shapespace.data import files
 from shapespace.data.scan import Scan
-from shapespace.picture import paint
+from shapespace.picture import animated_glb, paint
 from shapespace.space import Components, Fit, ShapeSpace, save_fits
 from shapespace.tools._inputs import PIPE, Source, file_name
 from shapespace.verdict import ODD, Verdict, judge
+
+ANIMATION = "sequence.glb"
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,14 @@ def shaped(
     source: Source,
     meshing: Meshing,
     refined: Iterable[ShapeSpace] | None = None,
+    fps: float | None = None,
     *,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Write the meshes, which lie where the scans do, and give the records of the fits; one mesh alone if `out` is -.
 
     The meshes are those of `space`, unless each scan has a `refined` space of its own. Samples are drawn from `space`
-    by `seed`.
+    by `seed`. Frames of a sequence, `fps` a second, are animated too.
     """
     unit, up = source.metres, source.up
     own = repeat(space) if refined is None else refined
@@ -76,13 +79,15 @@ def shaped(
         its.mesh(fit, resolution=meshing.resolution, components=meshing.components) if meshing.resolution else None
         for fit, its in zip(fits, own, strict=False)
     )
-    records = []
+    records, film = [], []
     for fit, scan, mesh in zip(
         tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), scans, meshes, strict=False
     ):
         if mesh is not None and meshing.uncertainty:
             mesh = paint(mesh, space.uncertainty(fit, mesh), limit=30.0)
-        records.append(_record(fit, judge(fit.code, space.model.prior, fit.residuals, scan, mesh)))
+        if mesh is not None and fps is not None:
+            film.append(mesh)
+        records.append(_record(fit, judge(fit.code, space.model.prior, fit.residuals, scan, mesh), source))
         if mesh is not None and out == Path(PIPE):
             sys.stdout.buffer.write(files.mesh_bytes(mesh, unit=unit, up=up))
         elif mesh is not None:
@@ -90,6 +95,9 @@ def shaped(
             for other in space.completions(fit, meshing.samples, seed=seed) if meshing.samples else []:
                 drawn = space.mesh(other, resolution=meshing.resolution, components=meshing.components)
                 files.write_mesh(out / f"{file_name(other.name)}.ply", drawn, unit=unit, up=up)
+    if film and fps and out != Path(PIPE):
+        animated_glb(film, out / ANIMATION, seconds=(len(film) - 1) / fps)
+        print(f"{sum(fit.bridged for fit in fits)} of {len(fits)} frames bridged, animation in {out / ANIMATION}")
     return records
 
 
@@ -127,7 +135,7 @@ def warn(records: Sequence[Mapping[str, Any]], *, strict: bool = False) -> None:
     print(f"note: {said}", file=sys.stderr)
 
 
-def _record(fit: Fit, verdict: Verdict) -> dict[str, Any]:
+def _record(fit: Fit, verdict: Verdict, source: Source) -> dict[str, Any]:
     """Numbers that are not finite are left out."""
     row = {
         "residual_median_mm": round(verdict.median * 1000, 3),
@@ -136,4 +144,18 @@ def _record(fit: Fit, verdict: Verdict) -> dict[str, Any]:
         "coverage": round(verdict.coverage, 3),
     }
     known = {name: value for name, value in row.items() if np.isfinite(value)}
-    return {"name": fit.name, "seconds": round(fit.seconds, 3), **known, "plausible": verdict.plausible}
+    told = {"name": fit.name, "seconds": round(fit.seconds, 3), **known, "plausible": verdict.plausible}
+    bridged = {"bridged": True} if fit.bridged else {}
+    return {**told, **bridged, "from_model": _from_model(fit, source)}
+
+
+def _from_model(fit: Fit, source: Source) -> dict[str, object]:
+    """How the shape lies in the file of its scan: x there = scale * rotation @ (x of the model) + translation."""
+    frame = fit.frame
+    turn = np.eye(3) if frame.rotation is None else frame.rotation.double().numpy()
+    (centre,) = files.from_world(frame.centre.double().numpy()[None], unit=source.metres, up=source.up)
+    return {
+        "rotation": files.from_world(turn, up=source.up).T.round(6).tolist(),
+        "translation": centre.tolist(),
+        "scale": float(frame.scale) / source.metres,
+    }

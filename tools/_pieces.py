@@ -54,7 +54,7 @@ def kept(
 
     """
     parts = [items[first : first + SIZE] for first in range(0, len(items), SIZE)]
-    index, count = _shard(shard)
+    index, count = share(shard)
     said = json.dumps({"format": _FORMAT, **about}, sort_keys=True, default=str)
     folder = out / "unfinished" / hashlib.sha256(said.encode()).hexdigest()[:16]
     files = [folder / f"{number:05d}.json" for number in range(len(parts))]
@@ -101,8 +101,11 @@ def _nothing_left(*folders: Path) -> Iterator[None]:
         raise
 
 
-def _shard(said: str | None) -> tuple[int, int]:
-    """The place of the first piece, and the number of shards; (0, 1) for a line alone."""
+def share(said: str | None) -> tuple[int, int]:
+    """The place of the first piece, and the number of shards; (0, 1) for a line alone.
+
+    Raises `ValueError` for what is no shard.
+    """
     try:
         index, count = (1, 1) if said is None else map(int, said.split("/"))
     except ValueError:

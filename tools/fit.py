@@ -8,10 +8,11 @@
     shapespace fit humans --store data/people.h5 --split unseen_people --shard 2/4         (its part; see docs/trust.md)
     shapespace fit humans - < scan.ply > mesh.ply                       (a scan from standard input, its mesh to output)
     shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
+    shapespace fit humans walk/*.ply --sequence --out walked            (the frames of a motion, jointly)
 
 Writes `codes.safetensors` (codes, places, covariances), `fits.json` (a verdict on each scan: residuals, how odd its
-code is, how much of the surface it saw; and seconds) and one PLY for each scan, in its unit and with its up axis. The
-same line goes on from where it was killed.
+code is, how much of the surface it saw; and seconds) and one PLY for each scan, in its unit and with its up axis; for
+a sequence also `sequence.glb`, an animation. The same line goes on from where it was killed; a sequence begins anew.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ import tyro
 
 from shapespace.fit import AdamOptions, LMOptions
 from shapespace.refine import RefineOptions
+from shapespace.sequence import SequenceOptions, in_time
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import PIPE, Clutter, Named, Source, cleared, named
 from shapespace.tools._outputs import Meshing, destination, finish, shaped, warn
@@ -38,9 +40,11 @@ def main(
     lm: LMOptions,
     adam: AdamOptions,
     refine: RefineOptions,
+    joint: SequenceOptions,
     out: Path | None = None,
     method: Literal["auto", "lm", "adam", "refine"] = "auto",
     clutter: Clutter = "remove",
+    sequence: bool = False,
     strict: bool = False,
     seed: int = 0,
     shard: str | None = None,
@@ -55,29 +59,41 @@ def main(
         lm: Settings of --method lm.
         adam: Settings of --method adam.
         refine: Settings of --method refine.
+        joint: Settings of --sequence.
         out: Folder for codes, meshes and fits.json, or - for the mesh alone on standard output; `fitted` by default,
             and - for a scan from standard input.
         method: Levenberg-Marquardt on the code (lm), IGR's Adam (adam), or lm and then the weights adapted to each scan
             (refine); auto is lm where the family allows it, and otherwise Adam from the encoder's code.
         clutter: Whether planes that bound a scan (floor, walls) and parts that stand apart from the person are removed
             before the fit; scans without are fitted as they are.
+        sequence: The scans are frames of one motion, in natural order of their names, and are fitted jointly. Frames
+            whose number is missing, that cannot be read or that are like nobody are bridged.
         strict: End with an error if a scan does not look like those that the space was learned from.
         seed: Of the points that are drawn from each scan.
         shard: Which share of the scans this process fits, as 2/4: the second of four. Whichever of them is the last
             to end writes the result.
 
     """
+    if sequence and method not in ("auto", "lm"):
+        raise ValueError(f"--sequence fits by Levenberg-Marquardt, and --method {method} is asked for: leave it out.")
     where = destination(out, scans, "fitted", meshing)
     if shard is not None and where == Path(PIPE):
         raise ValueError(f"--shard {shard} shares out many scans, and standard output takes one: say --out FOLDER.")
     space = ShapeSpace.load(run)
-    given, source = named(scans, source)
+    if shard is not None and sequence:
+        raise ValueError(f"--shard {shard} shares out many scans, and the frames of a --sequence are fitted as one.")
+    given, source = named(scans, source, bridge=sequence)
 
     def work(some: Sequence[Named]) -> Piece:
-        read = cleared(space, [scan.read() for scan in some], clutter, lm, seed)
-        fits = space.fit_scans(read, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
+        read = [scan.read() for scan in some]
+        read = cleared(space, in_time(read) if sequence else read, clutter, lm, seed)
+        if sequence:
+            fits = space.fit_sequence(read, joint, lm=lm, seed=seed)
+        else:
+            fits = space.fit_scans(read, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
         refined = space.refine(read, fits, refine, seed=seed) if method == "refine" else None
-        return Piece(fits, shaped(fits, read, space, where, source, meshing, refined, seed=seed))
+        fps = joint.fps if sequence else None
+        return Piece(fits, shaped(fits, read, space, where, source, meshing, refined, fps, seed=seed))
 
     about = {
         "verb": "fit",
@@ -85,7 +101,8 @@ def main(
         "scans": [(scan.name, scan.digest()) for scan in given],
         "options": (source, meshing, method, lm, adam, refine, clutter, seed),
     }
-    with nullcontext(work(given)) if where == Path(PIPE) else kept(where, about, given, work, space, shard) as whole:
+    at_once = sequence or where == Path(PIPE)
+    with nullcontext(work(given)) if at_once else kept(where, about, given, work, space, shard) as whole:
         if whole is not None:
             finish(whole.fits, whole.told, space, where, meshing)
     if whole is not None:

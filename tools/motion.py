@@ -3,16 +3,22 @@
     shapespace motion runs/people data/people --pairs 12
     shapespace motion runs/occupancy data/people --method encode --paths linear
     shapespace motion humans data/people --split unseen_people --paths linear shortest
+    shapespace motion humans data/people --frames 12 --people 2                      (sequences, alone and jointly)
 
 DATA is a folder that `shapespace synthesize` made: it knows each pose, and so the poses between two of them, every
 joint turning at an even speed. Both scans are fitted, the codes between are meshed, and each shape is scored against
 the true one by protocol `surface`, both centred. Writes `motion.json` and a picture of the first pair. Every family has
 linear paths.
+
+With --frames, consecutive frames of a motion clip, as people of the split make them, are scanned, spoilt (as in verb
+`robust`), and fitted alone and jointly; and once more with one frame of five missing. Scored in place, by the same
+protocol and by how much the surface trembles. Writes `sequences.json` and `sequences.md`.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,8 +36,11 @@ from shapespace.fit import LMOptions
 from shapespace.models.base import DistanceModel
 from shapespace.paths import Path as CodePath
 from shapespace.report import plain
+from shapespace.sequence import SequenceOptions
 from shapespace.space import Fit, ShapeSpace
+from shapespace.tools import _sequences
 from shapespace.tools._settings import of_fits, of_model
+from shapespace.tools._spoil import CASES
 from shapespace.tools.synthesize import Capture, Plan, read_plan, schedule, stage
 
 Pair = tuple[Capture, Capture]
@@ -45,6 +54,10 @@ def main(
     method: Literal["auto", "encode"] = "auto",
     split: str = "unseen_people",
     pairs: int = 12,
+    frames: int = 0,
+    people: int = 2,
+    cases: tuple[str, ...] = ("complete", "one_view"),
+    joint: SequenceOptions,
     steps: int = 7,
     paths: tuple[CodePath, ...] = ("linear", "spherical", "shortest"),
     resolution: int = 96,
@@ -60,6 +73,10 @@ def main(
         method: How both ends are fitted: as its family is (auto; see `evaluate`), or by encoding alone.
         split: Where the pairs are drawn from: poses of one person each.
         pairs: Number of pairs.
+        frames: Consecutive frames of each motion; 0 scores paths.
+        people: With --frames, people of the split, with one motion each.
+        cases: With --frames, ways to spoil the scans.
+        joint: With --frames, what ties them to each other.
         steps: Shapes on each path, both ends included.
         paths: Ways to compare; the shortest is left out for families that have none.
         resolution: Cells of the mesh's grid along the model cube's edge.
@@ -70,6 +87,23 @@ def main(
     if steps < 3:
         raise ValueError(f"--steps {steps} leaves no shape between both ends to be scored: give at least 3.")
     space, plan, where = ShapeSpace.load(run), read_plan(data), Path(run)
+    folder = out or (where if where.is_dir() else where.parent if where.is_file() else Path()) / "motion"
+    if frames:
+        if unknown := [name for name in cases if name not in CASES]:
+            raise ValueError(f"no case {unknown[0]!r}: there are {', '.join(CASES)}.")
+        chosen_motions = list(_sequences.motions(plan, split, people, frames, seed))
+        _write_sequences(
+            [
+                row
+                for case in cases
+                for motion in chosen_motions
+                for row in _sequences.score(space, motion, case, lm, joint, resolution, seed)
+            ],
+            {**of_model(where, space), "lm": asdict(lm), "joint": asdict(joint), "data": data.resolve().name}
+            | {"split": split, "frames": frames, "resolution": resolution, "seed": seed},
+            folder,
+        )
+        return
     ways = possible(paths, space)
     chosen = choose(plan, split, pairs, seed)
     scans = [files.read_scan(data / end.path, name=str(end.path)) for pair in chosen for end in pair]
@@ -92,12 +126,20 @@ def main(
     settings = {**of_model(where, space), **of_fits(method, encoded, fits), "data": data.resolve().name}
     settings |= {"split": split, "pairs": len(chosen), "steps": steps, "resolution": resolution, "seed": seed}
     medians = {name: _medians([row for row in rows if row["path"] == name]) for name in (*ways, "truth")}
-    folder = out or (where if where.is_dir() else where.parent if where.is_file() else Path()) / "motion"
     with replacing(folder / "motion.json") as part:
         part.write_text(json.dumps(plain({"settings": settings, "medians": medians, "rows": rows}), indent=1))
     picture.contact_sheet(pictures, folder / "motion.png")
     _show(medians, f"medians over {len(chosen)} pairs of {split}; mm, and square metres for sa_sigma")
     print(f"rows in {folder / 'motion.json'}, the first pair in {folder / 'motion.png'}")
+
+
+def _write_sequences(rows: list[dict[str, Any]], settings: Mapping[str, Any], folder: Path) -> None:
+    page = _sequences.page(rows)
+    with replacing(folder / "sequences.json") as part:
+        part.write_text(json.dumps(plain({"settings": settings, "rows": rows}), indent=1))
+    with replacing(folder / "sequences.md") as part:
+        part.write_text(page + "\n")
+    print(f"{page}\ntable in {folder / 'sequences.md'}, rows in {folder / 'sequences.json'}")
 
 
 def possible(paths: Sequence[CodePath], space: ShapeSpace) -> list[CodePath]:

@@ -5,9 +5,14 @@
     shapespace preprocess dfaust D-FAUST dfaust.h5 --split train_all.json test_all.json --jobs 8 --max-bad 10
     shapespace preprocess folder my_scans my_scans.h5 --unit mm --up z --pattern "{subject}/{sequence}/{frame}.obj"
 
-A killed run is continued by the same line; a store that is there and complete is left as it is.
+A killed run is continued by the same line; a store that is there and complete is left as it is. Many processes, on one
+machine or on several that see the same folders, share the scans out:
+
+    shapespace preprocess dfaust D-FAUST dfaust.h5 --shard 2/4          (the second of four; see docs/trust.md)
+    torchrun --nproc-per-node 4 -m shapespace.tools.preprocess dfaust D-FAUST dfaust.h5
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,6 +24,7 @@ from shapespace.data.pack import pack
 from shapespace.data.recipe import Recipe
 from shapespace.datasets import find_recipe
 from shapespace.datasets.folder import Folder
+from shapespace.tools._pieces import share
 
 
 def main(
@@ -36,6 +42,7 @@ def main(
     jobs: int = 1,
     seed: int = 0,
     overwrite: bool = False,
+    shard: str | None = None,
 ) -> None:
     """Pack a data set of scans into one HDF5 store.
 
@@ -56,8 +63,12 @@ def main(
         jobs: Processes that read scans.
         seed: Seeds the drawing of points.
         overwrite: Replace a store that is there.
+        shard: Which share of the scans to pack, as 2/4; under torchrun it follows from the rank. Whichever is the last
+            makes the store of all shares; so does the line without --shard, which packs what is missing.
 
     """
+    if shard is None and "RANK" in os.environ:
+        shard = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
     chosen = _adapted(find_recipe(recipe), unit, up, scale, pattern)
     packed = pack(
         chosen,
@@ -71,11 +82,15 @@ def main(
         seed=seed,
         overwrite=overwrite,
         progress=True,
+        shard=None if shard is None else share(shard),
     )
     for line in packed.notes:
         print(f"note: {line}.")
     if packed.bad:
         print(f"skipped {len(packed.bad):,} unusable scans: {', '.join(list(packed.bad)[:5])}")
+    if packed.path != out:
+        print(f"shard {shard} is in {packed.path}: the last one makes the store, or the line without --shard")
+        return
     print(f"{packed.truths:,} of {packed.scans:,} scans have a true surface.")
     made = "store" if packed.fresh else "store, there already, nothing to do"
     print(f"{made}: {packed.path} ({packed.scans:,} scans, {packed.points:,} points, {packed.size:,} bytes)")

@@ -20,7 +20,6 @@ from typing import Annotated, Any
 import torch
 import torch.distributed as dist
 import tyro
-import yaml
 
 from shapespace.atomic import claimed
 from shapespace.config import TrainConfig, flatten, of_family
@@ -70,7 +69,7 @@ def main(
 
 def _settings(run: Run) -> tuple[Path, str | None, TrainConfig[Any]]:
     """What a run was told when it began."""
-    said: dict[str, Any] = yaml.safe_load(run.read_settings())
+    said = run.settings()
     store, split = Path(said.pop("store")), said.pop("split")
     words = list(flatten(said))
     return store, split, tyro.cli(of_family(words), args=words)

@@ -164,15 +164,24 @@ class Poses:
         return self._full(local)
 
     def motion(self, clip: str, rng: np.random.Generator) -> Float[np.ndarray, "j 3 3"]:
-        """Draw a moment of the clip, evenly in time; between two frames their rotations are blended."""
+        """Draw a moment of the clip, evenly in time, and a heading."""
+        return self.moment(clip, rng.uniform(0, self.length - 1), _heading(rng))
+
+    @property
+    def length(self) -> int:
+        """Frames of each clip."""
+        return self.clip_rotations.shape[1]
+
+    def moment(self, clip: str, time: float, heading: Rotation | None = None) -> Float[np.ndarray, "j 3 3"]:
+        """Pose of the clip at a time in frames, 0 to `length` - 1; between two frames their rotations are blended."""
         frames = self.clip_rotations[self._clip(clip)]
-        time = rng.uniform(0, len(frames) - 1)
         before = min(int(time), len(frames) - 2)
         share = time - before
         # Quaternions of neighbouring frames have one sign and lie close: the chord is as good as the arc.
         blended = (1 - share) * frames[before] + share * frames[before + 1]
         local = dict(zip(self.clip_joints, Rotation.from_quat(blended), strict=True))
-        local["root"] = _heading(rng) * local["root"]
+        if heading is not None:
+            local["root"] = heading * local["root"]
         return self._full(local)
 
     def _clip(self, clip: str) -> int:

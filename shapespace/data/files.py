@@ -4,6 +4,7 @@ Inside the program lengths are metres and y is up; unit and up axis are converte
 """
 
 import json
+import logging
 import math
 import os
 import warnings
@@ -28,6 +29,8 @@ from shapespace.atomic import replacing
 from shapespace.data.depth import JUMP, Camera, View, joined, metres_per_value
 from shapespace.data.scan import Scan
 
+logging.getLogger("trimesh").addHandler(logging.NullHandler())  # what it could not read becomes our sentence
+
 Up = Literal["x", "y", "z", "-x", "-y", "-z"]
 Normals = Literal["auto", "require", "drop"]
 
@@ -37,6 +40,7 @@ MAX_UNPACKED = 1_000_000_000  # bytes of an array in an NPZ: a small file may pr
 MAX_PIXELS = 10_000_000  # of the depth images of one scan
 COLUMNS = (2, 3, 4, 6)  # of a table: points of the plane or of space, without normals or with
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}  # metres per file unit
+_NOTHING = 1e9  # metres: no depth of an EXR image is as large
 CAMERAS = ("camera.json", "intrinsic.json", "camera_intrinsic.json")  # the last two are what Open3D's recorders write
 
 # Rows are the world axes in file axes: each is a turn (no mirror) that brings the file's up axis to +y.
@@ -64,8 +68,8 @@ class _Raw:
 
 
 def file_name(name: str) -> str:
-    """A scan's name as the stem of a file."""
-    return name.replace("/", "_")
+    """The name of a scan or a split as the stem of a file: of one folder, whatever it says."""
+    return name.replace("/", "_") if name.strip(".") else "_" * len(name)
 
 
 def read_scan(
@@ -233,7 +237,8 @@ def mesh_bytes(mesh: Trimesh, path: Path = Path("mesh.ply"), *, unit: float = 1.
     kind, options = exporters[path.suffix.lower()]
     visual = mesh.visual
     colours = visual.vertex_colors if isinstance(visual, ColorVisuals) and visual.kind == "vertex" else None
-    moved = Trimesh(np.asarray(mesh.vertices) @ (_turn(up) / unit), mesh.faces, process=False, vertex_colors=colours)
+    vertices = from_world(np.asarray(mesh.vertices), unit=unit, up=up)
+    moved = Trimesh(vertices, mesh.faces, process=False, vertex_colors=colours)
     if "quality" in mesh.vertex_attributes:
         moved.vertex_attributes["quality"] = (np.asarray(mesh.vertex_attributes["quality"]) / unit).astype(np.float32)
     data: Any = moved.export(file_type=kind, **options)
@@ -250,19 +255,13 @@ def _read(path: Path) -> _Raw | list[View]:
     readers = _readers()
     if path.is_dir() or path.suffix.lower() not in readers:
         what = "is a folder" if path.is_dir() else f"has the unknown suffix {path.suffix!r}"
-        raise ValueError(
-            f"{path} {what}. Give a file whose name ends in one of {', '.join(sorted(readers))}"
-            f"{_EXR if path.suffix.lower() == '.exr' else '.'}"
-        )
+        raise ValueError(f"{path} {what}. Give a file whose name ends in one of {', '.join(sorted(readers))}.")
     if not path.is_file():
         raise ValueError(f"{path} is a pipe or a device. Give a file, or - to read standard input.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes). Copy or download it again.")
     with _readable(path), warnings.catch_warnings(action="ignore"):
         return readers[path.suffix.lower()](path)
-
-
-_EXR = """; a depth image in EXR becomes one by numpy.save("x.npy", cv2.imread("x.exr", -1)), with OpenCV."""
 
 
 def _readers() -> dict[str, Callable[[Path], _Raw | list[View]]]:
@@ -275,7 +274,8 @@ def _readers() -> dict[str, Callable[[Path], _Raw | list[View]]]:
         ".xyz": _read_table,
         ".txt": _read_table,
         ".csv": _read_table,
-        ".png": _read_png,
+        ".png": _read_image,
+        ".exr": _read_image,
         ".json": _read_capture,
     }
     return {f".{kind}": _read_scene for kind in trimesh.available_formats() - _NOT_SHAPES} | ours
@@ -289,6 +289,11 @@ def suffixes() -> frozenset[str]:
 def to_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "y") -> Float[np.ndarray, "n 3"]:
     """Bring points of a file's unit (metres per file unit) and up axis into metres, y up; float32."""
     return _moved("points", vectors, unit * _turn(up))
+
+
+def from_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "y") -> Float[np.ndarray, "n 3"]:
+    """The way back from `to_world`."""
+    return np.asarray(vectors @ (_turn(up) / unit))
 
 
 class _BadFileError(ValueError):
@@ -403,7 +408,7 @@ def _read_scene(path: Path) -> _Raw:
     """All parts of a scene, each where the scene puts it."""
     if path.suffix.lower() in (".glb", ".gltf"):
         _check_gltf(path)
-    scene = trimesh.load_scene(str(path), process=False)
+    scene = trimesh.load_scene(str(path), process=False, skip_materials=True)  # no images: they lie in other files
     points: list[np.ndarray] = [np.zeros((0, 3))]
     faces: list[np.ndarray] = []
     for node in scene.graph.nodes_geometry:
@@ -439,7 +444,7 @@ def _read_npy(path: Path) -> _Raw | list[View]:
     # Mapping the file, not loading it, makes numpy compare the declared shape with the size of the file first.
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim == 2 and array.shape[1] not in COLUMNS and array.dtype.kind in "fiu":
-        return _read_png(path)
+        return _read_image(path)
     return _split_columns(path, np.array(array))
 
 
@@ -475,7 +480,7 @@ def _check_npz(path: Path) -> None:
                 )
 
 
-def _read_png(path: Path) -> list[View]:
+def _read_image(path: Path) -> list[View]:
     about, described = _camera_of(path)
     camera = _camera(about, described)
     return [View(_depths(path, about, described, camera), camera)]
@@ -498,12 +503,16 @@ def _read_capture(path: Path) -> list[View]:
 
 def _image_of(path: Path, camera: dict[str, Any]) -> Path:
     """The depth image that a JSON names, or that of its own name."""
-    near = [image.name for image in (path.with_suffix(".png"), path.with_suffix(".npy")) if image.exists()]
+    near = [image.name for image in map(path.with_suffix, (".png", ".npy", ".exr")) if image.exists()]
     name = camera.get("depth_file_path") or (near[0] if near and "frames" not in camera else None)
     if not isinstance(name, str):
         raise _BadFileError(
             f"{path} names no depth image{' for some frame' if 'frames' in camera else ', and none has its name'}. Add "
-            '"depth_file_path": the PNG or NPY, seen from the JSON.'
+            '"depth_file_path": the PNG, NPY or EXR, seen from the JSON.'
+        )
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise _BadFileError(
+            f"{path} names {name}, and only images beside or below it are read. Move it to the folder that holds them."
         )
     return path.parent / name
 
@@ -544,6 +553,8 @@ def _depths(image: Path, about: Path, described: dict[str, Any], camera: Camera)
             with Image.open(image) as opened:
                 _check_size(image, about, opened.size, camera)
                 values = np.asarray(opened)
+        elif image.suffix.lower() == ".exr":
+            values = _exr_values(image, about, camera)
         else:
             mapped = np.load(image, mmap_mode="r", allow_pickle=False)
             if mapped.ndim != 2 or mapped.dtype.kind not in "fiu":
@@ -558,6 +569,25 @@ def _depths(image: Path, about: Path, described: dict[str, Any], camera: Camera)
         raise _BadFileError(f"{about}: {error}") from error
     with np.errstate(over="ignore"):
         return values.astype(np.float64) * factor
+
+
+def _exr_values(image: Path, about: Path, camera: Camera) -> Float[np.ndarray, "r c"]:
+    """The one channel of an EXR image; 0 where a renderer says that nothing is there (infinity, or Blender's 1e10)."""
+    try:
+        import OpenEXR
+    except ModuleNotFoundError as missing:
+        raise _BadFileError(
+            f"{image} is an EXR image, and its reader is not installed: pip install 'shapespace[exr]', or save NPY."
+        ) from missing
+    with OpenEXR.File(str(image), header_only=True) as file:
+        low, high = ([int(place) for place in corner] for corner in file.header()["dataWindow"])
+        names = [channel.name for channel in file.header()["channels"]]
+    _check_size(image, about, (high[0] - low[0] + 1, high[1] - low[1] + 1), camera)
+    if len(names) != 1:
+        raise _BadFileError(f"{image} has the channels {', '.join(names)[:60]}, and depth is one alone. Save that one.")
+    with OpenEXR.File(str(image), separate_channels=True) as file:
+        values = np.array(file.channels()[names[0]].pixels)
+    return np.where(values < _NOTHING, values, 0)
 
 
 def _check_size(image: Path, about: Path, size: tuple[int, ...], camera: Camera) -> None:

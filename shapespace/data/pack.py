@@ -1,13 +1,16 @@
 """Packing: read every scan of a data set once, draw its points, and write them into a store.
 
 One scan at a time is held in memory (a few with several processes). The file grows as `OUT.part` and is put in place
-when it is complete; a killed run is continued by the same line.
+when it is complete; a killed run is continued by the same line. Several processes, on one machine or on many, may share
+the scans out: each packs its part, `OUT.2of4`, and the last one, or a line alone, copies the parts together.
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections import deque
@@ -27,6 +30,7 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace.data.files import MIN_POINTS, Normals
+from shapespace.data.hdf5 import has, held, readable
 from shapespace.data.recipe import Entry, Recipe, read_split
 from shapespace.data.scan import Scan
 from shapespace.data.store import FORMAT, Store
@@ -123,6 +127,7 @@ def pack(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> Packed:
     """Pack the scans under `root` into the store `out`.
 
@@ -142,27 +147,68 @@ def pack(
         seed: Seeds the drawing of points, together with each scan's name.
         overwrite: Replace a store that is there, or one that was begun with other arguments.
         progress: Show a bar, and name unusable scans as they come, on stderr.
+        shard: Which of how many parts to pack, counted from 0: of (1, 4) the second scan, the sixth, and so on. If all
+            parts are there then, the store is made of them; else the report is on the part. Without a shard, parts
+            that are there are used, and what they lack is read.
 
     Raises:
         FileNotFoundError: The data are not there.
         ValueError: An argument does not fit, `out` holds something else, or more than `max_bad` scans are unusable.
+        OSError: Another process is packing the same.
 
     """
     _check_numbers(points=(points, MIN_POINTS), jobs=(jobs, 1), max_bad=(max_bad, 0), seed=(seed, 0))
     entries, wanted, bad = _plan(recipe, root, splits)
     about = _about(recipe, points, normals, seed, wanted)
-    part = out.with_name(out.name + ".part")
     if out.exists() and not overwrite:
         return _already(out, about, entries, bad, max_bad)
+    work, pieces = _Work(recipe, root, points, normals, seed), _pieces(out)
+    if shard is not None:
+        index, count = shard
+        piece = out.with_name(f"{out.name}.{index + 1}of{count}")
+        if overwrite or not piece.exists():
+            _pack(piece, work, entries[index::count], about, wanted, {}, [], jobs, overwrite, progress)
+        pieces = [out.with_name(f"{out.name}.{number + 1}of{count}") for number in range(count)]
+        if not all(each.exists() for each in pieces):
+            return _report(piece, fresh=True)
+    try:
+        bad = _pack(out, work, entries, about, wanted, bad, pieces, jobs, overwrite, progress, max_bad)
+    except BlockingIOError:
+        if shard is None:
+            raise
+        return _report(piece if piece.exists() else out, fresh=True)  # another shard puts the parts together
+    for each in pieces:
+        each.unlink(missing_ok=True)
+    return _report(out, fresh=True)
+
+
+def _pack(
+    out: Path,
+    work: _Work,
+    entries: list[Entry],
+    about: dict[str, Any],
+    wanted: dict[str, list[str]],
+    bad: dict[str, str],
+    pieces: Sequence[Path],
+    jobs: int,
+    overwrite: bool,
+    progress: bool,
+    max_bad: int | None = None,
+) -> dict[str, str]:
+    """Pack the scans into `out` and name the bad ones, all borne without `max_bad`; what is in `pieces` is copied."""
+    part = out.with_name(out.name + ".part")
     with _open_part(part, about, overwrite) as file:
-        bad |= _fill(file, _Work(recipe, root, points, normals, seed), entries, jobs, progress)
+        for piece in pieces:
+            _copy(piece, file, entries, about, overwrite)
+        bad = bad | _fill(file, work, entries, jobs, progress)
         names = [entry.name for entry in entries if entry.name not in bad]
         _finish(file, names, wanted, bad)
-    if not names:
-        part.unlink()
-    _refuse(bad, len(names) + len(bad), max_bad)
+    if max_bad is not None:
+        if not names:
+            part.unlink()
+        _refuse(bad, len(names) + len(bad), max_bad)
     os.replace(part, out)
-    return _report(out, fresh=True)
+    return bad
 
 
 # ------------------------------------------------------------------------------------------------------------ planning
@@ -295,6 +341,39 @@ def _prepared(work: _Work, entries: list[Entry], jobs: int) -> Iterator[tuple[En
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+# -------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _pieces(out: Path) -> list[Path]:
+    """The parts of a store that lie beside it."""
+    named = re.compile(re.escape(out.name) + r"\.\d+of\d+")
+    return sorted(path for path in out.parent.glob(f"{glob.escape(out.name)}.*of*") if named.fullmatch(path.name))
+
+
+def _copy(piece: Path, file: h5py.File, entries: list[Entry], about: dict[str, Any], overwrite: bool) -> None:
+    """Take over from a part, if it is there, the scans that the file has not yet."""
+    if not piece.exists():
+        return
+    store, remedy = Store(piece), "Remove it, and give the line again that packs it."
+    difference = _difference(store.about, about)
+    if difference and not overwrite:
+        raise ValueError(f"{piece} was packed with other arguments: {difference}. {remedy}")
+    names = set() if difference else set(store.names)
+    with h5py.File(piece, "r") as source, readable(piece, remedy):
+        for entry in entries:
+            if entry.name in names and entry.name not in file:
+                _copy_scan(held(source, entry.name), file, entry.name)
+    file.flush()
+
+
+def _copy_scan(scan: h5py.Group, file: h5py.File, name: str) -> None:
+    if has(scan, "truth"):
+        topology = f"_topologies/{scan['truth'].attrs['topology']}"
+        if topology not in file:
+            scan.file.copy(topology, file, topology)
+    scan.file.copy(scan, file, name)
+
+
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -310,7 +389,7 @@ def _open_part(part: Path, about: dict[str, Any], overwrite: bool) -> h5py.File:
             file = h5py.File(part, "r+")
             old = json.loads(file.attrs["about"])
         except BlockingIOError as error:
-            raise OSError(
+            raise BlockingIOError(
                 f"{part} is being written by another process. Wait for it, or choose another name."
             ) from error
         except (OSError, KeyError, ValueError):  # killed in the middle of a write: nothing to go on from

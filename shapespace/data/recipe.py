@@ -159,7 +159,7 @@ def read_split(path: Path) -> list[str]:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = content if isinstance(content, list) else _nested_names(content)
         good = bool(names) and all(isinstance(name, str) and name.count("/") == 2 for name in names)
-    except (ValueError, AttributeError, TypeError, KeyError):
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
         good = False
     if not good:
         raise ValueError(

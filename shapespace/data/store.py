@@ -9,7 +9,8 @@ the file hold what it was made from.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Float
 from trimesh import Trimesh
 
+from shapespace.data.hdf5 import MAX_READ, has, held, readable, told, written
 from shapespace.data.recipe import read_split, suggest
 from shapespace.data.scan import Scan
 from shapespace.geometry.frame import Frame
@@ -97,12 +99,16 @@ class Store:
         self.path = Path(path)
         self._file: h5py.File | None = None
         self._pid = -1
-        with _open(self.path) as file:
-            self.names: list[str] = _texts(file["_names"])
-            self.splits: dict[str, list[str]] = {split: _texts(names) for split, names in file["_splits"].items()}
-            self.about: dict[str, Any] = json.loads(file.attrs["about"])
-            self.bad: dict[str, str] = dict(json.loads(text) for text in _texts(file["_bad"]))
-            self.scale = float(file.attrs["scale"])
+        with _open(self.path) as file, readable(self.path, _remedy(self.path)):
+            self.names: list[str] = _texts(held(file, "_names"))
+            self._known = frozenset(self.names)
+            splits = held(file, "_splits")
+            self.splits: dict[str, list[str]] = {split: _texts(held(splits, split)) for split in splits}
+            self.about: dict[str, Any] = dict(json.loads(told(file, "about")))
+            self.bad: dict[str, str] = dict(json.loads(text) for text in _texts(held(file, "_bad")))
+            self.scale = float(told(file, "scale"))
+            if not 0 < self.scale < float("inf"):
+                raise ValueError(f"its scale is {self.scale}")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None, "_pid": -1}
@@ -149,26 +155,29 @@ class Store:
 
     def frame(self, name: str) -> Frame:
         """Where the scan lies in the world."""
-        attributes = self._scan(name).attrs
-        return Frame(torch.tensor(attributes["centre"]), torch.tensor(np.float32(attributes["scale"])))
+        with self._scan(name) as group:
+            centre = np.asarray(told(group, "centre"), dtype=np.float32).reshape(3)
+            return Frame(torch.from_numpy(centre), torch.tensor(np.float32(told(group, "scale"))))
 
     def count(self, name: str) -> int:
         """How many points the scan has in the store."""
-        return len(self._scan(name)["points"])
+        with self._scan(name) as group:
+            return len(_rows(group, "points"))
 
     def has_normals(self, name: str) -> bool:
         """Whether the scan came with normals or faces; those of other scans are estimated from their points."""
-        group = self._scan(name)
-        return "normals" in group and not group.attrs.get("estimated", False)
+        with self._scan(name) as group:
+            return has(group, "normals") and not ("estimated" in group.attrs and told(group, "estimated"))
 
     def has_truth(self, name: str) -> bool:
         """Whether the scan has a true surface."""
-        return "truth" in self._scan(name)
+        with self._scan(name) as group:
+            return has(group, "truth")
 
     def origin(self, name: str) -> dict[str, Any]:
         """Where the scan comes from: `file` under the root, its `bytes`, `sha256` of the points read, and a `note`."""
-        attributes = self._scan(name).attrs
-        return {key: attributes[key] for key in ("file", "bytes", "sha256", "note")}
+        with self._scan(name) as group:
+            return {key: told(group, key) for key in ("file", "bytes", "sha256", "note")}
 
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
         """Draw `count` points (with normals or lines, and sensors where there are any), in the model frame.
@@ -176,30 +185,45 @@ class Store:
         The points were shuffled when packed, so one block from a random place, wrapping around the end, is a random
         subset and one read. A scan of fewer points gives all of them, repeated until there are `count`.
         """
-        group = self._scan(name)
-        total = len(group["points"])
-        start = int(rng.integers(total))
+        with self._scan(name) as group:
+            points = _rows(group, "points")
+            start = int(rng.integers(len(points)))
 
-        def draw(key: str) -> Float[np.ndarray, "count 3"] | None:
-            return _block(group[key], start, count) if key in group else None
+            def draw(key: str) -> Float[np.ndarray, "count 3"] | None:
+                return _block(_rows(group, key, len(points)), start, count) if has(group, key) else None
 
-        return Scan(name, _block(group["points"], start, count), draw("normals"), draw("sensors"), lines=draw("lines"))
+            return Scan(name, _block(points, start, count), draw("normals"), draw("sensors"), lines=draw("lines"))
 
     def truth(self, name: str) -> Trimesh | None:
         """Read the true surface (metres, y up), or None where there is none."""
-        group = self._scan(name)
-        if "truth" not in group:
-            return None
-        faces = group.file["_topologies"][group["truth"].attrs["topology"]]
-        return Trimesh(group["truth"][:], faces[:], process=False)
+        with self._scan(name) as group:
+            if not has(group, "truth"):
+                return None
+            vertices = _rows(group, "truth")
+            faces = written(held(group.file, f"_topologies/{told(vertices, 'topology')}"))[:]
+            if faces.dtype.kind != "i" or faces.shape[1:] != (3,) or faces.min() < 0 or faces.max() >= len(vertices):
+                raise ValueError(f"the true surface of {name} has faces that are none")
+            return Trimesh(vertices[:], faces, process=False)
 
-    def _scan(self, name: str) -> h5py.Group:
-        """Find the scan's group, through a file handle of this process."""
+    @contextmanager
+    def _scan(self, name: str) -> Iterator[h5py.Group]:
+        """Find the scan's group, through a file handle of this process; damage found there becomes a sentence."""
         if self._file is None or self._pid != os.getpid():
             self._file, self._pid = _open(self.path), os.getpid()
-        if name.count("/") != 2 or name.startswith("_") or name not in self._file:
+        if name not in self._known:
             raise ValueError(f"{self.path} has no scan {name!r}. {suggest(name, self.names)}")
-        return self._file[name]
+        with readable(self.path, _remedy(self.path)):
+            yield held(self._file, name)
+
+
+def _rows(group: h5py.Group, key: str, count: int | None = None) -> h5py.Dataset:
+    """Vectors of a scan: float32 (n, 3), at least one, and `count` if so many there must be."""
+    data = written(held(group, key))
+    if data.dtype != np.float32 or data.ndim != 2 or data.shape[1] != 3 or not len(data):
+        raise ValueError(f"its {data.name} is an array of {data.dtype} {data.shape}, not float32 (n, 3)")
+    if count is not None and len(data) != count:
+        raise ValueError(f"its {data.name} has {len(data):,} rows for {count:,} points")
+    return data
 
 
 def _block(data: h5py.Dataset, start: int, count: int) -> Float[np.ndarray, "count 3"]:
@@ -219,18 +243,36 @@ def _open(path: Path) -> h5py.File:
         raise FileNotFoundError(
             f"there is no store {path}. {hint or f'Make it: shapespace preprocess RECIPE ROOT {path}'}"
         )
-    rebuild = f"Rebuild it: shapespace preprocess RECIPE ROOT {path} --overwrite"
+    rebuild = _remedy(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
         raise ValueError(f"{path} is damaged or no HDF5 file ({error}). {rebuild}") from error
-    version = file.attrs.get("format")
-    if version != FORMAT or any(key not in file for key in ("_names", "_splits", "_bad")):
+    try:
+        with readable(path, rebuild):
+            version = told(file, "format") if "format" in file.attrs else None
+            whole = all(has(file, key) for key in ("_names", "_splits", "_bad"))
+    except ValueError:
+        file.close()
+        raise
+    if version != FORMAT or not whole:
         file.close()
         what = f"is a store of format {version}" if version is not None else "is an HDF5 file, but no store"
         raise ValueError(f"{path} {what}, and format {FORMAT} is needed. {rebuild}")
     return file
 
 
+def _remedy(path: Path) -> str:
+    return f"Rebuild it: shapespace preprocess RECIPE ROOT {path} --overwrite"
+
+
 def _texts(data: h5py.Dataset) -> list[str]:
-    return [text.decode() for text in data[:]]
+    """All texts, a few at a time: many of them may be one and the same text of the file."""
+    texts: list[str] = []
+    left = MAX_READ // 10
+    for start in range(0, len(written(data)), 64):
+        texts += [text.decode() for text in data[start : start + 64]]
+        left -= sum(map(len, texts[-64:]))
+        if left < 0:
+            raise ValueError(f"its {data.name} holds more than {MAX_READ // 10:,} letters")
+    return texts

@@ -1,5 +1,6 @@
 """Small rigid motions and changes of size, with their derivatives; and rotations to start from."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -59,6 +60,20 @@ def between(a: Frame, b: Frame, share: float) -> Frame:
     ends = [torch.eye(3) if frame.rotation is None else frame.rotation for frame in (a, b)]
     turn = Slerp([0, 1], Rotation.from_matrix(torch.stack(ends).numpy()))(share)
     return Frame(centre, scale, torch.from_numpy(turn.as_matrix()).to(centre))
+
+
+def bends(frames: Sequence[Frame]) -> Float[Tensor, "m 7"]:
+    """Second differences of frames along time, for all but both ends, in the numbers of a pose (float64).
+
+    To first order, frames that are moved further by small poses p bend by this and the second differences of p.
+    """
+    still = torch.eye(3)
+    turns = Rotation.from_matrix([(still if frame.rotation is None else frame.rotation).numpy() for frame in frames])
+    steps = (turns[1:] * turns[:-1].inv()).as_rotvec()
+    centres = np.stack([frame.centre.double().numpy() for frame in frames])
+    scales = np.array([float(frame.scale) for frame in frames])
+    moved = turns[1:-1].apply(np.diff(centres, 2, axis=0)) / scales[1:-1, None]
+    return torch.from_numpy(np.concatenate([np.diff(steps, axis=0), -moved, -np.diff(np.log(scales), 2)[:, None]], 1))
 
 
 def starts(unknown: Unknown | None) -> Float[np.ndarray, "k 3 3"]:

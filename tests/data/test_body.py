@@ -223,6 +223,16 @@ def test_motions_are_what_their_names_say(body: Body, poses: Poses) -> None:
         assert (found["root"][:, 1] > np.minimum(found["foot.L"], found["foot.R"])[:, 1]).all()
 
 
+def test_moments_of_a_clip_follow_each_other_evenly(body: Body, poses: Poses) -> None:
+    """Half-way between two frames of the clip is half-way between their poses; neighbouring moments are close."""
+    feet = np.stack([heads(body, poses.moment("run", time))["foot.L"] for time in np.arange(0, poses.length - 1, 0.5)])
+    assert len(feet) == 78
+    middle = (feet[:-2:2] + feet[2::2]) / 2
+    np.testing.assert_allclose(feet[1:-1:2], middle, atol=0.02)
+    assert np.linalg.norm(np.diff(feet, axis=0), axis=1).max() < 0.1
+    assert np.ptp(feet, axis=0).max() > 0.5
+
+
 def test_a_clip_that_is_not_there_is_named(poses: Poses) -> None:
     with pytest.raises(ValueError, match=r"no motion clip 'swim'.*It has: walk, run"):
         poses.motion("swim", np.random.default_rng(0))

@@ -396,5 +396,5 @@ def test_a_damaged_file_ends_in_a_scan_or_in_a_sentence(tmp_path, suffix, data):
 
 
 def test_suffixes_name_what_can_be_read():
-    assert {".ply", ".obj", ".npy", ".npz", ".xyz", ".glb", ".stl", ".off", ".png", ".json"} <= suffixes()
-    assert not {".zip", ".h5", ".exr"} & suffixes()
+    assert {".ply", ".obj", ".npy", ".npz", ".xyz", ".glb", ".stl", ".off", ".png", ".exr", ".json"} <= suffixes()
+    assert not {".zip", ".h5"} & suffixes()

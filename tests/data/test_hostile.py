@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,16 @@ def png(width: int = 64, height: int = 64, bits: int = 16, colour: int = 0, valu
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(values)) + chunk(b"IEND", b"")
 
 
+def exr() -> bytes:
+    import OpenEXR
+
+    rows = np.tile(np.linspace(2, 2.064, 64, dtype=np.float32)[:, None], 64)
+    with NamedTemporaryFile(suffix=".exr") as place:
+        with OpenEXR.File({"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}, {"Z": rows}) as file:
+            file.write(place.name)
+        return Path(place.name).read_bytes()
+
+
 def camera(**changes: Any) -> bytes:
     return json.dumps({"width": 64, "height": 64, "fx": 60, "fy": 60, "cx": 31.5, "cy": 31.5, **changes}).encode()
 
@@ -134,6 +145,7 @@ WHOLE: dict[str, Callable[[], bytes]] = {
     ".txt": lambda: text(POINTS),
     ".csv": lambda: text(POINTS).replace(b" ", b","),
     ".png": png,
+    ".exr": exr,
     ".json": camera,
 }
 
@@ -288,7 +300,7 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str | None]] = {
     "json of numbers": ({"x.json": b"7"}, "holds no JSON object"),
     "json cut off": ({"x.json": camera()[:20]}, "cannot be read as JSON"),
     "json of itself": ({"x.json": camera(depth_file_path="x.json")}, "cannot be read as JSON"),
-    "json of a folder": ({"x.json": camera(depth_file_path="..")}, "there is no depth image"),
+    "json of a folder": ({"x.json": camera(depth_file_path="..")}, r"names \.\., and only images beside or below it"),
     "json of no text": ({"x.json": camera(depth_file_path="a\0b")}, "there is no depth image|cannot be read as JSON"),
     "camera cut off": ({"x.png": png(), "x.json": b'{"fx": '}, r"x\.json cannot be read as JSON"),
     "npz of other things": ({"x.npz": packed(points=b"not an array")}, "cannot be read as NPZ"),
@@ -377,8 +389,10 @@ def test_each_format_has_a_whole_file_here(tmp_path: Path) -> None:
 def test_rubbish_under_any_name(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     whole = WHOLE[suffix]()
-    if suffix in (".png", ".json"):
-        (tmp_path / f"x{'.json' if suffix == '.png' else '.png'}").write_bytes(camera() if suffix == ".png" else png())
+    if suffix in (".png", ".exr"):
+        (tmp_path / "x.json").write_bytes(camera())
+    elif suffix == ".json":
+        (tmp_path / "x.png").write_bytes(png())
     rubbish = np.random.default_rng(1).integers(0, 256, 100_000, dtype=np.uint8).tobytes()
     for content in (b"", b"\0", rubbish, whole[:16] + rubbish, rubbish + whole, whole[:-9], whole[: len(whole) // 2]):
         path.write_bytes(content)
@@ -392,8 +406,10 @@ def test_rubbish_under_any_name(tmp_path: Path, suffix: str) -> None:
 def test_headers_with_other_bytes_in_them(tmp_path: Path, suffix: str) -> None:
     """Every one of the first bytes replaced, and the header cut off everywhere."""
     path, whole, rng = tmp_path / f"x{suffix}", WHOLE[suffix](), np.random.default_rng(2)
-    if suffix in (".png", ".json"):
-        (tmp_path / f"x{'.json' if suffix == '.png' else '.png'}").write_bytes(camera() if suffix == ".png" else png())
+    if suffix in (".png", ".exr"):
+        (tmp_path / "x.json").write_bytes(camera())
+    elif suffix == ".json":
+        (tmp_path / "x.png").write_bytes(png())
     for place in range(0, min(len(whole), 240), 2):
         damaged = bytearray(whole)
         damaged[place] = rng.integers(256)

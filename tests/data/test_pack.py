@@ -394,3 +394,69 @@ def test_memory_does_not_grow_with_the_number_of_scans(synthetic_root, tmp_path,
     peak("few")  # imports and caches
     (tmp_path / "few.h5").unlink()
     assert peak("all") < 1.1 * peak("few")
+
+
+def test_shards_make_the_store_of_a_line_alone(do, tmp_path, path_of):
+    whole = do("whole.h5")
+    for shard in ((0, 3), (2, 3)):
+        part = do(shard=shard)
+        assert (part.path, part.scans) == (tmp_path / f"s.h5.{shard[0] + 1}of3", 3)
+        assert not (tmp_path / "s.h5").exists()
+    assert do(shard=(2, 3)).path == tmp_path / "s.h5.3of3"  # a part that is there is not packed again
+    packed = do(shard=(1, 3))
+    assert packed.path == tmp_path / "s.h5"
+    assert content(tmp_path / "s.h5") == content(whole.path)
+    assert {path.name for path in tmp_path.glob("*.h5*")} == {"s.h5", "whole.h5"}
+    assert do(shard=(0, 3)).fresh is False
+
+
+def test_a_line_alone_uses_the_shards_that_are_there_and_reads_the_rest(do, monkeypatch, tmp_path, path_of):
+    whole = do("whole.h5")
+    do(shard=(0, 3))
+    changed = path_of(0, 0)  # of that shard; read again
+    changed.write_bytes(changed.read_bytes().replace(b" 1.0\n", b" 1.0\ncomment again\n", 1))
+    names = stop_at(monkeypatch, -1, raise_interrupt)
+    do()
+    assert len(names) == 7
+    old, new = content(whole.path), content(tmp_path / "s.h5")
+    assert {name for name in old if old[name] != new[name]} == {"p000/poses/000000"}  # its `bytes`
+    assert old.keys() == new.keys()
+
+
+def test_a_killed_shard_goes_on_and_bad_scans_count_when_all_are_there(do, monkeypatch, tmp_path, path_of):
+    path_of(1, 1).write_bytes(b"ply")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            do(shard=(0, 2))
+    names = stop_at(monkeypatch, -1, raise_interrupt)
+    do(shard=(0, 2))
+    assert len(names) == 4
+    with pytest.raises(ValueError, match=r"1 of 9 scans cannot be used, and --max-bad is 0"):
+        do(shard=(1, 2))
+    assert do(shard=(1, 2), max_bad=1).scans == 8
+
+
+def test_shards_of_other_arguments_are_not_mixed(do, tmp_path):
+    do(shard=(0, 2))
+    with pytest.raises(ValueError, match=r"s\.h5\.1of2 was packed with other arguments: points 300 there, 200 now\. R"):
+        do(shard=(1, 2), points=200)
+    do(shard=(1, 2), points=200, overwrite=True)
+    assert Store(tmp_path / "s.h5").about["points"] == 200
+
+
+def test_a_shard_leaves_the_store_to_the_one_that_is_at_it(do, tmp_path):
+    ready, done = FORK.Event(), FORK.Event()
+
+    def hold() -> None:
+        with h5py.File(tmp_path / "s.h5.part", "w"):
+            ready.set()
+            done.wait(20)
+
+    do(shard=(0, 2))
+    process = FORK.Process(target=hold)
+    process.start()
+    ready.wait(20)
+    assert do(shard=(1, 2)).path == tmp_path / "s.h5.2of2"
+    done.set()
+    process.join()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from shapespace.geometry import pose
+from shapespace.geometry import chain, pose
 from shapespace.geometry.frame import Frame
 
 
@@ -98,3 +98,27 @@ def test_between_two_frames_both_ends_are_met_and_the_middle_is_half_turned(turn
         return
     halves = [torch.eye(3) if end.rotation is None else end.rotation for end in (a, b)]
     torch.testing.assert_close(middle.rotation @ halves[0].T, halves[1] @ middle.rotation.T, atol=1e-5, rtol=1e-5)
+
+
+def frame(centre: list[float], turn: list[float], scale: float = 1.25) -> Frame:
+    return Frame(
+        torch.tensor(centre), torch.tensor(scale), torch.from_numpy(Rotation.from_rotvec(turn).as_matrix()).float()
+    )
+
+
+def test_even_motion_does_not_bend() -> None:
+    """Straight ahead in the world, turning at an even speed, growing by the same share each time."""
+    path = [frame([0.3 * t, 0.1, -0.2 * t], [0.0, 0.7 * t, 0.0], 1.25 * 1.01**t) for t in range(5)]
+    torch.testing.assert_close(pose.bends(path), torch.zeros(3, 7, dtype=torch.float64), atol=1e-5, rtol=0)
+    path[2] = Frame(path[2].centre, path[2].scale)
+    assert pose.bends(path).abs().max() > 1
+
+
+def test_frames_that_are_moved_by_poses_bend_by_the_second_differences_of_these() -> None:
+    rng = np.random.default_rng(0)
+    path = [frame((0.02 * rng.normal(size=3)).tolist(), [0.0, 0.01 * t * t, 1.0], 1.25 * 1.005**t) for t in range(5)]
+    poses = torch.from_numpy(1e-2 * rng.normal(size=(5, pose.SIZE))).float()
+    moved = [frame.then(pose.frame_of(by)) for frame, by in zip(path, poses, strict=True)]
+    expected = chain.second_differences(5) @ poses.double()
+    assert expected.abs().max() > 0.03
+    torch.testing.assert_close(pose.bends(moved) - pose.bends(path), expected, atol=3e-3, rtol=0)

@@ -67,3 +67,5 @@ def test_what_a_code_cannot_be_made_of_is_refused() -> None:
         build.model(build.ConvolutionalSizes(plane=20))
     with pytest.raises(ValueError, match=r"--model\.grid 20 cannot be halved 4 times"):
         build.model(build.MultiscaleSizes(grid=20))
+    with pytest.raises(ValueError, match=r"model\.radius is null, which is for `shapespace reconstruct`"):
+        build.model(build.IGRSizes(radius=None))

@@ -1,6 +1,8 @@
 """Motion of every family: ends that are encoded, paths that it knows, surfaces that are open or missing."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import trimesh
 from shapespace import ShapeSpace, build, evaluate
 from shapespace.data.scan import Scan
 from shapespace.space import Fit
-from shapespace.tools import motion, synthesize
+from shapespace.tools import _sequences, motion, synthesize
 from shapespace.tools._settings import of_fits, of_model, timed
 
 SIZES = {
@@ -37,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_record_tells_run_method_and_split(data: Path, tmp_path: Path) -> None:
     space("atlas").save(tmp_path / "run" / "model.safetensors")
     words = {"method": "encode", "pairs": 1, "steps": 3, "resolution": 24, "paths": ("shortest", "linear")}
-    motion.main(str(tmp_path / "run"), data, lm=motion.LMOptions(), **words)  # type: ignore[arg-type]
+    motion.main(str(tmp_path / "run"), data, lm=motion.LMOptions(), joint=motion.SequenceOptions(), **words)  # type: ignore[arg-type]
     held = json.loads((tmp_path / "run" / "motion" / "motion.json").read_text())
     told = held["settings"]
     assert (told["run"], told["family"], told["method"], told["split"]) == ("run", "atlas", "encode", "unseen_people")
@@ -46,6 +48,38 @@ def test_the_record_tells_run_method_and_split(data: Path, tmp_path: Path) -> No
     assert held["medians"]["linear"]["truth_to_found"] > 0
     assert held["medians"]["linear"]["volume_error"] is None  # and is open
     assert (tmp_path / "run" / "motion" / "motion.png").is_file()
+
+
+def test_sequences_are_scored_alone_and_jointly_and_with_frames_missing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space("igr").save(tmp_path / "run" / "model.safetensors")
+    lm, joint = motion.LMOptions(points=64, free=0, steps=5, evidence=0.01), motion.SequenceOptions()
+
+    def run(**words: object) -> None:
+        named = {"lm": lm, "joint": joint, "resolution": 16, "people": 1, "cases": ("points",), **words}
+        motion.main(str(tmp_path / "run"), data, **named)  # type: ignore[arg-type]
+
+    cameras = replace(_sequences.Scanner(), azimuths=4, elevations=(0.0,), columns=40, rows=60)
+    monkeypatch.setattr(_sequences, "Scanner", lambda: cameras)
+    run(frames=5)
+    held = json.loads((tmp_path / "run" / "motion" / "sequences.json").read_text())
+    assert (held["settings"]["frames"], held["settings"]["joint"]["bend"]) == (5, joint.bend)
+    ways = {row["way"]: row for row in held["rows"]}
+    assert list(ways) == [_sequences.ALONE, _sequences.JOINTLY, _sequences.BETWEEN, _sequences.BRIDGED]
+    assert {row["motion"] for row in ways.values()} == {"01/walk"}
+    assert all(row["truth_to_found"] > 0 and row["found_to_truth"] > 0 for row in ways.values())
+    assert ways[_sequences.JOINTLY]["flicker"] < ways[_sequences.ALONE]["flicker"]
+    assert ways[_sequences.BRIDGED]["flicker"] is None  # of one frame
+    assert "| points | missing: bridged" in capsys.readouterr().out
+    for words, sentence in (
+        ({"frames": 4}, "--frames 4: a clip has 40 frames, and at least 5 are needed"),
+        ({"frames": 41}, "--frames 41: a clip has 40 frames"),
+        ({"frames": 5, "split": "nowhere"}, "nobody is in split 'nowhere' of this data set: choose another --split"),
+        ({"frames": 5, "cases": ("wet",)}, "no case 'wet': there are complete, encoded"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            run(**words)
 
 
 def test_paths_that_a_family_has_not_are_left_out_or_refused(capsys: pytest.CaptureFixture[str]) -> None:

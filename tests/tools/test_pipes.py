@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +274,54 @@ def test_a_floor_is_left_out_and_that_is_said(
         meshes[clutter] = trimesh.load(tmp_path / clutter / "scan.ply", process=False)
     away = {name: abs(mesh.bounds.mean(axis=0)[1] - 5) for name, mesh in meshes.items()}
     assert away["remove"] < 0.1 < away["keep"]
+
+
+def test_frames_of_a_motion_are_fitted_jointly_and_bridged_where_they_are_missing(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Frame 2 of 0 to 5 is not there, frame 3 holds nobody, and all walk along x; centimetres."""
+    (tmp_path / "walk").mkdir()
+    for time in (0, 1, 4, 5):
+        still = person()
+        walked = replace(still, points=still.points + np.float32([0.1 * time, 0, 0]))
+        write_scan(tmp_path / "walk" / f"f{time:03d}.ply", walked, unit=0.01)
+    (tmp_path / "walk" / "f003.ply").write_bytes(b"")
+    files = sorted((tmp_path / "walk").iterdir(), reverse=True)
+    words = ("fit", model, *files, "--sequence", "--resolution", 16, "--lm.points", 256, "--lm.evidence", 0.01)
+    code, out, err = inside(*words, "--out", "walked")
+    assert code == 0, err
+    assert "note: f003 is bridged: " in err
+    assert f"2 of 6 frames bridged, animation in {Path('walked') / 'sequence.glb'}" in out
+    records = json.loads((tmp_path / "walked" / "fits.json").read_text())
+    names = [f"f{time:03d}" for time in range(6)]
+    assert [record["name"] for record in records] == names
+    assert [record["name"] for record in records if record.get("bridged")] == ["f002", "f003"]
+    assert all("coverage" not in record for record in records if record.get("bridged"))
+    middles = [
+        trimesh.load(tmp_path / "walked" / f"{name}.ply", process=False).bounds.mean(axis=0)[0] for name in names
+    ]
+    np.testing.assert_allclose(np.diff(middles), 10, atol=6)
+    film = trimesh.load(tmp_path / "walked" / "sequence.glb")
+    assert len(film.geometry) == 6
+    code, _, err = inside(*words, "--method", "adam")
+    assert code == 2
+    assert "--sequence fits by Levenberg-Marquardt, and --method adam is asked for" in err
+
+
+def test_the_record_tells_how_the_shape_lies_in_the_file(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    from shapespace import ShapeSpace
+    from shapespace.space import load_fits
+
+    write_scan(tmp_path / "scan.ply", person(), unit=0.01, up="z")
+    options = ("--unit", "cm", "--up", "z", "--lm.evidence", 1.0, "--resolution", 16)
+    code, _, err = inside("fit", model, "scan.ply", *options, "--out", "placed")
+    assert code == 0, err
+    (record,) = json.loads((tmp_path / "placed" / "fits.json").read_text())
+    told, space = record["from_model"], ShapeSpace.load(model)
+    (fit,) = load_fits(tmp_path / "placed" / "codes.safetensors", space)
+    assert fit.frame.rotation is not None  # found beside the code
+    vertices = space.mesh(fit.code, resolution=16).vertices / space.scale  # about the origin, in model units
+    moved = told["scale"] * vertices @ np.array(told["rotation"]).T + told["translation"]
+    np.testing.assert_allclose(moved, trimesh.load(tmp_path / "placed" / "scan.ply", process=False).vertices, atol=1e-2)

@@ -115,3 +115,16 @@ def test_it_runs_as_a_script_and_several_processes_give_the_same_bytes(synthetic
     assert done.stdout.splitlines()[-1].startswith(f"store: {tmp_path / 's.h5'} (9 scans")
     shapespace("synthetic", synthetic_root, tmp_path / "one.h5", "--points", 300, "--jobs", 1)
     assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
+
+
+def test_a_shard_says_where_it_lies_and_the_last_one_makes_the_store(
+    synthetic_root, tmp_path, capsys, monkeypatch, fails
+):
+    line = ("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 300)
+    shapespace(*line, "--shard", "2/2")
+    assert f"shard 2/2 is in {tmp_path / 's.h5.2of2'}: the last one makes the store" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "0")  # as torchrun tells a process who it is
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shapespace(*line)
+    assert f"store: {tmp_path / 's.h5'} (9 scans, 2,700 points" in capsys.readouterr().out
+    assert "--shard 3/2 is no share of the work" in fails(*line, "--shard", "3/2")

@@ -1,0 +1,291 @@
+"""Damaged files of every format: each ends in what it holds or in a sentence that names it, soon and in little memory.
+
+Damage is drawn by (format, number), so that a case can be made again: `mutated(whole, number)`.
+"""
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import re
+import resource
+import struct
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from shapespace import build
+from shapespace.data.files import read_scan, suffixes
+from shapespace.data.recipe import read_split
+from shapespace.data.store import FORMAT, Store
+from shapespace.datasets.layout import read_registration
+from shapespace.datasets.synthetic import Synthetic
+from shapespace.run import Run
+from shapespace.space import ShapeSpace, load_fits, save_fits
+
+SECONDS, ROOM = 3, 400_000_000  # for one file, and bytes above what the test has already
+
+RNG = np.random.default_rng(0)
+POINTS = RNG.normal(size=(102, 3)).astype("<f4").round(2)
+FACES = np.arange(102, dtype="<i4").reshape(-1, 3)
+CAMERA = {"width": 16, "height": 16, "fx": 16, "fy": 16, "cx": 7.5, "cy": 7.5, "k1": 0, "camera_to_world": None}
+CAMERA["camera_to_world"] = np.diag([1.0, -1, -1, 1]).tolist()
+DEPTH = np.full((16, 16), 2000, np.uint16)
+SIZES = build.IGRSizes(code=2, width=8, depth=2, skip=1, encoder_points=8, encoder_width=4, encoder_features=4)
+SCAN = "a/b/0"
+
+
+def _space() -> ShapeSpace:
+    torch.manual_seed(0)
+    weights = {"surface": 1.0, "eikonal": 0.1}
+    return ShapeSpace(build.model(SIZES).eval(), SIZES, scale=1.25, about={"weights": weights})
+
+
+SPACE = _space()
+
+
+def _mesh(path: Path) -> None:
+    trimesh.Trimesh(POINTS, FACES, process=False).export(path)
+
+
+def _ascii(path: Path) -> None:
+    path.write_bytes(trimesh.exchange.ply.export_ply(trimesh.Trimesh(POINTS, FACES, process=False), encoding="ascii"))
+
+
+def _sensors(path: Path) -> None:
+    head = "ply\nformat binary_big_endian 1.0\nelement vertex 102\n"
+    head += (
+        "".join(f"property float {axis}\n" for axis in ("x", "y", "z", "nx", "ny", "nz")) + "property uchar sensor\n"
+    )
+    head += "element sensor 1\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
+    rows = np.zeros(102, dtype=[("v", ">f4", 6), ("s", "u1")])
+    rows["v"] = np.concatenate([POINTS, np.ones_like(POINTS)], axis=1)
+    path.write_bytes(head.encode() + rows.tobytes() + bytes(12))
+
+
+def _png(path: Path) -> None:
+    Image.fromarray(DEPTH).save(path)
+    path.with_suffix(".json").write_text(json.dumps(CAMERA))
+
+
+def _depth(path: Path) -> None:
+    np.save(path, DEPTH)
+    path.with_suffix(".json").write_text(json.dumps(CAMERA))
+
+
+def _capture(path: Path) -> None:
+    Image.fromarray(DEPTH).save(path.with_name("d.png"))
+    path.write_text(json.dumps({"frames": [{**CAMERA, "depth_file_path": "d.png"}] * 2}))
+
+
+def _npz(path: Path) -> None:
+    np.savez(path, points=POINTS, faces=FACES)
+
+
+def _store(path: Path) -> None:
+    about = {"recipe": "x", "scale": 1.25}
+    text = h5py.string_dtype()
+    with h5py.File(path, "w") as file:
+        file.attrs.update(format=FORMAT, about=json.dumps(about), scale=1.25)
+        file["_names"] = file["_splits/train"] = np.array([SCAN.encode()], dtype=text)
+        file["_bad"] = np.array([], dtype=text)
+        file["_topologies/t"] = FACES
+        group = file.create_group(SCAN)
+        group["points"], group["normals"], group["truth"] = POINTS, POINTS, POINTS
+        group["truth"].attrs["topology"] = "t"
+        group.attrs.update(centre=np.zeros(3, "f4"), scale=np.float32(1.25), file="x", bytes=1, sha256="x", note="")
+
+
+def _registrations(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["a_b"], file["faces"] = POINTS[..., None], FACES
+
+
+def _checkpoint(path: Path) -> None:
+    state = {"step": 3, "seconds": 1.0, "model": SPACE.model.state_dict(), "optimiser": {}}
+    torch.save(state, path)
+
+
+def _read_store(path: Path) -> None:
+    with Store(path) as store:
+        store.frame(SCAN), store.count(SCAN), store.has_normals(SCAN), store.truth(SCAN), store.origin(SCAN)
+        store.sample(SCAN, 50, np.random.default_rng(0))
+
+
+def _read_registration(path: Path) -> None:
+    read_registration(Synthetic(), path.parent, "a", "b", 0)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a small valid file is written, and how it is read."""
+
+    file: str
+    write: Callable[[Path], Any]
+    read: Callable[[Path], Any] = read_scan
+
+
+FORMATS = {
+    "ply": Format("x.ply", _mesh),
+    "ply, text": Format("x.ply", _ascii),
+    "ply, sensors": Format("x.ply", _sensors),
+    "obj": Format("x.obj", _mesh),
+    "off": Format("x.off", _mesh),
+    "stl": Format("x.stl", _mesh),
+    "stl, text": Format(
+        "x.stl_ascii",
+        lambda path: path.write_text(
+            trimesh.exchange.stl.export_stl_ascii(trimesh.Trimesh(POINTS, FACES, process=False))
+        ),
+    ),
+    "glb": Format("x.glb", _mesh),
+    "gltf": Format(
+        "x.gltf",
+        lambda path: path.write_bytes(
+            trimesh.exchange.gltf.export_gltf(
+                trimesh.Scene(trimesh.Trimesh(POINTS, FACES, process=False)), embed_buffers=True
+            )["model.gltf"]
+        ),
+    ),
+    "npy": Format("x.npy", lambda path: np.save(path, POINTS)),
+    "npz": Format("x.npz", _npz),
+    "xyz": Format("x.xyz", lambda path: np.savetxt(path, POINTS, fmt="%.2f")),
+    "txt": Format(
+        "x.txt", lambda path: np.savetxt(path, np.hstack([POINTS, np.eye(3)[np.arange(102) % 3]]), fmt="%.2f")
+    ),
+    "csv": Format("x.csv", lambda path: np.savetxt(path, POINTS, fmt="%.2f", delimiter=",")),
+    "depth png": Format("x.png", _png),
+    "depth npy": Format("x.npy", _depth),
+    "depth json": Format("x.json", _capture),
+    "split json": Format(
+        "x.json", lambda path: path.write_text(json.dumps({"scans": {"a": {"b": ["b.0001"]}}})), read_split
+    ),
+    "store": Format("x.h5", _store, _read_store),
+    "registrations": Format("registrations.hdf5", _registrations, _read_registration),
+    "model": Format("x.safetensors", SPACE.save, ShapeSpace.load),
+    "codes": Format(
+        "x.safetensors",
+        lambda path: save_fits(path, SPACE.between(SPACE.along([0.0]), SPACE.along([1.0]), 2), SPACE),
+        lambda path: load_fits(path, SPACE),
+    ),
+    "checkpoint": Format("checkpoint.pt", _checkpoint, lambda path: Run(path.parent).load_checkpoint()),
+    "settings": Format(
+        "config.yaml",
+        lambda path: path.write_text("store: a.h5\nsplit: null\noptim: {lr: 1e-3, steps: 60}\nlist: [1, 2]\n"),
+        lambda path: Run(path.parent).settings(),
+    ),
+}
+
+
+def test_every_suffix_is_damaged_here() -> None:
+    assert suffixes() <= {Path(form.file).suffix for form in FORMATS.values()}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_whole_files_are_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / FORMATS[name].file
+    FORMATS[name].write(path)
+    FORMATS[name].read(path)
+
+
+EXTREMES = (0, 1, 2, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
+
+
+def mutated(whole: bytes, number: int) -> bytes:
+    """The file with damage: other bytes, cut off, pieces moved, numbers changed (in text and in binary)."""
+    rng = np.random.default_rng(number)
+    data = bytearray(whole)
+    for _ in range(int(rng.integers(1, 4))):
+        size = max(len(data), 1)
+        near = min(300, size) if rng.random() < 0.5 else size  # headers are short: half of the damage goes there
+        place = int(rng.integers(near))
+        match int(rng.integers(6)):
+            case 0:
+                for at in rng.integers(near, size=rng.integers(1, 9)):
+                    data[int(at) : int(at) + 1] = bytes([int(rng.integers(256))])
+            case 1:
+                data[place : place + 1] = bytes([data[place] ^ (1 << int(rng.integers(8)))] if data else [])
+            case 2:
+                del data[place:]
+            case 3:
+                source, length = int(rng.integers(size)), int(rng.integers(1, 64))
+                data[place : place + length * int(rng.integers(2))] = data[source : source + length]
+            case 4:
+                numbers = list(re.finditer(rb"-?\d+", bytes(data[:2000])))
+                if numbers:
+                    chosen = numbers[int(rng.integers(len(numbers)))]
+                    value = EXTREMES[int(rng.integers(len(EXTREMES)))] * int(rng.choice([1, -1]))
+                    data[chosen.start() : chosen.end()] = str(value).encode()
+            case _:
+                kind = ("<B", "<H", "<I", "<Q", ">I")[int(rng.integers(5))]
+                value = EXTREMES[int(rng.integers(len(EXTREMES)))] % (1 << 8 * struct.calcsize(kind))
+                data[place : place + struct.calcsize(kind)] = struct.pack(kind, value)
+    return bytes(data)
+
+
+def _damaged(form: Format, folder: Path, numbers: range, told: Any) -> None:
+    """Read the file in all these states; tell each number before, and what should not have been after."""
+    warnings.simplefilter("ignore")
+    faulthandler.disable()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    torch.set_num_threads(1)  # threads of the parent are not there
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    path = folder / form.file
+    whole = path.read_bytes()
+    for number in numbers:
+        os.pwrite(told, struct.pack("<q", number), 0)
+        path.write_bytes(mutated(whole, number))
+        faulthandler.dump_traceback_later(SECONDS, exit=True, file=nowhere)  # in C code too
+        try:
+            form.read(path)
+        except (ValueError, OSError) as error:
+            if str(path) not in str(error) or "\n" in str(error):
+                _note(folder, number, error)
+        except BaseException as error:
+            _note(folder, number, error)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _note(folder: Path, number: int, error: BaseException) -> None:
+    with (folder / "failures.txt").open("a") as file:
+        file.write(f"{number}: {type(error).__name__}: {' '.join(str(error).split())[:300]}\n")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_damaged_file_ends_in_what_it_holds_or_in_a_sentence(
+    tmp_path: Path, name: str, rounds: Callable[[int, int], int], tried: Callable[..., None]
+) -> None:
+    form, count, failures, start, began = FORMATS[name], rounds(100, 10_000), [], 0, time.perf_counter()
+    form.write(tmp_path / form.file)
+    whole = (tmp_path / form.file).read_bytes()
+    told = os.open(tmp_path / "told", os.O_RDWR | os.O_CREAT)
+    while start < count:
+        (tmp_path / form.file).write_bytes(whole)
+        arguments = (form, tmp_path, range(start, count), told)
+        process = multiprocessing.get_context("fork").Process(target=_damaged, args=arguments)
+        process.start()
+        process.join()
+        start = count
+        if process.exitcode:  # it crashed: on with the next one
+            number = struct.unpack("<q", os.pread(told, 8, 0))[0]
+            failures.append(f"{number}: the process ended with {process.exitcode}")
+            start = number + 1
+    os.close(told)
+    if (tmp_path / "failures.txt").exists():
+        failures += (tmp_path / "failures.txt").read_text().splitlines()
+    print("\n".join(failures[:20]))
+    seconds = time.perf_counter() - began
+    tried(f"damaged {name}", count, count - len(failures), f"{1000 * seconds / count:.1f} ms each")

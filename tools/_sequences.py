@@ -1,0 +1,119 @@
+"""Sequences against true motion: frames fitted alone and jointly, and frames that are missing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from trimesh import Trimesh
+
+from shapespace import evaluate, metrics
+from shapespace.data.body import Body, Poses
+from shapespace.data.scan import Scan
+from shapespace.data.scanner import Scanner
+from shapespace.fit import LMOptions
+from shapespace.report import pipes
+from shapespace.sequence import SequenceOptions
+from shapespace.space import Fit, ShapeSpace
+from shapespace.tools._spoil import CASES
+from shapespace.tools.synthesize import Plan, person, schedule, stream
+
+COLUMNS = ("truth_to_found", "found_to_truth", "flicker")
+ALONE, JOINTLY, BETWEEN, BRIDGED = "alone", "jointly", "missing: between neighbours", "missing: bridged"
+_EVERY, _FIRST = 5, 2  # one frame of five is missing, and neither end
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Consecutive frames of a clip, as one person makes them."""
+
+    subject: int
+    clip: str
+    truth: list[Trimesh]
+
+    @property
+    def name(self) -> str:
+        """Person and clip."""
+        return f"{person(self.subject)}/{self.clip}"
+
+
+def motions(plan: Plan, split: str, people: int, frames: int, seed: int) -> Iterator[Motion]:
+    """One motion for each of the first people of a split: another clip for each, from a frame that is drawn.
+
+    Raises `ValueError` for fewer frames than can lose one between others, or more than a clip has.
+    """
+    body = Body.load()
+    poses = Poses.load(body)
+    if not _EVERY <= frames <= poses.length:
+        raise ValueError(f"--frames {frames}: a clip has {poses.length} frames, and at least {_EVERY} are needed.")
+    there = sorted({capture.subject for capture in schedule(plan) if capture.split == split})
+    if not there:
+        raise ValueError(f"nobody is in split {split!r} of this data set: choose another --split.")
+    for index, subject in enumerate(there[:people]):
+        rng = np.random.default_rng([seed, subject])
+        clip, first = poses.clips[index % len(poses.clips)], int(rng.integers(poses.length - frames + 1))
+        coefficients = body.draw(stream(plan.seed, subject, "shape"))
+        moments = [poses.moment(clip, float(first + step)) for step in range(frames)]
+        truth = [Trimesh(body.pose(coefficients, moment), body.faces, process=False) for moment in moments]
+        yield Motion(subject, clip, truth)
+
+
+def seen(motion: Motion, case: str, seed: int) -> list[Scan]:
+    """The frames, scanned and spoilt as the case has it."""
+    scans = []
+    for time, truth in enumerate(motion.truth):
+        rng = np.random.default_rng([seed, motion.subject, time])
+        scan = Scanner().scan(np.asarray(truth.vertices), np.asarray(truth.faces), rng, f"{motion.name}/{time:06d}")
+        scans.append(CASES[case].spoil(scan, truth, rng)[0])
+    return scans
+
+
+def score(
+    space: ShapeSpace,
+    motion: Motion,
+    case: str,
+    lm: LMOptions,
+    options: SequenceOptions,
+    resolution: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """A row for each way to fit the frames, and for each way to tell those that are missing."""
+    scans = seen(motion, case, seed)
+    alone = space.fit_scans(scans, method="lm", lm=lm, seed=seed)
+    joint = space.join(scans, alone, options, lm=lm, seed=seed)
+    missing = range(_FIRST, len(scans) - 1, _EVERY)
+    some = [None if time in missing else fit for time, fit in enumerate(alone)]
+    bridged = space.join(scans, some, options, lm=lm, seed=seed)
+    between = [space.between(alone[time - 1], alone[time + 1], 3)[1] for time in missing]
+    told = {"motion": motion.name, "case": case}
+    rows = [
+        {**told, "way": way, **_scores(space, fits, motion.truth, resolution), "seconds": fits[0].seconds}
+        for way, fits in ((ALONE, alone), (JOINTLY, joint))
+    ]
+    truth = [motion.truth[time] for time in missing]
+    for way, fits in ((BETWEEN, between), (BRIDGED, [bridged[time] for time in missing])):
+        row = _scores(space, fits, truth, resolution)
+        rows.append({**told, "way": way, **row, "flicker": float("nan"), "seconds": float("nan")})
+    return rows
+
+
+def _scores(space: ShapeSpace, fits: Sequence[Fit], truth: Sequence[Trimesh], resolution: int) -> metrics.Row:
+    """Means over the frames of protocol `surface`, in place, and how much the surface trembles."""
+    meshes = [space.mesh(fit, resolution=resolution) for fit in tqdm(fits, desc="mesh", unit="frame")]
+    pairs = list(zip(meshes, truth, strict=True))
+    each = [metrics.score(["surface"], *pair)["surface"] for pair in pairs]
+    means = {column: float(np.mean([row[column] for row in each])) for column in COLUMNS[:2]}
+    trembling = evaluate.flicker([evaluate.offsets(*pair) for pair in pairs]) if len(pairs) > 2 else float("nan")
+    return {**means, "flicker": trembling}
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of the means over motions, case by case."""
+    lines = [["case", "frames", *COLUMNS, "seconds"]]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        for way in (ALONE, JOINTLY, BETWEEN, BRIDGED):
+            some = [row for row in rows if (row["case"], row["way"]) == (case, way)]
+            means = [float(np.mean([row[column] for row in some])) for column in (*COLUMNS, "seconds")]
+            lines.append([case, way, *("" if np.isnan(mean) else f"{mean:.2f}" for mean in means)])
+    return pipes(lines, 2)
