@@ -81,7 +81,7 @@ def test_a_checkpoint_that_was_cut_is_named(size: int, run: Run) -> None:
     whole = run.checkpoint.read_bytes()
     run.checkpoint.write_bytes(whole[:size])
     with pytest.raises(
-        ValueError, match=r"checkpoint.pt is no whole checkpoint \(.+\)\. Train again, or from its model"
+        ValueError, match=r"checkpoint.pt is damaged, or no checkpoint of ours \(.+\)\. Remove it and train"
     ):
         run.load_checkpoint()
 
