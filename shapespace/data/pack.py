@@ -386,13 +386,15 @@ def _open_part(part: Path, about: dict[str, Any], overwrite: bool) -> h5py.File:
     part.parent.mkdir(parents=True, exist_ok=True)
     if part.exists():
         try:
+            _walk(part)
             file = h5py.File(part, "r+")
             old = json.loads(file.attrs["about"])
         except BlockingIOError as error:
             raise BlockingIOError(
                 f"{part} is being written by another process. Wait for it, or choose another name."
             ) from error
-        except (OSError, KeyError, ValueError):  # killed in the middle of a write: nothing to go on from
+        except (OSError, KeyError, ValueError, RuntimeError):  # killed while HDF5 wrote its tables: rare, and for good
+            print(f"note: {part} was broken when its writing was cut off, and is begun anew", file=sys.stderr)
             part.unlink()
         else:
             difference = _difference(old, about)
@@ -409,6 +411,16 @@ def _open_part(part: Path, about: dict[str, Any], overwrite: bool) -> h5py.File:
     file.create_group("_topologies")
     file.flush()
     return file
+
+
+def _walk(part: Path) -> None:
+    """Open everything in the file but the points; what HDF5 raises tells that its tables are broken."""
+    with h5py.File(part, "r") as file:
+
+        def visit(_: str, thing: h5py.Group | h5py.Dataset) -> None:
+            dict(thing.attrs)
+
+        file.visititems(visit)
 
 
 _PLAIN = ("recipe", "source", "licence", "unit", "up", "scale")  # attributes that other programs may want to read

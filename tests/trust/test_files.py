@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import pytest
 
 from shapespace.atomic import claimed, replacing
@@ -158,6 +159,23 @@ def test_a_full_disk_stops_a_packing_and_the_same_line_goes_on(
     filler.unlink()
     run(preprocess.main, [str(word) for word in line[1:]])
     assert len(Store(small_disk / "people.h5")) == 9
+
+
+def test_a_store_that_broke_while_it_was_written_is_begun_anew(
+    people: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """HDF5 changes its tables in place: a process that is killed in between leaves what cannot be gone on with."""
+    part = tmp_path / "people.h5.part"
+    with h5py.File(store) as file:
+        offset = h5py.h5o.get_info(file["p001/poses/000001"].id).addr
+    content = bytearray(store.read_bytes())
+    content[offset : offset + 8] = bytes(8)  # the header of a scan
+    part.write_bytes(content)
+    run(preprocess.main, ["synthetic", str(people), str(tmp_path / "people.h5"), "--points", "600"])
+    assert f"note: {part} was broken when its writing was cut off, and is begun anew" in capsys.readouterr().err
+    with Store(tmp_path / "people.h5") as packed:
+        assert len(packed) == 9
+    assert not part.exists()
 
 
 def test_a_full_disk_stops_a_fit(small_disk: Path, store: Path, learned: Path, fails: Callable[..., str]) -> None:
