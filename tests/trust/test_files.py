@@ -126,6 +126,9 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return called
 
 
+QUICK = ("--lm.steps", 5, "--lm.points", 256)
+
+
 def fill(disk: Path, left: int) -> Path:
     """Write a file that leaves so many bytes of the disk."""
     free = os.statvfs(disk)
@@ -180,7 +183,19 @@ def test_a_store_that_broke_while_it_was_written_is_begun_anew(
 
 def test_a_full_disk_stops_a_fit(small_disk: Path, store: Path, learned: Path, fails: Callable[..., str]) -> None:
     filler = fill(small_disk, 8192)
-    line = ["fit", learned, "--store", store, "--split", "unseen_poses", "--resolution", 24, "--out", small_disk / "f"]
+    line = [
+        "fit",
+        learned,
+        "--store",
+        store,
+        "--split",
+        "unseen_poses",
+        *QUICK,
+        "--resolution",
+        24,
+        "--out",
+        small_disk / "f",
+    ]
     assert re.search("/f/.*: the disk is full. Make room", fails(*line))
     assert not list(small_disk.rglob("*.part"))
     filler.unlink()

@@ -114,7 +114,7 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[[Path, Path], list[object]]
     "fit": (fit.main, lambda learned, store: [learned, "--store", store, "--split", "train", "--lm.steps", 5]),
     "evaluate": (
         evaluate.main,
-        lambda learned, store: [learned, store, "--splits", "train", "--lm.steps", 5, "--protocols", "surface"],
+        lambda learned, store: [learned, store, "--splits", "train", "--lm.steps", 5, "--protocols", "normals"],
     ),
 }
 
@@ -122,7 +122,7 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[[Path, Path], list[object]]
 @pytest.mark.parametrize("verb", VERBS)
 def test_shards_make_the_result_of_one_process(verb: str, learned: Path, store: Path, tmp_path: Path) -> None:
     tool, line = VERBS[verb]
-    words = [str(word) for word in [*line(learned, store), "--resolution", 16, "--out"]]
+    words = [str(word) for word in [*line(learned, store), "--lm.points", 256, "--resolution", 16, "--out"]]
     run(tool, [*words, str(tmp_path / "one")])
     for index in (1, 2):
         run(tool, [*words, str(tmp_path / "two"), "--shard", f"{index}/2"])
