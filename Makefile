@@ -72,8 +72,8 @@ trust: $(VENV)/ready  ## kill it, starve it, feed it rubbish: a table, in at mos
 	$(BIN)/python -m pytest -q tests/trust --full
 
 # docs/gallery.md quotes these lines, and a test compares them
-gallery: $(VENV)/ready  ## the pictures of docs/gallery.md
-	rm -rf data/gallery runs/gallery && mkdir -p docs/gallery
+gallery: $(VENV)/ready  ## the pictures of docs/gallery.md and docs/viewer.md
+	rm -rf data/gallery runs/gallery && mkdir -p docs/gallery docs/viewer
 	$(BIN)/shapespace synthesize data/gallery --people 2 --poses 2 --test-people 6 --test-people-poses 1 --seed 1
 	$(BIN)/shapespace preprocess synthetic data/gallery data/gallery.h5 --points 50000
 	$(BIN)/shapespace evaluate humans data/gallery.h5 --splits unseen_people --out runs/gallery
@@ -81,7 +81,7 @@ gallery: $(VENV)/ready  ## the pictures of docs/gallery.md
 	$(BIN)/shapespace picture runs/gallery/meshes/unseen_people/07_punch_000000.ply --frames 24 --size 240 --out docs/gallery/turntable.gif
 	$(BIN)/shapespace interpolate humans runs/gallery/codes.safetensors:03/limits/000000 runs/gallery/codes.safetensors:07/punch/000000 --steps 13 --out runs/gallery/way
 	$(BIN)/shapespace picture runs/gallery/way/*.obj --play --turn 0 --size 240 --out docs/gallery/way.gif
-	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs/gallery $(BIN)/python -m pytest -q -m slow tests/test_browser.py -k light_and_dark
+	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs $(BIN)/python -m pytest -q -m slow tests/test_browser.py tests/test_viewer_browser.py -k "light_and_dark or docs"
 
 bench: $(VENV)/ready  ## times and memory against the plain way
 	$(BIN)/shapespace benchmark

@@ -219,6 +219,8 @@ class Page:
         gui, stage = self.client.gui, self.stage
         self._scan: Any = gui.add_dropdown("scan", tuple(stage.names) or ("none yet",))
         self._scan.on_update(lambda _: self._choose(Chosen(self._scan.value)))
+        self._back = gui.add_button("Show the scan", visible=bool(stage.names))
+        self._back.on_click(lambda _: self._choose(Chosen(self._scan.value)))  # the dropdown tells of changes alone
         self._shown = {what: gui.add_checkbox(f"show {what}", True) for what in ("scan", "fit", "truth")}
         self._aside = gui.add_checkbox("side by side", True)
         for box in (*self._shown.values(), self._aside):
@@ -326,7 +328,6 @@ class Page:
         self._relimit()
 
     def _relimit(self) -> None:
-        self._legend.visible = self._colour.value != "none"
         self._legend.content = legend(self._limit.value)
         self.ask()
 
@@ -347,7 +348,7 @@ class Page:
             return
         finally:
             self._upload.disabled = False
-        self.subject = Chosen(name)
+        self.subject, self._back.visible = Chosen(name), True
         self._scan.options, self._from.options, self._to.options = self.stage.names, self.stage.ends, self.stage.ends
         self._scan.value = name
         self._colour.value = "uncertainty" if self.stage.knows_uncertainty(name) else "scan to mesh"
@@ -382,6 +383,7 @@ class Page:
             self._arrange()
             if first:
                 self._stand_back()
+        self._legend.visible = scene.wish.colouring != "none" and scene.scan is not None
         figures = f"{scene.resolution} cells, {len(scene.mesh.vertices):,} vertices"
         figures = f"{figures}, {1e3 * scene.seconds:.0f} ms after the wish."
         self._words.content = plain("\n".join([*scene.words, figures]))
@@ -478,7 +480,7 @@ class Page:
             return
         camera, (wide, high, deep) = self.client.camera, np.ptp(self.scene.mesh.bounds, axis=0)
         wide = wide + (len(self._there(self.scene)) - 1) * (wide + GAP) if self._aside.value else wide
-        away = 0.5 * deep + 0.6 * max(high, wide / camera.aspect) / np.tan(0.5 * camera.fov)
+        away = 0.5 * deep + max(0.6 * high, 0.68 * wide / camera.aspect) / np.tan(0.5 * camera.fov)
         middle = np.array([0.0, 0.5 * high, 0.0])
         self._stood = camera.aspect, middle + away * VIEW
         camera.position = self._stood[1]
@@ -512,15 +514,20 @@ def limit_uploads(client: "viser.ClientHandle", refuse: Callable[[str], None]) -
 
     viser holds what is sent, however much, and has no setting for it: so its two handlers get a guard before them.
     """
-    from viser._messages import FileTransferPart, FileTransferStartUpload
+    from viser._messages import FileTransferPart, FileTransferPartAck, FileTransferStartUpload
 
     gui: Any = client.gui
     interface, begun = gui._websock_interface, gui._current_file_upload_states
 
+    def turn_away(message: FileTransferStartUpload | FileTransferPart, words: str) -> None:
+        # The page's button waits until all bytes are acknowledged: none of none, or it would wait for ever.
+        interface.queue_message(FileTransferPartAck(message.source_component_uuid, message.transfer_uuid, 0, 0))
+        refuse(words)
+
     def start(client_id: Any, message: FileTransferStartUpload) -> None:
         begun.clear()  # a file that was begun before is given up
         if message.size_bytes > MAX_UPLOAD:
-            refuse(str(too_large(message.filename, message.size_bytes)))
+            turn_away(message, str(too_large(message.filename, message.size_bytes)))
         else:
             gui._handle_file_transfer_start(client_id, message)
 
@@ -530,7 +537,7 @@ def limit_uploads(client: "viser.ClientHandle", refuse: Callable[[str], None]) -
             return
         if state["transferred_bytes"] + len(message.content) > state["total_bytes"]:
             del begun[message.transfer_uuid]
-            refuse(f"{state['filename']} is larger than was announced: it is refused.")
+            turn_away(message, f"{state['filename']} is larger than was announced: it is refused.")
         else:
             gui._handle_file_transfer_part(client_id, message)
 
