@@ -107,13 +107,10 @@ def fit_jointly(
         for index, (scan, code, frame) in enumerate(zip(scans, codes, frames, strict=True))
         if code is not None and frame is not None
     }
+    _check(len(alone), len(scans))
     alone = _helped(model, alone, lm, seed)
     seen = {index: moment for index, moment in alone.items() if oddness(moment.code, model.prior) <= ODD}
-    if len(seen) < 2 or len(scans) < 3:
-        raise ValueError(
-            f"{len(seen)} of {len(scans)} frames could be fitted and look like those that the space was learned from: "
-            "a sequence needs at least three frames, and two of them fitted. Fit the scans alone, without --sequence."
-        )
+    _check(len(seen), len(scans))
     whole = [seen[index] if index in seen else _between(seen, index) for index in range(len(scans))]
     rows = sorted(seen)
     problem = _problem(model, [whole[index] for index in rows], lm, seed)
@@ -128,6 +125,15 @@ def fit_jointly(
         for index, (moment, frame) in enumerate(zip(whole, placed, strict=True))
     ]
     return Joint(code, covariance, placed, off, [index not in seen for index in range(len(scans))])
+
+
+def _check(seen: int, frames: int) -> None:
+    """Refuse what is no sequence."""
+    if seen < 2 or frames < 3:
+        raise ValueError(
+            f"{seen} of {frames} frames could be fitted and look like those that the space was learned from: a "
+            "sequence needs at least three frames, and two of them fitted. Fit the scans alone, without --sequence."
+        )
 
 
 class _Moment(NamedTuple):

@@ -195,12 +195,12 @@ class ShapeSpace:
                 usable.append(index)
             except ValueError as refusal:
                 refused.append(str(refusal))
-        if len(usable) < 2:
+        if refused and len(usable) < 2:
             raise ValueError(
                 f"{len(usable)} of {len(scans)} frames can be fitted, and a sequence needs two. {refused[0]}"
             )
         alone: list[Fit | None] = [None] * len(scans)
-        fitted = self.fit_scans([scans[index] for index in usable], method="lm", lm=lm, seed=seed)
+        fitted = self.fit_scans([scans[index] for index in usable], method="lm", lm=lm, seed=seed) if usable else []
         for index, fit in zip(usable, fitted, strict=True):
             alone[index] = fit
         return self.join(scans, alone, options, lm=lm, seed=seed)

@@ -142,6 +142,9 @@ def test_odd_frames_are_bridged_and_too_few_are_refused(space: ShapeSpace, monke
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"2 of 2 frames could be fitted .* at least three frames"):
         space.fit_sequence(scans[:2], lm=LM)
+    for few in (scans[:1], []):
+        with pytest.raises(ValueError, match=f"{len(few)} of {len(few)} frames could be fitted"):
+            space.fit_sequence(few, lm=LM)
     with pytest.raises(
         ValueError, match=r"1 of 2 frames can be fitted, and a sequence needs two\. scan x has 0 points"
     ):

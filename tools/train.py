@@ -13,7 +13,7 @@ to resume from and TensorBoard's events (`tensorboard --logdir runs`).
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 import tyro
 
+from shapespace.atomic import claimed
 from shapespace.config import TrainConfig, flatten, of_family
 from shapespace.data.store import Store
 from shapespace.run import Run
@@ -60,7 +61,7 @@ def main(
         if resume is None:
             folder.create({"store": str(store), "split": split, **asdict(config)})
         print(f"training on {len(names)} scans; watch: tensorboard --logdir {folder.folder}", file=sys.stderr)
-    with _together(folder):
+    with _together(folder), claimed(folder.folder) if rank == 0 else nullcontext():
         ShapeSpace.learn(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
         if world > 1:
             dist.barrier()

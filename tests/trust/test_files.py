@@ -82,6 +82,11 @@ def test_a_folder_is_claimed_by_one_or_shared_by_many(tmp_path: Path) -> None:
     os.waitpid(child, 0)
 
 
+def test_a_run_is_trained_by_one_process(learned: Path, fails: Callable[..., str]) -> None:
+    with claimed(learned):
+        assert re.search(rf"another process is writing to {learned}: wait until", fails("train", "--resume", learned))
+
+
 def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
     def failing() -> None:
         with replacing(tmp_path / "made" / "file") as part:
