@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check slow trust gallery bench clean
+.PHONY: help demo test check slow trust gallery licences bench clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ gallery: $(VENV)/ready  ## the pictures of docs/gallery.md and docs/viewer.md
 	$(BIN)/shapespace interpolate humans runs/gallery/codes.safetensors:03/limits/000000 runs/gallery/codes.safetensors:07/punch/000000 --steps 13 --out runs/gallery/way
 	$(BIN)/shapespace picture runs/gallery/way/*.obj --play --turn 0 --size 240 --out docs/gallery/way.gif
 	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs $(BIN)/python -m pytest -q -m slow tests/test_browser.py tests/test_viewer_browser.py -k "light_and_dark or docs"
+
+licences: $(VENV)/ready  ## the licences of what is installed here
+	$(BIN)/pip-licenses --format=markdown --with-urls
 
 bench: $(VENV)/ready  ## times and memory against the plain way
 	$(BIN)/shapespace benchmark

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace import picture
-from shapespace.data.loader import StepDataset, batches
+from shapespace.data.loader import Batch, StepDataset, batches
 from shapespace.machine import machine
 from shapespace.models.base import ShapeModel
 from shapespace.models.code import Code
@@ -96,7 +96,8 @@ def train(
     model.train()
     step, passed = start, 0.0
     with _asked() as asked:
-        for batch in batches(dataset, start, plan.steps, workers=plan.workers):
+        waited = _Waited(batches(dataset, start, plan.steps, workers=plan.workers))
+        for batch in waited:
             passed = _passed(step, time.monotonic() - began, plan, asked, device)
             if passed >= 1:
                 break
@@ -118,6 +119,7 @@ def train(
                 watch.look()
             if writer and step % plan.log_every == 0:
                 _record(writer, bar, step, loss, terms, optimiser)
+                writer.add_scalar("wait", waited.share(), step)
             if writer and plan.mesh_every and step % plan.mesh_every == 0:
                 _record_meshes(writer, step, model, dataset, device)
             if writer and due and watch.calm:
@@ -136,6 +138,29 @@ def train(
     bar.close()
     if passed == math.inf:
         raise KeyboardInterrupt(f"stopped at step {step}; go on: shapespace train --resume {run.folder}")
+
+
+class _Waited:
+    """Batches, and which share of the time went by until they were there."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self._seconds, self._since = batches, 0.0, time.perf_counter()
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(self._batches, None)
+            self._seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def share(self) -> float:
+        """Of the time since it was asked last."""
+        now = time.perf_counter()
+        share = self._seconds / max(now - self._since, 1e-9)
+        self._seconds, self._since = 0.0, now
+        return share
 
 
 @contextmanager

@@ -248,6 +248,7 @@ FITS = (
 )
 WALK = "Shapes on a path between two codes, evenly spaced; the path's own meshes lie beside its path.json."
 TRAINING = (
-    "What the training recorded, over its steps: the loss, its terms without their weights, and the learning rate. "
+    "What the training recorded, over its steps: the loss, its terms without their weights, the learning rate, and "
+    "the share of the time spent waiting for batches. "
     "Curves of many records are means over stretches."
 )

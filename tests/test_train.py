@@ -1,8 +1,5 @@
-"""Training: resumed equals uninterrupted to the bit, two processes equal one, and what goes wrong gets a sentence."""
+"""Training: resumed equals uninterrupted to the bit, and what goes wrong gets a sentence."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -241,57 +238,6 @@ def test_schedules() -> None:
     assert cosine(50, 0.5) == pytest.approx(0.505)
     assert cosine(99, 1.0) == pytest.approx(0.01)
     assert [halving(step, 0.0) for step in (0, 99, 100, 250)] == [1, 1, 0.5, 0.25]
-
-
-GRADIENTS = """
-import os, sys
-import numpy as np, torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from shapespace import build
-from shapespace.data.loader import collate
-from shapespace.data.scan import Scan
-from shapespace.objective import Objective
-
-torch.set_num_threads(1)
-sizes = build.IGRSizes(
-    code=4, width=24, depth=3, skip=1, encoder=sys.argv[2], spread=1.0, encoder_points=50, encoder_width=16
-)
-torch.manual_seed(0)
-model = build.igr(sizes, shapes=4)
-model = model.double().eval()  # what is drawn at random differs with the number of processes
-points = np.random.default_rng(0).normal(size=(4, 50, 3)).astype(np.float32) * 0.3
-whole = collate([Scan("", p, p) for p in points], shape=[0, 1, 2, 3], seed=0)
-whole = whole.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-weights = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 1.0, "far": 1.0}
-if sys.argv[2] == "taught":
-    weights["lesson"] = 1.0
-objective = Objective(model, weights, "blocked" if "RANK" in os.environ else "eager")
-take = slice(None)
-if "RANK" in os.environ:
-    dist.init_process_group("gloo")
-    objective = DistributedDataParallel(objective)
-    take = slice(dist.get_rank(), None, 2)
-loss, _ = objective(whole.map(lambda tensor: tensor[take]))
-loss.backward()
-if not dist.is_initialized() or dist.get_rank() == 0:
-    torch.save({n: p.grad for n, p in model.named_parameters()}, sys.argv[1])
-if dist.is_initialized():
-    dist.barrier()
-    dist.destroy_process_group()
-"""
-
-
-@pytest.mark.parametrize("kind", ["points", "table", "taught"])
-def test_two_processes_have_the_gradients_of_one(kind: str, tmp_path: Path) -> None:
-    script = tmp_path / "gradients.py"
-    script.write_text(GRADIENTS)
-    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
-    subprocess.run([sys.executable, script, one, kind], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, script, two, kind], check=True, capture_output=True)
-    alone, together = torch.load(one), torch.load(two)
-    for name, gradient in alone.items():
-        torch.testing.assert_close(together[name], gradient, rtol=1e-5, atol=1e-9, msg=name)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence(store: Store, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ to resume from and TensorBoard's events (`tensorboard --logdir runs`).
 
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +47,8 @@ def main(
         resume: Folder of a run that was interrupted: store, split and settings are its own.
 
     """
+    if resume is None and out is not None and _restarts() and Run(out).checkpoint.is_file():
+        resume = out
     if resume is not None:
         store, split, config = _settings(Run(resume))
     elif store is None or out is None:
@@ -58,11 +61,11 @@ def main(
         if resume is None:
             folder.create({"store": str(store), "split": split, **asdict(config)})
         print(f"training on {len(names)} scans; watch: tensorboard --logdir {folder.folder}", file=sys.stderr)
-    with claimed(folder.folder) if rank == 0 else nullcontext():
+    with _together(folder), claimed(folder.folder) if rank == 0 else nullcontext():
         ShapeSpace.learn(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+        if world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
     if rank == 0:
         print(f"model in {folder.weights}")
 
@@ -75,14 +78,41 @@ def _settings(run: Run) -> tuple[Path, str | None, TrainConfig[Any]]:
     return store, split, tyro.cli(of_family(words), args=words)
 
 
+def _restarts() -> int:
+    """How often torchrun has started this line again, because a process had died (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+@contextmanager
+def _together(run: Run) -> Iterator[None]:
+    """Say in a sentence that another process has gone.
+
+    Raises `ConnectionError` in the place of what torch's back ends, each in its own way, say of a lost peer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+        if not dist.is_initialized() or not lost:
+            raise
+        raise ConnectionError(
+            f"another process of this training has gone ({str(error).splitlines()[0][:120]}). What was saved stays; go "
+            f"on: shapespace train --resume {run.folder}"
+        ) from error
+
+
 def _join_processes() -> tuple[int, int]:
     """Rank and number of the processes that torchrun started; (0, 1) without it."""
     if "RANK" not in os.environ:
         return 0, 1
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    store, rank, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    # torchrun may keep one store over all its starts: in it lie the addresses of processes that are dead by now
+    store = dist.PrefixStore(f"start {_restarts()}", store)  # type: ignore[attr-defined]
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return dist.get_rank(), dist.get_world_size()
+    return rank, world
 
 
 if __name__ == "__main__":

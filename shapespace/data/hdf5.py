@@ -1,5 +1,6 @@
 """HDF5 files of strangers: only what a file itself holds is read, and no more than can be."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ def written(data: h5py.Dataset) -> h5py.Dataset:
 
     """
     _check_kind(data.id.get_type(), data.name)
-    size, room = data.size * data.dtype.itemsize, min(data.id.get_storage_size(), data.file.id.get_filesize())
+    size, room = data.size * data.dtype.itemsize, min(data.id.get_storage_size(), os.path.getsize(data.file.filename))
     if data.chunks is not None or room < size:
         raise ValueError(f"its {data.name} declares {size:,} bytes and takes {room:,} in the file")
     return data

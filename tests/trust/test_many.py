@@ -1,0 +1,120 @@
+"""Ten thousand scans: a training on them starts at once, holds no more memory than at first, and tells its wait."""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from shapespace.config import expand, of_family
+from shapespace.data.pack import pack
+from shapespace.data.store import Store
+from shapespace.datasets.synthetic import Synthetic
+from shapespace.run import Run
+from shapespace.space import ShapeSpace
+from shapespace.train import _Waited
+
+POINTS = 250_000
+SHARED = 20  # sets of points among all scans: ten thousand of their own would take 60 GB
+
+
+def _many(path: Path, count: int) -> None:
+    """Give a store of a few scans many more: other names for groups of their own, whose points are hard links."""
+    with h5py.File(path, "r+") as file:
+        given = [name.decode() for name in file["_names"][:]]
+        kept = {name: file[name] for name in given}
+        rng = np.random.default_rng(0)
+        points = []
+        for index in range(SHARED):
+            source = kept[given[index % len(given)]]
+            rows = rng.integers(len(source["points"]), size=POINTS)
+            own = file.create_group(f"_shared/{index}")
+            for key in ("points", "normals"):
+                own[key] = source[key][:][rows]
+            points.append(own)
+        names = [f"m{index // 100:04d}/many/{index:06d}" for index in range(count)]
+        for index, name in enumerate(names):
+            scan = file.create_group(name)
+            for key in ("points", "normals"):
+                scan[key] = points[index % SHARED][key]
+            scan.attrs.update(dict(kept[given[0]].attrs))
+        del file["_names"], file["_splits"]
+        file["_names"] = np.array([name.encode() for name in names], dtype=h5py.string_dtype())
+        file.create_group("_splits")
+
+
+def _resident() -> int:
+    """Bytes of this process alone, without what it shares with files."""
+    words = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(words["RssAnon"].split()[0]) * 1024
+
+
+def _train(path: Path, folder: Path, steps: int, late: int, answer: Any) -> None:
+    torch.set_num_threads(1)  # threads of the parent are not there
+    began, seen = time.perf_counter(), {}
+    step = Store.sample
+    visits = 0
+
+    def counted(self: Store, name: str, count: int, rng: np.random.Generator) -> Any:
+        nonlocal visits
+        visits += 1
+        if visits in (16 + 1, 16 * 20 + 1, 16 * late + 1):
+            seen[visits // 16] = (time.perf_counter() - began, _resident())
+        return step(self, name, count, rng)
+
+    Store.sample = counted  # type: ignore[method-assign]
+    words = expand(["--config", "tiny", "--device", "cpu", "--pictured", "0", "--batch.scans", "16"])
+    words += ["--batch.points", "500", "--model.width", "64", "--optim.steps", str(steps), "--log_every", "50"]
+    store = Store(path)
+    run = Run(folder)
+    run.create({})
+    words += ["--save_every", "100000", "--model.encoder", "table"]
+    ShapeSpace.learn(store, store.select(None), run, tyro.cli(of_family(words), args=words))
+    answer.send(seen)
+
+
+def test_a_training_on_many_scans_starts_at_once_and_stays_small(
+    synthetic_root: Path, tmp_path: Path, rounds: Callable[[int, int], int], tried: Callable[..., None]
+) -> None:
+    count, steps, late = rounds(0, 10_000), 210, 200
+    if not count:
+        pytest.skip("takes minutes: make trust")
+    path = pack(Synthetic(), synthetic_root, tmp_path / "s.h5", points=1000).path
+    _many(path, count)
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=_train, args=(path, tmp_path / "run", steps, late, there)
+    )
+    process.start()
+    there.close()
+    seen = here.recv()
+    process.join()
+    path.unlink()
+    (first, _), (_, early), (_, after) = (seen[at] for at in (1, 20, late))
+    events = EventAccumulator(str(Run(tmp_path / "run").events))
+    events.Reload()
+    waits = [event.value for event in events.Scalars("wait")]
+    kept = [first < 30, after < early + 20e6, len(waits) == 4]  # the wait of so small a network is told, not judged
+    waited = f"{max(waits):.1%} of the time waiting (width 64, read in place)"
+    growth = f"{(after - early) / 1e6:+.1f} MB from step 20 to {late}"
+    tried(f"training on {count:,} scans", len(kept), sum(kept), f"second step {first:.1f} s, {growth}, {waited}")
+
+
+def test_the_wait_is_the_share_of_the_time_until_a_batch_is_there() -> None:
+    def slow() -> Any:
+        for _ in range(3):
+            time.sleep(0.05)
+            yield "batch"
+
+    waited = _Waited(slow())
+    for _ in waited:
+        time.sleep(0.05)
+    assert waited.share() == pytest.approx(0.5, abs=0.2)
+    assert waited.share() == pytest.approx(0, abs=0.05)
