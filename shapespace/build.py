@@ -187,14 +187,17 @@ _MOST = {"grid": 512, "plane": 4096}  # of sizes that take memory at their secon
 
 @contextmanager
 def _of_at_most(count: int) -> Iterator[None]:
-    """Refuse to build a model of more than `count` numbers, before they are written."""
-    left = count
+    """Refuse to build a model of more than `count` numbers, before they are written.
+
+    Some are in no file (buffers that are not persistent), and some are registered twice while a module is built.
+    """
+    left = 2 * count + 2**16
 
     def registered(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
         nonlocal left
         left -= 0 if tensor is None else tensor.numel()
         if left < 0:
-            raise ValueError(f"its sizes are those of a model of more than the {count:,} weights that are there")
+            raise ValueError(f"its sizes are those of a model of far more than the {count:,} weights that are there")
 
     hooks = (
         register_module_parameter_registration_hook(registered),
