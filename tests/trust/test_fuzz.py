@@ -78,6 +78,15 @@ def _png(path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps(CAMERA))
 
 
+def _exr(path: Path) -> None:
+    import OpenEXR
+
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, {"Z": DEPTH.astype(np.float32) / 1000}) as file:
+        file.write(str(path))
+    path.with_suffix(".json").write_text(json.dumps(CAMERA))
+
+
 def _depth(path: Path) -> None:
     np.save(path, DEPTH)
     path.with_suffix(".json").write_text(json.dumps(CAMERA))
@@ -165,6 +174,7 @@ FORMATS = {
     ),
     "csv": Format("x.csv", lambda path: np.savetxt(path, POINTS, fmt="%.2f", delimiter=",")),
     "depth png": Format("x.png", _png),
+    "depth exr": Format("x.exr", _exr),
     "depth npy": Format("x.npy", _depth),
     "depth json": Format("x.json", _capture),
     "split json": Format(
