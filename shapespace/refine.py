@@ -3,15 +3,19 @@
 Near its points the scan says what the field is, everywhere else the fit does: so the completion stays, and nothing
 grows between them. What the network is too smooth for comes from the points themselves. Some of them are shown to
 neither: they say which of the adaptation's steps was best, and how wide the rest is to be smoothed.
+
+A scan without holes tells the distance everywhere (`reach` inf). Then half of the places are drawn where the field is
+wrong, and at the end the last layer, in which the field is linear, is solved for.
 """
 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shapespace.data.loader import Batch, collate
@@ -21,12 +25,16 @@ from shapespace.geometry import nearest
 from shapespace.geometry.mls import MovingLeastSquares
 from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
+from shapespace.models.igr import IGR
 from shapespace.nn.mlp import Linearised
 from shapespace.objective import Objective, in_pieces
 from shapespace.optim import optimisers
 from shapespace.train import cosine
 
 _WIDTHS = 0.03, 0.09  # standard deviations of the places around scan and fit, in model units
+_ASKED = 8192  # places at which a field that is told everywhere is asked, at each look, where it is wrong
+_CLOSE = 0.01  # model units: errors are taken relative to the distance, but for places closer than this
+_SOLVES = 6  # of least squares, by which the sum of absolute errors is at its least but for a hundredth
 _PRIOR = 0.05  # what the model's field weighs beside the points, each of which weighs 1 where it lies
 
 
@@ -88,6 +96,8 @@ def refine(
     rates, schedule = [group["lr"] for group in optimiser.param_groups], cosine(warmup=10)
     loss = Objective(refined, {**weights, "far": options.around, "code": 0.0, "lesson": 0.0}).of_code
 
+    everywhere = not np.isfinite(options.reach)
+
     best, kept = float("inf"), refined.state_dict()
     for step in range(options.steps + 1):
         if step % options.look == 0:
@@ -95,6 +105,7 @@ def refine(
                 error = float(refined.field(check, code).abs().mean())
             if error < best:
                 best, kept = error, copy.deepcopy(refined.state_dict())
+            wrong = _wrong(refined, code, places, targets, rng) if everywhere else None
         if step == options.steps:
             break
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -102,13 +113,61 @@ def refine(
         seen = draw(told, options.points, int(rng.integers(2**32)))
         batch = collate([seen], sigma=options.sigma, sloped=4, seed=step)
         some = torch.from_numpy(rng.integers(len(places), size=options.places))
+        if wrong is not None:  # half of them, each as often as it is wrong
+            some[::2] = torch.from_numpy(rng.choice(wrong.places, size=len(some[::2]), p=wrong.share))
         batch = replace(batch, box=places[some][None], target=targets[some][None])
         gradients = in_pieces(loss, batch, code, learned).gradients[len(code.tensors) :]
         for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.grad = gradient
         optimiser.step()
     refined.load_state_dict(kept)
+    if everywhere and isinstance(refined, IGR):
+        _solve_last(refined, code, places, targets)
     return _with_detail(refined, told, code, check)
+
+
+class _Wrong(NamedTuple):
+    """Some of the places, and their shares of the relative error."""
+
+    places: Int[np.ndarray, "n"]
+    share: Float[np.ndarray, "n"]
+
+
+@torch.no_grad()
+def _wrong(
+    model: DistanceModel,
+    code: Code,
+    places: Float[Tensor, "n 3"],
+    targets: Float[Tensor, "n"],
+    rng: np.random.Generator,
+) -> _Wrong:
+    asked = rng.integers(len(places), size=_ASKED)
+    off = (model.field(places[asked][None], code)[0] - targets[asked]).abs() / (targets[asked].abs() + _CLOSE)
+    share = off.double().numpy() + 1e-12
+    return _Wrong(asked, share / share.sum())
+
+
+@torch.no_grad()
+def _solve_last(model: IGR, code: Code, places: Float[Tensor, "n 3"], targets: Float[Tensor, "n"]) -> None:
+    """Give the last layer the weights of the least mean |f - d| / (|d| + close), the rest of the network as it is.
+
+    Iteratively reweighted least squares; of the weights on the way, those that it began with included, the best.
+    """
+    out, vector = model.decoder.out, code.parts[0]
+    pieces = [model.decoder.features(piece[None], vector)[0] for piece in places.split(4096)]
+    read = torch.cat([torch.cat(pieces), torch.ones(len(places), 1)], dim=1).double()
+    scale = 1 / (targets.abs() + _CLOSE)
+    weights = torch.cat([out.weight[0], out.bias]).double()
+    best, least = weights, float("inf")
+    for _ in range(_SOLVES + 1):
+        off = (read @ weights - targets).abs()
+        if (error := float((off * scale).mean())) < least:
+            best, least = weights, error
+        weighted = read * (scale / (off + 1e-5))[:, None]
+        normal = weighted.T @ read
+        normal += 1e-9 * normal.diagonal().mean() * torch.eye(len(normal), dtype=torch.float64)
+        weights = torch.linalg.solve(normal, weighted.T @ targets.double())
+    out.weight[0], out.bias[0] = best[:-1].float(), best[-1].float()
 
 
 class Detailed(DistanceModel):

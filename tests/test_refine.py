@@ -1,5 +1,7 @@
 """Refining: the scan's detail where it has points, the fit where it has none."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from shapespace import build, fit
 from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
 from shapespace.losses import weigh
+from shapespace.models.base import DistanceModel
+from shapespace.models.code import Code
 from shapespace.models.igr import IGR
-from shapespace.refine import Detailed, RefineOptions, refine
+from shapespace.refine import Detailed, RefineOptions, _solve_last, _wrong, refine
 
 WEIGHTS = {"surface": 3.0, "normal": 0.3, "eikonal": 0.1, "code": 1e-4, "tangent": 3.0, "far": 1.0}
 
@@ -84,6 +88,49 @@ def test_where_the_scan_is_silent_the_fit_stays(model: IGR) -> None:
     assert change.mean() < 0.01
     (mesh,) = refined.surface(code, resolution=48)
     assert mesh.is_watertight
+
+
+def test_the_last_layer_is_solved_for(model: IGR) -> None:
+    """Spoilt, it is found again, though a tenth of the places tell nonsense: errors count, not their squares."""
+    spoilt, rng = copy.deepcopy(model), np.random.default_rng(0)
+    code = Code((torch.zeros(1, 2),))
+    places = torch.from_numpy(rng.uniform(-1, 1, (4000, 3))).float()
+    with torch.no_grad():
+        true = model.field(places[None], code)[0]
+        spoilt.decoder.out.weight += 0.02 * torch.from_numpy(rng.normal(size=64)).float()
+        assert (spoilt.field(places[None], code)[0] - true).abs().mean() > 1e-2
+        told = true.clone()
+        told[::10] += 1.0
+        _solve_last(spoilt, code, places, told)
+        assert (spoilt.field(places[None], code)[0] - true).abs().mean() < 2e-3
+
+
+def test_places_are_drawn_where_the_field_is_wrong(model: IGR) -> None:
+    rng = np.random.default_rng(0)
+    places = torch.from_numpy(rng.uniform(-1, 1, (3000, 3))).float()
+    code = Code((torch.zeros(1, 2),))
+    with torch.no_grad():
+        told = model.field(places[None], code)[0]
+    told[:300] += 0.1
+    wrong = _wrong(model, code, places, told, rng)
+    assert wrong.share.sum() == pytest.approx(1)
+    assert wrong.share[wrong.places < 300].sum() > 0.999
+
+
+def test_where_the_scan_tells_all_the_field_becomes_its_distance(model: IGR) -> None:
+    scan = ball(0.06)
+    code = fit.fit_lm(model, [scan]).code
+    options = RefineOptions(steps=120, reach=float("inf"))
+    refined = refine(model, scan, code, WEIGHTS, options)
+    x = np.random.default_rng(1).uniform(-1, 1, (2000, 3)).astype(np.float32)
+    away = np.linalg.norm(x[:, None] - ball(0.06, count=20_000, seed=3).points, axis=2).min(axis=1)
+
+    def off(made: DistanceModel) -> float:
+        with torch.no_grad():
+            found = made.field(torch.from_numpy(x)[None], code)[0].numpy()
+        return float((np.abs(np.abs(found) - away) / (away + 0.03)).mean())
+
+    assert off(refined) < 0.5 * off(model)
 
 
 def test_detail_is_the_mean_height_above_the_tangent_planes(model: IGR) -> None:

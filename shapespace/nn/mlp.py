@@ -170,6 +170,13 @@ class SkipMLP(nn.Module):
         return _ValueAndGradient.apply(x, self.skip, sloped, products, *flat)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
+    def features(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q w"]:
+        """What the last layer reads (no graph): the field is `out(features)`, linear in the weights of `out`."""
+        for last, _ in _layers(x, self.shifts(code), self.weights(), self.skip):
+            height = last
+        return (height / self.beta).view(*x.shape[:2], -1)
+
+    @torch.no_grad()
     def linearise(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Linearised:
         """Field, spatial gradient and code Jacobian (no graph): one sweep up, one down."""
         w = self.weights()
@@ -207,6 +214,15 @@ class InPlane(nn.Module):
         """Field and spatial gradient; one ordinary backward passes through both."""
         value, gradient = self.network.value_and_gradient(x[..., :2], code)
         return value, pad(gradient, (0, 1))
+
+    def features(self, x: Float[Tensor, "b q 3"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q w"]:
+        """What the last layer reads (no graph)."""
+        return self.network.features(x[..., :2], code)
+
+    @property
+    def out(self) -> nn.Linear:
+        """The last layer."""
+        return self.network.out
 
     def linearise(self, x: Float[Tensor, "b q 3"], code: Float[Tensor, "b k"]) -> Linearised:
         """Field, spatial gradient and code Jacobian (no graph)."""

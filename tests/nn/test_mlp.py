@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shapespace.nn.mlp import SkipMLP, soft_step
+from shapespace.nn.mlp import InPlane, SkipMLP, soft_step
 from shapespace.nn.plain import twin
 
 
@@ -113,6 +113,13 @@ def test_linearise_equals_autograd(modulated: bool) -> None:
         by_x, by_code = torch.autograd.grad(value[:, point].sum(), (x, code), retain_graph=True)
         torch.testing.assert_close(found.gradient[:, point], by_x[:, point], atol=1e-9, rtol=0)
         torch.testing.assert_close(found.jacobian[:, point], by_code, atol=1e-9, rtol=0)
+
+
+def test_the_field_is_linear_in_what_the_last_layer_reads() -> None:
+    net, x, code = SkipMLP(code=3, width=20, depth=4, skip=2, modulated=True), torch.rand(2, 7, 3), torch.randn(2, 3)
+    torch.testing.assert_close(net.out(net.features(x, code))[..., 0], net(x, code))
+    flat = InPlane(SkipMLP(code=3, width=20, depth=4, skip=2, space=2))
+    torch.testing.assert_close(flat.out(flat.features(x, code))[..., 0], flat(x, code))
 
 
 def test_a_modulated_network_begins_as_one_that_is_not() -> None:
