@@ -155,6 +155,8 @@ def parse_settings(text: bytes, source: object) -> dict[str, Any]:
         raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}. Mend the file.") from None
     if not isinstance(content or {}, dict):
         raise ValueError(f"{source} holds a {type(content).__name__}, not settings: write `group: {{name: value}}`.")
+    if wrong := [name for name in content or {} if not isinstance(name, str)]:
+        raise ValueError(f"{source} has a setting called {wrong[0]!r}, which is no name: write words.")
     return content or {}
 
 

@@ -66,6 +66,9 @@ def test_unknown_names_and_bad_files(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="holds a list, not settings"):
         read(str(tmp_path / "list.yaml"))
+    (tmp_path / "nameless.yaml").write_text("1: 2")
+    with pytest.raises(ValueError, match="has a setting called 1, which is no name"):
+        read(str(tmp_path / "nameless.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):
         read(str(tmp_path / "bad.yaml"))

@@ -16,7 +16,7 @@ from shapespace.datasets import find_recipe
 from shapespace.tools.__main__ import main
 
 SMALL = """
-model: {width: 48, depth: 4, skip: 2, radius: 0.4, encoder: table, code: 0}
+model: {width: 48, depth: 4, skip: 2, radius: null, encoder: table, code: 0}
 batch: {scans: 1, points: 512, surface: 128, half: 1.0}
 optim: {steps: 60, lr: 3.0e-3, schedule: cosine}
 weights: {surface: 3, normal: 0.3, eikonal: 0.1, tangent: 3, far: 1, code: 0}
