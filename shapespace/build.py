@@ -157,7 +157,7 @@ def model(sizes: Sizes, *, shapes: int = 0) -> ShapeModel:
 def restored(name: str, sizes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Sizes, ShapeModel]:
     """The sizes and the model that a file tells of, with the file's weights.
 
-    A stranger may have written it: nothing larger than the weights that are there is built.
+    A stranger may have written it: nothing far larger than the weights that are there is built.
 
     Raises:
         ValueError: Family, sizes and weights do not go together.

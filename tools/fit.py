@@ -76,12 +76,12 @@ def main(
     """
     if sequence and method not in ("auto", "lm"):
         raise ValueError(f"--sequence fits by Levenberg-Marquardt, and --method {method} is asked for: leave it out.")
+    if shard is not None and sequence:
+        raise ValueError(f"--shard {shard} shares out many scans, and the frames of a --sequence are fitted as one.")
     where = destination(out, scans, "fitted", meshing)
     if shard is not None and where == Path(PIPE):
         raise ValueError(f"--shard {shard} shares out many scans, and standard output takes one: say --out FOLDER.")
     space = ShapeSpace.load(run)
-    if shard is not None and sequence:
-        raise ValueError(f"--shard {shard} shares out many scans, and the frames of a --sequence are fitted as one.")
     given, source = named(scans, source, bridge=sequence)
 
     def work(some: Sequence[Named]) -> Piece:

@@ -306,6 +306,9 @@ def test_frames_of_a_motion_are_fitted_jointly_and_bridged_where_they_are_missin
     code, _, err = inside(*words, "--method", "adam")
     assert code == 2
     assert "--sequence fits by Levenberg-Marquardt, and --method adam is asked for" in err
+    code, _, err = inside(*words, "--shard", "1/2")
+    assert code == 2
+    assert "--shard 1/2 shares out many scans, and the frames of a --sequence are fitted as one" in err
 
 
 def test_the_record_tells_how_the_shape_lies_in_the_file(
