@@ -35,7 +35,7 @@ class BatchConfig:
     labels: int = 0
     """Points of each scan that are labelled as inside or outside of its true surface, for families that learn by it."""
     workers: int = 0
-    """Processes that read ahead; 0 reads in place."""
+    """Processes that read ahead; 0 reads one batch ahead, in a thread."""
 
 
 @dataclass(frozen=True)

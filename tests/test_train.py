@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shapespace import build, space, train
 from shapespace.config import OptimConfig, TrainConfig, expand, of_family
-from shapespace.data.loader import StepDataset, collate
+from shapespace.data.loader import StepDataset, batches, collate
 from shapespace.data.pack import pack
 from shapespace.data.scan import Scan
 from shapespace.data.store import Store
@@ -192,6 +192,41 @@ def test_a_start_that_does_not_fit_is_refused(store: Store, tmp_path: Path) -> N
         learn(store, tmp_path / "nothing", "--start", str(tmp_path / "none"), *TAUGHT)
     with pytest.raises(ValueError, match="say which one, --start RUN"):
         learn(store, tmp_path / "alone", "--learn", "encoder", *TAUGHT)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_that_are_read_ahead_are_those_of_the_data_set(store: Store, workers: int) -> None:
+    dataset = StepDataset(store, store.names, scans=2, points=64, sigma=0.01, half=1.0, seed=0)
+    last = 3 * len(store.names)  # epochs end on the way
+    ahead = list(batches(dataset, 2, last, workers=workers))
+    assert len(ahead) == last - 2
+    for step, batch in enumerate(ahead, start=2):
+        assert batch.shape.tolist() == dataset[step].shape.tolist()
+        assert torch.equal(batch.points, dataset[step].points)
+        assert torch.equal(batch.box, dataset[step].box)
+    assert list(batches(dataset, 5, 5, workers=workers)) == []
+
+
+def test_what_fails_while_reading_ahead_is_raised_at_its_step(store: Store) -> None:
+    dataset = StepDataset(store, store.names, scans=2, points=64, sigma=0.01, half=1.0, seed=0)
+    dataset.transform = Failing(after=4)
+    ahead = batches(dataset, 0, 10)
+    next(ahead), next(ahead)
+    with pytest.raises(OSError, match="the disk has gone"):
+        next(ahead)
+
+
+class Failing:
+    """A transform that fails once it has seen so many scans."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self, data: object) -> object:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("the disk has gone")
+        return data
 
 
 def test_batches_are_a_function_of_seed_and_step(store: Store) -> None:

@@ -1,6 +1,7 @@
 """From a store to batches; a batch is a pure function of (seed, step), so a resumed run sees the same ones."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -153,7 +154,7 @@ class StepDataset(Dataset[Batch]):
         self.labels = Labels(store, self.names, labels) if labels else None
         self.collate = partial(collate, surface=surface, sigma=sigma, half=half, sloped=sloped)
         self.rank, self.world = rank, world
-        self._epoch, self._order = -1, np.arange(0)  # the order of the epoch that was asked for last
+        self._asked = (-1, np.arange(0))  # the epoch that was asked for last, and its order
 
     def scans_of(self, step: int) -> list[str]:
         """Names of the scans of a step, those of all processes."""
@@ -185,13 +186,21 @@ class StepDataset(Dataset[Batch]):
 
     def _row(self, visit: int) -> int:
         epoch, place = divmod(visit, len(self.names))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.names))
-        return int(self._order[place])
+        known, order = self._asked  # both in one, since another thread may ask for another epoch meanwhile
+        if epoch != known:
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.names))
+            self._asked = (epoch, order)
+        return int(order[place])
 
 
 def batches(dataset: StepDataset, start: int, stop: int, *, workers: int = 0) -> Iterator[Batch]:
-    """The batches of steps start to stop, read ahead by `workers` processes (0: read in place)."""
-    steps = range(start, stop)
-    yield from DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers)
+    """The batches of steps start to stop, read ahead by `workers` processes, or (0) by a thread, one batch ahead."""
+    if workers:
+        yield from DataLoader(dataset, batch_size=None, sampler=range(start, stop), num_workers=workers)
+    elif start < stop:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reading") as reader:
+            ahead = reader.submit(dataset.__getitem__, start)
+            for step in range(start + 1, stop):
+                batch, ahead = ahead.result(), reader.submit(dataset.__getitem__, step)
+                yield batch
+            yield ahead.result()

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import h5py
 import numpy as np
@@ -99,6 +99,7 @@ class Store:
         self.path = Path(path)
         self._file: h5py.File | None = None
         self._pid = -1
+        self._drawn: dict[str, dict[str, _Rows]] = {}  # where the vectors of each scan lie that was drawn from
         with _open(self.path) as file, readable(self.path, _remedy(self.path)):
             self.names: list[str] = _texts(held(file, "_names"))
             self._known = frozenset(self.names)
@@ -111,7 +112,7 @@ class Store:
                 raise ValueError(f"its scale is {self.scale}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None, "_pid": -1}
+        return self.__dict__ | {"_file": None, "_pid": -1, "_drawn": {}}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -126,7 +127,7 @@ class Store:
         """Close the file; it opens again when needed."""
         if self._file is not None and self._pid == os.getpid():
             self._file.close()
-        self._file = None
+        self._file, self._drawn = None, {}
 
     def select(self, split: str | None) -> list[str]:
         """Name the scans of a split: one of `splits`, the path of a split file (JSON), or None for all scans.
@@ -184,15 +185,20 @@ class Store:
 
         The points were shuffled when packed, so one block from a random place, wrapping around the end, is a random
         subset and one read. A scan of fewer points gives all of them, repeated until there are `count`.
+
+        HDF5 is asked once for each scan where its vectors lie, and they are read from there: finding and checking them
+        takes a hundred times as long as reading them.
         """
-        with self._scan(name) as group:
-            points = _rows(group, "points")
-            start = int(rng.integers(len(points)))
-
-            def draw(key: str) -> Float[np.ndarray, "count 3"] | None:
-                return _block(_rows(group, key, len(points)), start, count) if has(group, key) else None
-
-            return Scan(name, _block(points, start, count), draw("normals"), draw("sensors"), lines=draw("lines"))
+        handle = self._opened().id.get_vfd_handle()
+        if name not in self._drawn:
+            with self._scan(name) as group:
+                points = _where(group, "points")
+                beside = [key for key in ("normals", "sensors", "lines") if has(group, key)]
+                self._drawn[name] = {"points": points} | {key: _where(group, key, points.length) for key in beside}
+        rows = self._drawn[name]
+        start = int(rng.integers(rows["points"].length))
+        with readable(self.path, _remedy(self.path)):
+            return Scan(name, **{key: place.block(handle, start, count) for key, place in rows.items()})
 
     def truth(self, name: str) -> Trimesh | None:
         """Read the true surface (metres, y up), or None where there is none."""
@@ -208,12 +214,38 @@ class Store:
     @contextmanager
     def _scan(self, name: str) -> Iterator[h5py.Group]:
         """Find the scan's group, through a file handle of this process; damage found there becomes a sentence."""
-        if self._file is None or self._pid != os.getpid():
-            self._file, self._pid = _open(self.path), os.getpid()
+        file = self._opened()
         if name not in self._known:
             raise ValueError(f"{self.path} has no scan {name!r}. {suggest(name, self.names)}")
         with readable(self.path, _remedy(self.path)):
-            yield held(self._file, name)
+            yield held(file, name)
+
+    def _opened(self) -> h5py.File:
+        """The file, through a handle of this process."""
+        if self._file is None or self._pid != os.getpid():
+            self._file, self._pid, self._drawn = _open(self.path), os.getpid(), {}
+        return self._file
+
+
+class _Rows(NamedTuple):
+    """Vectors of a scan, float32 (length, 3): from the byte `at` of the file on, one after another."""
+
+    at: int
+    length: int
+
+    def block(self, handle: int, start: int, count: int) -> Float[np.ndarray, "count 3"]:
+        """Rows start, start + 1, ... going on at the beginning when the end is reached."""
+        if count > self.length:
+            return self._read(handle, 0, self.length)[(start + np.arange(count)) % self.length]
+        head = self._read(handle, start, min(count, self.length - start))
+        return head if len(head) == count else np.concatenate([head, self._read(handle, 0, count - len(head))])
+
+    def _read(self, handle: int, start: int, count: int) -> Float[np.ndarray, "count 3"]:
+        row = 3 * np.dtype(np.float32).itemsize
+        rows = np.empty((count, 3), dtype=np.float32)
+        if os.preadv(handle, [rows.data], self.at + start * row) != rows.nbytes:
+            raise ValueError("it ends before its vectors do")
+        return rows
 
 
 def _rows(group: h5py.Group, key: str, count: int | None = None) -> h5py.Dataset:
@@ -226,13 +258,12 @@ def _rows(group: h5py.Group, key: str, count: int | None = None) -> h5py.Dataset
     return data
 
 
-def _block(data: h5py.Dataset, start: int, count: int) -> Float[np.ndarray, "count 3"]:
-    """Rows start, start + 1, ... of `data`, going on at its beginning when its end is reached."""
-    total = len(data)
-    if count > total:
-        return np.asarray(data[:][(start + np.arange(count)) % total])
-    head: np.ndarray = data[start : start + count]
-    return head if len(head) == count else np.concatenate([head, data[: count - len(head)]])
+def _where(group: h5py.Group, key: str, count: int | None = None) -> _Rows:
+    data = _rows(group, key, count)
+    at = data.id.get_offset()
+    if at is None:
+        raise ValueError(f"its {data.name} does not lie in one piece")
+    return _Rows(at, len(data))
 
 
 def _open(path: Path) -> h5py.File:

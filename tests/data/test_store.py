@@ -201,6 +201,23 @@ def test_a_damaged_store_says_how_to_rebuild_it(store, tmp_path):
         Store(tmp_path / "new.h5")
 
 
+def test_vectors_that_are_not_where_the_file_says_are_not_made_up(store):
+    store.sample(NAME, 50, rng())
+    with open(store.path, "r+b") as file:
+        file.truncate(4096)  # while it is open
+    with pytest.raises(ValueError, match=r"s\.h5 is damaged.*it ends before its vectors do.*Rebuild it"):
+        store.sample(NAME, 350, rng())
+
+
+def test_a_store_behind_a_user_block_is_read_at_the_right_place(store, tmp_path):
+    with h5py.File(tmp_path / "b.h5", "w", userblock_size=4096) as file, h5py.File(store.path) as plain:
+        for key in plain:
+            plain.copy(key, file)
+        file.attrs.update(dict(plain.attrs))
+    behind = Store(tmp_path / "b.h5")
+    np.testing.assert_array_equal(behind.sample(NAME, 50, rng()).points, store.sample(NAME, 50, rng()).points)
+
+
 def test_a_missing_store_says_how_to_make_it(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"no store .*x\.h5\. Make it: shapespace preprocess RECIPE ROOT .*x\.h5"
