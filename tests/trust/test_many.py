@@ -82,12 +82,8 @@ def _train(path: Path, folder: Path, steps: int, early: int, late: int, answer: 
 def test_a_training_on_many_scans_starts_at_once_and_stays_small(
     synthetic_root: Path, tmp_path: Path, rounds: Callable[[int, int], int], tried: Callable[..., None]
 ) -> None:
-    count, steps, early, late = (
-        rounds(0, 10_000),
-        210,
-        100,
-        200,
-    )  # until then memory of many kinds is used for the first time
+    count, steps = rounds(0, 10_000), 210
+    early, late = 100, 200  # before that, memory of many kinds is used for the first time
     if not count:
         pytest.skip("takes minutes: make trust")
     path = pack(Synthetic(), synthetic_root, tmp_path / "s.h5", points=1000).path
