@@ -34,6 +34,8 @@ from shapespace.train import cosine
 _WIDTHS = 0.03, 0.09  # standard deviations of the places around scan and fit, in model units
 _ASKED = 8192  # places at which a field that is told everywhere is asked, at each look, where it is wrong
 _CLOSE = 0.01  # model units: errors are taken relative to the distance, but for places closer than this
+_PLANES = 24  # of the nearest points, of which an edge may lie between
+_ROUNDS = 4  # over these planes, by which their corner is found
 _SOLVES = 6  # of least squares, by which the sum of absolute errors is at its least but for a hundredth
 _PRIOR = 0.05  # what the model's field weighs beside the points, each of which weighs 1 where it lies
 
@@ -252,11 +254,31 @@ def _signed(
 ) -> tuple[Float[np.ndarray, "q"], np.ndarray, Float[np.ndarray, "q"]]:
     """Signed distance to a surface of which these points are known, the nearest of them, and the height above it.
 
-    Over a point, the surface is its tangent plane, as far as its neighbours are away; the distance to the point itself
-    would be too long between points. Beyond, as beside an edge, the point is what is nearest.
+    Over a point, the surface is its tangent plane, as far as its neighbours are away. Beyond, as beside an edge, the
+    distance to a point would be too long: the surface reaches from there to where the planes of the points around meet.
     """
     away, index = nearest.to_points(places, points)
     height = ((places - points[index]) * normals[index]).sum(axis=1)
-    beside = np.square(away) - np.square(height)
-    over = beside < nearest.spacing(points, neighbour=6) ** 2
-    return np.where(over, height, np.sign(height) * away), index, height
+    gap = nearest.spacing(points, neighbour=6)
+    side = np.where(height < 0, -1.0, 1.0)
+    distance = np.abs(height)
+    beyond = np.flatnonzero(np.square(away) - np.square(height) >= gap**2)
+    around = nearest.neighbours(places[beyond], points, _PLANES)
+    facing = normals[around] * side[beyond, None, None]
+    over = _above(places[beyond], points[around], facing)
+    distance[beyond] = np.clip(over, away[beyond] - gap, away[beyond])
+    return side * distance, index, height
+
+
+def _above(
+    places: Float[np.ndarray, "q 3"], points: Float[np.ndarray, "q k 3"], normals: Float[np.ndarray, "q k 3"]
+) -> Float[np.ndarray, "q"]:
+    """Distance of each place to what lies below all of its k planes, by Hildreth's method (1957)."""
+    below = (normals * points).sum(axis=2)
+    foot, pushed = places.copy(), np.zeros(below.shape)
+    for _ in range(_ROUNDS):
+        for plane in range(below.shape[1]):
+            step = np.minimum(pushed[:, plane], below[:, plane] - (normals[:, plane] * foot).sum(axis=1))
+            pushed[:, plane] -= step
+            foot += step[:, None] * normals[:, plane]
+    return np.linalg.norm(places - foot, axis=1)

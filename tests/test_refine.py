@@ -10,11 +10,12 @@ import trimesh
 from shapespace import build, fit
 from shapespace.data.loader import collate
 from shapespace.data.scan import Scan
+from shapespace.experiments import known_surfaces
 from shapespace.losses import weigh
 from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
-from shapespace.refine import Detailed, RefineOptions, _solve_last, _wrong, refine
+from shapespace.refine import Detailed, RefineOptions, _above, _signed, _solve_last, _wrong, refine
 
 WEIGHTS = {"surface": 3.0, "normal": 0.3, "eikonal": 0.1, "code": 1e-4, "tangent": 3.0, "far": 1.0}
 
@@ -171,3 +172,23 @@ def test_ripples_are_found_and_noise_is_not(model: IGR, noise: float) -> None:
     with torch.no_grad():
         before, after = model.field(x, code).abs().mean(), refined.field(x, code).abs().mean()
     assert after < (0.5 * before if noise == 0 else 1.2 * before)
+
+
+def test_beside_an_edge_the_distance_is_that_to_where_its_faces_meet() -> None:
+    box, rng = known_surfaces()["box"], np.random.default_rng(0)
+    scan = box.points(50_000, rng)
+    places = rng.uniform(-1, 1, (5_000, 3))
+    true = box.distance(places)
+    found, index, _ = _signed(places, scan.points.astype(np.float64), scan.normals.astype(np.float64))
+    nearest_point = np.sign(true) * np.linalg.norm(places - scan.points[index], axis=1)
+    assert np.mean(np.abs(found - true) / np.abs(true)) < 0.001
+    assert np.mean(np.abs(nearest_point - true) / np.abs(true)) > 0.002
+
+
+def test_above_planes_that_meet_at_any_angle_the_corner_is_found() -> None:
+    normals = np.array([[0.0, 1.0, 0.0], [np.sin(1.0), np.cos(1.0), 0.0], [0.0, 0.0, 1.0]])
+    corner = np.array([0.3, 0.2, 0.1])
+    place = corner + normals.T @ np.array([0.4, 0.3, 0.2])  # in the corner's cone of normals
+    assert _above(place[None], np.tile(corner, (1, 3, 1)), normals[None]) == pytest.approx(
+        np.linalg.norm(place - corner), rel=0.03
+    )
