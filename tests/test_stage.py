@@ -405,9 +405,10 @@ def test_a_slider_of_humans_is_answered_in_time() -> None:
                 time.sleep(pause)
             time.sleep(1.0)
             coarse = [1e3 * scene.seconds for scene in scenes if scene.resolution == COARSE]
-            print(f"{words}: {len(coarse)} of 30 shown, median {np.median(coarse):.0f} ms, most {max(coarse):.0f} ms")
+            median, p95 = np.percentile(coarse, [50, 95])
+            print(f"{words}: {len(coarse)} of 30 shown, median {median:.0f} ms, 95 % {p95:.0f}, most {max(coarse):.0f}")
             assert len(coarse) >= 5
-            assert np.median(coarse) < 300
+            assert p95 < 300
         assert not failed
     finally:
         latest.stop()

@@ -32,29 +32,51 @@ def isosurface(field: Field, *, resolution: int, half: float = 1.0, level: float
 
     Raises `ValueError` if the field never crosses the level.
     """
-    cells, assumed = _cells(field, resolution, half, level, slope)
-    if len(cells) == 0:
-        raise _no_surface(field, half, level)
     cell = 2 * half / resolution
     depth = math.ceil(math.log2(max(resolution, 2)))
-    _, corners_of_cell, corners = igl.unique_sparse_voxel_corners(
-        np.full(3, -half),
-        cell * 2**depth,
-        depth,
-        cells[:, [1, 0, 2]],  # libigl counts cells along y, x, z
-    )
-    values = evaluate(field, corners)
-    if not (values.min() < level < values.max()):
-        raise _no_surface(field, half, level)
-    found = _fastest(values[corners_of_cell], corners[corners_of_cell[0]])
-    if found > assumed:  # what is assumed of small blocks is at least slope - 1
-        return isosurface(field, resolution=resolution, half=half, level=level, slope=max(slope, 1 + 1.1 * found))
+    asked = _Asked(field, half, cell / 2)
+    found, assumed = slope, 0.0
+    while found > assumed:
+        cells, assumed = _cells(asked, resolution, half, level, slope)
+        if len(cells) == 0:
+            raise _no_surface(field, half, level)
+        _, corners_of_cell, corners = igl.unique_sparse_voxel_corners(
+            np.full(3, -half),
+            cell * 2**depth,
+            depth,
+            cells[:, [1, 0, 2]],  # libigl counts cells along y, x, z
+        )
+        values = asked(corners)
+        if not (values.min() < level < values.max()):
+            raise _no_surface(field, half, level)
+        found = _fastest(values[corners_of_cell], corners[corners_of_cell[0]])
+        slope = max(slope, 1.1 * found + (assumed < slope))  # what is assumed of small blocks is at least slope - 1
     vertices, faces, _ = igl.marching_cubes(values, corners, corners_of_cell, level)
     return Trimesh(vertices, faces, process=False)
 
 
+class _Asked:
+    """A field at points of a grid, each of which is evaluated once, however often it is asked for."""
+
+    def __init__(self, field: Field, half: float, step: float) -> None:
+        """The grid starts in the corner at -half."""
+        self._field, self._half, self._step = field, half, step
+        self._places, self._values = np.zeros(0, dtype=np.int64), np.zeros(0)  # in order of the places
+
+    def __call__(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+        x, y, z = np.rint((points + self._half) / self._step).astype(np.int64).T
+        places = (x << 40) + (y << 20) + z
+        new = np.flatnonzero(~np.isin(places, self._places))
+        if len(new):
+            known = np.concatenate([self._places, places[new]])
+            values = np.concatenate([self._values, evaluate(self._field, points[new])])
+            order = np.argsort(known)
+            self._places, self._values = known[order], values[order]
+        return self._values[np.searchsorted(self._places, places)]
+
+
 def _cells(
-    field: Field, resolution: int, half: float, level: float, slope: float
+    field: _Asked, resolution: int, half: float, level: float, slope: float
 ) -> tuple[Int[np.ndarray, "n 3"], float]:
     """Cells that the surface may pass through, by their place along each axis, and the slope that was assumed last.
 
@@ -66,7 +88,7 @@ def _cells(
     blocks, assumed = np.zeros((1, 3), dtype=np.int64), slope
     while size > 1 and len(blocks):
         centres = (blocks + 0.5) * size * cell - half
-        values = evaluate(field, centres) - level
+        values = field(centres) - level
         found = _fastest(values.reshape(-1, 8), centres[:8]) if len(blocks) > 1 else 0.0
         if found > slope:
             return _cells(field, resolution, half, level, 1.1 * found)

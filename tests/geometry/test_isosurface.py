@@ -92,6 +92,19 @@ def test_a_field_that_changes_faster_than_a_distance_loses_nothing(speed: float)
     np.testing.assert_allclose(fast.area, plain.area, rtol=2e-3)  # the two marchers cut some cells differently
 
 
+def test_no_place_is_evaluated_twice_though_the_search_is_made_again() -> None:
+    seen = []
+
+    def field(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+        seen.append(x)
+        return 2.4 * capsule(x)
+
+    isosurface(field, resolution=64)
+    points = torch.cat(seen).numpy()
+    apart = cKDTree(points).query(points, k=2)[0][:, 1]
+    assert apart.min() > 0.4 * 2 / 64  # corners and centres of cells
+
+
 def test_a_steep_spot_between_the_centres_ends_the_search_too() -> None:
     """It is found along the edges of marched cells: slower than large blocks may be, faster than small ones may."""
 
