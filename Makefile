@@ -66,6 +66,7 @@ check: $(VENV)/ready  ## format, lint, types, floors
 	cd build/typed && MYPYPATH= ../../$(BIN)/mypy --config-file ../../pyproject.toml --no-incremental -p shapespace
 
 slow: $(VENV)/ready  ## the tests that take minutes
+	$(PIP) --constraint constraints.txt --editable '.[dev,fuzz]' || echo "no atheris here: its tests are skipped"
 	$(BIN)/python -m pytest -q -m slow
 
 trust: $(VENV)/ready  ## kill it, starve it, feed it rubbish: a table, in at most 30 minutes on 2 cores
