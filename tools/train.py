@@ -49,6 +49,11 @@ def main(
     """
     if resume is None and out is not None and _restarts() and Run(out).checkpoint.is_file():
         resume = out
+    elif resume is not None and ((store, out, split) != (None,) * 3 or config != TrainConfig(type(config.model)())):
+        raise ValueError(
+            f"--resume {resume} goes on with the store, the split and the settings that it was begun with, and more is "
+            f"given here. With others, from its weights: shapespace train STORE --start {resume} --out OTHER ..."
+        )
     if resume is not None:
         store, split, config = _settings(Run(resume))
     elif store is None or out is None:

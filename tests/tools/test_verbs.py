@@ -24,11 +24,14 @@ README = (HOUSE / "README.md").read_text()
 BIN = Path(sys.executable).parent
 
 
-def call(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def processes(line: str, folder: Path) -> str:
+    """Call a line as a shell does, and give what it prints: it ends well."""
     words = shlex.split(line)
     words[0] = str(BIN / words[0])
-    env = {**os.environ, "OMP_NUM_THREADS": "1"} if "torchrun" in words[0] else dict(os.environ)
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=env)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 @pytest.fixture
@@ -51,23 +54,29 @@ def inside(
     return called
 
 
-def ok(line: str, folder: Path) -> str:
-    done = call(line, folder)
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+@pytest.fixture
+def ok(inside: Callable[[str], tuple[int, str, str]]) -> Callable[[str], str]:
+    """Call a line in this process, in a folder of the test, and give what it prints: it ends well."""
+
+    def called(line: str) -> str:
+        code, out, err = inside(line)
+        assert code == 0, f"{line}\n{out}\n{err}"
+        return out
+
+    return called
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_readme_s_lines_run_as_they_stand(tmp_path: Path) -> None:
+def test_the_readme_s_lines_run_as_they_stand(tmp_path: Path, ok: Callable[[str], str]) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     lines = [line for line in lines if line.startswith(("shapespace", "torchrun"))]
     assert len(lines) >= 12
     assert {line.split()[1] for line in lines if line.startswith("shapespace")} >= VERBS.keys() - {"benchmark", "view"}
     for line in lines:
-        said = ok(line, tmp_path).strip().splitlines()
+        said = (ok(line) if line.startswith("shapespace") else processes(line, tmp_path)).strip().splitlines()
         paths = [
             word.strip(",()") for word in said[-1].split() if "/" in word or word.endswith((".h5", ".safetensors"))
         ]
@@ -118,17 +127,17 @@ def test_the_makefile_s_lines_are_verbs() -> None:
     [("dfaust", "dfaust_root", "train_all"), ("faust", "faust_root", "train"), ("cape", "cape_root", "train")],
 )
 def test_other_people_s_layouts_go_all_the_way(
-    recipe: str, fixture: str, split: str, request: pytest.FixtureRequest, tmp_path: Path
+    recipe: str, fixture: str, split: str, request: pytest.FixtureRequest, tmp_path: Path, ok: Callable[[str], str]
 ) -> None:
     root: Path = request.getfixturevalue(fixture)
-    ok(f"shapespace preprocess {recipe} {root} store.h5 --points 3000", tmp_path)
-    ok(f"shapespace train store.h5 --config tiny --split {split} --optim.steps 20 --out run", tmp_path)
+    ok(f"shapespace preprocess {recipe} {root} store.h5 --points 3000")
+    ok(f"shapespace train store.h5 --config tiny --split {split} --optim.steps 20 --out run")
     name = Store(tmp_path / "store.h5").select(split)[0]
-    ok(f"shapespace fit run {name} --store store.h5 --resolution 32 --out fitted", tmp_path)
-    ok("shapespace mesh run fitted/codes.safetensors --resolution 32 --out meshes", tmp_path)
+    ok(f"shapespace fit run {name} --store store.h5 --resolution 32 --out fitted")
+    ok("shapespace mesh run fitted/codes.safetensors --resolution 32 --out meshes")
     (mesh,) = (tmp_path / "meshes").glob("*.ply")
     assert read_mesh(mesh).volume > 0
-    ok(f"shapespace evaluate run store.h5 --splits {split} --resolution 32 --out scored", tmp_path)
+    ok(f"shapespace evaluate run store.h5 --splits {split} --resolution 32 --out scored")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +203,8 @@ MISTAKES = {
     "shapespace train": "train needs a store and a folder",
     "shapespace train nothing.h5 --out r": r"nothing\.h5",
     "shapespace train --resume nothing": r"no config\.yaml",
+    "shapespace train --resume nothing --optim.lr 1e-4": r"settings that it was begun with.*--start nothing",
+    "shapespace train a.h5 --resume nothing": r"settings that it was begun with.*--start nothing",
     "shapespace train x.h5 --config igr_papr": "did you mean igr_paper",
     "shapespace train x.h5 --family ocupancy": "no family 'ocupancy'. Did you mean occupancy",
     "shapespace evaluate {run} nothing.h5": r"nothing\.h5",
@@ -229,7 +240,7 @@ def test_every_verb_has_help_and_is_a_file(verb: str, inside: Callable[[str], tu
 
 
 def test_the_program_alone_lists_its_verbs_and_a_file_is_a_program(tmp_path: Path) -> None:
-    listed = ok("shapespace --help", tmp_path)
+    listed = processes("shapespace --help", tmp_path)
     assert all(verb in listed for verb in VERBS)
     done = subprocess.run(
         [sys.executable, HOUSE / "tools" / "fit.py", "nowhere", "nothing.ply"],
