@@ -177,6 +177,10 @@ def test_depth_images_are_fitted_like_any_other_scan(
     code, _, err = inside("fit", model, "depth/00000.png", "--jump", "nan")
     assert code == 2
     assert "shows 0 points of a surface" in err
+    for limit in (("--far", 1.9), ("--near", 2.1)):
+        code, _, err = inside("fit", model, "depth/00000.png", *limit)
+        assert code == 2
+        assert "(6,400 of them nearer or farther than the limits allow)" in err
 
 
 @pytest.mark.parametrize(("unit", "metres"), [("mm", 0.001), ("in", 0.0254), ("m", 1.0)])
