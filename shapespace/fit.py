@@ -207,7 +207,7 @@ def _asleep(model: ShapeModel) -> Iterator[None]:
 
 def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> Fitted:
     model.eval()
-    begun = [_Start(index, scan, None) for index, scan in enumerate(scans)]
+    begun = [_Start(index, with_normals(scan, seed), None) for index, scan in enumerate(scans)]
     if options.pose in ("heading", "rotation"):
         begun = [one.placed(frame) for one in begun for frame in _poses(model, one.scan, options.pose, options, seed)]
     few = options.on_trial()
@@ -224,7 +224,7 @@ def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOption
     if trial.posed:
         kept = [one.placed(pose.frame_of(found)) for one, found in zip(kept, poses, strict=True)]
     start = encoded.like(codes)
-    drawn = [draw(with_normals(one.scan, seed), options.points, seed) for one in kept]
+    drawn = [draw(one.scan, options.points, seed) for one in kept]
     known = [oriented(model, scan, start[index]) for index, scan in enumerate(drawn)]
     problem = Problem(model, known, start, options, seed)
     rows = torch.arange(len(kept), device=codes.device)
@@ -434,10 +434,14 @@ def _constraints(scan: Scan, options: LMOptions, seed: int) -> tuple[Tensor, Ten
 
 
 def with_normals(scan: Scan, seed: int) -> Scan:
-    """The scan with normals, its own or estimated; no more points are kept than estimating them should cost."""
+    """The scan with normals, its own or estimated; no more points are kept than estimating them should cost.
+
+    Points that only one camera can have seen get that camera back too: it tells the space before a person from the
+    space behind.
+    """
     if scan.normals is not None or scan.faces is not None:
         return scan
-    return scan.sample(_ESTIMATED, np.random.default_rng(seed)).with_normals()
+    return scan.sample(_ESTIMATED, np.random.default_rng(seed)).with_sensors().with_normals()
 
 
 def oriented(model: DistanceModel, scan: Scan, code: Code) -> Scan:

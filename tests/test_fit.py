@@ -101,6 +101,20 @@ def test_without_normals_and_sensors_it_fits_too(model: IGR) -> None:
     assert found.residual.mean() < 0.015
 
 
+def test_bare_points_of_one_view_are_fitted_as_if_the_camera_were_known() -> None:
+    """The space before them is empty then, and their normals look to it; what has normals is left as it is."""
+    scan = ellipsoid(0.5, count=4000)
+    assert scan.normals is not None
+    seen = scan.take(np.flatnonzero(scan.normals[:, 2] < -0.31))
+    known = fit.with_normals(Scan("view", seen.points), 0)
+    assert known.normals is not None
+    assert known.sensors is not None
+    assert (known.normals[:, 2] < 0).mean() > 0.99
+    assert (fit._constraints(known, fit.LMOptions(points=300), seed=0)[2]).sum() == 1024
+    assert fit.with_normals(seen, 0) is seen
+    assert fit.with_normals(Scan("whole", scan.points), 0).sensors is None
+
+
 def test_lines_become_normals_by_the_field_of_the_code(model: IGR) -> None:
     scan = ellipsoid(0.45, count=2000)
     bare = Scan(scan.name, scan.points, lines=estimate(scan.points))
