@@ -18,6 +18,7 @@ from PIL import Image
 from shapespace.data.files import read_bytes, read_scan, write_scan
 from shapespace.data.scan import Scan
 from shapespace.tools.__main__ import main
+from shapespace.tools._outputs import warn
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,22 @@ def test_a_scan_like_no_other_is_named_and_strictly_an_error(
     (record,) = json.loads((tmp_path / "strict" / "fits.json").read_text())
     assert record["oddness"] > 8
     assert not record["plausible"]
+    assert not record["unsure"]
     assert 0 <= record["coverage"] <= 1
+
+
+def test_unsure_fits_are_named_and_strictly_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    sure = {"name": "whole", "plausible": True, "unsure": False, "oddness": 5.0, "coverage": 0.9}
+    unsure = {"name": "front", "plausible": True, "unsure": True, "oddness": 5.0, "coverage": 0.31}
+    odd = {"name": "chair", "plausible": False, "unsure": False, "oddness": 9.8, "coverage": 0.7}
+    warn([sure], strict=True)
+    assert capsys.readouterr().err == ""
+    warn([sure, unsure])
+    said = capsys.readouterr().err
+    assert said.startswith("note: 1 of 2 fits are unsure")
+    assert "front (31%)" in said
+    with pytest.raises(ValueError, match=r"do not look like .*chair \(10\).*are unsure.*front \(31%\).* is written\."):
+        warn([sure, unsure, odd], strict=True)
 
 
 def test_uncertainty_is_in_the_mesh_in_the_unit_of_the_file(
