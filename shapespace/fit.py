@@ -134,8 +134,8 @@ def fit_lm(
 ) -> Fitted:
     """Fit the codes of scans (model frame) by Levenberg-Marquardt, `chunk` scans at a time.
 
-    Each scan starts from its encoder's code and from the mean of the training codes, in all poses that are asked for;
-    the better go on. Starts, scans and pieces of scans are worked on side by side.
+    Each scan starts from its encoder's code and from the mean of the training codes, in the likely ones of the poses
+    that are asked for; the better go on. Starts, scans and pieces of scans are worked on side by side.
     """
     options = options or LMOptions()
     parts = []

@@ -15,8 +15,8 @@ AROUND = 48  # neighbours that tell round from hollow: some 8 cm of a person in 
 IN_PLANE = 6  # the same for points of a curve: as far to either side
 VIEWS = 48
 STEEP = 0.6  # a view tells sides only if it looks along the line to within the angle of this cosine
-ASIDE = (
-    0.35  # cosine: nine tenths of the points of one view are seen no more aslant (0.5 to 0.8; whole scans 0.14 to 0.2)
+ASLANT = (
+    0.35  # cosine: nine tenths of one view are seen no more aslant (theirs is 0.5 to 0.8, of whole scans below 0.2)
 )
 WHOLE = 0.7  # of the points must be told by the views, one way only, or the scan is not seen from all around
 
@@ -91,7 +91,7 @@ def seen_from(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"])
     wide, axis = points.astype(np.float64), lines.astype(np.float64)
     towards = np.linalg.eigh(axis.T @ axis)[1][:, -1]
     along = axis @ towards
-    if np.quantile(np.abs(along), 0.1) < ASIDE:
+    if np.quantile(np.abs(along), 0.1) < ASLANT:
         return None
     index = cKDTree(wide).query(wide, k=min(AROUND, len(wide)), workers=-1)[1]
     out = ((wide - wide[index].mean(axis=1)) * axis).sum(axis=1) * np.sign(along)
