@@ -17,6 +17,7 @@ from shapespace.verdict import ODD
 
 NEAR = 0.03  # metres: a part of the person lies this close to what was fitted, at half of its points
 LARGE = 0.05  # share of the points from which on a part is asked about; what is less is left to the robust fit
+PERSON = 0.25  # share of the largest part's points from which on a part may be the person: a leg alone looks like one
 _DENSE = 50_000  # points among which strays are told: fewer would stand too far apart
 _SAMPLED = 10_000  # points by which planes and parts are found
 
@@ -62,6 +63,7 @@ def _one_person(scan: Scan, parts: Int[np.ndarray, "n"], attempt: Callable[[Scan
     """Which parts of a sample are one person: all that the fit of all explains, or else those that go together.
 
     The largest part that looks like a person is taken for one, and others are added while the fit of all of them does.
+    A part much smaller than the largest is no person: the less there is, the easier it is to look like one.
     """
 
     def fit(which: list[int]) -> Tried:
@@ -78,8 +80,9 @@ def _one_person(scan: Scan, parts: Int[np.ndarray, "n"], attempt: Callable[[Scan
     if len(large) < 2 or explains(fit(large), large):
         return kept
     alone = {part: fit([part]) for part in large}
+    whole = [part for part in large if sizes[part] >= PERSON * sizes[large[0]]]
     first = next(
-        (part for part in large if alone[part].oddness <= ODD), min(large, key=lambda part: alone[part].oddness)
+        (part for part in whole if alone[part].oddness <= ODD), min(whole, key=lambda part: alone[part].oddness)
     )
     person, tried = [first], alone[first]
     for part in large:

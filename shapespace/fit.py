@@ -26,7 +26,8 @@ from shapespace.objective import Objective, in_pieces
 
 _FAR = 1e9  # a free point that is asked to be above minus this is content with any field
 _ESTIMATED = 50_000  # points of a scan without normals that get some: two seconds
-_TURN_OF_A_TRIAL = 0.5  # radians: from one start half-way to the next
+_CLOSER = (24.0, 12.0)  # degrees: half-way from one start to the next, and half of that
+_ENCODED, _ASKED = 4096, 256  # points of a scan that the encoder sees, and that tell poses apart
 _ROWS_ON_GPU = 16  # codes that are linearised at once: some 6 GB at 7,168 points each
 
 
@@ -69,8 +70,12 @@ class LMOptions:
     """Standard deviation of the shift along each axis."""
     size: float = 0.01
     """Standard deviation of the change of size, as a share: stature is in the code."""
+    likely: int = 4
+    """Where the rotation is unknown, starts that are tried at most: those in which the encoder's code fits best."""
     keep: int = 3
-    """Starts that go on where the rotation is unknown; the one that fits best at the end is taken."""
+    """How many of them go on at most, after the trial; the one that fits best at the end is taken."""
+    worse: float = 2.0
+    """Starts that fit this many times worse than the best one are given up."""
 
     def on_trial(self) -> "LMOptions":
         """The same with a quarter of the points: they tell starts apart."""
@@ -112,7 +117,7 @@ class Fitted:
     """How each scan was moved to lie as the training scans do; none where that was given."""
 
 
-def encode(model: ShapeModel, scans: Sequence[Scan], *, points: int = 4096, seed: int = 0, chunk: int = 16) -> Code:
+def encode(model: ShapeModel, scans: Sequence[Scan], *, points: int = _ENCODED, seed: int = 0, chunk: int = 16) -> Code:
     """Codes of scans (model frame) in one forward pass of the encoder for each `chunk` of them."""
     model.eval()
     device = next(model.parameters()).device
@@ -129,8 +134,8 @@ def fit_lm(
 ) -> Fitted:
     """Fit the codes of scans (model frame) by Levenberg-Marquardt, `chunk` scans at a time.
 
-    Each scan starts from its encoder's code and from the mean of the training codes, in all poses that are asked for;
-    the better go on. Starts, scans and pieces of scans are worked on side by side.
+    Each scan starts from its encoder's code and from the mean of the training codes, in the likely ones of the poses
+    that are asked for; the better go on. Starts, scans and pieces of scans are worked on side by side.
     """
     options = options or LMOptions()
     parts = []
@@ -202,26 +207,24 @@ def _asleep(model: ShapeModel) -> Iterator[None]:
 
 def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> Fitted:
     model.eval()
-    begun = [_Start(index, scan, None) for index, scan in enumerate(scans)]
+    begun = [_Start(index, with_normals(scan, seed), None) for index, scan in enumerate(scans)]
     if options.pose in ("heading", "rotation"):
-        begun = [one.placed(turn) for one in begun for turn in _turns(options.pose)]
+        begun = [one.placed(frame) for one in begun for frame in _poses(model, one.scan, options.pose, options, seed)]
     few = options.on_trial()
-    if len(begun) > len(scans):
-        few = replace(few, turn=_TURN_OF_A_TRIAL)
     encoded = encode(model, [one.scan for one in begun], seed=seed)
     trial = Problem(model, [draw(one.scan, few.points, seed) for one in begun], encoded, few, seed)
     every = torch.arange(len(begun), device=encoded.flat.device)
     flat = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
     tried = descend(trial, every.repeat(2), trial.at_rest(flat), options.trial, few)
 
-    count = options.keep if len(begun) > len(scans) else 1
-    going = _best(tried.cost, [begun[row].of for row in every.repeat(2).tolist()], count)
+    count = options.keep if options.pose in ("heading", "rotation") else 1
+    going = _best(tried.cost, [begun[row].of for row in every.repeat(2).tolist()], count, options.worse)
     codes, poses = trial.split(tried.flat[going])
     kept = [begun[row % len(begun)] for row in going]
     if trial.posed:
         kept = [one.placed(pose.frame_of(found)) for one, found in zip(kept, poses, strict=True)]
     start = encoded.like(codes)
-    drawn = [draw(with_normals(one.scan, seed), options.points, seed) for one in kept]
+    drawn = [draw(one.scan, options.points, seed) for one in kept]
     known = [oriented(model, scan, start[index]) for index, scan in enumerate(drawn)]
     problem = Problem(model, known, start, options, seed)
     rows = torch.arange(len(kept), device=codes.device)
@@ -252,15 +255,37 @@ class _Start(NamedTuple):
         return _Start(self.of, self.scan.to_model(frame), frame if self.frame is None else self.frame.then(frame))
 
 
-def _turns(unknown: pose.Unknown) -> list[Frame]:
-    rotations = torch.from_numpy(pose.starts(unknown)).float()
-    return [Frame(torch.zeros(3), torch.tensor(1.0), rotation) for rotation in rotations]
+def _poses(model: DistanceModel, scan: Scan, unknown: pose.Unknown, options: LMOptions, seed: int) -> list[Frame]:
+    """How the scan may lie: frames in which its encoder's code fits it best, without a step of a fit.
+
+    A right pose fits several times better than a wrong one even so. The likely ones among coarse starts go each its own
+    way to the best of its neighbours.
+    """
+    thin = draw(scan, _ENCODED, seed)
+
+    def misfit(frames: Sequence[Frame]) -> Float[Tensor, "k"]:
+        moved = [thin.to_model(frame) for frame in frames]
+        return residuals(model, moved, encode(model, moved, seed=seed), seed, _ASKED).mean(dim=1)
+
+    starts = _turns(pose.starts(unknown))
+    likely = [starts[row] for row in misfit(starts).argsort()[: options.likely].tolist()]
+    for angle in _CLOSER:
+        nearby = [[frame.then(turn) for turn in _turns(pose.around(unknown, angle))] for frame in likely]
+        likely = [frames[int(misfit(frames).argmin())] for frames in nearby]
+    return [likely[row] for row in _best(misfit(likely), [0] * len(likely), options.likely, options.worse)]
 
 
-def _best(cost: Float[Tensor, "r"], of: Sequence[int], count: int) -> list[int]:
-    """The rows that cost least: `count` of those that belong to each scan, scan after scan."""
-    order = cost.argsort().tolist()
-    return [row for index in sorted(set(of)) for row in [r for r in order if of[r] == index][:count]]
+def _turns(rotations: Float[np.ndarray, "k 3 3"]) -> list[Frame]:
+    return [Frame(torch.zeros(3), torch.tensor(1.0), rotation) for rotation in torch.from_numpy(rotations).float()]
+
+
+def _best(cost: Float[Tensor, "r"], of: Sequence[int], count: int, worse: float = np.inf) -> list[int]:
+    """The rows that cost least, scan after scan: of each `count`, without those that cost `worse` times the best's."""
+    rows = []
+    for index in sorted(set(of)):
+        own = [row for row in cost.argsort().tolist() if of[row] == index][:count]
+        rows += [row for row in own if cost[row] <= worse * cost[own[0]]]
+    return rows
 
 
 class State(NamedTuple):
@@ -409,10 +434,14 @@ def _constraints(scan: Scan, options: LMOptions, seed: int) -> tuple[Tensor, Ten
 
 
 def with_normals(scan: Scan, seed: int) -> Scan:
-    """The scan with normals, its own or estimated; no more points are kept than estimating them should cost."""
+    """The scan with normals, its own or estimated; no more points are kept than estimating them should cost.
+
+    Points that only one camera can have seen get that camera back too: it tells the space before a person from the
+    space behind.
+    """
     if scan.normals is not None or scan.faces is not None:
         return scan
-    return scan.sample(_ESTIMATED, np.random.default_rng(seed)).with_normals()
+    return scan.sample(_ESTIMATED, np.random.default_rng(seed)).with_sensors().with_normals()
 
 
 def oriented(model: DistanceModel, scan: Scan, code: Code) -> Scan:
@@ -423,10 +452,12 @@ def oriented(model: DistanceModel, scan: Scan, code: Code) -> Scan:
     return replace(scan, normals=losses.outward(lines, model.linearise(points, code).gradient)[0].cpu().numpy())
 
 
-def residuals(model: DistanceModel, scans: Sequence[Scan], code: Code, seed: int) -> Float[Tensor, "b n"]:
+def residuals(
+    model: DistanceModel, scans: Sequence[Scan], code: Code, seed: int, count: int = 2048
+) -> Float[Tensor, "b n"]:
     """|f| at fresh points."""
     device = code.flat.device
-    batch = torch.from_numpy(np.stack([draw(scan, 2048, seed + 1).points for scan in scans])).float().to(device)
+    batch = torch.from_numpy(np.stack([draw(scan, count, seed + 1).points for scan in scans])).float().to(device)
     with torch.no_grad():
         return model.field(batch, code).abs()
 

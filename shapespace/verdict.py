@@ -1,7 +1,8 @@
 """What is to be thought of a fit: how near the scan it is, how much of it was seen, and whether it is like the others.
 
 A decoder of people bends to many things: a ball or a chair is met to a few millimetres, by a code like no person's. So
-it is the code that tells.
+it is the code that tells. Of what a scan did not see, the space takes what is usual: the less was seen, the less odd is
+a code that is right.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from shapespace.nn.prior import GaussianPrior
 
 SEEN = 0.020  # metres: surface this close to a point of the scan was seen
 ODD = 8.0  # people that `humans` had never seen have 1.4 to 4.3, balls, boxes, chairs and the like 12 to 32
+ODD_IF_SEEN = 13.0  # the oddness, for each share of the surface that was seen, above which a fit is unsure, if above 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Verdict:
         return not self.oddness > ODD
 
     @property
+    def unsure(self) -> bool:
+        """Whether the code is odder than the share of the surface that was seen accounts for, though not odd as such.
+
+        Such a fit may be near its scan and be another body, or another pose, elsewhere.
+        """
+        return self.plausible and bool(self.oddness > np.maximum(1, ODD_IF_SEEN * self.coverage))
+
+    @property
     def words(self) -> str:
         """The same for people; what cannot be told is left out."""
         said = []
@@ -51,7 +61,8 @@ class Verdict:
                 f"{self.oddness:.1f} (1 for those, odd above {ODD:g})."
             )
         if np.isfinite(self.coverage):
-            said.append(f"The scan saw {self.coverage:.0%} of the surface.")
+            rest = ", and the code is too odd for so little: the rest may be wrong" if self.unsure else ""
+            said.append(f"The scan saw {self.coverage:.0%} of the surface{rest}.")
         return " ".join(said)
 
 

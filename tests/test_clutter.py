@@ -77,6 +77,24 @@ def test_parts_that_are_one_person_stay_together(body: Trimesh) -> None:
     np.testing.assert_allclose(without_clutter(beside, people_at(0.0)).points, torn.points)
 
 
+def test_a_leg_that_looks_like_a_person_is_not_taken_for_the_person(body: Trimesh) -> None:
+    """The rest of whom looks odd, as in one view that lacks a knee."""
+    scan = of(body)
+    above, below = (scan.take(np.flatnonzero(chosen)) for chosen in (scan.points[:, 1] > 0.5, scan.points[:, 1] < 0.3))
+    leg = below.take(np.flatnonzero(below.points[:, 0] > 0))
+    torn = Scan("p/s/0", np.concatenate([above.points, leg.points]))
+    assert 0.05 * len(torn) < len(leg) < 0.2 * len(torn)
+    asked: list[int] = []
+
+    def attempt(some: Scan) -> Tried:
+        asked.append(len(some))
+        return Tried(3.0 if len(some) < 0.2 * len(torn) else 9.0, lambda x: np.zeros(len(x)))
+
+    alone = without_clutter(torn, attempt)
+    assert len(asked) > 1
+    np.testing.assert_array_equal(alone.points, above.points)
+
+
 def test_normals_and_sensors_go_with_their_points(body: Trimesh) -> None:
     whole = of(util.concatenate([body, FLOOR]))
     scan = replace(whole, sensors=whole.points + 1)

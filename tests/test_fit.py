@@ -11,6 +11,7 @@ from shapespace.data.scan import Scan
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
 from shapespace.geometry.normals import estimate
+from shapespace.geometry.pose import starts
 from shapespace.losses import weigh
 from shapespace.models.igr import IGR
 
@@ -101,6 +102,20 @@ def test_without_normals_and_sensors_it_fits_too(model: IGR) -> None:
     assert found.residual.mean() < 0.015
 
 
+def test_bare_points_of_one_view_are_fitted_as_if_the_camera_were_known() -> None:
+    """The space before them is empty then, and their normals look to it; what has normals is left as it is."""
+    scan = ellipsoid(0.5, count=4000)
+    assert scan.normals is not None
+    seen = scan.take(np.flatnonzero(scan.normals[:, 2] < -0.31))
+    known = fit.with_normals(Scan("view", seen.points), 0)
+    assert known.normals is not None
+    assert known.sensors is not None
+    assert (known.normals[:, 2] < 0).mean() > 0.99
+    assert (fit._constraints(known, fit.LMOptions(points=300), seed=0)[2]).sum() == 1024
+    assert fit.with_normals(seen, 0) is seen
+    assert fit.with_normals(Scan("whole", scan.points), 0).sensors is None
+
+
 def test_lines_become_normals_by_the_field_of_the_code(model: IGR) -> None:
     scan = ellipsoid(0.45, count=2000)
     bare = Scan(scan.name, scan.points, lines=estimate(scan.points))
@@ -167,6 +182,32 @@ def test_the_pose_is_found_with_the_code(model: IGR, pose: fit.Pose) -> None:
     surface = frame.to_world(torch.from_numpy(model.surface(found.code[1], resolution=48)[0].vertices.copy()).float())
     x = torch.from_numpy(moved.points)
     assert torch.cdist(x, surface).amin(dim=1).mean() < 0.03
+
+
+def test_a_rotation_is_searched_by_the_encoder_alone_and_hopeless_starts_are_given_up(model: IGR) -> None:
+    still = ellipsoid(0.5, count=1500)
+    turn = torch.from_numpy(Rotation.from_rotvec(TURNS["rotation"]).as_matrix()).float()
+    moved = still.to_world(Frame(torch.zeros(3), torch.tensor(1.0), turn))
+
+    def misfit(frame: Frame) -> float:
+        placed = [fit.draw(moved, 4096, 0).to_model(frame)]
+        return float(fit.residuals(model, placed, fit.encode(model, placed), 0, 256).mean())
+
+    coarse = min(misfit(frame) for frame in fit._turns(starts("rotation")))
+    found = [misfit(frame) for frame in fit._poses(model, moved, "rotation", fit.LMOptions(), 0)]
+    assert 1 <= len(found) <= 4
+    assert found == sorted(found)
+    assert found[-1] <= 2 * found[0]
+    assert found[0] < coarse  # it goes on from there
+    (best,) = fit._poses(model, moved, "rotation", fit.LMOptions(worse=1.0), 0)
+    assert misfit(best) == pytest.approx(found[0])
+
+
+def test_the_best_are_chosen_for_each_scan() -> None:
+    cost, of = torch.tensor([3.0, 1.0, 2.0, 5.0, 9.0]), [0, 0, 0, 1, 1]
+    assert fit._best(cost, of, 2) == [1, 2, 3, 4]
+    assert fit._best(cost, of, 3, 1.8) == [1, 3, 4]
+    assert fit._best(cost, of, 1) == [1, 3]
 
 
 def test_a_posed_problem_s_gradient_is_that_of_its_cost(model: IGR) -> None:

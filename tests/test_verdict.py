@@ -53,6 +53,17 @@ def test_what_cannot_be_told_is_not_a_number_and_no_reproach() -> None:
     assert found.words == ""
 
 
+def test_the_less_was_seen_the_less_odd_a_sure_code_is() -> None:
+    seen = [Verdict(0.002, 0.007, 5.0, coverage) for coverage in (0.1, 0.38, 0.39, 0.9, math.nan)]
+    assert [verdict.unsure for verdict in seen] == [True, True, False, False, False]
+    assert not Verdict(0.002, 0.007, 12.0, 0.4).unsure  # odd, and so said already
+    assert not Verdict(0.002, 0.007, math.nan, 0.1).unsure
+    assert not Verdict(0.002, 0.007, 0.9, 0.0).unsure  # no odder than training codes
+    assert Verdict(math.nan, math.nan, 5.0, 0.3).words.endswith(
+        "The scan saw 30% of the surface, and the code is too odd for so little: the rest may be wrong."
+    )
+
+
 def test_a_verdict_in_words() -> None:
     assert Verdict(0.0021, 0.007, 1.7, 0.92).words == (
         "Half of the scan is within 2.1 mm, 95 % within 7.0 mm. The scan looks like those that the space was learned "

@@ -39,6 +39,10 @@ class Source:
     """Axis of the files that points up: x, y, z or their negatives. Meshes come back so."""
     jump: float = JUMP
     """Metres: neighbouring pixels of a depth image that differ by more are not one surface."""
+    near: float = 0.0
+    """Metres along the optical axis: what a depth image has nearer than this is ignored."""
+    far: float = float("inf")
+    """Metres along the optical axis: what a depth image has farther than this, as a wall, is ignored."""
 
     @property
     def metres(self) -> float:
@@ -161,7 +165,9 @@ def _read(word: str, name: str, source: Source, *, bridge: bool = False) -> Scan
             return Scan(name, np.empty((0, 3), np.float32))
     if word == PIPE:
         return files.read_bytes(sys.stdin.buffer.read(), unit=source.metres, up=source.up)
-    return files.read_scan(word, name=name, unit=source.metres, up=source.up, jump=source.jump)
+    return files.read_scan(
+        word, name=name, unit=source.metres, up=source.up, jump=source.jump, near=source.near, far=source.far
+    )
 
 
 def _names(words: Sequence[str]) -> list[str]:

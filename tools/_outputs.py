@@ -120,19 +120,29 @@ def finish(
 
 
 def warn(records: Sequence[Mapping[str, Any]], *, strict: bool = False) -> None:
-    """Name scans that do not look like those of the space; `strict` makes an error of it."""
-    odd = [(record["name"], record.get("oddness", np.inf)) for record in records if not record["plausible"]]
-    if not odd:
-        return
-    named = ", ".join(f"{name} ({oddness:.0f})" for name, oddness in odd[:5]) + (", ..." if len(odd) > 5 else "")
-    said = (
-        f"{len(odd)} of {len(records)} scans do not look like those that the space was learned from, by the oddness of "
-        f"their codes (1 for training scans; above {ODD:g} is odd): {named}. Is it a person, without floor and "
-        "furniture? Upright? If not, --lm.pose rotation finds how it lies."
-    )
-    if strict:
-        raise ValueError(f"{said} What was found is written.")
-    print(f"note: {said}", file=sys.stderr)
+    """Name scans that do not look like those of the space, and unsure fits; `strict` makes an error of either."""
+    odd = [f"{record['name']} ({record.get('oddness', np.inf):.0f})" for record in records if not record["plausible"]]
+    unsure = [f"{record['name']} ({record['coverage']:.0%})" for record in records if record.get("unsure")]
+    said = []
+    if odd:
+        said.append(
+            f"{len(odd)} of {len(records)} scans do not look like those that the space was learned from, by the "
+            f"oddness of their codes (1 for training scans; above {ODD:g} is odd): {_some(odd)}. Is it a person, "
+            "without floor and furniture? Upright? If not, --lm.pose rotation finds how it lies."
+        )
+    if unsure:
+        said.append(
+            f"{len(unsure)} of {len(records)} fits are unsure, since their codes are too odd for the share of the "
+            f"surface that was seen: {_some(unsure)}. What was not seen may be wrong: add a view from another side."
+        )
+    if said and strict:
+        raise ValueError(" ".join([*said, "What was found is written."]))
+    for sentence in said:
+        print(f"note: {sentence}", file=sys.stderr)
+
+
+def _some(named: Sequence[str]) -> str:
+    return ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
 
 
 def _record(fit: Fit, verdict: Verdict, source: Source) -> dict[str, Any]:
@@ -144,7 +154,13 @@ def _record(fit: Fit, verdict: Verdict, source: Source) -> dict[str, Any]:
         "coverage": round(verdict.coverage, 3),
     }
     known = {name: value for name, value in row.items() if np.isfinite(value)}
-    told = {"name": fit.name, "seconds": round(fit.seconds, 3), **known, "plausible": verdict.plausible}
+    told = {
+        "name": fit.name,
+        "seconds": round(fit.seconds, 3),
+        **known,
+        "plausible": verdict.plausible,
+        "unsure": verdict.unsure,
+    }
     bridged = {"bridged": True} if fit.bridged else {}
     return {**told, **bridged, "from_model": _from_model(fit, source)}
 

@@ -68,7 +68,8 @@ def main(
             before the fit; scans without are fitted as they are.
         sequence: The scans are frames of one motion, in natural order of their names, and are fitted jointly. Frames
             whose number is missing, that cannot be read or that are like nobody are bridged.
-        strict: End with an error if a scan does not look like those that the space was learned from.
+        strict: End with an error if a scan does not look like those that the space was learned from, or if a fit is
+            unsure: its scan saw too little for so odd a code.
         seed: Of the points that are drawn from each scan.
         shard: Which share of the scans this process fits, as 2/4: the second of four. Whichever of them is the last
             to end writes the result.

@@ -36,15 +36,17 @@ from shapespace.space import Fit, ShapeSpace
 from shapespace.tools import _spoil
 from shapespace.tools._inputs import Source, cleared, from_store, gather
 from shapespace.tools._spoil import CASES, COMPLETE, Case, Drawn
-from shapespace.verdict import judge
+from shapespace.verdict import Verdict, judge
 
 COLUMNS = ("truth_to_found", "found_to_truth", "visible_truth_to_found")
 WELL = 20.0  # mm, mean of both directions: a drawn case is fitted well below this
 BAND = 1.645  # deviations to either side hold 90 % of a Gaussian
 _ASKED = 5000  # points of the true surface that are asked whether the band holds them
 
-WELL_FITTED, ODD, POOR_AND_ODD, REFUSED = "well", "well, but called odd", "badly, and called odd", "refused"
-UNNAMED, BROKEN = "badly, and nothing said", "broken off"
+WELL_FITTED, UNNAMED, REFUSED, BROKEN = "well", "badly, and nothing said", "refused", "broken off"
+ODD, UNSURE = "well, but called odd", "well, but called unsure"
+POOR_AND_ODD, POOR_AND_UNSURE = "badly, and called odd", "badly, and called unsure"
+_ENDS = (WELL_FITTED, ODD, UNSURE, POOR_AND_ODD, POOR_AND_UNSURE, REFUSED, UNNAMED, BROKEN)
 
 
 def main(
@@ -247,18 +249,22 @@ def _tried(
     row = {"scan": name, "how": list(case.how)}
     try:
         with redirect_stderr(io.StringIO()):  # notes
-            error, odd = _as_a_file(space, case, lm, resolution, folder)
+            error, verdict = _as_a_file(space, case, lm, resolution, folder)
     except (ValueError, OSError) as refusal:
         return {**row, "end": REFUSED, "said": str(refusal)}
     except Exception as mistake:
         return {**row, "end": BROKEN, "said": f"{type(mistake).__name__}: {mistake}"}
     well = error < WELL
-    end = (ODD if odd else WELL_FITTED) if well else (POOR_AND_ODD if odd else UNNAMED)
-    return {**row, "end": end, "error": error}
+    end = WELL_FITTED if well else UNNAMED
+    if not verdict.plausible:
+        end = ODD if well else POOR_AND_ODD
+    elif verdict.unsure:
+        end = UNSURE if well else POOR_AND_UNSURE
+    return {**row, "end": end, "error": error, "oddness": verdict.oddness, "coverage": verdict.coverage}
 
 
-def _as_a_file(space: ShapeSpace, case: Drawn, lm: LMOptions, resolution: int, folder: Path) -> tuple[float, bool]:
-    """The error of the fit (mm, mean of both directions), and whether it is called odd."""
+def _as_a_file(space: ShapeSpace, case: Drawn, lm: LMOptions, resolution: int, folder: Path) -> tuple[float, Verdict]:
+    """The error of the fit (mm, mean of both directions), and what is said of it."""
     path = folder / "scan.ply"
     if np.isfinite(case.scan.points).all():
         write_scan(path, case.scan, unit=case.unit)
@@ -271,13 +277,13 @@ def _as_a_file(space: ShapeSpace, case: Drawn, lm: LMOptions, resolution: int, f
     mesh = space.mesh(fit, resolution=resolution)
     scores = metrics.score(["surface"], mesh, case.truth, None)["surface"]
     verdict = judge(fit.code, space.model.prior, fit.residuals, alone, mesh)
-    return float(np.mean([scores[column] for column in COLUMNS[:2]])), not verdict.plausible
+    return float(np.mean([scores[column] for column in COLUMNS[:2]])), verdict
 
 
 def _page_of_drawn(rows: list[dict[str, Any]]) -> str:
     ends = Counter(row["end"] for row in rows)
     lines = [["how it ended", "cases"]]
-    lines += [[end, str(ends[end])] for end in (WELL_FITTED, ODD, POOR_AND_ODD, REFUSED, UNNAMED, BROKEN)]
+    lines += [[end, str(ends[end])] for end in _ENDS]
     told = [
         f"- {row['end']}: {', '.join(row['how']) or 'as it is'}"
         + (f" ({row['error']:.0f} mm)" if "error" in row else f": {row['said']}")

@@ -26,7 +26,8 @@ class Camera:
 
     The ray through the middle of the pixel in column u, row v (from the top left, counted from 0) is
     ((u - cx) / fx, (v - cy) / fy, 1) in the camera's axes: x to the right, y down, z ahead, as OpenCV, Open3D and
-    RealSense have them. `to_world` is the rigid motion from these axes to the world, if it is known.
+    RealSense have them. `to_world` is the rigid motion from these axes to the world, if it is known. Depths below
+    `near` or above `far` (metres) do not count as measured.
     """
 
     width: int
@@ -36,6 +37,8 @@ class Camera:
     cx: float
     cy: float
     to_world: Float[np.ndarray, "4 4"] | None = None
+    near: float = 0.0
+    far: float = np.inf
 
     @classmethod
     def described(cls, about: Mapping[str, Any]) -> "Camera":
@@ -58,7 +61,7 @@ class Camera:
                 f"the lens distorts ({', '.join(bent)}), and depth images are read as those of a pinhole. Undistort "
                 "them first (OpenCV: cv2.undistort), and set these to 0."
             )
-        return cls(int(width), int(height), fx, fy, cx, cy, _pose(about))
+        return cls(int(width), int(height), fx, fy, cx, cy, _pose(about), *_limits(about))
 
     def placed(self, turn: Float[np.ndarray, "3 3"], unit: float) -> "Camera":
         """The camera in our world (metres, y up), by the turn from its own one and metres per unit of that.
@@ -70,6 +73,10 @@ class Camera:
             pose = np.eye(4)
             pose[:3, :3], pose[:3, 3] = turn @ self.to_world[:3, :3], unit * turn @ self.to_world[:3, 3]
         return replace(self, to_world=pose)
+
+    def within(self, near: float, far: float) -> "Camera":
+        """The camera with limits (metres) beside its own: the narrower ones hold."""
+        return replace(self, near=float(np.maximum(self.near, near)), far=float(np.minimum(self.far, far)))
 
 
 def metres_per_value(about: Mapping[str, Any], *, whole: bool) -> float:
@@ -120,6 +127,18 @@ def _pose(about: Mapping[str, Any]) -> Float[np.ndarray, "4 4"] | None:
     return pose @ _UPRIGHT if key == "transform_matrix" else pose  # nerfstudio: y up, z behind the camera
 
 
+def _limits(about: Mapping[str, Any]) -> tuple[float, float]:
+    """Near and far, in metres; 0 and infinity where nothing is said."""
+    near, far = about.get("near", 0.0), about.get("far", np.inf)
+    numbers = all(isinstance(limit, int | float) and not isinstance(limit, bool) for limit in (near, far))
+    if not numbers or not 0 <= near < far:
+        raise ValueError(
+            f"near and far are {json.dumps(near)[:40]} and {json.dumps(far)[:40]}. Give them in metres along the "
+            "optical axis, near below far, or leave them out."
+        )
+    return float(near), float(far)
+
+
 def _array(value: Any) -> Float[np.ndarray, "..."]:
     """Finite numbers, or an empty array where there is anything else."""
     try:
@@ -156,9 +175,14 @@ class View:
         return self.camera.to_world
 
     @property
-    def seen(self) -> Bool[np.ndarray, "rows columns"]:
-        """Where something was measured."""
+    def measured(self) -> Bool[np.ndarray, "rows columns"]:
+        """Where something was measured, at whatever depth."""
         return np.isfinite(self.depth) & (self.depth > 0)
+
+    @property
+    def seen(self) -> Bool[np.ndarray, "rows columns"]:
+        """Where something was measured within the camera's limits."""
+        return self.measured & (self.depth >= self.camera.near) & (self.depth <= self.camera.far)
 
     def unproject(self, pixels: Int[np.ndarray, "k"]) -> Float[np.ndarray, "k 3"]:
         """Points in the world at pixels, which are counted along the rows."""

@@ -80,6 +80,8 @@ def read_scan(
     up: Up = "y",
     normals: Normals = "auto",
     jump: float = JUMP,
+    near: float = 0.0,
+    far: float = np.inf,
 ) -> Scan:
     """Read a scan: any mesh or point file that trimesh reads, NPY, NPZ, XYZ, TXT or CSV, or depth images.
 
@@ -99,6 +101,8 @@ def read_scan(
         normals: `auto` keeps the normals of points without faces, where there are any; `require` refuses a file from
             which no normals can be had (neither faces nor normals); `drop` ignores the file's normals.
         jump: Neighbouring pixels of a depth image that differ by more (metres) are not one surface.
+        near: Depths below (metres) are ignored, beside the limits that a camera has of its own.
+        far: Depths above (metres) are ignored.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -108,7 +112,8 @@ def read_scan(
     path = Path(path)
     raw = _read(path)
     if not isinstance(raw, _Raw):
-        seen = _seen(path, raw, name or path.stem, unit, up, jump)
+        limited = [replace(view, camera=view.camera.within(near, far)) for view in raw]
+        seen = _seen(path, limited, name or path.stem, unit, up, jump)
         return replace(seen, normals=None) if normals == "drop" else seen
     points, faces = _points(path, raw.points, MIN_POINTS), _faces(path, raw.faces, len(raw.points))
     vectors = None if normals == "drop" or faces is not None else _normals(path, raw.normals, len(points))
@@ -625,12 +630,14 @@ def _seen(path: Path, views: list[View], name: str, unit: float, up: str, jump: 
     placed = [replace(view, camera=view.camera.placed(_turn(up), unit)) for view in views]
     scan = joined(placed, name, jump=jump)
     if len(scan) < MIN_POINTS:
-        measured = np.concatenate([view.depth[view.seen] for view in views])
+        measured = np.concatenate([view.depth[view.measured] for view in views])
+        ignored = len(measured) - sum(int(view.seen.sum()) for view in views)
+        beyond = f" ({ignored:,} of them nearer or farther than the limits allow)" if ignored else ""
         low, high = (measured.min(), measured.max()) if len(measured) else (0, 0)
         raise ValueError(
             f"{path} shows {len(scan)} points of a surface, and at least {MIN_POINTS} are needed: {len(measured):,} "
-            f"pixels measured something, at {low:.3g} to {high:.3g} m, and neighbours {jump:g} m apart are not joined. "
-            "Is it in millimetres, or does its JSON say depth_unit_scale_factor?"
+            f"pixels measured something, at {low:.3g} to {high:.3g} m{beyond}, and neighbours {jump:g} m apart are not "
+            "joined. Is it in millimetres, or does its JSON say depth_unit_scale_factor?"
         )
     moved: dict[str, Any] = {of: _moved(path, getattr(scan, of), np.eye(3)) for of in ("points", "normals", "sensors")}
     return replace(scan, **moved)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from shapespace.geometry import nearest, normals
 from shapespace.geometry.frame import Frame
 
+_FEW, _AFAR = 2000, 3.0  # points that tell where a camera stood, and how many units of the points away it is put
 _NEIGHBOUR, _ALONE, _MANY = 8, 3.0, 0.02  # which neighbour, how many times as far, and which share of the points
 
 
@@ -125,6 +126,16 @@ class Scan:
             return replace(self, normals=normals.facing(lines, self.sensors - self.points))
         oriented = normals.outward(self.points, lines)
         return replace(self, normals=oriented.normals) if oriented.whole else replace(self, lines=lines)
+
+    def with_sensors(self) -> "Scan":
+        """The same scan; bare points that one camera saw (`geometry.normals.seen_from`) get it back, from afar."""
+        if self.sensors is not None or self.normals is not None or self.faces is not None or len(self) < _NEIGHBOUR:
+            return self
+        few = self.sample(_FEW, np.random.default_rng(0)).points
+        towards = normals.seen_from(few, normals.estimate(few))
+        if towards is None:
+            return self
+        return replace(self, sensors=(self.points + _AFAR * towards).astype(self.points.dtype))
 
     def to_model(self, frame: Frame) -> "Scan":
         """The same scan in the model frame."""

@@ -85,6 +85,16 @@ def starts(unknown: Unknown | None) -> Float[np.ndarray, "k 3 3"]:
     return Rotation.create_group("I").as_matrix()
 
 
+def around(unknown: Unknown, angle: float) -> Float[np.ndarray, "k 3 3"]:
+    """No rotation, and those by `angle` degrees to either side: about y, or about the six axes of an icosahedron."""
+    axes = np.array([[0.0, 1.0, 0.0]])
+    if unknown == "rotation":
+        golden = (1 + 5**0.5) / 2
+        corners = np.array([[0, 1, golden], [0, 1, -golden]]) / np.hypot(1, golden)
+        axes = np.concatenate([np.roll(corners, shift, axis=1) for shift in range(3)])
+    return Rotation.from_rotvec(np.deg2rad(angle) * np.concatenate([np.zeros((1, 3)), axes, -axes])).as_matrix()
+
+
 def _cross(vectors: Float[Tensor, "r 3"]) -> Float[Tensor, "r 3 3"]:
     """The matrices that multiply by a cross product from the left."""
     x, y, z = vectors.unbind(dim=1)

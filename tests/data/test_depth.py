@@ -276,6 +276,38 @@ def test_no_face_crosses_a_jump_and_the_jump_can_be_said(tmp_path: Path) -> None
     np.testing.assert_allclose(apart.normals, np.tile([0, 0, 1], (len(apart), 1)), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("said", "asked", "left"),
+    [
+        ({}, {}, {1.9, 2.0}),
+        ({"far": 1.95}, {}, {1.9}),
+        ({"near": 1.95}, {}, {2.0}),
+        ({}, {"far": 1.95}, {1.9}),
+        ({}, {"near": 1.95}, {2.0}),
+        ({"far": 1.95}, {"far": 5.0}, {1.9}),  # the narrower
+        ({"near": 1.9, "far": 2}, {"near": 0.5}, {1.9, 2.0}),  # the limits themselves are within
+    ],
+)
+def test_depths_beyond_the_limits_are_ignored(
+    tmp_path: Path, said: dict[str, float], asked: dict[str, float], left: set[float]
+) -> None:
+    np.save(tmp_path / "view.npy", steps())
+    save_json(tmp_path / "view.json", **INTRINSICS, **said)
+    scan = read_scan(tmp_path / "view.npy", **asked)  # type: ignore[arg-type]
+    assert set(np.round(-scan.points[:, 2].astype(float), 5).tolist()) == left
+    assert len(scan) == sum({1.9: 1600, 2.0: HEIGHT * WIDTH - 1600}[depth] for depth in left)
+
+
+def test_limits_that_leave_nothing_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"shows 0 points .* \([\d,]+ of them nearer or farther than the limits allow\)"
+    ):
+        read_scan(path, near=5.0)
+    with pytest.raises(ValueError, match="shows 0 points"):
+        read_scan(path, far=float("nan"))
+
+
 def test_alone_in_the_air_is_left_out(tmp_path: Path) -> None:
     depth = np.zeros((HEIGHT, WIDTH))
     depth[20:60, 20:60] = 2.0
@@ -382,6 +414,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {**INTRINSICS, "depth_unit_scale_factor": 1},
         r"view\.png shows \d+ points of a surface, .* 0\.03 m apart are not joined.* depth_unit_scale_factor",
     ),
+    "limits crossed": (
+        {**INTRINSICS, "near": 3, "far": 1},
+        r"view\.json: near and far are 3 and 1\. Give them in metres",
+    ),
+    "limit as text": ({**INTRINSICS, "far": "4 m"}, 'near and far are 0.0 and "4 m"'),
+    "limit as truth": ({**INTRINSICS, "near": True}, "near and far are true and Infinity"),
     "no object": ([1, 2], "holds no JSON object"),  # type: ignore[dict-item]
 }
 

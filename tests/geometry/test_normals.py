@@ -1,10 +1,16 @@
 """Lines against the normals of surfaces that are known."""
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+from trimesh import Trimesh
 from trimesh.creation import capsule
 
 from shapespace.data.scan import Scan
-from shapespace.geometry.normals import estimate, facing, outward
+from shapespace.data.scanner import Scanner
+from shapespace.geometry.normals import estimate, facing, outward, seen_from
 
 
 def test_lines_of_a_sphere_are_its_radii_up_to_their_side() -> None:
@@ -46,6 +52,40 @@ def test_outside_is_where_one_can_leave() -> None:
     found = outward(scan.points, estimate(scan.points))
     assert found.whole
     assert ((found.normals * scan.normals).sum(axis=1) > 0).mean() > 0.99
+
+
+@pytest.mark.parametrize("turn", [(0.0, 0.0, 0.0), (0.0, 1.5, 0.0), (0.7, 2.5, -0.4)])
+def test_one_view_tells_where_its_camera_stood(turn: tuple[float, ...], make_body: Callable[..., Trimesh]) -> None:
+    """A person seen by one camera from before, from aside, and from behind and above; then by sixteen."""
+    mesh = make_body()
+    vertices = Rotation.from_rotvec(turn).apply(np.asarray(mesh.vertices))
+    rng = np.random.default_rng(0)
+    view = Scanner(azimuths=1, elevations=(0.0,)).scan(vertices, np.asarray(mesh.faces), rng, "view")
+    assert view.sensors is not None
+    towards = view.sensors.mean(axis=0) - view.points.mean(axis=0)
+    towards /= np.linalg.norm(towards)
+    for noise in (0.0, 0.005):
+        points = view.points + rng.normal(scale=noise, size=view.points.shape).astype(np.float32)
+        found = Scan("", points).with_sensors()
+        assert found.sensors is not None
+        np.testing.assert_allclose(np.linalg.norm(found.sensors - points, axis=1), 3, rtol=1e-5)
+        assert ((found.sensors - points) @ towards).min() > 3 * 0.95
+    whole = Scanner().scan(vertices, np.asarray(mesh.faces), rng, "whole")
+    few = whole.sample(2000, rng).points
+    assert seen_from(few, estimate(few)) is None
+
+
+def test_a_scan_that_says_more_than_points_or_was_seen_from_around_gets_no_camera() -> None:
+    scan = body(2000)
+    assert scan.normals is not None
+    assert Scan("", scan.points).with_sensors().sensors is None
+    front = scan.take(np.flatnonzero(scan.normals[:, 2] > 0.5))
+    assert Scan("", front.points).with_sensors().sensors is not None
+    assert front.with_sensors() is front  # normals
+    meshed = Scan("", front.points, faces=np.array([[0, 1, 2]]))
+    assert meshed.with_sensors() is meshed
+    placed = Scan("", front.points, sensors=front.points - 1)
+    assert placed.with_sensors() is placed
 
 
 def test_half_a_surface_has_no_inside() -> None:

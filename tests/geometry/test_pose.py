@@ -84,6 +84,19 @@ def test_starts_are_rotations_and_near_to_any_other(unknown: pose.Unknown | None
     assert np.degrees(max(nearest)) < reach + 0.01
 
 
+@pytest.mark.parametrize(("unknown", "count"), [("heading", 3), ("rotation", 13)])
+def test_neighbours_are_still_or_turned_by_the_angle_evenly_about_the_axes(unknown: pose.Unknown, count: int) -> None:
+    vectors = Rotation.from_matrix(pose.around(unknown, 24.0)).as_rotvec(degrees=True)
+    assert vectors.shape == (count, 3)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [0] + [24] * (count - 1), atol=1e-9)
+    np.testing.assert_allclose(vectors.sum(axis=0), 0, atol=1e-9)
+    cosines = (vectors[1:] @ vectors[1:].T / 24**2)[~np.eye(count - 1, dtype=bool)]
+    if unknown == "heading":
+        np.testing.assert_allclose(vectors[1], [0, 24, 0], atol=1e-9)
+    else:
+        np.testing.assert_allclose(np.unique(cosines.round(9)), [-1, -(5**-0.5), 5**-0.5], atol=1e-8)
+
+
 @pytest.mark.parametrize("turns", [(True, True), (True, False), (False, False)])
 def test_between_two_frames_both_ends_are_met_and_the_middle_is_half_turned(turns: tuple[bool, bool]) -> None:
     points, poses = some()

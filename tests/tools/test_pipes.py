@@ -18,6 +18,7 @@ from PIL import Image
 from shapespace.data.files import read_bytes, read_scan, write_scan
 from shapespace.data.scan import Scan
 from shapespace.tools.__main__ import main
+from shapespace.tools._outputs import warn
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,10 @@ def test_depth_images_are_fitted_like_any_other_scan(
     code, _, err = inside("fit", model, "depth/00000.png", "--jump", "nan")
     assert code == 2
     assert "shows 0 points of a surface" in err
+    for limit in (("--far", 1.9), ("--near", 2.1)):
+        code, _, err = inside("fit", model, "depth/00000.png", *limit)
+        assert code == 2
+        assert "(6,400 of them nearer or farther than the limits allow)" in err
 
 
 @pytest.mark.parametrize(("unit", "metres"), [("mm", 0.001), ("in", 0.0254), ("m", 1.0)])
@@ -220,7 +225,22 @@ def test_a_scan_like_no_other_is_named_and_strictly_an_error(
     (record,) = json.loads((tmp_path / "strict" / "fits.json").read_text())
     assert record["oddness"] > 8
     assert not record["plausible"]
+    assert not record["unsure"]
     assert 0 <= record["coverage"] <= 1
+
+
+def test_unsure_fits_are_named_and_strictly_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    sure = {"name": "whole", "plausible": True, "unsure": False, "oddness": 5.0, "coverage": 0.9}
+    unsure = {"name": "front", "plausible": True, "unsure": True, "oddness": 5.0, "coverage": 0.31}
+    odd = {"name": "chair", "plausible": False, "unsure": False, "oddness": 9.8, "coverage": 0.7}
+    warn([sure], strict=True)
+    assert capsys.readouterr().err == ""
+    warn([sure, unsure])
+    said = capsys.readouterr().err
+    assert said.startswith("note: 1 of 2 fits are unsure")
+    assert "front (31%)" in said
+    with pytest.raises(ValueError, match=r"do not look like .*chair \(10\).*are unsure.*front \(31%\).* is written\."):
+        warn([sure, unsure, odd], strict=True)
 
 
 def test_uncertainty_is_in_the_mesh_in_the_unit_of_the_file(

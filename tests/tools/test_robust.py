@@ -18,6 +18,7 @@ from shapespace.datasets import find_recipe
 from shapespace.fit import LMOptions
 from shapespace.geometry import nearest
 from shapespace.tools import _spoil, robust
+from shapespace.verdict import Verdict
 
 
 @pytest.fixture
@@ -70,24 +71,34 @@ def test_drawn_cases_end_in_a_result_or_a_sentence(
     assert not (tmp_path / "out" / "robust.png").exists()
 
 
+SURE, ODD, UNSURE = (Verdict(0.002, 0.008, oddness, 0.3) for oddness in (2.0, 9.0, 5.0))
+
+
 @pytest.mark.parametrize(
-    ("error", "odd", "end"),
+    ("error", "verdict", "end"),
     [
-        (5.0, False, robust.WELL_FITTED),
-        (5.0, True, robust.ODD),
-        (50.0, True, robust.POOR_AND_ODD),
-        (50.0, False, robust.UNNAMED),
+        (5.0, SURE, robust.WELL_FITTED),
+        (5.0, ODD, robust.ODD),
+        (5.0, UNSURE, robust.UNSURE),
+        (50.0, ODD, robust.POOR_AND_ODD),
+        (50.0, UNSURE, robust.POOR_AND_UNSURE),
+        (50.0, SURE, robust.UNNAMED),
         (ValueError("no"), None, robust.REFUSED),
         (KeyError("no"), None, robust.BROKEN),
     ],
 )
 def test_how_a_drawn_case_ended(
-    error: float | Exception, odd: bool | None, end: str, store: Path, untrained: str, monkeypatch: pytest.MonkeyPatch
+    error: float | Exception,
+    verdict: Verdict | None,
+    end: str,
+    store: Path,
+    untrained: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fitted(*_: object) -> tuple[float, bool]:
+    def fitted(*_: object) -> tuple[float, Verdict | None]:
         if isinstance(error, Exception):
             raise error
-        return error, odd
+        return error, verdict
 
     monkeypatch.setattr(robust, "_as_a_file", fitted)
     packed = Store(store)
