@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from shapespace.run import Run
 from shapespace.space import ShapeSpace, load_fits, save_fits
 
 SECONDS, ROOM = 3, 400_000_000  # for one file, and bytes above what the test has already
+LANES = len(os.sched_getaffinity(0))  # processes side by side, each in a folder of its own
+TOLD = "told"  # there: the number of the damage that is being read
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(102, 3)).astype("<f4").round(2)
@@ -246,7 +249,14 @@ def mutated(whole: bytes, number: int) -> bytes:
     return bytes(data)
 
 
-def _damaged(form: Format, folder: Path, numbers: range, told: int, hangs: Collection[int] = ()) -> None:
+def _start(form: Format, folder: Path, numbers: range, hangs: Collection[int]) -> BaseProcess:
+    form.write(folder / form.file)
+    process = multiprocessing.get_context("fork").Process(target=_damaged, args=(form, folder, numbers, hangs))
+    process.start()
+    return process
+
+
+def _damaged(form: Format, folder: Path, numbers: range, hangs: Collection[int]) -> None:
     """Read the file in all these states; tell each number before, and what should not have been after."""
     warnings.simplefilter("ignore")
     faulthandler.disable()
@@ -256,7 +266,7 @@ def _damaged(form: Format, folder: Path, numbers: range, told: int, hangs: Colle
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = folder / form.file
-    whole = path.read_bytes()
+    whole, told = path.read_bytes(), os.open(folder / TOLD, os.O_RDWR | os.O_CREAT)
     for number in numbers:
         if number in hangs:
             continue
@@ -283,26 +293,22 @@ def _note(folder: Path, number: int, error: BaseException) -> None:
 def test_a_damaged_file_ends_in_what_it_holds_or_in_a_sentence(
     tmp_path: Path, name: str, rounds: Callable[[int, int], int], tried: Callable[..., None]
 ) -> None:
-    form, count, failures, start, began = FORMATS[name], rounds(100, 10_000), [], 0, time.perf_counter()
+    form, count, failures, began = FORMATS[name], rounds(100, 10_000), list[str](), time.perf_counter()
     hangs = {number for number in HANGS.get(name, ()) if number < count}
-    form.write(tmp_path / form.file)
-    whole = (tmp_path / form.file).read_bytes()
-    told = os.open(tmp_path / "told", os.O_RDWR | os.O_CREAT)
-    while start < count:
-        (tmp_path / form.file).write_bytes(whole)
-        arguments = (form, tmp_path, range(start, count), told, hangs)
-        process = multiprocessing.get_context("fork").Process(target=_damaged, args=arguments)
-        process.start()
-        process.join()
-        start = count
-        if process.exitcode:  # it crashed: on with the next one
-            number = struct.unpack("<q", os.pread(told, 8, 0))[0]
-            failures.append(f"{number}: the process ended with {process.exitcode}")
-            start = number + 1
-    os.close(told)
-    if (tmp_path / "failures.txt").exists():
-        failures += (tmp_path / "failures.txt").read_text().splitlines()
+    todo = {tmp_path / str(lane): range(lane, count, LANES) for lane in range(LANES)}
+    for folder in todo:
+        folder.mkdir()
+    while todo:
+        started = [(folder, numbers, _start(form, folder, numbers, hangs)) for folder, numbers in todo.items()]
+        todo = {}
+        for folder, numbers, process in started:
+            process.join()
+            if process.exitcode:  # it crashed: on with the next one
+                number = struct.unpack("<q", (folder / TOLD).read_bytes())[0]
+                failures.append(f"{number}: the process ended with {process.exitcode}")
+                todo[folder] = numbers[numbers.index(number) + 1 :]
+    failures += [line for notes in sorted(tmp_path.glob("*/failures.txt")) for line in notes.read_text().splitlines()]
     print("\n".join(failures[:20]))
-    seconds = time.perf_counter() - began
+    seconds = LANES * (time.perf_counter() - began)
     measured = f"{1000 * seconds / count:.1f} ms each" + f"; {len(hangs)} more left out: HDF5 hangs" * bool(hangs)
     tried(f"damaged {name}", count - len(hangs), count - len(hangs) - len(failures), measured)
