@@ -207,7 +207,7 @@ def _asleep(model: ShapeModel) -> Iterator[None]:
 
 def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> Fitted:
     model.eval()
-    begun = [_Start(index, with_normals(scan, seed), None) for index, scan in enumerate(scans)]
+    begun = [_Start(index, scan.with_sensors(), None) for index, scan in enumerate(scans)]
     if options.pose in ("heading", "rotation"):
         begun = [one.placed(frame) for one in begun for frame in _poses(model, one.scan, options.pose, options, seed)]
     few = options.on_trial()
@@ -224,7 +224,7 @@ def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOption
     if trial.posed:
         kept = [one.placed(pose.frame_of(found)) for one, found in zip(kept, poses, strict=True)]
     start = encoded.like(codes)
-    drawn = [draw(one.scan, options.points, seed) for one in kept]
+    drawn = [draw(with_normals(one.scan, seed), options.points, seed) for one in kept]
     known = [oriented(model, scan, start[index]) for index, scan in enumerate(drawn)]
     problem = Problem(model, known, start, options, seed)
     rows = torch.arange(len(kept), device=codes.device)

@@ -15,9 +15,8 @@ AROUND = 48  # neighbours that tell round from hollow: some 8 cm of a person in 
 IN_PLANE = 6  # the same for points of a curve: as far to either side
 VIEWS = 48
 STEEP = 0.6  # a view tells sides only if it looks along the line to within the angle of this cosine
-ASLANT = (
-    0.35  # cosine: nine tenths of one view are seen no more aslant (theirs is 0.5 to 0.8, of whole scans below 0.2)
-)
+ASLANT = 0.35  # cosine: nine tenths of a view are seen less aslant (0.5 to 0.8 are; of whole people, below 0.2)
+BARED = 0.6  # of the points of one view, those seen steeply, are hidden by no other (0.65 to 0.97; of a slab, half)
 WHOLE = 0.7  # of the points must be told by the views, one way only, or the scan is not seen from all around
 
 
@@ -85,8 +84,9 @@ def outward(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"]) -
 def seen_from(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3"] | None:
     """The direction from which one camera saw all the points, or None if they were seen from more sides.
 
-    What one camera sees looks its way: the lines lie about a direction. Which of its ends: people are round rather than
-    hollow, so that most points stand out, towards the camera, from the middle of their neighbours.
+    What one camera sees looks its way: the lines lie about a direction, and no point hides another. Which of its ends:
+    people are round rather than hollow, so that most points stand out, towards the camera, from the middle of their
+    neighbours.
     """
     wide, axis = points.astype(np.float64), lines.astype(np.float64)
     towards = np.linalg.eigh(axis.T @ axis)[1][:, -1]
@@ -95,7 +95,12 @@ def seen_from(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"])
         return None
     index = cKDTree(wide).query(wide, k=min(AROUND, len(wide)), workers=-1)[1]
     out = ((wide - wide[index].mean(axis=1)) * axis).sum(axis=1) * np.sign(along)
-    return towards if np.mean(out > 0) > 0.5 else -towards
+    if np.mean(out > 0) < 0.5:
+        towards, along = -towards, -along
+    cell = float(np.median(_neighbours(wide)[1]))
+    steep = np.abs(along) > STEEP
+    beside = wide + 1.5 * cell * np.sign(along)[:, None] * axis
+    return towards if _visible(wide, beside[steep], towards, cell).mean() > BARED else None
 
 
 def _visible(

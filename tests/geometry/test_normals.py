@@ -88,6 +88,14 @@ def test_a_scan_that_says_more_than_points_or_was_seen_from_around_gets_no_camer
     assert placed.with_sensors() is placed
 
 
+def test_both_sides_of_something_flat_are_no_view_of_one_camera() -> None:
+    out = np.random.default_rng(0).normal(size=(2000, 3))
+    points = out / np.linalg.norm(out, axis=1, keepdims=True) * (0.3, 0.85, 0.1)
+    assert seen_from(points, estimate(points)) is None
+    front = points[points[:, 2] > 0]
+    np.testing.assert_allclose(seen_from(front, estimate(front)), [0, 0, 1], atol=0.1)
+
+
 def test_half_a_surface_has_no_inside() -> None:
     scan = body(4000)
     half = scan.take(np.flatnonzero(scan.points[:, 1] > 0.02))

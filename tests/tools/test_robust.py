@@ -29,7 +29,7 @@ def store(tmp_path: Path, synthetic_root: Path) -> Path:
 @pytest.fixture
 def untrained(tmp_path: Path) -> str:
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.4, encoder_points=128)
+    sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.6, encoder_points=128)
     path = tmp_path / "m.safetensors"
     ShapeSpace(build.igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
     return str(path)
