@@ -239,7 +239,7 @@ def _around(
     places = np.concatenate(
         [*(spread(points, 40_000, width) for points in close for width in _WIDTHS), rng.uniform(-1, 1, (anywhere, 3))]
     )
-    distance, index, height = _signed(places, known, normals)
+    distance, index, height = _signed(places, known, normals, whole=not np.isfinite(reach))
     with torch.no_grad():
         off = model.field(torch.from_numpy(scan.points[index]).float()[None], code)[0].abs().numpy()
         fitted = model.field(torch.from_numpy(places).float()[None], code)[0].numpy()
@@ -250,23 +250,28 @@ def _around(
 
 
 def _signed(
-    places: Float[np.ndarray, "q 3"], points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]
+    places: Float[np.ndarray, "q 3"],
+    points: Float[np.ndarray, "n 3"],
+    normals: Float[np.ndarray, "n 3"],
+    *,
+    whole: bool,
 ) -> tuple[Float[np.ndarray, "q"], np.ndarray, Float[np.ndarray, "q"]]:
     """Signed distance to a surface of which these points are known, the nearest of them, and the height above it.
 
-    Over a point, the surface is its tangent plane, as far as its neighbours are away. Beyond, as beside an edge, the
-    distance to a point would be too long: the surface reaches from there to where the planes of the points around meet.
+    Over a point, the surface is its tangent plane, as far as its neighbours are away; the distance to the point itself
+    would be too long between points. Beyond, the point is what is nearest; or, of a surface that is known as a `whole`,
+    the place where the planes of the points around meet: there is an edge, where it could be the rim of a hole.
     """
     away, index = nearest.to_points(places, points)
     height = ((places - points[index]) * normals[index]).sum(axis=1)
     gap = nearest.spacing(points, neighbour=6)
-    side = np.where(height < 0, -1.0, 1.0)
-    distance = np.abs(height)
-    beyond = np.flatnonzero(np.square(away) - np.square(height) >= gap**2)
-    around = nearest.neighbours(places[beyond], points, _PLANES)
-    facing = normals[around] * side[beyond, None, None]
-    over = _above(places[beyond], points[around], facing)
-    distance[beyond] = np.clip(over, away[beyond] - gap, away[beyond])
+    over = np.square(away) - np.square(height) < gap**2
+    side, distance = np.where(height < 0, -1.0, 1.0), np.where(over, np.abs(height), away)
+    if whole:
+        beyond = np.flatnonzero(~over)
+        around = nearest.neighbours(places[beyond], points, _PLANES)
+        met = _above(places[beyond], points[around], normals[around] * side[beyond, None, None])
+        distance[beyond] = np.clip(met, away[beyond] - gap, away[beyond])
     return side * distance, index, height
 
 

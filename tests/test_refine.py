@@ -179,7 +179,7 @@ def test_beside_an_edge_the_distance_is_that_to_where_its_faces_meet() -> None:
     scan = box.points(50_000, rng)
     places = rng.uniform(-1, 1, (5_000, 3))
     true = box.distance(places)
-    found, index, _ = _signed(places, scan.points.astype(np.float64), scan.normals.astype(np.float64))
+    found, index, _ = _signed(places, scan.points.astype(np.float64), scan.normals.astype(np.float64), whole=True)
     nearest_point = np.sign(true) * np.linalg.norm(places - scan.points[index], axis=1)
     assert np.mean(np.abs(found - true) / np.abs(true)) < 0.001
     assert np.mean(np.abs(nearest_point - true) / np.abs(true)) > 0.002
