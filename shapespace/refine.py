@@ -223,7 +223,7 @@ def _around(
 
     Close to the scan, and the less close the better its nearest point is fitted, it is what the scan says: where the
     fit is wrong, the wrong surface must not be held. Farther away it is what the fit says. Places beside the rim of a
-    hole belong to neither, and are left out.
+    hole belong to neither, and are left out; a whole surface has none.
     """
     known, normals = scan.points.astype(np.float64), scan.normals
     assert normals is not None  # given, or estimated and turned
@@ -239,13 +239,14 @@ def _around(
     places = np.concatenate(
         [*(spread(points, 40_000, width) for points in close for width in _WIDTHS), rng.uniform(-1, 1, (anywhere, 3))]
     )
-    distance, index, height = _signed(places, known, normals, whole=not np.isfinite(reach))
+    whole = not np.isfinite(reach)
+    distance, index, height = _signed(places, known, normals, whole=whole)
     with torch.no_grad():
         off = model.field(torch.from_numpy(scan.points[index]).float()[None], code)[0].abs().numpy()
         fitted = model.field(torch.from_numpy(places).float()[None], code)[0].numpy()
     near = distance < reach + 3 * off
     target = np.where(near, distance, fitted)
-    kept = ~near | (np.abs(height) > 0.8 * np.abs(distance))
+    kept = ~near | whole | (np.abs(height) > 0.8 * np.abs(distance))
     return torch.from_numpy(places[kept]).float(), torch.from_numpy(target[kept]).float()
 
 

@@ -15,7 +15,7 @@ from shapespace.losses import weigh
 from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
-from shapespace.refine import Detailed, RefineOptions, _above, _signed, _solve_last, _wrong, refine
+from shapespace.refine import Detailed, RefineOptions, _above, _around, _signed, _solve_last, _wrong, refine
 
 WEIGHTS = {"surface": 3.0, "normal": 0.3, "eikonal": 0.1, "code": 1e-4, "tangent": 3.0, "far": 1.0}
 
@@ -183,6 +183,15 @@ def test_beside_an_edge_the_distance_is_that_to_where_its_faces_meet() -> None:
     nearest_point = np.sign(true) * np.linalg.norm(places - scan.points[index], axis=1)
     assert np.mean(np.abs(found - true) / np.abs(true)) < 0.001
     assert np.mean(np.abs(nearest_point - true) / np.abs(true)) > 0.002
+
+
+def test_around_a_whole_surface_every_place_is_taught(model: IGR) -> None:
+    """Those beyond edges too, which beside the rims of a scan with holes are left out."""
+    box, rng = known_surfaces()["box"], np.random.default_rng(0)
+    scan = box.points(5_000, rng)
+    code = fit.fit_lm(model, [scan]).code
+    whole, with_rims = (_around(model, scan, code, reach, rng)[0] for reach in (float("inf"), 10.0))
+    assert len(with_rims) < len(whole) == 200_000
 
 
 def test_above_planes_that_meet_at_any_angle_the_corner_is_found() -> None:
