@@ -87,7 +87,8 @@ def read_scan(
 
     Arrays and tables hold n rows of 3 (points) or 6 (points, normals); an NPZ names them `points` (or one of
     `POINT_KEYS`), `normals`, `faces`, `sensors`. A PLY may name the sensor of each vertex, as `write_scan` does. The
-    parts of a scene are joined where the scene puts them. Points and sensors come back in metres, y up, float32.
+    parts of a scene are joined where the scene puts them. Points and sensors come back in metres, y up, float32. Rows
+    that are NaN throughout, in points without faces, are left out: so do depth cameras say that they measured nothing.
 
     A depth image is a PNG of 16-bit grey (millimetres) or an NPY (metres, or millimetres as whole numbers) of the size
     that its camera has; the camera is a JSON beside it (see docs/data.md), and may also be given itself: it then means
@@ -115,6 +116,7 @@ def read_scan(
         limited = [replace(view, camera=view.camera.within(near, far)) for view in raw]
         seen = _seen(path, limited, name or path.stem, unit, up, jump)
         return replace(seen, normals=None) if normals == "drop" else seen
+    raw = _measured(raw)
     points, faces = _points(path, raw.points, MIN_POINTS), _faces(path, raw.faces, len(raw.points))
     vectors = None if normals == "drop" or faces is not None else _normals(path, raw.normals, len(points))
     if normals == "require" and faces is None and vectors is None:
@@ -694,6 +696,19 @@ def _rows(path: Path, values: Any, what: str, count: int | None = None) -> Float
             f"{path}: {bad:,} of {len(array):,} {what} have NaN or infinite coordinates. Remove those rows."
         )
     return array
+
+
+def _measured(raw: _Raw) -> _Raw:
+    """Without the points that are NaN in all three coordinates, unless there are faces that count them."""
+    points = np.asarray(raw.points)
+    if points.dtype.kind != "f" or points.ndim != 2 or np.size([] if raw.faces is None else raw.faces):
+        return raw
+    there = ~np.isnan(points).all(axis=1)
+
+    def kept(rows: Any) -> Any:
+        return rows if rows is None or there.all() or len(rows) != len(there) else np.asarray(rows)[there]
+
+    return replace(raw, points=kept(points), normals=kept(raw.normals), sensors=kept(raw.sensors))
 
 
 def _points(path: Path, values: Any, least: int) -> Float[np.ndarray, "n 3"]:

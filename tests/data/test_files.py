@@ -80,6 +80,17 @@ def test_normals_turn_and_stay_of_unit_length(tmp_path):
     np.testing.assert_allclose(back.points, drawn.points, atol=1e-6)
 
 
+def test_rows_where_nothing_was_measured_are_left_out(tmp_path):
+    points, normals = capsule().vertices.copy(), capsule().vertex_normals.copy()
+    there = np.arange(len(points)) % 10 > 0
+    points[~there], normals[~there] = np.nan, np.nan  # as in the organised clouds of PCL, normals included
+    np.savez(tmp_path / "s.npz", points=points, normals=normals, sensors=np.where(there[:, None], 1.0, points))
+    scan = read_scan(tmp_path / "s.npz")
+    np.testing.assert_allclose(scan.points, points[there], atol=1e-6)
+    np.testing.assert_allclose(scan.normals, normals[there], atol=1e-6)
+    assert len(scan.sensors) == there.sum()
+
+
 def test_an_unknown_axis_is_refused():
     with pytest.raises(ValueError, match=r"up axis 'w' is none of y, -y, .* Name the axis"):
         _turn("w")
@@ -242,7 +253,7 @@ def _npz(path: Path, **arrays: np.ndarray) -> None:
     np.savez(path, **arrays)
 
 
-def _with(values: np.ndarray, row: int, value: float) -> np.ndarray:
+def _with(values: np.ndarray, row: int | tuple[int, int], value: float) -> np.ndarray:
     values = values.copy()
     values[row] = value
     return values
@@ -274,7 +285,8 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda p: p.write_bytes(b"ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nend_header\n"),
         "declares no vertices",
     ),
-    "nan": ("s.npy", lambda p: np.save(p, _with(cloud(), 7, np.nan)), "1 of 200 points have NaN or infinite"),
+    "nan": ("s.npy", lambda p: np.save(p, _with(cloud(), (7, 1), np.nan)), "1 of 200 points have NaN or infinite"),
+    "nothing measured": ("s.npy", lambda p: np.save(p, np.full((200, 3), np.nan)), "holds 0 points, and at least"),
     "infinite": ("s.npy", lambda p: np.save(p, _with(cloud(), 7, np.inf)), "1 of 200 points have NaN or infinite"),
     "one point": ("s.npy", lambda p: np.save(p, cloud(1)), f"holds 1 points, and at least {MIN_POINTS} are needed"),
     "same points": ("s.npy", lambda p: np.save(p, np.ones((200, 3))), "all 200 points are the same"),

@@ -213,7 +213,8 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str | None]] = {
         "more than 10,000,000 pixels together",
     ),
     # ---- numbers
-    "nan": ({"x.ply": vertices(np.where(np.arange(201)[:, None] == 7, np.nan, POINTS))}, "1 of 201 points have NaN"),
+    "nan": ({"x.ply": vertices(np.where(np.arange(603).reshape(-1, 3) == 7, np.nan, POINTS))}, "1 of 201 points have"),
+    "nan throughout": ({"x.ply": vertices(np.where(np.arange(201)[:, None] == 7, np.nan, POINTS))}, None),
     "infinite": ({"x.xyz": b"inf -inf nan\n" * 201}, "201 of 201 points have NaN or infinite"),
     "digits without end": ({"x.xyz": text(POINTS) + b"\n" + b"9" * 1_000_000 + b" 1 2\n"}, "1 of 202 points have NaN"),
     "gigantic": ({"x.npy": npy(1e300 * POINTS.astype("<f8"))}, "too large for float32"),
