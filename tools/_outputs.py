@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -54,6 +55,17 @@ def destination(out: Path | None, scans: Sequence[str], folder: str, meshing: Me
     if sys.stdout.isatty():
         raise ValueError("the mesh would go to the terminal, as a binary PLY. Add > mesh.ply, or --out FOLDER.")
     return where
+
+
+def apart(names: Sequence[str]) -> None:
+    """Raise `ValueError` if a result would be written over another's."""
+    file, count = Counter(map(file_name, names)).most_common(1)[0]
+    if count > 1:
+        ours = ", ".join(name for name in names if file_name(name) == file)
+        raise ValueError(
+            f"{count} scans ({ours}) would be written as {file}.ply, one over the other. Fit them one by one, each to "
+            "an --out of its own."
+        )
 
 
 def shaped(

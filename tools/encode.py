@@ -15,7 +15,7 @@ import tyro
 
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import Clutter, Source, cleared, gather
-from shapespace.tools._outputs import Meshing, destination, finish, shaped, warn
+from shapespace.tools._outputs import Meshing, apart, destination, finish, shaped, warn
 
 
 def main(
@@ -44,6 +44,7 @@ def main(
     where = destination(out, scans, "encoded", meshing)
     space = ShapeSpace.load(run)
     gathered, source = gather(scans, source)
+    apart([scan.name for scan in gathered])
     gathered = cleared(space, gathered, clutter, None, seed)
     fits = space.encode_scans(gathered, seed=seed)
     records = shaped(fits, gathered, space, where, source, meshing)

@@ -27,7 +27,7 @@ from shapespace.refine import RefineOptions
 from shapespace.sequence import SequenceOptions, in_time
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import PIPE, Clutter, Named, Source, cleared, named
-from shapespace.tools._outputs import Meshing, destination, finish, shaped, warn
+from shapespace.tools._outputs import Meshing, apart, destination, finish, shaped, warn
 from shapespace.tools._pieces import Piece, kept
 
 
@@ -84,6 +84,7 @@ def main(
         raise ValueError(f"--shard {shard} shares out many scans, and standard output takes one: say --out FOLDER.")
     space = ShapeSpace.load(run)
     given, source = named(scans, source, bridge=sequence)
+    apart([scan.name for scan in given])
 
     def work(some: Sequence[Named]) -> Piece:
         read = [scan.read() for scan in some]

@@ -124,6 +124,19 @@ def test_a_mistake_is_one_sentence_and_nothing_comes_out(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("verb", ["fit", "encode"])
+def test_results_are_not_written_over_each_other(
+    verb: str, model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    for name in ("p.ply", "q.ply"):
+        write_scan(tmp_path / name, person())
+    np.save(tmp_path / "p.npy", person().points)
+    code, _, err = inside(verb, model, "p.ply", "q.ply", "p.npy")
+    assert code == 2
+    assert "2 scans (p, p) would be written as p.ply" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.npy", "p.ply", "q.ply"]
+
+
 def test_a_terminal_is_spared(
     model: Path, inside: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
