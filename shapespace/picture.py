@@ -584,8 +584,12 @@ FILMS: Mapping[str, Callable[[Sequence[Image.Image], Path, float], None]] = {
 # ---------------------------------------------------------------------------------------------------------- animation
 
 
-def animated_glb(meshes: Sequence[Trimesh], path: str | PathLike[str], *, seconds: float = 3.0) -> None:
-    """Write meshes as one GLB that shows them in turn, there and back for ever; `seconds` from the first to the last.
+def animated_glb(
+    meshes: Sequence[Trimesh], path: str | PathLike[str], *, seconds: float = 3.0, back: bool = True
+) -> None:
+    """Write meshes as one GLB that shows them in turn, again and again; `seconds` from the first to the last.
+
+    With `back` the same way is gone back each time.
 
     Interpolated surfaces differ in their faces, so that morph targets cannot hold them. Each is a node of its own,
     whose scale a STEP animation switches between 1 and 0 (the glTF 2.0 specification recommends scale 0 to hide a
@@ -605,7 +609,7 @@ def animated_glb(meshes: Sequence[Trimesh], path: str | PathLike[str], *, second
 
     def finish(buffers: Any, tree: dict[str, Any]) -> None:
         _add_materials(tree)
-        _add_animation(buffers, tree, len(meshes), seconds)
+        _add_animation(buffers, tree, len(meshes), seconds, back=back)
 
     with replacing(path) as part:
         part.write_bytes(_glb(scene, finish))
@@ -662,14 +666,14 @@ def _add_materials(tree: dict[str, Any]) -> None:
     tree["materials"] = materials
 
 
-def _add_animation(buffers: Any, tree: dict[str, Any], count: int, seconds: float) -> None:
+def _add_animation(buffers: Any, tree: dict[str, Any], count: int, seconds: float, *, back: bool) -> None:
     """Hide all nodes but the first, and animate their scales: frame k from its moments to the next ones."""
     nodes = {node.get("name"): index for index, node in enumerate(tree["nodes"])}
     for k in range(count):
         tree["nodes"][nodes[_frame(k)]]["scale"] = [1.0 if k == 0 else 0.0] * 3
     if count == 1:
         return
-    order = [*range(count), *range(count - 2, 0, -1)]
+    order = [*range(count), *(range(count - 2, 0, -1) if back else ())]
     moments = np.arange(len(order) + 1, dtype=np.float32) * (seconds / (count - 1))
     samplers, channels = [], []
     for k in range(count):

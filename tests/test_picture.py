@@ -286,13 +286,14 @@ def grown(count: int) -> list[Trimesh]:
     return [trimesh.creation.icosphere(subdivisions=1 + k % 2, radius=0.5 + 0.1 * k) for k in range(count)]
 
 
+@pytest.mark.parametrize("back", [True, False])
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_animation_shows_one_frame_at_a_time_there_and_back(tmp_path: Path, count: int) -> None:
+def test_animation_shows_one_frame_at_a_time_and_goes_back_if_asked(tmp_path: Path, count: int, back: bool) -> None:
     path = tmp_path / "walk.glb"
-    animated_glb(grown(count), path, seconds=2.0)
+    animated_glb(grown(count), path, seconds=2.0, back=back)
     glb = Glb(path)
     step = 2.0 / (count - 1)
-    order = [*range(count), *range(count - 2, 0, -1)]
+    order = [*range(count), *(range(count - 2, 0, -1) if back else [])]
     for slot, frame in enumerate(order):
         for moment in (slot + 0.01, slot + 0.5, slot + 0.99):
             assert glb.shown(moment * step) == [f"frame_{frame:04d}"]

@@ -108,7 +108,7 @@ def shaped(
                 drawn = space.mesh(other, resolution=meshing.resolution, components=meshing.components)
                 files.write_mesh(out / f"{file_name(other.name)}.ply", drawn, unit=unit, up=up)
     if film and fps and out != Path(PIPE):
-        animated_glb(film, out / ANIMATION, seconds=(len(film) - 1) / fps)
+        animated_glb(film, out / ANIMATION, seconds=(len(film) - 1) / fps, back=False)
         print(f"{sum(fit.bridged for fit in fits)} of {len(fits)} frames bridged, animation in {out / ANIMATION}")
     return records
 
