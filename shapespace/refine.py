@@ -261,7 +261,9 @@ def _signed(
 
     Over a point, the surface is its tangent plane, as far as its neighbours are away; the distance to the point itself
     would be too long between points. Beyond, the point is what is nearest; or, of a surface that is known as a `whole`,
-    the place where the planes of the points around meet: there is an edge, where it could be the rim of a hole.
+    the place where the planes of the points around meet: there is an edge, where it could be the rim of a hole. There
+    the side is that of the points around together, each the less the farther: beyond a sharp edge the nearest may be of
+    the face that looks away.
     """
     away, index = nearest.to_points(places, points)
     height = ((places - points[index]) * normals[index]).sum(axis=1)
@@ -271,6 +273,10 @@ def _signed(
     if whole:
         beyond = np.flatnonzero(~over)
         around = nearest.neighbours(places[beyond], points, _PLANES)
+        apart = places[beyond, None] - points[around]
+        farther = np.linalg.norm(apart, axis=2) - away[beyond, None]
+        heights = (apart * normals[around]).sum(axis=2) * np.maximum(1 - farther / gap, 0)
+        side[beyond] = np.where(heights.sum(axis=1) < 0, -1.0, 1.0)
         met = _above(places[beyond], points[around], normals[around] * side[beyond, None, None])
         distance[beyond] = np.clip(met, away[beyond] - gap, away[beyond])
     return side * distance, index, height

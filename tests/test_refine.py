@@ -185,6 +185,17 @@ def test_beside_an_edge_the_distance_is_that_to_where_its_faces_meet() -> None:
     assert np.mean(np.abs(nearest_point - true) / np.abs(true)) > 0.002
 
 
+def test_beyond_a_sharp_edge_the_side_is_that_of_the_points_around() -> None:
+    body, rng = known_surfaces()["body"], np.random.default_rng(0)
+    scan = body.points(20_000, rng)
+    places = rng.uniform(-1, 1, (10_000, 3))
+    true = body.distance(places)
+    found, _, height = _signed(places, scan.points.astype(np.float64), scan.normals.astype(np.float64), whole=True)
+    far = np.abs(true) > 0.05
+    assert (height * true < 0)[far].sum() > 20
+    assert (found * true < 0)[far].sum() < 3
+
+
 def test_around_a_whole_surface_every_place_is_taught(model: IGR) -> None:
     """Those beyond edges too, which beside the rims of a scan with holes are left out."""
     box, rng = known_surfaces()["box"], np.random.default_rng(0)

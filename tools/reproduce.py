@@ -34,7 +34,7 @@ from shapespace.tools._inputs import file_name, from_store
 from shapespace.tools.ablate import call
 
 # A closed surface's points tell the distance everywhere.
-EVERYWHERE = RefineOptions(known=100_000, places=2048, steps=3000, reach=float("inf"), around=3.0)
+EVERYWHERE = RefineOptions(known=100_000, places=2048, steps=5000, reach=float("inf"), around=3.0)
 
 # Mean relative error (table 1), and d_C and d_H to the truth (table 3, with normals), in the unit of the data.
 PUBLISHED_KNOWN = "about 0.3 %"
