@@ -704,9 +704,11 @@ def _measured(raw: _Raw) -> _Raw:
     if points.dtype.kind != "f" or points.ndim != 2 or np.size([] if raw.faces is None else raw.faces):
         return raw
     there = ~np.isnan(points).all(axis=1)
+    if there.all():
+        return raw
 
     def kept(rows: Any) -> Any:
-        return rows if rows is None or there.all() or len(rows) != len(there) else np.asarray(rows)[there]
+        return np.asarray(rows)[there] if np.shape(rows)[:1] == there.shape else rows  # others are refused below
 
     return replace(raw, points=kept(points), normals=kept(raw.normals), sensors=kept(raw.sensors))
 

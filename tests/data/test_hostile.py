@@ -214,6 +214,14 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str | None]] = {
     ),
     # ---- numbers
     "nan": ({"x.ply": vertices(np.where(np.arange(603).reshape(-1, 3) == 7, np.nan, POINTS))}, "1 of 201 points have"),
+    "nan, and one normal for all": (
+        {
+            "x.npz": packed(
+                points=npy(np.where(np.arange(201)[:, None] == 7, np.nan, POINTS)), normals=npy(np.array(1.0))
+            )
+        },
+        "normals are an array",
+    ),
     "nan throughout": ({"x.ply": vertices(np.where(np.arange(201)[:, None] == 7, np.nan, POINTS))}, None),
     "infinite": ({"x.xyz": b"inf -inf nan\n" * 201}, "201 of 201 points have NaN or infinite"),
     "digits without end": ({"x.xyz": text(POINTS) + b"\n" + b"9" * 1_000_000 + b" 1 2\n"}, "1 of 202 points have NaN"),
