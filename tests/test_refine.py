@@ -174,23 +174,24 @@ def test_ripples_are_found_and_noise_is_not(model: IGR, noise: float) -> None:
     assert after < (0.5 * before if noise == 0 else 1.2 * before)
 
 
+def told(name: str, points: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """At places around a known surface: its distance, what points tell, and distance and height of the nearest."""
+    known, rng = known_surfaces()[name], np.random.default_rng(0)
+    scan = known.points(points, rng)
+    places = rng.uniform(-1, 1, (count, 3))
+    found, index, height = _signed(places, scan.points.astype(np.float64), scan.normals.astype(np.float64), whole=True)
+    return known.distance(places), found, np.linalg.norm(places - scan.points[index], axis=1), height
+
+
 def test_beside_an_edge_the_distance_is_that_to_where_its_faces_meet() -> None:
-    box, rng = known_surfaces()["box"], np.random.default_rng(0)
-    scan = box.points(50_000, rng)
-    places = rng.uniform(-1, 1, (5_000, 3))
-    true = box.distance(places)
-    found, index, _ = _signed(places, scan.points.astype(np.float64), scan.normals.astype(np.float64), whole=True)
-    nearest_point = np.sign(true) * np.linalg.norm(places - scan.points[index], axis=1)
+    true, found, away, _ = told("box", 50_000, 5_000)
+    nearest_point = np.sign(true) * away
     assert np.mean(np.abs(found - true) / np.abs(true)) < 0.001
     assert np.mean(np.abs(nearest_point - true) / np.abs(true)) > 0.002
 
 
 def test_beyond_a_sharp_edge_the_side_is_that_of_the_points_around() -> None:
-    body, rng = known_surfaces()["body"], np.random.default_rng(0)
-    scan = body.points(20_000, rng)
-    places = rng.uniform(-1, 1, (10_000, 3))
-    true = body.distance(places)
-    found, _, height = _signed(places, scan.points.astype(np.float64), scan.normals.astype(np.float64), whole=True)
+    true, found, _, height = told("body", 20_000, 10_000)
     far = np.abs(true) > 0.05
     assert (height * true < 0)[far].sum() > 20
     assert (found * true < 0)[far].sum() < 3

@@ -159,12 +159,12 @@ def test_a_training_that_is_asked_to_end_saves_where_it_is(
         return batch
 
     with monkeypatch.context() as patch:
-        spoil(patch, 12, asking)
+        spoil(patch, 13, asking)  # read while step 12 is made, at the earliest
         with pytest.raises(SystemExit) as stop:
             run(train.main, [*line, str(tmp_path / "parts")])
     step = Run(tmp_path / "parts").load_checkpoint()["step"]
     assert stop.value.code == 130
-    assert step in (11, 12, 13)  # the batch of step 12 is read while step 11 is made
+    assert step in (12, 13)
     assert f"stopped at step {step}; go on: shapespace train --resume {tmp_path / 'parts'}" in capsys.readouterr().err
     assert signal.getsignal(number) == before
     assert ShapeSpace.load(tmp_path / "parts").fingerprint()
