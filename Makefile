@@ -82,7 +82,7 @@ gallery: $(VENV)/ready  ## the pictures of docs/gallery.md and docs/viewer.md
 	$(BIN)/shapespace picture runs/gallery/meshes/unseen_people/07_punch_000000.ply --frames 24 --size 240 --out docs/gallery/turntable.gif
 	$(BIN)/shapespace interpolate humans runs/gallery/codes.safetensors:03/limits/000000 runs/gallery/codes.safetensors:07/punch/000000 --steps 13 --out runs/gallery/way
 	$(BIN)/shapespace picture runs/gallery/way/*.obj --play --turn 0 --size 240 --out docs/gallery/way.gif
-	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs $(BIN)/python -m pytest -q -m slow tests/test_browser.py tests/test_viewer_browser.py -k "light_and_dark or docs"
+	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs $(BIN)/python -m pytest -q -m slow tests/report/test_browser.py tests/viewer/test_browser.py -k "light_and_dark or docs"
 
 licences: $(VENV)/ready  ## the licences of what is installed here
 	$(BIN)/pip-licenses --format=markdown --with-urls

@@ -6,7 +6,7 @@ if __name__ == "datasets":
         "import shapespace.datasets instead, from an installed shapespace (pip install -e .)."
     )
 
-from shapespace.data.recipe import Recipe, suggest
+from shapespace.data.scan_dataset import Recipe, suggest
 from shapespace.datasets import faust
 from shapespace.datasets.cape import Cape, CapeRaw
 from shapespace.datasets.dfaust import DFaust, DFaustRegistrations

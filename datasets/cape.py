@@ -23,9 +23,9 @@ from pathlib import Path
 
 from trimesh import Trimesh
 
-from shapespace.data.files import Normals, read_faces, read_scan
-from shapespace.data.recipe import Entry, Recipe, checked, frame_of
-from shapespace.data.scan import Scan
+from shapespace.data.scan_dataset import Entry, Recipe, checked, frame_of
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import Normals, read_faces, read_scan
 
 
 @dataclass(frozen=True)

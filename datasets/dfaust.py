@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 from trimesh import Trimesh
 
-from shapespace.data.files import Normals, read_scan
-from shapespace.data.recipe import Entry, Recipe
-from shapespace.data.scan import Scan
+from shapespace.data.scan_dataset import Entry, Recipe
 from shapespace.datasets import layout
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import Normals, read_scan
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from trimesh import Trimesh
 
-from shapespace.data.files import Normals, read_scan, shows_depth, suffixes
-from shapespace.data.recipe import Entry, Recipe, checked
-from shapespace.data.scan import Scan
+from shapespace.data.scan_dataset import Entry, Recipe, checked
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import Normals, read_scan, shows_depth, suffixes
 
 DEFAULTS = {"subject": "all", "sequence": "scans"}
 PLACES = ("{subject}", "{sequence}", "{frame}")

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 from trimesh import Trimesh
 
-from shapespace.data.files import to_world
-from shapespace.data.hdf5 import MAX_READ, held, readable
-from shapespace.data.recipe import Entry, Recipe, checked, frame_of
+from shapespace.data.scan_dataset import Entry, Recipe, checked, frame_of
+from shapespace.io.hdf5 import MAX_READ, held, readable
+from shapespace.io.scan_files import to_world
 
 
 def find_scans(recipe: Recipe, root: Path) -> list[Entry]:

@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shapespace.data.scan import Scan
     from shapespace.data.store import Store
     from shapespace.geometry.frame import Frame
+    from shapespace.geometry.scan import Scan
     from shapespace.models.code import Code
     from shapespace.space import Fit, ShapeSpace
 
@@ -16,7 +16,7 @@ _HOMES = {
     "Code": "models.code",
     "Fit": "space",
     "Frame": "geometry.frame",
-    "Scan": "data.scan",
+    "Scan": "geometry.scan",
     "ShapeSpace": "space",
     "Store": "data.store",
 }

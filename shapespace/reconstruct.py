@@ -11,18 +11,19 @@ import torch
 from jaxtyping import Float
 from trimesh import Trimesh
 
-from shapespace.build import IGRSizes
-from shapespace.config import TrainConfig
-from shapespace.data.files import MIN_POINTS
-from shapespace.data.scan import Scan
 from shapespace.data.store import InMemory
-from shapespace.geometry import isosurface, nearest
+from shapespace.fitting.refine import RefineOptions
+from shapespace.geometry import isosurface
+from shapespace.geometry import proximity as nearest
 from shapespace.geometry.normals import is_flat, outward
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import MIN_POINTS
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
-from shapespace.refine import RefineOptions
-from shapespace.run import Run
+from shapespace.models.registry import IGRSizes
 from shapespace.space import Fit, ShapeSpace
+from shapespace.training.config import TrainConfig
+from shapespace.training.run import Run
 
 POINTS = 250_000  # that are drawn from a scan with faces (IGR's preparation), and kept of one without
 DETAIL = RefineOptions(known=100_000)

@@ -15,27 +15,28 @@ from torch import Tensor
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace import build, train
-from shapespace.clutter import Tried, without_clutter
-from shapespace.config import OptimConfig, TrainConfig
-from shapespace.data.files import MIN_POINTS
 from shapespace.data.loader import StepDataset
-from shapespace.data.recipe import check_size
-from shapespace.data.scan import Scan
+from shapespace.data.scan_dataset import check_size
 from shapespace.data.store import Source
-from shapespace.fit import FROM_ENCODER, AdamOptions, LMOptions, encode, fit_adam, fit_lm
-from shapespace.geometry import pose
+from shapespace.fitting.clutter import Tried, without_clutter
+from shapespace.fitting.fit import FROM_ENCODER, AdamOptions, LMOptions, encode, fit_adam, fit_lm
+from shapespace.fitting.quality import oddness
+from shapespace.fitting.refine import Detailed, RefineOptions, refine
+from shapespace.fitting.sequence import SequenceOptions, fit_jointly
+from shapespace.geometry import similarity as pose
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
+from shapespace.geometry.scan import Scan
+from shapespace.interpolation import Path, between
+from shapespace.io.scan_files import MIN_POINTS
+from shapespace.models import registry as build
 from shapespace.models.base import DistanceModel, FieldModel, ShapeModel
 from shapespace.models.code import Code, join
 from shapespace.nn.prior import GaussianPrior
-from shapespace.optim import optimisers
-from shapespace.paths import Path, between
-from shapespace.refine import Detailed, RefineOptions, refine
-from shapespace.run import Run, load_tensors, save_tensors
-from shapespace.sequence import SequenceOptions, fit_jointly
-from shapespace.verdict import oddness
+from shapespace.training import train
+from shapespace.training.config import OptimConfig, TrainConfig
+from shapespace.training.optimizers import optimisers
+from shapespace.training.run import Run, load_tensors, save_tensors
 
 _CALIBRATED = 3.0  # deviations of a surface, in units of those that follow from the covariance of its code
 _AT_ONCE = 4096  # vertices whose derivatives are held at a time

@@ -10,8 +10,8 @@ import pytest
 import trimesh
 from trimesh import Trimesh
 
-from shapespace.data.files import write_scan
-from shapespace.data.scan import Scan
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import write_scan
 
 # Half axes and centre of the ellipsoids of a body, metres, y up, feet on the floor; the arms turn about the shoulders.
 _PARTS = (

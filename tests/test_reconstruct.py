@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shapespace.build import IGRSizes
-from shapespace.config import BatchConfig, OptimConfig, TrainConfig, Weights
-from shapespace.data.scan import Scan
+from shapespace.fitting.refine import RefineOptions
+from shapespace.geometry.scan import Scan
+from shapespace.models.registry import IGRSizes
 from shapespace.reconstruct import Reconstruction, consistency, reconstruct
-from shapespace.refine import RefineOptions
-from shapespace.run import Run
+from shapespace.training.config import BatchConfig, OptimConfig, TrainConfig, Weights
+from shapespace.training.run import Run
 
 SMALL = TrainConfig(
     model=IGRSizes(width=64, depth=4, skip=2, radius=None),

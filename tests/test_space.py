@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from shapespace import ShapeSpace, build
-from shapespace.config import Weights
-from shapespace.data.scan import Scan
-from shapespace.fit import AdamOptions, LMOptions
+from shapespace import ShapeSpace
+from shapespace.fitting.fit import AdamOptions, LMOptions
+from shapespace.fitting.refine import RefineOptions
+from shapespace.geometry.scan import Scan
+from shapespace.models import registry as build
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
-from shapespace.refine import RefineOptions
 from shapespace.space import load_fits, save_fits
+from shapespace.training.config import Weights
 
 
 def sphere(radius: float, centre: tuple[float, float, float], count: int = 2000) -> Scan:

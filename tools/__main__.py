@@ -55,7 +55,7 @@ def run(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: 
     if verb == "__main__":  # python tools/fit.py
         verb = sys.argv[0].rpartition("/")[2].removesuffix(".py")
     try:
-        from shapespace.config import expand
+        from shapespace.training.config import expand
 
         words = expand(_with_config(tool, list(sys.argv[1:] if arguments is None else arguments)))
         tyro.cli(_settled(tool, words), prog=f"shapespace {verb}", args=words, description=_page(tool))
@@ -76,7 +76,7 @@ def _settled(tool: Callable[..., Any], words: Sequence[str]) -> Callable[..., An
     """The tool; one that takes the settings of a training takes those of the family that the words name."""
     if "config" not in inspect.signature(tool).parameters:
         return tool
-    from shapespace.config import of_family
+    from shapespace.training.config import of_family
 
     @wraps(tool)
     def settled(*arguments: Any, **named: Any) -> Any:

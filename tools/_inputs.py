@@ -10,14 +10,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from shapespace.data import files
-from shapespace.data.depth import JUMP
-from shapespace.data.files import file_name as file_name
-from shapespace.data.recipe import UnitName, guess_unit
-from shapespace.data.scan import Scan
+from shapespace.data.scan_dataset import UnitName, guess_unit
 from shapespace.data.store import Store
-from shapespace.fit import LMOptions
+from shapespace.fitting.fit import LMOptions
+from shapespace.geometry.camera import JUMP
 from shapespace.geometry.frame import Frame
+from shapespace.geometry.scan import Scan
+from shapespace.io import scan_files as files
+from shapespace.io.scan_files import file_name as file_name
 from shapespace.space import ShapeSpace
 
 PIPE = "-"

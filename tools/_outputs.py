@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shapespace.atomic import replacing
-from shapespace.data import files
-from shapespace.data.scan import Scan
-from shapespace.picture import animated_glb, paint
+from shapespace.fitting.quality import ODD, Verdict, judge
+from shapespace.geometry.scan import Scan
+from shapespace.io import scan_files as files
+from shapespace.io.atomic import replacing
+from shapespace.rendering.renderer import animated_glb, paint
 from shapespace.space import Components, Fit, ShapeSpace, save_fits
 from shapespace.tools._inputs import PIPE, Source, file_name
-from shapespace.verdict import ODD, Verdict, judge
 
 ANIMATION = "sequence.glb"
 

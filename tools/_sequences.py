@@ -8,14 +8,15 @@ import numpy as np
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace import evaluate, metrics
-from shapespace.data.body import Body, Poses
-from shapespace.data.scan import Scan
-from shapespace.data.scanner import Scanner
-from shapespace.fit import LMOptions
-from shapespace.report import pipes
-from shapespace.sequence import SequenceOptions
+from shapespace.evaluation import metrics
+from shapespace.evaluation import motion as evaluate
+from shapespace.evaluation.scores import pipes
+from shapespace.fitting.fit import LMOptions
+from shapespace.fitting.sequence import SequenceOptions
+from shapespace.geometry.scan import Scan
 from shapespace.space import Fit, ShapeSpace
+from shapespace.synthetic.body import Body, Poses
+from shapespace.synthetic.scanner import Scanner
 from shapespace.tools._spoil import CASES
 from shapespace.tools.synthesize import Plan, person, schedule, stream
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shapespace import build
-from shapespace.run import Run
+from shapespace.models import registry as build
 from shapespace.space import Fit, ShapeSpace
+from shapespace.training.run import Run
 
 Item = TypeVar("Item")
 

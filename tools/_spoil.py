@@ -12,13 +12,13 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from trimesh import Trimesh, creation
 
-from shapespace.data.files import UNITS
-from shapespace.data.recipe import guess_unit
-from shapespace.data.scan import Scan
-from shapespace.data.scanner import Scanner
-from shapespace.fit import Pose
-from shapespace.geometry import nearest
+from shapespace.data.scan_dataset import guess_unit
+from shapespace.fitting.fit import Pose
+from shapespace.geometry import proximity as nearest
 from shapespace.geometry.frame import Frame
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import UNITS
+from shapespace.synthetic.scanner import Scanner
 from shapespace.tools._inputs import Clutter
 
 COMPLETE = "complete"

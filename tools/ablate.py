@@ -25,9 +25,9 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from shapespace.atomic import replacing
-from shapespace.report import pipes
-from shapespace.run import Run
+from shapespace.evaluation.scores import pipes
+from shapespace.io.atomic import replacing
+from shapespace.training.run import Run
 
 Method = Literal["lm", "adam", "encode", "refine"]
 COLUMNS = ("truth_to_found", "found_to_truth")

@@ -29,23 +29,24 @@ import tyro
 from torch import Tensor
 from trimesh import Trimesh
 
-from shapespace import build, fit
-from shapespace.atomic import replacing
-from shapespace.config import TrainConfig, expand
 from shapespace.data.loader import Batch, collate
-from shapespace.data.scan import Scan
 from shapespace.data.store import Store
+from shapespace.fitting import fit
 from shapespace.geometry.isosurface import dense, evaluate
-from shapespace.geometry.nearest import each_other
-from shapespace.losses import weigh
+from shapespace.geometry.proximity import each_other
+from shapespace.geometry.scan import Scan
+from shapespace.io.atomic import replacing
 from shapespace.machine import machine
+from shapespace.models import registry as build
 from shapespace.models.igr import IGR
+from shapespace.nn.losses import weigh
 from shapespace.nn.mlp import Linearised, SkipMLP
-from shapespace.nn.plain import twin
-from shapespace.objective import Execution, Objective, has_compiler, settle_products
+from shapespace.nn.mlp_reference import twin
 from shapespace.space import ShapeSpace
 from shapespace.tools import preprocess, synthesize, train
 from shapespace.tools._timing import Figure, compare, interleaved, show
+from shapespace.training.config import TrainConfig, expand
+from shapespace.training.objective import Execution, Objective, has_compiler, settle_products
 
 Result = TypeVar("Result")
 Section = Literal["step", "fit", "mesh", "encode", "load"]

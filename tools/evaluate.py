@@ -22,18 +22,19 @@ import tyro
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace import metrics, picture
-from shapespace.baselines import screened_poisson
-from shapespace.data import files
 from shapespace.data.store import Store
-from shapespace.evaluate import report, scored
-from shapespace.fit import AdamOptions, LMOptions
+from shapespace.evaluation import metrics
+from shapespace.evaluation.baselines import screened_poisson
+from shapespace.evaluation.motion import report, scored
+from shapespace.evaluation.scores import Report, mesh_file, notable
+from shapespace.fitting.fit import AdamOptions, LMOptions
+from shapespace.fitting.refine import RefineOptions
+from shapespace.io import scan_files as files
 from shapespace.machine import machine
-from shapespace.refine import RefineOptions
-from shapespace.report import Report, mesh_file, notable
+from shapespace.rendering import renderer as picture
 from shapespace.space import Components, Fit, Method, ShapeSpace, save_fits
 from shapespace.tools._inputs import from_store
-from shapespace.tools._pieces import Piece, kept
+from shapespace.tools._resume import Piece, kept
 from shapespace.tools._settings import of_fits, of_model, timed
 
 Way = Literal["auto", "lm", "adam", "encode", "refine", "poisson"]

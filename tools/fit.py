@@ -22,13 +22,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shapespace.fit import AdamOptions, LMOptions
-from shapespace.refine import RefineOptions
-from shapespace.sequence import SequenceOptions, in_time
+from shapespace.fitting.fit import AdamOptions, LMOptions
+from shapespace.fitting.refine import RefineOptions
+from shapespace.fitting.sequence import SequenceOptions, in_time
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import PIPE, Clutter, Named, Source, cleared, named
 from shapespace.tools._outputs import Meshing, apart, destination, finish, shaped, warn
-from shapespace.tools._pieces import Piece, kept
+from shapespace.tools._resume import Piece, kept
 
 
 def main(

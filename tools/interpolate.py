@@ -15,11 +15,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shapespace import metrics, picture
-from shapespace.atomic import replacing
-from shapespace.data import files
-from shapespace.fit import LMOptions
-from shapespace.paths import Path as CodePath
+from shapespace.evaluation import metrics
+from shapespace.fitting.fit import LMOptions
+from shapespace.interpolation import Path as CodePath
+from shapespace.io import scan_files as files
+from shapespace.io.atomic import replacing
+from shapespace.rendering import renderer as picture
 from shapespace.space import Fit, ShapeSpace, load_fits
 from shapespace.tools._inputs import Source, gather
 

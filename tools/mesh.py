@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from shapespace.data import files
+from shapespace.io import scan_files as files
 from shapespace.space import Components, ShapeSpace, load_fits
 from shapespace.tools._inputs import file_name
 

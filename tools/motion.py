@@ -28,16 +28,19 @@ import tyro
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace import build, evaluate, metrics, picture
-from shapespace.atomic import replacing
-from shapespace.data import files
-from shapespace.data.body import Body, blend
-from shapespace.fit import LMOptions
+from shapespace.evaluation import metrics
+from shapespace.evaluation import motion as evaluate
+from shapespace.evaluation.scores import plain
+from shapespace.fitting.fit import LMOptions
+from shapespace.fitting.sequence import SequenceOptions
+from shapespace.interpolation import Path as CodePath
+from shapespace.io import scan_files as files
+from shapespace.io.atomic import replacing
+from shapespace.models import registry as build
 from shapespace.models.base import DistanceModel
-from shapespace.paths import Path as CodePath
-from shapespace.report import plain
-from shapespace.sequence import SequenceOptions
+from shapespace.rendering import renderer as picture
 from shapespace.space import Fit, ShapeSpace
+from shapespace.synthetic.body import Body, blend
 from shapespace.tools import _sequences
 from shapespace.tools._settings import of_fits, of_model
 from shapespace.tools._spoil import CASES

@@ -15,9 +15,9 @@ from typing import Annotated
 import tyro
 from trimesh import Trimesh
 
-from shapespace import picture
-from shapespace.data import files
-from shapespace.data.recipe import UnitName
+from shapespace.data.scan_dataset import UnitName
+from shapespace.io import scan_files as files
+from shapespace.rendering import renderer as picture
 
 
 def main(

@@ -19,12 +19,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shapespace.data.files import UNITS, Normals, Up
-from shapespace.data.pack import pack
-from shapespace.data.recipe import Recipe
+from shapespace.data.preprocess import pack
+from shapespace.data.scan_dataset import Recipe
 from shapespace.datasets import find_recipe
 from shapespace.datasets.folder import Folder
-from shapespace.tools._pieces import share
+from shapespace.io.scan_files import UNITS, Normals, Up
+from shapespace.tools._resume import share
 
 
 def main(

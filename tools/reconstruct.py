@@ -18,14 +18,15 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from shapespace import picture, plots
-from shapespace.config import TrainConfig
-from shapespace.data import files
-from shapespace.data.scan import Scan
+from shapespace.fitting.refine import RefineOptions
 from shapespace.geometry.normals import is_flat
+from shapespace.geometry.scan import Scan
+from shapespace.io import scan_files as files
 from shapespace.reconstruct import DETAIL, Reconstruction, reconstruct
-from shapespace.refine import RefineOptions
-from shapespace.run import Run
+from shapespace.rendering import plots
+from shapespace.rendering import renderer as picture
+from shapespace.training.config import TrainConfig
+from shapespace.training.run import Run
 
 CONFIG = "single"
 

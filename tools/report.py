@@ -19,13 +19,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from shapespace import compare, page, plots, trained
-from shapespace.atomic import replacing
-from shapespace.fit import LMOptions
-from shapespace.page import Notes, Section
-from shapespace.run import Run, load_tensors
+from shapespace.fitting.fit import LMOptions
+from shapespace.io.atomic import replacing
+from shapespace.rendering import plots
+from shapespace.report import comparison as compare
+from shapespace.report import page
+from shapespace.report import run_page as trained
+from shapespace.report.page import Notes, Section
 from shapespace.tools import interpolate as tool
 from shapespace.tools._inputs import Source
+from shapespace.training.run import Run, load_tensors
 
 
 def main(

@@ -20,18 +20,19 @@ import tyro
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace import metrics, picture
-from shapespace.atomic import replacing
-from shapespace.baselines import screened_poisson
-from shapespace.config import TrainConfig, Weights, expand, of_family
 from shapespace.data.store import Store
-from shapespace.experiments import FieldError, benchmark, field_error, known_surfaces
+from shapespace.evaluation import metrics
+from shapespace.evaluation.baselines import screened_poisson
+from shapespace.evaluation.scores import pipes
+from shapespace.evaluation.surface_benchmarks import FieldError, benchmark, field_error, known_surfaces
+from shapespace.fitting.refine import RefineOptions
+from shapespace.io.atomic import replacing
 from shapespace.reconstruct import DETAIL, Reconstruction, reconstruct
-from shapespace.refine import RefineOptions
-from shapespace.report import pipes
-from shapespace.run import Run
+from shapespace.rendering import renderer as picture
 from shapespace.tools._inputs import file_name, from_store
 from shapespace.tools.ablate import call
+from shapespace.training.config import TrainConfig, Weights, expand, of_family
+from shapespace.training.run import Run
 
 # A closed surface's points tell the distance everywhere.
 EVERYWHERE = RefineOptions(known=100_000, places=2048, steps=5000, reach=float("inf"), around=3.0)

@@ -24,19 +24,20 @@ import tyro
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace import metrics, picture
-from shapespace.atomic import replacing
-from shapespace.data.files import write_scan
-from shapespace.data.scan import Scan
 from shapespace.data.store import Store
-from shapespace.fit import LMOptions
-from shapespace.geometry import nearest
-from shapespace.report import pipes
+from shapespace.evaluation import metrics
+from shapespace.evaluation.scores import pipes
+from shapespace.fitting.fit import LMOptions
+from shapespace.fitting.quality import Verdict, judge
+from shapespace.geometry import proximity as nearest
+from shapespace.geometry.scan import Scan
+from shapespace.io.atomic import replacing
+from shapespace.io.scan_files import write_scan
+from shapespace.rendering import renderer as picture
 from shapespace.space import Fit, ShapeSpace
 from shapespace.tools import _spoil
 from shapespace.tools._inputs import Source, cleared, from_store, gather
 from shapespace.tools._spoil import CASES, COMPLETE, Case, Drawn
-from shapespace.verdict import Verdict, judge
 
 COLUMNS = ("truth_to_found", "found_to_truth", "visible_truth_to_found")
 WELL = 20.0  # mm, mean of both directions: a drawn case is fitted well below this

@@ -16,11 +16,11 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from shapespace.atomic import replacing
-from shapespace.data import files
-from shapespace.data.recipe import Recipe
-from shapespace.data.scanner import Scanner
+from shapespace.data.scan_dataset import Recipe
 from shapespace.datasets import find_recipe
+from shapespace.io import scan_files as files
+from shapespace.io.atomic import replacing
+from shapespace.synthetic.scanner import Scanner
 from shapespace.tools.synthesize import write_json
 
 SEQUENCE = "scan"

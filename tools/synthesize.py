@@ -28,10 +28,10 @@ import tyro
 from jaxtyping import Float
 from tqdm import tqdm
 
-from shapespace.atomic import replacing
-from shapespace.data.body import Body, Posed, Poses, draw_pose
-from shapespace.data.files import write_scan
-from shapespace.data.scanner import Scanner
+from shapespace.io.atomic import replacing
+from shapespace.io.scan_files import write_scan
+from shapespace.synthetic.body import Body, Posed, Poses, draw_pose
+from shapespace.synthetic.scanner import Scanner
 
 Vertices = Float[np.ndarray, "v 3"]
 

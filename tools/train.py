@@ -22,11 +22,11 @@ import torch
 import torch.distributed as dist
 import tyro
 
-from shapespace.atomic import claimed
-from shapespace.config import TrainConfig, flatten, of_family
 from shapespace.data.store import Store
-from shapespace.run import Run
+from shapespace.io.atomic import claimed
 from shapespace.space import ShapeSpace
+from shapespace.training.config import TrainConfig, flatten, of_family
+from shapespace.training.run import Run
 
 
 def main(

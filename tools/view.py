@@ -18,9 +18,9 @@ from trimesh import Trimesh
 
 from shapespace.data.store import Store
 from shapespace.space import ShapeSpace
-from shapespace.stage import Gallery
 from shapespace.tools._inputs import Source, gather
-from shapespace.viewer import HOST, PORT, Viewer
+from shapespace.viewer.app import HOST, PORT, Viewer
+from shapespace.viewer.scene import Gallery
 
 
 def main(

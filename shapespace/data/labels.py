@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from trimesh import Trimesh
 
-from shapespace.data.scan import Scan
 from shapespace.data.store import Source
 from shapespace.geometry.inside import inside
+from shapespace.geometry.scan import Scan
 
 _POOL = 10_000  # points of each kind that are labelled for a scan
 _WIDTHS = (0.1, 0.01)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from shapespace.data.labels import Labels
-from shapespace.data.scan import Scan
 from shapespace.data.store import Source
 from shapespace.geometry import sampling
+from shapespace.geometry.scan import Scan
 
 _OF_THE_LOSS = ("surface", "normals", "lines", "shell", "box", "target", "query", "inside")
 

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from trimesh import Trimesh
 
-from shapespace.data.hdf5 import MAX_READ, has, held, readable, told, written
-from shapespace.data.recipe import read_split, suggest
-from shapespace.data.scan import Scan
+from shapespace.data.scan_dataset import read_split, suggest
 from shapespace.geometry.frame import Frame
+from shapespace.geometry.scan import Scan
+from shapespace.io.hdf5 import MAX_READ, has, held, readable, told, written
 
 FORMAT = 1
 

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from trimesh import Trimesh
 
-from shapespace import losses
 from shapespace.data.loader import Batch
 from shapespace.models.base import ShapeModel
 from shapespace.models.code import Code
 from shapespace.models.encoders import Encoder
+from shapespace.nn import losses
 from shapespace.nn.prior import GaussianPrior
 
 

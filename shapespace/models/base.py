@@ -9,8 +9,8 @@ from trimesh import Trimesh
 
 from shapespace.data.loader import Batch
 from shapespace.geometry.isosurface import by_signs, isosurface
-from shapespace.losses import Scalar
 from shapespace.models.code import Code
+from shapespace.nn.losses import Scalar
 from shapespace.nn.mlp import Linearised
 from shapespace.nn.prior import GaussianPrior
 

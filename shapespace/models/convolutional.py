@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shapespace import losses
 from shapespace.data.loader import Batch
-from shapespace.models import distance
+from shapespace.models import sdf as distance
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.models.occupancy import occupancy
-from shapespace.nn import volume
+from shapespace.nn import feature_grid as volume
+from shapespace.nn import losses
+from shapespace.nn.feature_grid import LocalPointNet, UNet
 from shapespace.nn.resnet import ResidualBlock
-from shapespace.nn.volume import LocalPointNet, UNet
 
 Learn = Literal["labels", "scans"]
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from shapespace.data.loader import Batch
 from shapespace.models.code import Code
-from shapespace.nn.codebook import Codebook
+from shapespace.nn.latent import Codebook
 from shapespace.nn.pointnet import PointNet, divergence, sample_normal
 from shapespace.nn.resnet import ResidualPointNet
 

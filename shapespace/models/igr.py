@@ -3,12 +3,12 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from shapespace import losses
 from shapespace.data.loader import Batch
-from shapespace.models import distance
+from shapespace.models import sdf as distance
 from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
 from shapespace.models.encoders import Encoder
+from shapespace.nn import losses
 from shapespace.nn.mlp import InPlane, Linearised, SkipMLP
 from shapespace.nn.prior import GaussianPrior
 

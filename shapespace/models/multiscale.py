@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shapespace import losses
 from shapespace.data.loader import Batch
-from shapespace.models import distance
+from shapespace.models import sdf as distance
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.models.convolutional import Learn
 from shapespace.models.occupancy import occupancy
-from shapespace.nn import volume
+from shapespace.nn import feature_grid as volume
+from shapespace.nn import losses
 
 
 class PyramidEncoder(nn.Module):

@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from shapespace import losses
 from shapespace.data.loader import Batch
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.models.encoders import Encoder
+from shapespace.nn import losses
 from shapespace.nn.prior import GaussianPrior
 from shapespace.nn.resnet import ConditionalMLP
 

@@ -4,13 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shapespace import losses
 from shapespace.data.loader import Batch
-from shapespace.models import distance
+from shapespace.models import sdf as distance
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
-from shapespace.nn import volume
-from shapespace.nn.codebook import Codebook
+from shapespace.nn import feature_grid as volume
+from shapespace.nn import losses
+from shapespace.nn.latent import Codebook
 
 
 class Voxel(FieldModel):

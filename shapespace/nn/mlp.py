@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from shapespace.nn.spread import PIECE, spread
+from shapespace.nn.parallel import PIECE, spread
 
 # Below it softplus is zero to the last bits of float32, and a CPU is spared the subnormal numbers of its exponential,
 # which are slow.

@@ -7,10 +7,10 @@ import h5py
 import numpy as np
 import pytest
 
-from shapespace.data.pack import pack
+from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets import RECIPES, find_recipe
-from shapespace.geometry import nearest
+from shapespace.geometry import proximity as nearest
 
 NAME = "p001/poses/000002"
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 import trimesh
 
-from shapespace.geometry import nearest, sampling, shapes
+from shapespace.geometry import primitives as shapes
+from shapespace.geometry import proximity as nearest
+from shapespace.geometry import sampling
 from shapespace.geometry.frame import Frame
 
 

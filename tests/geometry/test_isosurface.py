@@ -8,7 +8,7 @@ from jaxtyping import Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from shapespace.geometry import shapes
+from shapespace.geometry import primitives as shapes
 from shapespace.geometry.isosurface import by_signs, dense, isosurface, largest
 
 A, B = torch.tensor([0.3, -0.4, 0.1]), torch.tensor([-0.1, 0.5, 0.3])

@@ -8,9 +8,9 @@ from scipy.spatial.transform import Rotation
 from trimesh import Trimesh
 from trimesh.creation import capsule
 
-from shapespace.data.scan import Scan
-from shapespace.data.scanner import Scanner
 from shapespace.geometry.normals import estimate, facing, outward, seen_from
+from shapespace.geometry.scan import Scan
+from shapespace.synthetic.scanner import Scanner
 
 
 def test_lines_of_a_sphere_are_its_radii_up_to_their_side() -> None:

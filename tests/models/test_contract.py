@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from shapespace import build
 from shapespace.data.loader import Batch, collate
-from shapespace.data.scan import Scan
-from shapespace.losses import weigh
+from shapespace.geometry.scan import Scan
+from shapespace.models import registry as build
 from shapespace.models.base import DistanceModel, FieldModel, ShapeModel
 from shapespace.models.code import Code
+from shapespace.nn.losses import weigh
 
 SMALL = {"code": 8, "width": 48, "depth": 4, "skip": 2, "radius": 0.3}
 ENCODER = {"encoder_points": 200, "encoder_width": 32, "encoder_features": 64}

@@ -6,7 +6,7 @@ import torch
 
 from shapespace.data.loader import Batch
 from shapespace.models.encoders import TableEncoder, TaughtEncoder
-from shapespace.nn.codebook import Codebook
+from shapespace.nn.latent import Codebook
 from shapespace.nn.pointnet import PointNet
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shapespace import build
 from shapespace.data.loader import collate
-from shapespace.data.scan import Scan
-from shapespace.models import distance
+from shapespace.geometry.scan import Scan
+from shapespace.models import registry as build
+from shapespace.models import sdf as distance
 from shapespace.models.atlas import Patches
 
 

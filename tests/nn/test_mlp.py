@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from shapespace.nn.mlp import InPlane, SkipMLP, soft_step
-from shapespace.nn.plain import twin
+from shapespace.nn.mlp_reference import twin
 
 
 def network(width: int = 24, depth: int = 5, skip: int = 3, *, modulated: bool = False) -> SkipMLP:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shapespace.data.files import read_mesh
 from shapespace.data.store import Store
+from shapespace.io.scan_files import read_mesh
 from shapespace.tools.__main__ import run
 
 SMALL = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from shapespace.data.body import Body, Poses
+from shapespace.synthetic.body import Body, Poses
 from shapespace.tools import freeze_body
 
 

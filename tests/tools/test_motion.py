@@ -10,8 +10,10 @@ import pytest
 import torch
 import trimesh
 
-from shapespace import ShapeSpace, build, evaluate
-from shapespace.data.scan import Scan
+from shapespace import ShapeSpace
+from shapespace.evaluation import motion as evaluate
+from shapespace.geometry.scan import Scan
+from shapespace.models import registry as build
 from shapespace.space import Fit
 from shapespace.tools import _sequences, motion, synthesize
 from shapespace.tools._settings import of_fits, of_model, timed

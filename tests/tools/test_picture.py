@@ -7,9 +7,9 @@ import pytest
 import trimesh
 from PIL import Image
 
-from shapespace import picture
-from shapespace.data import files
-from shapespace.data.scan import Scan
+from shapespace.geometry.scan import Scan
+from shapespace.io import scan_files as files
+from shapespace.rendering import renderer as picture
 from shapespace.tools.picture import main
 
 

@@ -15,8 +15,8 @@ import torch
 import trimesh
 from PIL import Image
 
-from shapespace.data.files import read_bytes, read_scan, write_scan
-from shapespace.data.scan import Scan
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import read_bytes, read_scan, write_scan
 from shapespace.tools.__main__ import main
 from shapespace.tools._outputs import warn
 
@@ -24,7 +24,8 @@ from shapespace.tools._outputs import warn
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was never trained: it has a surface, no more."""
-    from shapespace import ShapeSpace, build
+    from shapespace import ShapeSpace
+    from shapespace.models import registry as build
 
     torch.manual_seed(0)
     sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shapespace import metrics
-from shapespace.report import Report
+from shapespace.evaluation import metrics
+from shapespace.evaluation.scores import Report
 from shapespace.tools.report import main
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from trimesh import creation
 
-from shapespace.data.files import write_mesh, write_scan
-from shapespace.data.pack import pack
-from shapespace.data.scan import Scan
+from shapespace.data.preprocess import pack
 from shapespace.datasets import find_recipe
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import write_mesh, write_scan
 from shapespace.tools.__main__ import main
 
 SMALL = """

@@ -9,16 +9,17 @@ import pytest
 import torch
 from trimesh import Trimesh
 
-from shapespace import ShapeSpace, build
-from shapespace.data.files import UNITS
-from shapespace.data.pack import pack
-from shapespace.data.scan import Scan
+from shapespace import ShapeSpace
+from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
-from shapespace.fit import LMOptions
-from shapespace.geometry import nearest
+from shapespace.fitting.fit import LMOptions
+from shapespace.fitting.quality import Verdict
+from shapespace.geometry import proximity as nearest
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import UNITS
+from shapespace.models import registry as build
 from shapespace.tools import _spoil, robust
-from shapespace.verdict import Verdict
 
 
 @pytest.fixture

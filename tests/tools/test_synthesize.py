@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from shapespace.data.files import read_scan
-from shapespace.geometry import nearest
+from shapespace.geometry import proximity as nearest
+from shapespace.io.scan_files import read_scan
 from shapespace.tools.synthesize import LIMITS, Plan, main, schedule
 
 TINY = {"people": 2, "poses": 3, "test_poses": 1, "test_people": 1, "test_people_poses": 1, "seed": 7}

@@ -14,9 +14,9 @@ import pytest
 import torch
 import trimesh
 
-from shapespace.data.files import read_mesh, write_scan
-from shapespace.data.scan import Scan
 from shapespace.data.store import Store
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import read_mesh, write_scan
 from shapespace.tools.__main__ import VERBS, main
 
 HOUSE = Path(__file__).parents[2]
@@ -97,7 +97,8 @@ def test_the_readme_s_lines_run_as_they_stand(tmp_path: Path, ok: Callable[[str]
 
 
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shapespace import ShapeSpace, build
+    from shapespace import ShapeSpace
+    from shapespace.models import registry as build
 
     torch.manual_seed(0)
     sizes = build.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128)
@@ -143,7 +144,8 @@ def test_other_people_s_layouts_go_all_the_way(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was never trained: enough to be refused by."""
-    from shapespace import ShapeSpace, build
+    from shapespace import ShapeSpace
+    from shapespace.models import registry as build
 
     torch.manual_seed(0)
     sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)

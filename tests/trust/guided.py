@@ -10,7 +10,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["shapespace.data", "shapespace.run", "shapespace.space", "trimesh.exchange"]):
+with atheris.instrument_imports(
+    include=["shapespace.io", "shapespace.data", "shapespace.training.run", "shapespace.space", "trimesh.exchange"]
+):
     from tests.trust.test_fuzz import FORMATS, SECONDS
 
 

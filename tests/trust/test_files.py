@@ -13,8 +13,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from shapespace.atomic import claimed, replacing
 from shapespace.data.store import Store
+from shapespace.io.atomic import claimed, replacing
 from shapespace.tools import fit, preprocess, train
 from shapespace.tools.__main__ import main, run
 

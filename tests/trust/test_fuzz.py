@@ -25,14 +25,14 @@ import torch
 import trimesh
 from PIL import Image
 
-from shapespace import build
-from shapespace.data.files import read_scan, suffixes
-from shapespace.data.recipe import read_split
+from shapespace.data.scan_dataset import read_split
 from shapespace.data.store import FORMAT, Store
 from shapespace.datasets.layout import read_registration
 from shapespace.datasets.synthetic import Synthetic
-from shapespace.run import Run
+from shapespace.io.scan_files import read_scan, suffixes
+from shapespace.models import registry as build
 from shapespace.space import ShapeSpace, load_fits, save_fits
+from shapespace.training.run import Run
 
 SECONDS, ROOM = 3, 400_000_000  # for one file, and bytes above what the test has already
 LANES = len(os.sched_getaffinity(0))  # processes side by side, each in a folder of its own

@@ -21,10 +21,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from shapespace.data import files
+from shapespace.io import scan_files as files
 
 CALL = """
-from shapespace.tools import _pieces, {verb}
+from shapespace.tools import {verb}
+from shapespace.tools import _resume as _pieces
 from shapespace.tools.__main__ import run
 _pieces.SIZE = 2
 run({verb}.main, {words})

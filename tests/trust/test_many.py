@@ -13,13 +13,13 @@ import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from shapespace.config import expand, of_family
-from shapespace.data.pack import pack
+from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets.synthetic import Synthetic
-from shapespace.run import Run
 from shapespace.space import ShapeSpace
-from shapespace.train import _Waited
+from shapespace.training.config import expand, of_family
+from shapespace.training.run import Run
+from shapespace.training.train import _Waited
 
 POINTS = 250_000
 SHARED = 20  # sets of points among all scans: ten thousand of their own would take 60 GB

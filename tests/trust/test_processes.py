@@ -17,16 +17,16 @@ import torch.distributed as dist
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 
-from shapespace import build
-from shapespace.config import TrainConfig, expand, of_family
 from shapespace.data.loader import Batch, StepDataset
-from shapespace.data.pack import pack
+from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets.synthetic import Synthetic
-from shapespace.objective import Objective
-from shapespace.run import Run, load_tensors
+from shapespace.models import registry as build
 from shapespace.space import ShapeSpace
 from shapespace.tools.train import _restarts, _together
+from shapespace.training.config import TrainConfig, expand, of_family
+from shapespace.training.objective import Objective
+from shapespace.training.run import Run, load_tensors
 
 FORK = multiprocessing.get_context("fork")
 WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 1.0, "far": 1.0}

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from shapespace.data.store import Store
-from shapespace.run import Run
 from shapespace.space import ShapeSpace, load_fits, save_fits
+from shapespace.training.run import Run
 
 
 def reformat(path: Path, number: int | None) -> None:

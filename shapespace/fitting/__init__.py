@@ -1,0 +1,1 @@
+"""Codes of unseen scans: fitting with frozen weights."""

@@ -1,0 +1,94 @@
+"""A person alone: floor, walls and what stands apart are taken out of a scan before it is fitted.
+
+Planes are told by the points (`geometry.clutter`). Parts that touch no other one may be furniture, or a leg whose knee
+no camera saw: so the space is asked, by quick fits, which parts are one person.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from shapespace.fitting.quality import ODD
+from shapespace.geometry import proximity as nearest
+from shapespace.geometry import segmentation as clutter
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import MIN_POINTS
+
+NEAR = 0.03  # metres: a part of the person lies this close to what was fitted, at half of its points
+LARGE = 0.05  # share of the points from which on a part is asked about; what is less is left to the robust fit
+PERSON = 0.25  # share of the largest part's points from which on a part may be the person: a leg alone looks like one
+_DENSE = 50_000  # points among which strays are told: fewer would stand too far apart
+_SAMPLED = 10_000  # points by which planes and parts are found
+
+
+class Tried(NamedTuple):
+    """A quick fit: the oddness of its code, and the distance of points (metres) from its surface."""
+
+    oddness: float
+    distance: Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n"]]
+
+
+def without_clutter(scan: Scan, attempt: Callable[[Scan], Tried] | None, *, seed: int = 0) -> Scan:
+    """The scan (metres) without planes that bound it and parts that are not the person's; itself if there are none.
+
+    `attempt` fits a part; without it only planes are taken out. What is left has at least as many points as a fit
+    needs, or the scan is left as it is.
+    """
+    if len(scan) < MIN_POINTS:
+        return scan
+    rng = np.random.default_rng(seed)
+    sample = scan.sample(_DENSE, rng).without_strays().sample(_SAMPLED, rng)
+    found = clutter.planes(sample.points, rng)
+    sample = sample.take(np.flatnonzero(_off(found, sample.points)))
+    if len(sample) < MIN_POINTS:
+        return scan
+    parts = clutter.parts(sample.points)
+    kept = np.ones(parts.max() + 1, dtype=np.bool_)
+    if attempt is not None:
+        kept = _one_person(sample, parts, attempt)
+    if not found and kept.all():
+        return scan
+    off = _off(found, scan.points)
+    _, near = nearest.to_points(scan.points, sample.points)
+    alone = scan.within(off & kept[parts[near]])
+    return alone if len(alone) >= MIN_POINTS else scan
+
+
+def _off(planes: list[clutter.Plane], points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:
+    return ~np.any([plane.below(points) for plane in planes], axis=0) if planes else np.ones(len(points), np.bool_)
+
+
+def _one_person(scan: Scan, parts: Int[np.ndarray, "n"], attempt: Callable[[Scan], Tried]) -> Bool[np.ndarray, "p"]:
+    """Which parts of a sample are one person: all that the fit of all explains, or else those that go together.
+
+    The largest part that looks like a person is taken for one, and others are added while the fit of all of them does.
+    A part much smaller than the largest is no person: the less there is, the easier it is to look like one.
+    """
+
+    def fit(which: list[int]) -> Tried:
+        return attempt(scan.take(np.flatnonzero(np.isin(parts, which))))
+
+    def explains(tried: Tried, which: list[int]) -> bool:
+        away = [float(np.median(tried.distance(scan.points[parts == part]))) for part in which]
+        return tried.oddness <= ODD and max(away) < NEAR
+
+    sizes = np.bincount(parts)
+    kept = np.ones(len(sizes), dtype=np.bool_)
+    order = np.argsort(-sizes).tolist()
+    large = [part for part in order if sizes[part] >= max(LARGE * len(parts), MIN_POINTS)]
+    if len(large) < 2 or explains(fit(large), large):
+        return kept
+    alone = {part: fit([part]) for part in large}
+    whole = [part for part in large if sizes[part] >= PERSON * sizes[large[0]]]
+    first = next(
+        (part for part in whole if alone[part].oddness <= ODD), min(whole, key=lambda part: alone[part].oddness)
+    )
+    person, tried = [first], alone[first]
+    for part in large:
+        if part != first and explains(more := fit([*person, part]), [*person, part]):
+            person, tried = [*person, part], more
+    for part in order:
+        kept[part] = part in person if part in large else explains(tried, [part])
+    return kept

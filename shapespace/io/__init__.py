@@ -1,0 +1,1 @@
+"""File formats, and everything that reads and writes files."""

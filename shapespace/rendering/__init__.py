@@ -1,0 +1,1 @@
+"""Pictures, plots and films of meshes, without a display."""

@@ -1,0 +1,106 @@
+"""Virtual depth cameras: a scan is seen from around, with the holes and the noise that this leaves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from shapespace.geometry.camera import triangulate
+from shapespace.geometry.raycast import Rays
+from shapespace.geometry.scan import Scan
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """A ring of depth cameras that look at the middle of the body; lengths in metres, angles in degrees.
+
+    Azimuth 0 is in front (+z). `view` is the width and height that a camera sees at its distance to the middle. Depth
+    noise has the standard deviation `noise / cos(incidence)`. A triangle spans neighbouring rays whose depths lie
+    within `jump`.
+    """
+
+    azimuths: int = 8
+    elevations: tuple[float, ...] = (-8.0, 25.0)
+    distance: float = 2.6
+    view: tuple[float, float] = (1.76, 2.64)
+    columns: int = 160
+    rows: int = 240
+    noise: float = 0.0008
+    grazing: float = 72.0
+    jump: float = 0.03
+    blobs: int = 4
+    blob_radius: tuple[float, float] = (2.0, 6.0)
+
+    def scan(
+        self,
+        vertices: Float[np.ndarray, "v 3"],
+        faces: Int[np.ndarray, "f 3"],
+        rng: np.random.Generator,
+        name: str = "",
+    ) -> Scan:
+        """See a closed mesh (y up): one open patch per camera, unmerged, wound so that normals face the camera."""
+        sensors, directions = self.cameras((vertices.min(axis=0) + vertices.max(axis=0)) / 2)
+        depth, cosine = _see(vertices, faces, sensors, directions)
+        seen = cosine >= np.cos(np.deg2rad(self.grazing))
+        for image in seen:
+            self._lose_blobs(image, rng)
+        depth[seen] += rng.standard_normal(int(seen.sum())) * self.noise / cosine[seen]
+        used, faces = triangulate(seen, depth, self.jump)
+        camera = used // (self.rows * self.columns)
+        points = sensors[camera] + directions.reshape(-1, 3)[used] * depth.reshape(-1)[used, None]
+        return Scan(
+            name,
+            points.astype(np.float32),
+            sensors=sensors[camera].astype(np.float32),
+            faces=faces,
+        )
+
+    def cameras(
+        self, middle: Float[np.ndarray, "3"]
+    ) -> tuple[Float[np.ndarray, "c 3"], Float[np.ndarray, "c rows columns 3"]]:
+        """Origins of the cameras, and the unit directions of their rays: rows from the top, columns to the right."""
+        azimuth = np.deg2rad(360 / self.azimuths * np.arange(self.azimuths))
+        azimuth, elevation = (grid.reshape(-1) for grid in np.meshgrid(azimuth, np.deg2rad(self.elevations)))
+        away = np.stack(
+            [np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)], 1
+        )
+        right = np.stack([np.cos(azimuth), np.zeros(len(azimuth)), -np.sin(azimuth)], axis=1)
+        up = np.cross(away, right)
+        across = self.view[0] * ((np.arange(self.columns) + 0.5) / self.columns - 0.5)
+        upward = self.view[1] * (0.5 - (np.arange(self.rows) + 0.5) / self.rows)
+        directions = (
+            -self.distance * away[:, None, None]
+            + across[None, None, :, None] * right[:, None, None]
+            + upward[None, :, None, None] * up[:, None, None]
+        )
+        directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+        return middle + self.distance * away, directions
+
+    def _lose_blobs(self, image: Bool[np.ndarray, "rows columns"], rng: np.random.Generator) -> None:
+        """Forget a few random discs of one image, in place."""
+        hits = np.argwhere(image)
+        for _ in range(self.blobs if len(hits) else 0):
+            row, column = hits[rng.integers(len(hits))]
+            radius = rng.uniform(*self.blob_radius)
+            rows, columns = np.ogrid[: self.rows, : self.columns]
+            image[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = False
+
+
+def _see(
+    vertices: Float[np.ndarray, "v 3"],
+    faces: Int[np.ndarray, "f 3"],
+    sensors: Float[np.ndarray, "c 3"],
+    directions: Float[np.ndarray, "c rows columns 3"],
+) -> tuple[Float[np.ndarray, "c rows columns"], Float[np.ndarray, "c rows columns"]]:
+    """Depth along each ray, and the cosine of its incidence; the cosine is 0 where nothing is hit."""
+    flat = directions.reshape(-1, 3)
+    origins = np.repeat(sensors, len(flat) // len(sensors), axis=0)
+    depth, face = Rays(vertices, faces).first(origins, flat)
+    corners = vertices[faces].astype(np.float64)
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-12)
+    hit = np.flatnonzero(face >= 0)
+    cosine = np.zeros(len(flat))
+    cosine[hit] = -np.einsum("nd,nd->n", normal[face[hit]], flat[hit])
+    shape = directions.shape[:3]
+    return depth.astype(np.float64).reshape(shape), cosine.reshape(shape)

@@ -1,0 +1,386 @@
+"""Known answers: shapes whose distances, overlaps and angles are written down, and plain twins of the fast paths."""
+
+import igl
+import numpy as np
+import pytest
+import trimesh
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+from trimesh import Trimesh
+
+from shapespace.evaluation import metrics
+from shapespace.evaluation.metrics import PROTOCOLS, score, summarise
+from shapespace.geometry.scan import Scan
+from shapespace.synthetic.body import Body
+
+GENERAL = PROTOCOLS.keys() - {"parts"}  # which asks for the frozen body as truth
+
+
+def square(height: float = 0.0, side: float = 1.0) -> Trimesh:
+    corners = np.array([[0, 0, 0], [1, 0, 0], [1, 0, 1], [0, 0, 1]]) * side - [side / 2, -height, side / 2]
+    return Trimesh(corners, [[0, 2, 1], [0, 3, 2]], process=False)
+
+
+def sphere(radius: float = 0.5, subdivisions: int = 5) -> Trimesh:
+    return trimesh.creation.icosphere(subdivisions=subdivisions, radius=radius)
+
+
+def box(side: float = 1.0, shift: float = 0.0) -> Trimesh:
+    mesh = trimesh.creation.box([side] * 3)
+    mesh.apply_translation([shift, 0, 0])
+    return mesh
+
+
+def one(name: str, found: Trimesh, truth: Trimesh, scan: Scan | None = None, **settings: float) -> dict[str, float]:
+    return PROTOCOLS[name].score(found, truth, scan, np.random.default_rng(0), **settings)
+
+
+def closest_on_triangles(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Least distance of each point to any triangle: to its plane where the foot is inside, else to its three edges."""
+    best = np.full(len(points), np.inf)
+    for corners in triangles:
+        for k in range(3):
+            a, edge = corners[k], corners[(k + 1) % 3] - corners[k]
+            t = np.clip((points - a) @ edge / (edge @ edge), 0, 1)
+            best = np.minimum(best, np.linalg.norm(points - a - t[:, None] * edge, axis=1))
+        normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+        normal /= np.linalg.norm(normal)
+        height = (points - corners[0]) @ normal
+        foot = points - height[:, None] * normal
+        sides = [np.cross(corners[(k + 1) % 3] - corners[k], foot - corners[k]) @ normal for k in range(3)]
+        best = np.where(np.min(sides, axis=0) >= 0, np.minimum(best, np.abs(height)), best)
+    return best
+
+
+# ------------------------------------------------------------------------------------------------------------- surface
+
+
+def test_surface_is_zero_between_equal_meshes_and_the_gap_between_parallel_ones() -> None:
+    assert one("surface", sphere(), sphere()) == pytest.approx({"truth_to_found": 0, "found_to_truth": 0}, abs=1e-9)
+    assert one("surface", square(0.003), square()) == pytest.approx({"truth_to_found": 3, "found_to_truth": 3})
+
+
+def test_surface_of_concentric_spheres_and_capsules_is_the_difference_of_their_radii() -> None:
+    row = one("surface", sphere(0.52), sphere(0.50))
+    assert row == pytest.approx({"truth_to_found": 20, "found_to_truth": 20}, rel=0.01)
+    thin, thick = (trimesh.creation.capsule(1.0, radius, count=[128, 128]) for radius in (0.10, 0.105))
+    assert one("surface", thick, thin) == pytest.approx({"truth_to_found": 5, "found_to_truth": 5}, rel=0.01)
+
+
+def test_surface_of_a_shifted_sphere_is_half_the_shift() -> None:
+    # To first order the distance at angle t from the shift is e |cos t|, whose mean over the sphere is e / 2.
+    moved = sphere()
+    moved.apply_translation([0, 0.004, 0])
+    assert one("surface", moved, sphere())["truth_to_found"] == pytest.approx(2.0, rel=0.02)
+
+
+def test_surface_keeps_its_directions_apart() -> None:
+    # Half of the truth is missing: what was found is right, and the missing half lies up to 1 m away (mean 0.5).
+    whole = trimesh.util.concatenate([square(side=1.0), square(side=1.0).apply_translation([1.0, 0, 0])])
+    row = one("surface", square(side=1.0), whole)
+    assert row["found_to_truth"] == pytest.approx(0, abs=1e-9)
+    assert row["truth_to_found"] == pytest.approx(250, rel=0.02)  # half the points, mean 0.5 m
+
+
+def test_surface_counts_only_seen_truth_beside_a_scan() -> None:
+    seen, unseen = square(), square(height=-0.5)
+    truth = trimesh.util.concatenate([seen, unseen])
+    grid = np.stack(np.meshgrid(np.linspace(-0.5, 0.5, 101), [0.0], np.linspace(-0.5, 0.5, 101)), -1).reshape(-1, 3)
+    row = one("surface", seen, truth, Scan("a/b/0", grid.astype(np.float32)))
+    assert row["visible_truth_to_found"] == pytest.approx(0, abs=1e-9)
+    assert row["truth_to_found"] == pytest.approx(250, rel=0.02)
+    assert row["hidden_truth_to_found"] == pytest.approx(500, abs=1e-6)
+    assert "visible_truth_to_found" not in one("surface", seen, truth)
+    assert "hidden_truth_to_found" not in one("surface", seen, seen, Scan("a/b/0", grid.astype(np.float32)))
+
+
+def test_surface_refuses_a_scan_that_lies_elsewhere() -> None:
+    far = Scan("a/b/7", np.full((5, 3), 1700.0, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"scan a/b/7 lies nowhere within 10 mm.*same unit"):
+        one("surface", sphere(), sphere(), far)
+
+
+def test_surface_equals_its_plain_twin() -> None:
+    rng = np.random.default_rng(3)
+    found, truth = (Trimesh(rng.normal(size=(12, 3)), rng.permutation(12).reshape(4, 3)) for _ in range(2))
+    row = one("surface", found, truth, count=200)
+    a, b = metrics._samples(truth, found, 200, np.random.default_rng(0))
+    plain = {
+        "truth_to_found": 1e3 * closest_on_triangles(a.points, found.triangles).mean(),
+        "found_to_truth": 1e3 * closest_on_triangles(b.points, truth.triangles).mean(),
+    }
+    assert row == pytest.approx(plain, rel=1e-9)
+
+
+# ------------------------------------------------------------------------------------------- sample-to-sample protocols
+
+
+def test_sample_to_sample_protocols_equal_their_plain_twins() -> None:
+    found, truth, n = sphere(0.5, 2), box(0.8), 300
+    scan = Scan("a/b/0", np.random.default_rng(9).normal(size=(n, 3)))
+    samples = metrics._samples(truth, found, n, np.random.default_rng(0))
+    a, b = (each.points for each in samples)
+    there, back = cdist(a, b).min(axis=1), cdist(b, a).min(axis=1)
+    assert one("l1", found, truth, count=n) == pytest.approx({"chamfer": 500 * (there.mean() + back.mean())})
+    squares = {"chamfer": 1e6 * ((there**2).mean() + (back**2).mean())}
+    assert one("sq_sum", found, truth, count=n) == pytest.approx(squares)
+
+    ahead = cdist(scan.points, b).min(axis=1)
+    behind = cdist(b, scan.points).min(axis=1)
+    assert one("one_sided", found, truth, scan, count=n) == pytest.approx(
+        {
+            "truth_to_found": 1e3 * there.mean(),
+            "found_to_truth": 1e3 * back.mean(),
+            "scan_to_found": 1e3 * ahead.mean(),
+            "found_to_scan": 1e3 * behind.mean(),
+        }
+    )
+    assert one("srb", found, truth, scan, count=n) == pytest.approx(
+        {
+            "chamfer": 500 * (there.mean() + back.mean()),
+            "hausdorff": 1e3 * max(there.max(), back.max()),
+            "scan_to_found": 1e3 * ahead.mean(),
+            "scan_to_found_max": 1e3 * ahead.max(),
+        }
+    )
+
+
+def test_srb_takes_a_truth_of_points_whole() -> None:
+    cloud = Trimesh(np.array([[0.0, 0.25, 0], [0.1, 0.25, 0.1]]), process=False)
+    row = one("srb", square(), cloud, count=50_000)
+    assert row["hausdorff"] > 600  # the square's far corners
+    assert row["chamfer"] > 0.5 * 250
+
+
+def test_sample_to_sample_distances_have_a_floor_that_shrinks_with_the_root_of_the_count() -> None:
+    floors = [one("l1", sphere(), sphere(), count=count)["chamfer"] for count in (5_000, 20_000)]
+    assert floors[0] / floors[1] == pytest.approx(2, rel=0.05)
+    # The mean distance to the nearest of n random points on area A is 0.5 sqrt(A / n).
+    assert floors[1] == pytest.approx(500 * np.sqrt(sphere().area / 20_000), rel=0.03)
+    assert one("surface", sphere(), sphere(), count=20_000)["truth_to_found"] < 1e-9
+
+
+# --------------------------------------------------------------------------------------------- the other mesh protocols
+
+
+def test_hausdorff_finds_the_tip_of_a_spike() -> None:
+    truth = sphere(0.5, 4)
+    spiked = truth.copy()
+    spiked.vertices[7] *= 1 + 0.1 / 0.5
+    row = one("hausdorff", spiked, truth, count=1000)
+    assert row["found_to_truth"] == pytest.approx(100)
+    assert row["both"] == row["found_to_truth"] > row["truth_to_found"] > 0
+    back = one("hausdorff", truth, spiked, count=1000)
+    assert (back["truth_to_found"], back["found_to_truth"]) == pytest.approx((100, row["truth_to_found"]), rel=0.2)
+
+
+def test_normals_measure_the_angle_of_a_turned_plane_and_do_not_notice_orientation() -> None:
+    turned = square()
+    turned.apply_transform(trimesh.transformations.rotation_matrix(np.radians(30), [1, 0, 0]))
+    cos = np.cos(np.radians(30))
+    wanted = {"truth_to_found": cos, "found_to_truth": cos, "consistency": cos, "angle": 30}
+    assert one("normals", turned, square(), count=500) == pytest.approx(wanted)
+    inside_out = sphere(0.5, 3)
+    inside_out.invert()
+    same = one("normals", inside_out, sphere(0.5, 3), count=500)
+    assert same == pytest.approx({"truth_to_found": 1, "found_to_truth": 1, "consistency": 1, "angle": 0}, abs=1e-4)
+
+
+def test_normals_tell_the_two_ways_apart() -> None:
+    wall = square().apply_transform(trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0], [0, 0, 0.5]))
+    row = one("normals", trimesh.util.concatenate([square(), wall]), square(), count=4000)
+    assert row["truth_to_found"] == pytest.approx(1, abs=0.01)
+    assert row["found_to_truth"] == pytest.approx(0.5, abs=0.03)
+    assert row["angle"] == pytest.approx(22.5, abs=1.5)
+
+
+def test_fscore_steps_from_nothing_to_all_at_the_gap() -> None:
+    assert one("fscore", square(0.003), square(), count=500) == {"f_1mm": 0, "f_5mm": 1, "f_10mm": 1, "f_1pct": 1}
+    assert one("fscore", square(0.003), square(side=0.25), count=500)["f_1pct"] == 0  # 1 % of the truth's 250 mm
+
+
+def test_fscore_is_the_harmonic_mean() -> None:
+    whole = trimesh.util.concatenate([square(), square().apply_translation([1.0, 0, 0])])
+    row = one("fscore", square(), whole)  # everything found is right, half is missing (and 10 mm of its border)
+    recall = 0.5 * (1 + 0.010)
+    assert row["f_10mm"] == pytest.approx(2 * recall / (recall + 1), abs=0.01)
+
+
+def test_iou_of_boxes_and_spheres_in_closed_form() -> None:
+    assert one("iou", box(), box())["iou"] == 1
+    assert one("iou", box(shift=0.5), box())["iou"] == pytest.approx(1 / 3, abs=0.01)
+    assert one("iou", box(shift=2.0), box())["iou"] == 0
+    assert one("iou", sphere(0.4), sphere(0.5))["iou"] == pytest.approx(0.8**3, abs=0.01)
+    r, d = 0.5, 0.3
+    lens = np.pi * (4 * r + d) * (2 * r - d) ** 2 / 12
+    both = one("iou", sphere().apply_translation([d, 0, 0]), sphere())["iou"]
+    assert both == pytest.approx(lens / (2 * 4 / 3 * np.pi * r**3 - lens), abs=0.01)
+
+
+def test_iou_bears_holes_and_either_orientation_but_not_a_truth_without_inside() -> None:
+    holed = sphere(0.5, 4)
+    holed.update_faces(np.random.default_rng(0).random(len(holed.faces)) > 0.05)
+    holed.invert()
+    assert one("iou", holed, sphere(0.5, 4))["iou"] > 0.97
+    with pytest.raises(ValueError, match=r"true mesh \(2 faces\) encloses none .* Leave out protocol iou"):
+        one("iou", sphere(), square())
+
+
+# --------------------------------------------------------------------------------------------------- fields and paths
+
+
+def box_distance(points: np.ndarray, half: float = 0.5) -> np.ndarray:
+    beyond = np.abs(points) - half
+    return np.linalg.norm(np.maximum(beyond, 0), axis=1) + np.minimum(beyond.max(axis=1), 0)
+
+
+def test_field_errors_of_a_true_distance_and_of_its_double() -> None:
+    rng = np.random.default_rng(0)
+    exact = metrics.sdf_error(box_distance, box(), rng, count=2000)
+    assert exact == pytest.approx({"absolute": 0, "relative": 0, "sign": 1}, abs=1e-9)
+    doubled = metrics.sdf_error(lambda x: 2 * box_distance(x), box(), rng, count=2000)
+    assert doubled["relative"] == pytest.approx(1)
+    assert doubled["absolute"] == pytest.approx(1e3 * 0.01 * np.sqrt(2 / np.pi), rel=0.1)  # mean |N(0, 10 mm)|
+    assert metrics.sdf_error(lambda x: -box_distance(x), box(), rng, count=2000)["sign"] == 0
+
+
+def test_eikonal_error_is_the_departure_from_unit_length() -> None:
+    def radial(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    rng = np.random.default_rng(0)
+    assert metrics.eikonal_error(radial, sphere(), rng, count=500) == pytest.approx({"mean": 0, "rms": 0}, abs=1e-12)
+    half = metrics.eikonal_error(lambda x: 0.5 * radial(x), sphere(), rng, count=500)
+    assert half == pytest.approx({"mean": 0.5, "rms": 0.5})
+
+
+def test_areas_volumes_and_sa_sigma_of_boxes() -> None:
+    boxes = [box(1.0), box(2.0)]
+    assert metrics.areas(boxes) == pytest.approx([6, 24])
+    assert metrics.volumes(boxes) == pytest.approx([1, 8])
+    inside_out = box()
+    inside_out.invert()
+    assert metrics.volumes([inside_out]) == pytest.approx([-1])
+    assert metrics.sa_sigma(boxes) == pytest.approx(9)
+    assert metrics.sa_sigma([box(), box(shift=1.0)]) == pytest.approx(0)
+    with pytest.raises(ValueError, match="given no meshes"):
+        metrics.sa_sigma([])
+
+
+# ------------------------------------------------------------------------------------------------- rows and summaries
+
+
+def test_score_gives_rows_that_do_not_depend_on_their_neighbours() -> None:
+    found = sphere(0.51, 3)
+    both = score(["l1", "surface"], found, sphere(0.5, 3))
+    assert list(both) == ["l1", "surface"]
+    assert both["surface"] == score(["surface"], found, sphere(0.5, 3))["surface"]
+    assert both["surface"] != score(["surface"], found, sphere(0.5, 3), seed=1)["surface"]
+
+
+def test_every_protocol_scores_what_plain_searches_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_mesh(points: np.ndarray, mesh: Trimesh) -> tuple[np.ndarray, ...]:
+        found = igl.point_mesh_squared_distance(points, np.array(mesh.vertices), np.array(mesh.faces))
+        return np.sqrt(found[0]), *found[1:]
+
+    def to_points(points: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return cKDTree(others).query(points)
+
+    def each_other(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return to_points(a, b)[0], to_points(b, a)[0]
+
+    found, truth = sphere(0.502, 4).apply_translation([0.003, 0, 0]), sphere(0.5, 4)
+    scan = Scan("a/b/0", np.asarray(sphere(0.501, 3).vertices, dtype=np.float32))
+    fast = {name: one(name, found, truth, scan, count=5000) for name in GENERAL}
+    for plain in (to_mesh, to_points, each_other):
+        monkeypatch.setattr(metrics, plain.__name__, plain)
+    assert fast == {name: one(name, found, truth, scan, count=5000) for name in GENERAL}
+
+
+@pytest.mark.parametrize(
+    "found",
+    [None, Trimesh(), Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False), "nan"],
+    ids=["none", "empty", "no area", "nan"],
+)
+def test_score_of_nothing_is_nan_in_every_column(found: Trimesh | str | None) -> None:
+    if found == "nan":
+        found = Trimesh(np.full((3, 3), np.nan), [[0, 1, 2]], process=False)
+    scan = Scan("a/b/0", np.zeros((4, 3), dtype=np.float32))
+    for name, entry in PROTOCOLS.items():
+        row = score([name], found, sphere(0.5, 2), scan)[name]
+        assert set(row) == set(entry.all_units)
+        assert np.isnan(list(row.values())).all()
+        assert set(score([name], found, sphere(0.5, 2))[name]) == set(entry.units)
+
+
+def test_every_protocol_gives_the_columns_that_it_declares() -> None:
+    found, truth = sphere(0.5, 2), sphere(0.49, 2)
+    scan = Scan("a/b/0", np.asarray(truth.vertices, dtype=np.float32))
+    for name in GENERAL:
+        entry = PROTOCOLS[name]
+        assert set(one(name, found, truth, scan, count=500)) == set(entry.all_units), name
+        assert set(one(name, found, truth, count=500)) == set(entry.units), name
+        assert "count" in entry.description
+        assert len(entry.description) > 40
+
+
+def test_description_tells_unit_square_and_count() -> None:
+    assert "(mm, unsquared, each way alone)" in PROTOCOLS["surface"].description
+    assert PROTOCOLS["surface"].description.endswith("count 30,000.")
+    assert "squared" in PROTOCOLS["sq_sum"].description
+    assert PROTOCOLS["sq_sum"].units == {"chamfer": "mm²"}
+
+
+def test_an_unknown_protocol_is_answered_with_the_nearest_and_all() -> None:
+    with pytest.raises(
+        ValueError, match=r"no protocol named 'surfce'\. Did you mean surface\? Choose among surface, l1"
+    ):
+        score(["surfce"], sphere(0.5, 1), sphere(0.5, 1))
+    with pytest.raises(ValueError, match=r"named 'zzz'\. Choose among"):
+        metrics.protocol("zzz")
+
+
+def test_a_mesh_without_faces_is_refused_by_a_protocol_called_alone() -> None:
+    for name in GENERAL - {"iou"}:
+        with pytest.raises(ValueError, match="found mesh has no faces"):
+            one(name, Trimesh(), sphere(0.5, 1), count=10)
+    assert one("iou", Trimesh(), sphere(0.5, 1)) == {"iou": 0}
+
+
+def test_summary_has_the_statistics_and_counts_failures_apart() -> None:
+    values = np.arange(1.0, 22.0)
+    rows = [{"name": f"a/b/{v:.0f}", "split": "seen", "surface": {"truth_to_found": v}} for v in values]
+    rows.append({"name": "a/b/99", "split": "seen", "surface": {"truth_to_found": float("nan")}})
+    rows.append({"name": "c/d/0", "split": "other", "surface": {"truth_to_found": float("nan")}})
+    summary = summarise(rows)
+    assert list(summary) == ["seen", "other"]
+    assert summary["seen"]["surface"]["truth_to_found"] == pytest.approx(
+        {"mean": 11, "median": 11, "p5": 2, "p95": 20, "count": 21, "failed": 1}
+    )
+    other = summary["other"]["surface"]["truth_to_found"]
+    assert (other["count"], other["failed"]) == (0, 1)
+    assert np.isnan([other[key] for key in ("mean", "median", "p5", "p95")]).all()
+
+
+def test_summary_of_a_column_that_only_some_scans_have() -> None:
+    rows = [
+        {"name": "a", "split": "s", "surface": {"truth_to_found": 1.0, "visible_truth_to_found": 0.5}},
+        {"name": "b", "split": "s", "surface": {"truth_to_found": 3.0}},
+    ]
+    columns = summarise(rows)["s"]["surface"]
+    assert (columns["truth_to_found"]["count"], columns["visible_truth_to_found"]["count"]) == (2, 1)
+    assert columns["visible_truth_to_found"]["failed"] == 0
+
+
+def test_parts_are_hands_feet_and_the_rest() -> None:
+    """Feet that are cut off are missed by their own column alone."""
+    body = Body.load()
+    vertices, _ = body.rest(np.zeros(len(body.components)))
+    truth, feet = Trimesh(vertices, body.faces, process=False), body.parts()["feet"]
+    found = Trimesh(vertices, body.faces[~feet[body.faces].any(axis=1)], process=False)
+    row = score(["parts"], found, truth)["parts"]
+    assert row["hands"] < 1e-3
+    assert row["feet"] > 30
+    assert row["rest"] < 0.5
+    with pytest.raises(ValueError, match="is not the frozen body"):
+        score(["parts"], found, found)

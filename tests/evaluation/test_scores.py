@@ -1,0 +1,143 @@
+"""What is written must come back, and what a person reads must be what was measured."""
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shapespace.evaluation import metrics
+from shapespace.evaluation.scores import Report
+from shapespace.io.atomic import replacing
+
+
+@pytest.fixture
+def report() -> Report:
+    nan = float("nan")
+    rows = [
+        {"name": "p/walk/000001", "split": "unseen_poses", "surface": {"truth_to_found": 5.0, "found_to_truth": 7.125}},
+        {"name": "p/walk/000002", "split": "unseen_poses", "surface": {"truth_to_found": 6.0, "found_to_truth": 8.0}},
+        {"name": "p/kick, high/1", "split": "unseen_poses", "surface": {"truth_to_found": nan, "found_to_truth": nan}},
+        {
+            "name": "q/walk/000001",
+            "split": "unseen_people",
+            "surface": {
+                "truth_to_found": 0.12345,
+                "found_to_truth": np.float64(123.456),
+                "visible_truth_to_found": 1.0,
+            },
+            "normals": {"consistency": 0.98765},
+        },
+    ]
+    chosen = ("surface", "normals")
+    return Report(
+        protocols={name: metrics.PROTOCOLS[name].description for name in chosen},
+        units={name: metrics.PROTOCOLS[name].all_units for name in chosen},
+        rows=rows,
+        summary=metrics.summarise(rows),
+        settings={"run": Path("runs/demo"), "resolution": 128, "largest_component": True, "worst": nan},
+    )
+
+
+def test_json_has_the_summary_where_it_is_looked_for_and_no_nan(report: Report, tmp_path: Path) -> None:
+    report.write(tmp_path)
+    text = (tmp_path / "scores.json").read_text(encoding="utf-8")
+
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} in the JSON")
+
+    scores = json.loads(text, parse_constant=refuse)
+    column = scores["summary"]["unseen_poses"]["surface"]["truth_to_found"]
+    assert column == pytest.approx({"mean": 5.5, "median": 5.5, "p5": 5.05, "p95": 5.95, "count": 2, "failed": 1})
+    assert scores["rows"][2]["surface"] == {"truth_to_found": None, "found_to_truth": None}
+    assert scores["rows"][3]["surface"]["found_to_truth"] == 123.456
+    assert scores["protocols"]["surface"]["units"]["truth_to_found"] == "mm"
+    assert "unsquared" in scores["protocols"]["surface"]["description"]
+    assert scores["settings"] == {"run": "runs/demo", "resolution": 128, "largest_component": True, "worst": None}
+
+
+def test_csv_reads_back_with_one_row_per_scan_and_units_in_the_header(report: Report, tmp_path: Path) -> None:
+    report.write(tmp_path)
+    with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["name"] for line in lines] == [row["name"] for row in report.rows]
+    assert list(lines[0]) == [
+        "name",
+        "split",
+        "surface.truth_to_found [mm]",
+        "surface.found_to_truth [mm]",
+        "surface.visible_truth_to_found [mm]",
+        "normals.consistency [|cos|]",
+    ]
+    for row, line in zip(report.rows, lines, strict=True):
+        for name, units in report.units.items():
+            for column, unit in units.items():
+                wanted = row.get(name, {}).get(column, math.nan)
+                read = line.get(f"{name}.{column} [{unit}]", "")
+                assert read == "" if math.isnan(wanted) else float(read) == wanted
+
+
+def test_markdown_tells_numbers_units_failures_and_settings(report: Report) -> None:
+    page = report.markdown()
+    lines = page.splitlines()
+    line = next(line for line in lines if "truth_to_found" in line and line.startswith("| surface"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["surface", "truth_to_found", "mm", "5.50", "5.50", "5.05", "5.95", "2 of 3"]
+    assert "- p/kick, high/1 (unseen_poses)" in lines
+    assert "- resolution: 128" in lines
+    assert any(line.startswith("- **surface**: Mean exact distance") for line in lines)
+    assert r"\|cos\|" in page
+    tables = page.split("## ")[1:3]
+    for table in tables:  # aligned in the source too, with the same number of cells in every line
+        source = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({len(line) for line in source}) == 1
+        assert len({line.replace(r"\|", "").count("|") for line in source}) == 1
+
+
+def test_table_is_aligned_and_says_how_many_failed(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    report.show()
+    printed = capsys.readouterr().out
+    blocks = printed.strip("\n").split("\n\n")
+    assert len(blocks) == 2
+    for block in blocks:
+        assert len({len(line) for line in block.splitlines()}) == 1
+    assert blocks[0].splitlines()[0].split() == ["unseen_poses", "median", "mean", "p5", "p95", "scans"]
+    assert blocks[0].splitlines()[1].split() == (
+        ["surface.truth_to_found", "[mm]", "5.50", "5.50", "5.05", "5.95", "2", "of", "3"]
+    )
+    assert blocks[1].splitlines()[1].split()[2] == "0.123"  # three digits of a small number
+    assert blocks[1].splitlines()[2].split()[2] == "123.5"
+
+
+def test_a_column_where_all_failed_shows_dashes() -> None:
+    rows = [{"name": "a/b/0", "split": "s", "surface": {"truth_to_found": float("nan")}}]
+    table = Report({"surface": "x"}, {}, rows, metrics.summarise(rows)).table()
+    assert table.splitlines()[1].split() == ["surface.truth_to_found", "-", "-", "-", "-", "0", "of", "1"]
+
+
+def test_the_same_scores_are_the_same_bytes_and_nothing_is_left_beside_them(report: Report, tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in report.write(tmp_path / "new" / "folder")]
+    assert [path.read_bytes() for path in report.write(tmp_path / "new" / "folder")] == first
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["scores.csv", "scores.json", "scores.md"]
+
+
+def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text("old")
+
+    def stop_half_way() -> None:
+        with replacing(path) as part:
+            part.write_text("new, but")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        stop_half_way()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["scores.json"]
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"

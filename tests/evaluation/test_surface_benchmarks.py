@@ -1,0 +1,86 @@
+"""The paper's experiments on single surfaces: exact distances, errors of fields, and the folder of a benchmark."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trimesh import creation
+
+from shapespace.evaluation.surface_benchmarks import benchmark, field_error, known_surfaces
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_files import write_mesh, write_scan
+
+KNOWN = known_surfaces()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_surfaces_are_closed_and_their_distances_signed(name: str) -> None:
+    known = KNOWN[name]
+    assert known.mesh.is_watertight
+    assert known.mesh.volume > 0
+    assert np.abs(known.mesh.vertices).max() < 1
+    scan = known.points(500, np.random.default_rng(0))
+    assert scan.normals is not None
+    on = scan.points.astype(np.float64)
+    assert np.abs(known.distance(on)).max() < 1e-6
+    out = known.distance(on + 5e-3 * scan.normals)
+    assert np.median(out) == pytest.approx(5e-3, rel=0.05)
+    assert (np.sign(known.distance(on - 5e-3 * scan.normals)) < 0).mean() > 0.97  # thin parts have a far side
+    places = np.random.default_rng(1).uniform(-1, 1, (2000, 2, 3))
+    apart = np.linalg.norm(places[:, 0] - places[:, 1], axis=1)
+    assert (np.abs(known.distance(places[:, 0]) - known.distance(places[:, 1])) <= apart + 1e-6).all()
+
+
+def test_an_exact_field_has_no_error_and_a_shifted_one_its_shift() -> None:
+    known, low, high = KNOWN["sphere"], np.full(3, -1.0), np.full(3, 1.0)
+    assert field_error(known.distance, known, low, high, count=1000) == (0, 0, 0, 0, 1)
+    off = field_error(lambda x: known.distance(x) + 0.01, known, low, high, count=1000)
+    assert off.absolute == pytest.approx(0.01)
+    twice = field_error(lambda x: -2 * known.distance(x), known, low, high, count=1000)
+    assert twice.relative == pytest.approx(3)
+    assert twice.ratio == pytest.approx(3)
+    assert twice.sign == 0
+
+
+def folder(root: Path, *, scans: bool) -> Path:
+    """Two objects as Deep Geometric Prior has them: points with normals, and truths (points, and a mesh)."""
+    ball = creation.icosphere(subdivisions=3, radius=40.0)
+    (root / "ground_truth").mkdir(parents=True)
+    write_mesh(root / "ground_truth" / "ball.ply", ball)
+    if scans:
+        np.savetxt(root / "ground_truth" / "dots.xyz", ball.vertices)
+        for name in ("ball", "dots"):
+            scan = Scan(name, ball.vertices.astype(np.float32), ball.vertex_normals.astype(np.float32))
+            write_scan(root / "scans" / f"{name}.ply", scan)
+    return root
+
+
+def test_a_benchmark_s_unit_is_that_of_its_files(tmp_path: Path) -> None:
+    cases = {case.name: case for case in benchmark(folder(tmp_path, scans=True))}
+    assert set(cases) == {"ball", "dots"}
+    assert len(cases["dots"].truth.faces) == 0 < len(cases["ball"].truth.faces)
+    for case in cases.values():
+        assert case.scan.normals is not None
+        np.testing.assert_allclose(np.linalg.norm(case.scan.points, axis=1), 0.040, rtol=1e-5)
+
+
+def test_without_scans_cameras_see_the_truth_whatever_its_size(tmp_path: Path) -> None:
+    (case,) = benchmark(folder(tmp_path, scans=False))
+    assert case.scan.sensors is not None
+    radius = np.linalg.norm(case.scan.points, axis=1)
+    assert len(radius) > 10_000
+    assert np.abs(radius - 0.040).mean() < 2e-4  # the chords of the ball
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has no truths"):
+        next(benchmark(tmp_path))
+    root = folder(tmp_path / "a", scans=True)
+    (root / "ground_truth" / "dots.xyz").unlink()
+    with pytest.raises(ValueError, match=r"has dots, and .* has no truth"):
+        next(benchmark(root))
+    root = folder(tmp_path / "b", scans=True)
+    for file in (root / "scans").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="points without faces, which cameras cannot see"):
+        list(benchmark(root))

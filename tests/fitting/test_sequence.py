@@ -1,0 +1,189 @@
+"""Sequences: one linear problem against a dense solve, bridges, flicker, help from neighbours."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from shapespace import ShapeSpace
+from shapespace.data.loader import collate
+from shapespace.fitting import fit, sequence
+from shapespace.fitting import tridiagonal as chain
+from shapespace.fitting.sequence import SequenceOptions, in_time
+from shapespace.geometry.scan import Scan
+from shapespace.models import registry as build
+from shapespace.models.igr import IGR
+from shapespace.nn.losses import weigh
+from shapespace.space import Fit
+
+WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 0.0, "far": 0.0}
+LM = fit.LMOptions(points=256, free=0, evidence=100.0)
+
+
+def ellipsoid(height: float, seed: int = 0, x: float = 0.0, count: int = 400) -> Scan:
+    rng = np.random.default_rng(seed)
+    axes = (0.35, height, 0.3)
+    sphere = rng.normal(size=(count, 3))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    normals = sphere / axes
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    points = sphere * axes + (x, 0, 0)
+    return Scan(f"walk/{seed:03d}", points.astype(np.float32), normals.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def space() -> ShapeSpace:
+    """A space of ellipsoids of four heights, trained for seconds; a model unit is a metre."""
+    torch.manual_seed(0)
+    sizes = build.IGRSizes(
+        code=3, width=48, depth=3, skip=1, radius=0.4, encoder_points=128, encoder_width=32, encoder_features=32
+    )
+    made = build.igr(sizes)
+    heights = (0.3, 0.4, 0.5, 0.6)
+    optimiser = torch.optim.Adam(made.parameters(), lr=5e-3)
+    for step in range(200):
+        optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 210)
+        batch = collate([ellipsoid(h, seed=step, count=256) for h in heights], seed=step)
+        loss = weigh(made.terms(batch, made.encode(batch)), WEIGHTS)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    made.eval()
+    made.prior.fit(fit.encode(made, [ellipsoid(h) for h in heights]).flat.detach())
+    return ShapeSpace(made, sizes, scale=1.0, about={"weights": WEIGHTS})
+
+
+def heights(fits: list[Fit], space: ShapeSpace) -> np.ndarray:
+    """Half of each shape's extent along y: the height of the ellipsoid that it is."""
+    return np.array([np.ptp(space.mesh(one, resolution=32).bounds[:, 1]) / 2 for one in fits])
+
+
+def test_growing_ellipsoids_are_steadier_jointly_and_a_missing_one_lies_between(space: ShapeSpace) -> None:
+    true = np.linspace(0.35, 0.55, 7)
+    flickers = 0.02 * np.array([1, -1, 1, -1, 1, -1, 1])
+    scans = [ellipsoid(h, seed=t, x=0.2 * t) for t, h in enumerate(true + flickers)]
+    alone = space.fit_scans(scans, lm=LM)
+    joint = space.join(scans, list(alone), SequenceOptions(bend=0.03), lm=LM)
+    flicker = [np.abs(np.diff(heights(fits, space), 2)).mean() for fits in (alone, joint)]
+    assert flicker[1] < 0.6 * flicker[0]
+    assert np.abs(heights(joint, space) - true).mean() < 0.02
+    steps = np.diff([float(one.frame.centre[0]) for one in joint])
+    np.testing.assert_allclose(steps, 0.2, atol=0.03)
+    assert not any(one.bridged for one in joint)
+
+    scans[3] = Scan("walk/003", np.empty((0, 3), np.float32))
+    joint = space.fit_sequence(scans, SequenceOptions(bend=0.03), lm=LM)
+    assert [one.bridged for one in joint] == [t == 3 for t in range(7)]
+    assert [one.name for one in joint] == [scan.name for scan in scans]
+    found = heights(joint, space)
+    assert found[2] < found[3] < found[4]
+    assert float(joint[3].frame.centre[0]) == pytest.approx(0.6, abs=0.03)
+    assert len(joint[3].residuals) == 0
+    assert joint[3].covariance is not None
+    assert joint[3].covariance.shape == (3, 3)
+
+
+def test_one_round_is_one_dense_gauss_newton_step(space: ShapeSpace) -> None:
+    """The quadratics of all frames and of the bends, in one matrix."""
+    model, options = space.model, SequenceOptions(bend=0.2, rounds=1)
+    assert isinstance(model, IGR)
+    scans = [ellipsoid(0.45, seed=t, x=0.1 * t * t) for t in range(5)]
+    fits = space.fit_scans(scans, lm=LM)
+    moments = [sequence._Moment(scan, one.code, one.frame) for scan, one in zip(scans, fits, strict=True)]
+    rows = [0, 1, 3, 4]
+    problem = sequence._problem(model, [moments[row] for row in rows], LM, 0)
+    found, spread = sequence._smoothed(problem, rows, moments, LM, options)
+
+    start = problem.at_rest(torch.cat([one.code.flat for one in fits]))
+    size = start.shape[1]
+    state = problem(torch.arange(4), start[rows])
+    bends = chain.second_differences(5)
+    offset = torch.zeros(3, size, dtype=torch.float64)
+    offset[:, -7:] = sequence.pose.bends([one.frame for one in fits])
+    assert offset.abs().max() > 0.1  # the frames run faster and faster
+    stiff = problem.precision.double() / 0.2**2
+    matrix = torch.kron(bends.T @ bends, stiff)
+    down = -(bends.T @ (bends @ start.double() + offset) @ stiff)
+    for k, row in enumerate(rows):
+        matrix[row * size : (row + 1) * size, row * size : (row + 1) * size] += state.hessian[k].double()
+        down[row] -= state.gradient[k].double()
+    step = torch.linalg.solve(matrix, down.flatten()).view(5, size)
+    taken = (found - start).double()
+    shares = (taken * step).sum() / step.square().sum()
+    assert min(abs(float(shares) - share) for share in (1.0, 0.5, 0.25)) < 1e-3
+    torch.testing.assert_close(taken, shares * step, atol=1e-4, rtol=1e-2)
+    assert spread.shape == (5, 3, 3)
+
+
+def test_a_frame_that_was_fitted_badly_is_helped_by_its_neighbours(space: ShapeSpace) -> None:
+    model = space.model
+    assert isinstance(model, IGR)
+    scans = [ellipsoid(0.45, seed=t) for t in range(3)]
+    fits = space.fit_scans(scans, lm=LM)
+    moments = {
+        t: sequence._Moment(scan, one.code, one.frame) for t, (scan, one) in enumerate(zip(scans, fits, strict=True))
+    }
+    assert sequence._helped(model, moments, LM, 0)[0] is moments[0]
+    lost = replace(fits[1].frame, centre=fits[1].frame.centre + torch.tensor([0.0, 3.0, 0.0]))
+    moments[1] = moments[1]._replace(frame=lost)
+    helped = sequence._helped(model, moments, LM, 0)
+    assert helped[0] is moments[0]
+    torch.testing.assert_close(helped[1].frame.centre, fits[1].frame.centre, atol=0.02, rtol=0)
+    torch.testing.assert_close(helped[1].code.flat, fits[1].code.flat, atol=0.05, rtol=0.1)
+
+
+def test_odd_frames_are_bridged_and_too_few_are_refused(space: ShapeSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = [ellipsoid(0.45, seed=t) for t in range(4)]
+    odd = iter([1.0, 99.0, 1.0, 1.0])
+    monkeypatch.setattr(sequence, "oddness", lambda code, prior: next(odd))
+    assert [one.bridged for one in space.fit_sequence(scans, lm=LM)] == [False, True, False, False]
+    monkeypatch.setattr(sequence, "oddness", lambda code, prior: 99.0)
+    with pytest.raises(ValueError, match=r"0 of 4 frames could be fitted and look like .* without --sequence\."):
+        space.fit_sequence(scans, lm=LM)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"2 of 2 frames could be fitted .* at least three frames"):
+        space.fit_sequence(scans[:2], lm=LM)
+    for few in (scans[:1], []):
+        with pytest.raises(ValueError, match=f"{len(few)} of {len(few)} frames could be fitted"):
+            space.fit_sequence(few, lm=LM)
+    with pytest.raises(
+        ValueError, match=r"1 of 2 frames can be fitted, and a sequence needs two\. scan x has 0 points"
+    ):
+        space.fit_sequence([scans[0], Scan("x", np.empty((0, 3), np.float32))], lm=LM)
+
+
+def test_families_without_a_vector_have_no_sequences() -> None:
+    sizes = build.VoxelSizes(grid=8)
+    grids = ShapeSpace(build.model(sizes, shapes=1), sizes, scale=1.0, about={"weights": {}})
+    for call in (grids.fit_sequence, lambda scans: grids.join(scans, [None] * 3)):
+        with pytest.raises(
+            ValueError, match=r"a joint fit needs signed distances .* family voxel has not both: fit the"
+        ):
+            call([ellipsoid(0.4, seed=t) for t in range(3)])
+
+
+@pytest.mark.parametrize("name", ["bend", "fps"])
+def test_settings_that_tie_nothing_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0, and must be above 0"):
+        SequenceOptions(**{name: 0.0})
+
+
+def named(*names: str) -> list[Scan]:
+    return [Scan(name, np.zeros((1, 3), np.float32)) for name in names]
+
+
+def test_frames_come_in_natural_order_and_missing_numbers_are_filled() -> None:
+    found = in_time(named("a/f10", "a/f8", "a/f2", "a/f4"))
+    assert [(scan.name, len(scan)) for scan in found] == [
+        ("a/f2", 1),
+        ("a/f4", 1),
+        ("a/f6", 0),
+        ("a/f8", 1),
+        ("a/f10", 1),
+    ]
+    assert [scan.name for scan in in_time(named("f.003", "f.001"))] == ["f.001", "f.003"]  # every other one
+    assert [scan.name for scan in in_time(named("f.004", "f.001", "f.002"))] == ["f.001", "f.002", "f.003", "f.004"]
+    assert [scan.name for scan in in_time(named("b2", "a9", "a10"))] == ["a9", "a10", "b2"]
+    with pytest.raises(ValueError, match="11 frames are missing between f001 and f013, and at most 10 in a row"):
+        in_time(named("f000", "f001", "f013"))

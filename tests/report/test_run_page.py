@@ -1,0 +1,208 @@
+"""What a run tells of itself is what was written; what is missing is said, with the line that makes it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from shapespace.evaluation import metrics
+from shapespace.evaluation.scores import Report, mesh_file
+from shapespace.io import scan_files as files
+from shapespace.rendering import renderer as picture
+from shapespace.report import comparison as compare
+from shapespace.report import page
+from shapespace.report import run_page as trained
+from shapespace.training.run import Run, save_tensors
+
+ERRORS = {"p/a": 3.0, "p/b": 1.0, "p/c": 2.0, "p/d": float("nan"), "p/e": 9.0}
+
+
+def score(folder: Path, errors: dict[str, float] = ERRORS, *, quality: bool = True, method: str = "lm") -> None:
+    """Scores of one split, with the mesh of every scan that was found: a ball whose error is 10 mm everywhere."""
+    rows: list[dict[str, Any]] = []
+    for name, error in errors.items():
+        rows.append({"name": name, "split": "test", "surface": {"truth_to_found": error, "found_to_truth": 2 * error}})
+        ball = trimesh.creation.icosphere(subdivisions=2, radius=0.5)
+        if np.isfinite(error):
+            painted = picture.paint(ball, np.full(len(ball.vertices), 0.010)) if quality else ball
+            files.write_mesh(mesh_file(folder, "test", name), painted)
+    surface = metrics.PROTOCOLS["surface"]
+    units = {"surface": {"truth_to_found": "mm", "found_to_truth": "mm"}}
+    settings = {"store": "s.h5", "method": method, "family": "igr", "machine": "an abacus"}
+    Report({"surface": surface.description}, units, rows, metrics.summarise(rows), settings).write(folder)
+
+
+def learn(folder: Path, *, seed: int = 0, events: bool = True) -> Path:
+    """A run, without scores."""
+    folder.mkdir(parents=True)
+    settings = {"store": "my data.h5", "family": "igr", "seed": seed, "optim": {"lr": 0.001, "lr_codes": None}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    about = {"kind": "model", "family": "igr", "about": {"data": {"recipe": "<i>", "unit": 1.0}, "scans": 7}}
+    save_tensors(folder / "model.safetensors", {"w": torch.zeros(1)}, about)
+    if events:
+        tell(folder, range(10, 70, 10))
+    return folder
+
+
+def tell(folder: Path, steps: range, start: int = 0, machine: str = "an abacus") -> None:
+    with SummaryWriter(str(Run(folder).events), purge_step=start) as writer:
+        writer.add_text("machine", machine, start)
+        for step in steps:
+            writer.add_scalar("loss", 100.0 / step, step)
+            writer.add_scalar("terms/surface", -float(step), step)
+
+
+def walk(folder: Path, **told: Any) -> None:
+    for index, radius in enumerate((0.5, 0.6, 0.7)):
+        mesh = trimesh.creation.icosphere(subdivisions=1, radius=radius)
+        files.write_mesh(folder / f"{index:03d}.obj", mesh, unit=told.get("unit", 1.0), up=told.get("up", "y"))
+    record = {"a": "<one>", "b": "two", "path": "linear", "area_m2": [1, 2, 3], "format": "obj", **told}
+    (folder / "path.json").write_text(json.dumps(record))
+
+
+def figures(sections: list[page.Section]) -> list[Any]:
+    return [figure for each in sections for part in each.parts for figure in getattr(part, "figures", [])]
+
+
+def words(sections: list[page.Section]) -> str:
+    return page.markdown("t", sections)
+
+
+def test_best_median_and_worst_are_shown_with_their_numbers(tmp_path: Path) -> None:
+    score(tmp_path)
+    scored, _ = compare.gather([tmp_path])
+    (section,) = trained.fits(scored)
+    assert [figure.caption for figure in figures([section])] == [
+        "best: p/b, truth → found 1.00 mm, found → truth 2.00 mm",
+        "median: p/a, truth → found 3.00 mm, found → truth 6.00 mm",
+        "worst: p/e, truth → found 9.00 mm, found → truth 18.00 mm",
+    ]
+    shown = np.asarray(figures([section])[0].frames[0].visual.vertex_colors)[:, :3]
+    assert (shown == picture.ERROR_RAMP[2]).all()  # 10 mm of 20
+    assert section.parts[0].limit == 20  # type: ignore[attr-defined]
+
+
+def test_meshes_without_errors_are_clay_without_a_legend_and_lost_ones_are_named(tmp_path: Path) -> None:
+    score(tmp_path, quality=False)
+    mesh_file(tmp_path, "test", "p/e").unlink()
+    (section,) = trained.fits(compare.gather([tmp_path])[0])
+    assert len(figures([section])) == 2
+    assert section.parts[0].limit is None  # type: ignore[attr-defined]
+    assert "worst: no surface was found, or its mesh is gone (p_e.ply)" in words([section])
+    assert "Meshes in clay hold no errors" in words([section])
+
+
+def test_where_nothing_was_found_nothing_is_shown(tmp_path: Path) -> None:
+    score(tmp_path, {"p/a": float("nan")})
+    (section,) = trained.fits(compare.gather([tmp_path])[0])
+    assert not figures([section])
+    assert "No surface was found for any scan." in words([section])
+
+
+def test_several_runs_show_the_same_scan(tmp_path: Path) -> None:
+    score(learn(tmp_path / "a"))
+    score(learn(tmp_path / "b"), {name: 10 * error for name, error in reversed(ERRORS.items())})
+    (section,) = trained.side_by_side(compare.gather([tmp_path / "a", tmp_path / "b"])[0])
+    assert section.title == "One scan of test: p/a"
+    assert [figure.caption[:40] for figure in figures([section])] == [
+        "a by lm: p/a, truth → found 3.00 mm, fou",
+        "b by lm: p/a, truth → found 30.00 mm, fo",
+    ]
+
+
+def test_curves_and_machines_are_read_back_without_what_an_interruption_undid(tmp_path: Path) -> None:
+    run = learn(tmp_path / "a")
+    tell(run, range(50, 90, 10), start=45, machine="a slide rule")
+    told = Run(run).told()
+    assert told.curves["loss"][:, 0].tolist() == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert told.curves["loss"][:, 1] == pytest.approx(100 / told.curves["loss"][:, 0])
+    assert told.machines == ["an abacus", "a slide rule"]
+    (one,) = trained.gather([run], [], [])
+    assert list(trained.panels([one])) == ["loss", "surface"]
+
+
+def test_a_run_tells_its_settings_data_and_machine(tmp_path: Path) -> None:
+    run = learn(tmp_path / "a")
+    score(run)
+    scored, moved = compare.gather([run])
+    origin = trained.origin(trained.gather([run], scored, moved), scored)
+    settings = dict(origin[0].parts[0].lines)  # type: ignore[attr-defined]
+    assert settings == {"store": "my data.h5", "family": "igr", "seed": "0", "optim.lr": "0.001"} | {
+        "optim.lr_codes": "None"
+    }
+    text = words(origin)
+    assert re.search(r"recipe +\| \\<i>", text)
+    assert re.search(r"training scans +\| 7", text)
+    assert "a was trained on: an abacus." in text
+    assert "a by lm was scored on: an abacus." in text
+
+
+def test_several_runs_tell_what_differs(tmp_path: Path) -> None:
+    runs = [learn(tmp_path / "a"), learn(tmp_path / "b", seed=1)]
+    table = trained.settings(trained.gather(runs, [], [])).parts[0]
+    assert (table.head, table.lines) == (["setting", "a", "b"], [["seed", "0", "1"]])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("unit", "up"), [(1.0, "y"), (0.001, "z")])
+def test_a_path_is_read_as_it_was_written(unit: float, up: str, tmp_path: Path) -> None:
+    walk(tmp_path / "way", unit=unit, up=up)
+    (way,) = trained.walks([tmp_path, tmp_path / "way"])
+    shapes = way.read()
+    assert [np.ptp(mesh.vertices, axis=0).max() for mesh in shapes] == pytest.approx([1.0, 1.2, 1.4], rel=1e-4)
+    (figure,) = figures(trained.seen([], [way], alone=True))
+    assert (len(figure.frames), figure.caption) == (3, "<one> to two, linear")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"area_m2": 3}'])
+def test_a_file_that_tells_of_no_path_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "path.json").write_text(text)
+    with pytest.raises(ValueError, match=r"path\.json tells of no path .*: write it again, shapespace interpolate"):
+        trained.walks([tmp_path])
+
+
+def test_what_is_missing_is_said_with_the_line_that_makes_it(tmp_path: Path) -> None:
+    run = learn(tmp_path / "a run", events=False)
+    (run / "model.safetensors").unlink()
+    absent = trained.missing(trained.gather([run], *compare.gather([run])), [], [])
+    assert absent == [
+        f"a run has no model yet: shapespace train --resume '{run}'",
+        f"a run was not scored: shapespace evaluate '{run}' 'my data.h5'",
+        "a run has no records of its training (TensorBoard's events): its folder was copied in part.",
+        f"No path between two shapes: shapespace interpolate '{run}' A B --out '{run}/interpolation'",
+    ]
+    run = learn(tmp_path / "b")
+    score(run)
+    walk(run / "way")
+    scored, moved = compare.gather([run])
+    assert trained.missing(trained.gather([run], scored, moved), scored, trained.walks([run])) == []
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("a: [", "is not YAML"), ("- 1", "holds a list, not settings")])
+def test_settings_that_are_none_are_named(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.yaml {sentence}"):
+        trained.gather([tmp_path], [], [])
+
+
+def test_percentiles_are_those_of_the_scores(tmp_path: Path) -> None:
+    score(tmp_path)
+    scored, _ = compare.gather([tmp_path])
+    table = compare.percentiles(scored, "test")
+    assert table.head[4:] == ["median", "mean", "p5", "p95", "scans"]
+    values = np.array([1.0, 2.0, 3.0, 9.0])
+    wanted = [np.median(values), values.mean(), *np.percentile(values, [5, 95])]
+    assert [float(cell) for cell in table.lines[0][4:8]] == pytest.approx(wanted, abs=0.005)
+    assert table.lines[0][8] == "4 of 5"
+
+
+def test_all_meshes_of_a_page_have_room_in_it() -> None:
+    assert trained._faces(1) == 12_000
+    for count in (1, 60, 1000):
+        assert count * trained._faces(count) * trained.FACE_BYTES <= trained.ROOM

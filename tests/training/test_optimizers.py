@@ -1,0 +1,89 @@
+"""Which optimiser moves what, and that its state comes back."""
+
+import torch
+
+from shapespace.models import registry as build
+from shapespace.models.igr import IGR
+from shapespace.training.optimizers import RowAdam, optimisers
+
+
+def model(encoder: str = "table") -> IGR:
+    torch.manual_seed(0)
+    sizes = build.IGRSizes(code=4, width=24, depth=4, skip=2, encoder=encoder, spread=0.1, encoder_width=16)
+    return build.igr(sizes, shapes=3)
+
+
+def test_free_codes_have_their_own_learning_rate() -> None:
+    made = model()
+    groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=None).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == len(list(made.parameters()))
+    assert [name for name, p in made.named_parameters() if rates[id(p)] == 5e-3] == ["encoder.table.codes"]
+
+
+def test_muon_moves_the_hidden_products_and_nothing_else() -> None:
+    made = model("taught")
+    groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == len(list(made.parameters()))
+    moved = [name for name, p in made.named_parameters() if rates[id(p)] == 0.02]
+    encoder = ["points.lins.1", "points.lins.2", "pooled.lins.0", "pooled.lins.1"]
+    assert moved == [
+        *(f"encoder.pointnet.{name}.weight" for name in encoder),
+        *(f"decoder.hidden.{layer}.weight" for layer in range(3)),
+    ]
+    made.decoder.requires_grad_(False)
+    held = {id(p) for p in made.decoder.parameters()}
+    groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02).param_groups
+    assert not held & {id(p) for group in groups for p in group["params"]}
+
+
+def test_a_step_of_muon_turns_in_every_direction_alike() -> None:
+    """The step is the momentum's matrix with its singular values made even, whatever the gradient's are."""
+    made = model()
+    made.requires_grad_(False)
+    weight = made.decoder.layers()[1].weight
+    weight.requires_grad_()
+    both = optimisers(made, lr=1e-3, lr_codes=1e-3, lr_hidden=1.0)
+    before = weight.detach().clone()
+    left, _, right = torch.linalg.svd(torch.randn_like(weight))
+    spread = torch.logspace(0, -1, min(weight.shape))
+    weight.grad = (left[:, : len(spread)] * spread) @ right[: len(spread)]
+    both.step()
+    singular = torch.linalg.svdvals(before - weight.detach())
+    assert singular.min() > 0.5 * singular.max()
+
+
+def test_the_state_of_all_comes_back() -> None:
+    def moved(steps: int, made: IGR, state: dict[str, object] | None = None) -> dict[str, object]:
+        both = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02)
+        if state is not None:
+            both.load_state_dict(state)
+        for _ in range(steps):
+            both.zero_grad()
+            made.decoder(torch.ones(3, 5, 3), made.encoder.table.codes).square().mean().backward()
+            both.step()
+        return both.state_dict()
+
+    whole, halves = model(), model()
+    moved(4, whole)
+    state = moved(2, halves)
+    moved(2, halves, state)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halves.parameters(), strict=True))
+
+
+def test_rows_that_are_visited_move_as_under_adam_and_the_others_rest() -> None:
+    """Each row's way is that of a tensor of its own which Adam moves at the row's visits only."""
+    torch.manual_seed(0)
+    start = torch.randn(3, 4)
+    table, alone = start.clone().requires_grad_(), [row.clone().requires_grad_() for row in start]
+    rows = RowAdam([table], lr=0.1, betas=(0.5, 0.99))
+    plain = [torch.optim.Adam([row], lr=0.1, betas=(0.5, 0.99)) for row in alone]
+    for visited in ([0], [0, 1], [0], [1], [0, 1]):
+        table.grad = torch.zeros_like(table)
+        for row in visited:
+            table.grad[row] = alone[row].grad = torch.randn(4)
+            plain[row].step()
+        rows.step()
+    torch.testing.assert_close(table.detach(), torch.stack([row.detach() for row in alone]))
+    assert torch.equal(table[2].detach(), start[2])

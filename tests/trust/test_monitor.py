@@ -1,0 +1,173 @@
+"""A training that goes wrong stops, names step and scans, and leaves its last good checkpoint; when asked, it ends."""
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from shapespace.data.loader import Batch, StepDataset
+from shapespace.data.store import Store
+from shapespace.space import ShapeSpace
+from shapespace.tools import train
+from shapespace.tools.__main__ import run
+from shapespace.training import monitor as watch
+from shapespace.training.monitor import FEW, MANY, Watch
+from shapespace.training.run import Run, load_tensors
+
+LINE = ("--config", "tiny", "--split", "train", "--device", "cpu", "--pictured", "0", "--save_every", "10")
+
+
+@pytest.fixture
+def dataset(store: Path) -> StepDataset:
+    packed = Store(store)
+    return StepDataset(packed, packed.select("train"), scans=2, points=8, sigma=0.01, half=1.0, seed=0)
+
+
+def shown(watched: Watch, losses: list[float], first: int = 1, **terms: float) -> None:
+    for step, loss in enumerate(losses, first):
+        watched.see(step, torch.tensor(loss), {name: torch.tensor(value) for name, value in terms.items()})
+        watched.look()
+
+
+def test_a_loss_that_stays_high_stops_the_training_and_a_spike_does_not(dataset: StepDataset, tmp_path: Path) -> None:
+    watched = Watch(Run(tmp_path), dataset)
+    shown(watched, [1.0] * FEW + [50.0] * (MANY - 1))
+    assert not watched.calm
+    shown(watched, [1.0], first=MANY)
+    assert watched.calm
+    with pytest.raises(FloatingPointError) as stop:
+        shown(watched, [50.0] * MANY, first=1001, surface=3.0)
+    step = 1000 + MANY
+    scans = ", ".join(dataset.scans_of(step - 1))
+    since = f"after {MANY} steps of more than 10 times the usual 1"
+    assert str(stop.value).startswith(
+        f"the loss has blown up to 50, {since}, at step {step}, on the scans {scans} (terms: surface 3). There is no "
+        "checkpoint yet: begin again, and lower --optim.lr"
+    )
+
+
+def test_a_loss_that_falls_or_begins_high_is_no_alarm(dataset: StepDataset, tmp_path: Path) -> None:
+    watched = Watch(Run(tmp_path), dataset)
+    shown(watched, [1e3 / (step + 1) for step in range(300)] + [60.0, 600.0] * MANY)
+    assert not watched.calm
+    shown(watched, [60.0])
+    assert watched.calm
+
+
+def test_a_climb_at_the_end_needs_to_be_short_only(dataset: StepDataset, tmp_path: Path) -> None:
+    watched = Watch(Run(tmp_path), dataset)
+    shown(watched, [1.0] * FEW + [50.0] * (MANY // 10))
+    watched.see(FEW + MANY // 10 + 1, torch.tensor(50.0), {})
+    with pytest.raises(FloatingPointError, match="the loss has blown up"):
+        watched.look(last=True)
+
+
+def test_exploding_codes_are_named_once(
+    dataset: StepDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched, codes = Watch(Run(tmp_path), dataset), torch.ones(4, 8)
+    watched.check(1, torch.nn.Linear(1, 1), codes)
+    assert capsys.readouterr().err == ""
+    codes[2] = 100
+    watched.check(20, torch.nn.Linear(1, 1), codes)
+    watched.check(40, torch.nn.Linear(1, 1), codes)
+    said = capsys.readouterr().err
+    assert said.count(f"at step 20 the codes of {dataset.names[2]} are more than 10 times as long") == 1
+    assert said.count("note") == 1
+    codes[3] = torch.nan
+    with pytest.raises(FloatingPointError, match=f"the codes of {dataset.names[3]} are no numbers at step 60"):
+        watched.check(60, torch.nn.Linear(1, 1), codes)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(dataset: StepDataset, tmp_path: Path) -> None:
+    broken = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(broken.bias, torch.inf)
+    with pytest.raises(FloatingPointError, match="the weights bias are no numbers at step 7"):
+        Watch(Run(tmp_path), dataset).check(7, broken, None)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, first: int, change: Callable[[Batch], Batch]) -> None:
+    """Change all batches from this step on."""
+    original = StepDataset.__getitem__
+    monkeypatch.setattr(
+        StepDataset,
+        "__getitem__",
+        lambda self, step: original(self, step) if step < first else change(original(self, step)),
+    )
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_what_goes_wrong_in_a_training_is_told_and_undone(
+    store: Path,
+    dataset: StepDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Scans turn to nonsense: not a number, or far too large. The checkpoint before is the one to go on from."""
+    line = [str(store), *LINE, "--optim.steps", "40", "--out"]
+    run(train.main, [*line, str(tmp_path / "whole")])
+    monkeypatch.setattr(watch, "MANY", 10)
+    kinds: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "the loss is nan at step 26": lambda tensor: tensor * torch.nan,
+        "the loss has blown up to .* after 10 steps .* at step 35": lambda tensor: tensor * 100,
+    }
+    for sentence, change in kinds.items():
+        folder = tmp_path / sentence[9:12]
+        with monkeypatch.context() as patch:
+            spoil(patch, 25, lambda batch, to=change: batch.map(lambda t: to(t) if t.is_floating_point() else t))
+            with pytest.raises(SystemExit) as stop:
+                run(train.main, [*line, str(folder)])
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert stop.value.code == 2
+        assert re.search(f"{sentence}, on the scans p", told), told
+        scans = dataset.scans_of(25 if "nan" in sentence else 34)
+        assert ", ".join(dict.fromkeys(scans)) in told
+        assert (
+            f"The checkpoint of step 20 is as it was. Go on from its model: shapespace train STORE --start {folder}"
+            in told
+        )
+        assert f"shapespace train --resume {folder}" in told
+        run(train.main, ["--resume", str(folder)])
+        assert weights(folder) == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_asked_to_end_saves_where_it_is(
+    number: signal.Signals,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = [str(store), *LINE, "--optim.steps", "20", "--out"]
+    run(train.main, [*line, str(tmp_path / "whole")])
+    before = signal.getsignal(number)
+    asked: list[int] = []
+
+    def asking(batch: Batch) -> Batch:
+        if not asked:
+            asked.append(1)
+            os.kill(os.getpid(), number)
+        return batch
+
+    with monkeypatch.context() as patch:
+        spoil(patch, 13, asking)  # read while step 12 is made, at the earliest
+        with pytest.raises(SystemExit) as stop:
+            run(train.main, [*line, str(tmp_path / "parts")])
+    step = Run(tmp_path / "parts").load_checkpoint()["step"]
+    assert stop.value.code == 130
+    assert step in (12, 13)
+    assert f"stopped at step {step}; go on: shapespace train --resume {tmp_path / 'parts'}" in capsys.readouterr().err
+    assert signal.getsignal(number) == before
+    assert ShapeSpace.load(tmp_path / "parts").fingerprint()
+    run(train.main, ["--resume", str(tmp_path / "parts")])
+    one, two = (load_tensors(Run(tmp_path / name).weights, "model")[0] for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())

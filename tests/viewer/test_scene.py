@@ -1,0 +1,418 @@
+"""What the viewer shows, without a window."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trimesh import Trimesh
+
+from shapespace import ShapeSpace
+from shapespace.geometry.proximity import to_mesh
+from shapespace.geometry.scan import Scan
+from shapespace.io import scan_files as files
+from shapespace.models import registry as build
+from shapespace.rendering import renderer as picture
+from shapespace.viewer.scene import (
+    COARSE,
+    LEVELS,
+    MEAN,
+    STEPS,
+    Along,
+    Between,
+    Chosen,
+    Cut,
+    Gallery,
+    Latest,
+    Scene,
+    Stage,
+    Stale,
+    Wanted,
+    Wish,
+)
+
+
+def untrained(sizes: object) -> ShapeSpace:
+    torch.manual_seed(0)
+    return ShapeSpace(build.model(sizes, shapes=0).eval(), sizes, scale=2.0, about={"weights": {}})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def space() -> ShapeSpace:
+    """Its shapes are about balls of a metre; its code changes them by centimetres."""
+    space = untrained(build.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128))
+    assert space.model.prior is not None
+    space.model.prior.covariance *= 100
+    return space
+
+
+@pytest.fixture(scope="module")
+def scan(space: ShapeSpace) -> Scan:
+    """Of the shape two standard deviations away, moved."""
+    mesh = space.mesh(space.along([2.0, 0.0]), resolution=48)
+    points = mesh.sample(3000, seed=0) + np.array([5.0, 2.0, -3.0])
+    return Scan("a/b/0", points.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def gallery(space: ShapeSpace, scan: Scan) -> Gallery:
+    truth = space.mesh(space.along([2.0, 0.0]), resolution=64)
+    truth = Trimesh(np.asarray(truth.vertices) + np.array([5.0, 2.0, -3.0]), truth.faces, process=False)
+    return Gallery(space, [scan], lambda name: truth if name == "a/b/0" else None)
+
+
+def test_coarse_then_fine_then_numbers(gallery: Gallery) -> None:
+    coarse, fine, numbers = Stage(gallery).show(Wish(Chosen("a/b/0"), resolution=48))
+    assert (coarse.resolution, fine.resolution, numbers.resolution) == (COARSE, 48, 48)
+    assert len(coarse.mesh.vertices) < len(fine.mesh.vertices)
+    assert coarse.words == fine.words == ()
+    median, p95 = 1e3 * np.percentile(gallery.exhibit("a/b/0").fit.residuals, [50, 95])
+    verdict, score = numbers.words
+    assert f"within {median:.1f} mm, 95 % within {p95:.1f} mm" in verdict
+    assert re.fullmatch(r"Protocol surface: truth to found \d+\.\d\d mm, found to truth \d+\.\d\d mm\.", score)
+    assert 0 < coarse.seconds <= fine.seconds <= numbers.seconds
+    low = np.percentile(numbers.scan.points[:, 1], 0.5)  # type: ignore[union-attr]
+    assert numbers.floor[1] == pytest.approx(low)
+
+
+def test_another_colour_needs_no_other_mesh(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(gallery)
+    list(stage.show(Wish(Chosen("a/b/0"), resolution=40)))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("meshed again")
+
+    monkeypatch.setattr(ShapeSpace, "mesh", refuse)
+    scenes = list(stage.show(Wish(Chosen("a/b/0"), "scan to mesh", resolution=40)))
+    assert [scene.resolution for scene in scenes] == [40, 40]
+
+
+def test_colours_are_the_errors_in_the_colours_of_the_legend(gallery: Gallery) -> None:
+    stage, exhibit = Stage(gallery), gallery.exhibit("a/b/0")
+    *_, scene = stage.show(Wish(Chosen("a/b/0"), "scan to mesh", 12.0, resolution=40))
+    away, _, _ = to_mesh(scene.scan.points.astype(np.float64), scene.mesh)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(scene.dots, picture.colours(away, limit=12.0))
+    assert scene.words[0].startswith(f"Scan to mesh, exactly: median {1e3 * np.median(away):.1f} mm")
+    plain = scene.mesh
+
+    *_, scene = stage.show(Wish(Chosen("a/b/0"), "mesh to truth", 12.0, resolution=40))
+    away, _, _ = to_mesh(np.asarray(plain.vertices), exhibit.truth)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], picture.colours(away, limit=12.0))
+
+    *_, scene = stage.show(Wish(Chosen("a/b/0"), "uncertainty", 12.0, resolution=40))
+    deviation = gallery.space.uncertainty(exhibit.fit, plain)
+    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], picture.colours(deviation, limit=12.0))
+    np.testing.assert_array_equal(scene.mesh.vertex_attributes["quality"], deviation)
+
+
+def test_points_are_lit_by_their_normals(gallery: Gallery) -> None:
+    scene = next(Stage(gallery).show(Wish(Chosen("a/b/0"), resolution=COARSE)))
+    outward = scene.scan.points - scene.mesh.bounds.mean(axis=0)  # type: ignore[union-attr]  # it is about a ball
+    facing = outward @ picture.KEY / np.linalg.norm(outward, axis=1)
+    shade = scene.dots[:, 0].astype(int)  # type: ignore[index]
+    assert shade[facing > 0.9].min() > 140
+    assert shade[facing < -0.5].max() < 90
+
+
+def test_what_has_no_colours_says_why(space: ShapeSpace, gallery: Gallery, scan: Scan) -> None:
+    (scene,) = Stage(gallery).show(Wish(Along((0.0,)), "mesh to truth", resolution=COARSE))
+    assert scene.words == ("There is no error to colour: this shape belongs to no scan.",)
+    assert scene.scan is None
+    assert scene.mesh.visual.kind is None
+    stage = Stage(Gallery(space, [scan]))
+    scene = next(stage.show(Wish(Chosen("a/b/0"), "mesh to truth", resolution=COARSE)))
+    assert scene.words == ("No true surface of a/b/0 is known.",)
+
+
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+def test_the_lines_of_a_slice_lie_where_the_field_has_their_level(gallery: Gallery, axis: str) -> None:
+    stage, normal = Stage(gallery), "xyz".index(axis)
+    (scene,) = stage.show(Wish(Along((1.0, -1.0)), cut=Cut(axis, 0.3), resolution=COARSE))  # type: ignore[arg-type]
+    cut = scene.cut
+    assert cut is not None
+    centre = scene.mesh.bounds.mean(axis=0)
+    np.testing.assert_allclose(cut.lines[..., normal], centre[normal] + 0.3, atol=1e-6)
+    shape = gallery.space.along([1.0, -1.0])
+    at = shape.frame.to_model(torch.from_numpy(cut.lines.reshape(-1, 3)).float())
+    with torch.no_grad():
+        field = gallery.space.model.field(at[None], shape.code)[0].numpy() * 1e3 * gallery.space.scale  # type: ignore[operator]
+    nearest = np.array(LEVELS)[np.abs(field[:, None] - LEVELS).argmin(axis=1)]
+    np.testing.assert_allclose(field, nearest, atol=1.0)  # millimetres
+    black = (cut.line_colours.reshape(-1, 3) == 0).all(axis=1)
+    assert black.any()
+    np.testing.assert_array_equal(black, nearest == 0)
+    assert set(nearest) >= {-100, 0, 100}
+
+    # The picture: each pixel has the colour of the field where it lies, the first row on top.
+    rows, columns = cut.image.shape[:2]
+    assert rows == columns
+    steps = cut.side * (np.arange(rows) / (rows - 1) - 0.5)
+    for row, column in ((0, 0), (3, 70), (60, 20)):
+        place = cut.centre + steps[column] * cut.right + steps[rows - 1 - row] * cut.up
+        with torch.no_grad():
+            x = shape.frame.to_model(torch.from_numpy(place[None]).float())
+            value = gallery.space.model.field(x[None], shape.code)[0, 0].numpy() * 1e3 * gallery.space.scale  # type: ignore[operator]
+        cover = 255 * np.clip((300.0 - value) / 150.0, 0, 1)
+        expected = [*picture.signed_colours(np.array([value]), limit=300.0)[0], cover]
+        np.testing.assert_allclose(cut.image[row, column].astype(int), expected, atol=2)
+    assert {0, 255} <= set(cut.image[..., 3].flat)
+
+    # Behind it is the mesh up to the plane, and nothing of it before.
+    assert 0 < len(cut.behind.faces) < len(scene.mesh.faces)
+    seen = cut.behind.vertices[cut.behind.faces, normal]
+    assert seen.max() <= centre[normal] + 0.3 < seen.max() + 2 * gallery.space.scale * 2 / COARSE
+
+
+def test_there_are_no_more_directions_than_numbers_in_a_code(gallery: Gallery) -> None:
+    assert Stage(gallery).directions == 4
+    with pytest.raises(ValueError, match="5 deviations, and the codes have 4 numbers"):
+        gallery.space.along([1.0] * 5)
+
+
+def test_between_two_shapes(gallery: Gallery) -> None:
+    stage, fit = Stage(gallery), gallery.exhibit("a/b/0").fit
+    assert stage.ends == [MEAN, "a/b/0"]
+    (start,) = stage.show(Wish(Between(MEAN, "a/b/0", 0.0), resolution=COARSE))
+    (end,) = stage.show(Wish(Between(MEAN, "a/b/0", 1.0), resolution=COARSE))
+    mean = gallery.space.mesh(gallery.space.along([0.0]), resolution=COARSE)
+    np.testing.assert_allclose(start.mesh.vertices, mean.vertices, atol=1e-6)
+    np.testing.assert_allclose(end.mesh.vertices, gallery.space.mesh(fit, resolution=COARSE).vertices, atol=1e-6)
+    (middle,) = stage.show(Wish(Between(MEAN, "a/b/0", 0.5), resolution=COARSE))
+    halfway = gallery.space.between(gallery.space.along([0.0]), fit, STEPS)[STEPS // 2]
+    torch.testing.assert_close(halfway.code.flat, 0.5 * (gallery.space.along([0.0]).code.flat + fit.code.flat))
+    np.testing.assert_allclose(middle.mesh.vertices, gallery.space.mesh(halfway, resolution=COARSE).vertices, atol=1e-6)
+
+
+def test_scans_are_fitted_when_they_are_first_asked_for(space: ShapeSpace, scan: Scan) -> None:
+    gallery = Gallery(space, [scan])
+    stage = Stage(gallery)
+    assert stage.waiting(Chosen("a/b/0")) == stage.waiting(Between(MEAN, "a/b/0", 0.0)) == ["a/b/0"]
+    assert gallery.exhibit("a/b/0") is gallery.exhibit("a/b/0")
+    assert stage.waiting(Chosen("a/b/0")) == []
+    with pytest.raises(ValueError, match="there is no scan 'a/b/1'"):
+        gallery.exhibit("a/b/1")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "family"),
+    [
+        (
+            build.ConvolutionalSizes(features=4, plane=8, depth=2, width=8, blocks=1, encoder_points=128),
+            "convolutional",
+        ),
+        (build.VoxelSizes(grid=16), "voxel"),
+        (build.AtlasSizes(code=8, patches=2, width=16, encoder_width=16, encoder_features=16), "atlas"),
+        (build.OccupancySizes(code=8, width=16, blocks=1, encoder_width=16), "occupancy"),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "",
+)
+def test_every_family_says_what_it_has_not(sizes: object, family: str) -> None:
+    space = untrained(sizes)
+    stage = Stage(Gallery(space))
+    if space.model.prior is None:
+        assert stage.no_directions == (
+            f"The codes of family {family} are grids: there are no principal directions to go along."
+        )
+        assert (stage.first(), stage.ends) == (None, [])
+        with pytest.raises(ValueError, match=f"the codes of family {family} are grids"):
+            space.along([1.0])
+    else:
+        assert stage.no_directions is None
+        assert stage.ends == [MEAN]
+    if family == "atlas":
+        assert stage.no_slice == "Family atlas has patches and no field: there is nothing to slice."
+        (scene,) = stage.show(Wish(Along((1.0,)), cut=Cut("x", 0.0), resolution=16))
+        assert scene.cut is None
+        assert len(scene.mesh.vertices) > 0
+    else:
+        assert stage.no_slice is None
+
+
+# ------------------------------------------------------------------------------------------------- a visitor's own scan
+
+
+def test_a_file_is_read_fitted_and_shown_to_its_visitor_alone(gallery: Gallery, scan: Scan, tmp_path: Path) -> None:
+    files.write_scan(tmp_path / "me.ply", Scan("", scan.points), unit=0.001)
+    data = (tmp_path / "me.ply").read_bytes()
+    mine, theirs = Stage(gallery), Stage(gallery)
+    assert mine.take("C:\\scans/me.ply", data) == "me.ply"  # millimetres, by the size
+    assert mine.take("me.ply", data, unit="mm") == "me.ply again"
+    assert mine.names == ["a/b/0", "me.ply", "me.ply again"]
+    assert theirs.names == gallery.names == ["a/b/0"]
+    assert mine.knows_uncertainty("me.ply")
+    *_, scene = mine.show(Wish(Chosen("me.ply"), "uncertainty", resolution=COARSE))
+    np.testing.assert_allclose(scene.scan.points, scan.points, atol=1e-5)  # type: ignore[union-attr]
+    assert "the oddness of its code is" in scene.words[1]
+    with pytest.raises(ValueError, match=r"there is no scan 'me\.ply'"):
+        next(theirs.show(Wish(Chosen("me.ply"))))
+
+
+BAD = {
+    "empty.ply": b"",
+    "words.ply": b"these are words, and no scan\n" * 40,
+    "cut.ply": b"ply\nformat binary_little_endian 1.0\nelement vertex 9000000\nproperty float x\nend_header\n12",
+    "few.npy": None,
+    "picture.png": b"\x89PNG\r\n\x1a\n" + b"0" * 100,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_scan_gets_the_sentence_of_the_command_line(gallery: Gallery, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    data = BAD[name]
+    if data is None:
+        np.save(path, np.zeros((3, 3)))
+        data = path.read_bytes()
+    path.write_bytes(data)
+    stage = Stage(gallery)
+    with pytest.raises(ValueError) as said:  # noqa: PT011 -- compared below
+        files.read_scan(path)
+    with pytest.raises(ValueError) as heard:  # noqa: PT011
+        stage.take(name, data)
+    # A depth image is told which file its camera would be in; what has no path has none beside it.
+    assert str(heard.value).replace("stdin.json", "picture.json") == str(said.value).replace(str(path), name)
+    assert str(tmp_path) not in str(heard.value)
+    assert stage.names == gallery.names
+
+
+def test_what_is_no_person_and_what_is_too_large_are_refused(
+    gallery: Gallery, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_scan(tmp_path / "far.ply", Scan("", scan.points), unit=0.001)
+    data = (tmp_path / "far.ply").read_bytes()
+    with pytest.raises(ValueError, match=r"scan far\.ply is .* m large, .* Then say --unit mm"):
+        Stage(gallery).take("far.ply", data, unit="m")
+    monkeypatch.setattr("shapespace.viewer.scene.MAX_UPLOAD", 10_000)
+    with pytest.raises(ValueError, match=r"far\.ply has \d\d,\d{3} bytes, and at most 10,000 are taken"):
+        Stage(gallery).take("far.ply", data)
+
+
+def test_a_file_cannot_name_another_one(gallery: Gallery, tmp_path: Path) -> None:
+    """A GLB may name files that hold its arrays; those of this machine are none of its business."""
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(np.random.default_rng(0).normal(0, 0.5, (500, 3)).astype("<f4").tobytes())
+    tree = (
+        '{"asset":{"version":"2.0"},"scene":0,"scenes":[{"nodes":[0]}],"nodes":[{"mesh":0}],'
+        '"meshes":[{"primitives":[{"attributes":{"POSITION":0},"mode":0}]}],'
+        '"accessors":[{"bufferView":0,"componentType":5126,"count":500,"type":"VEC3"}],'
+        f'"bufferViews":[{{"buffer":0,"byteLength":6000}}],"buffers":[{{"uri":"{secret}","byteLength":6000}}]}}'
+    ).encode()
+    tree += b" " * (-len(tree) % 4)
+    whole = len(tree) + 20
+    data = b"glTF" + b"".join(n.to_bytes(4, "little") for n in (2, whole, len(tree))) + b"JSON" + tree
+    stage = Stage(gallery)
+    with pytest.raises(ValueError, match=r"^secret\.glb "):
+        stage.take("secret.glb", data)
+
+
+# ------------------------------------------------------------------------------------------------------- the background
+
+
+class Desk:
+    """A worker whose questions are answered twice, the second time when `go` is set; what it did is kept."""
+
+    def __init__(self) -> None:
+        self.begun, self.delivered, self.failed = list[int](), list[tuple[int, int]](), list[str]()
+        self.begins, self.go = threading.Semaphore(0), threading.Event()
+        self.idle, self.first = threading.Semaphore(0), threading.Event()
+        self.first.set()
+        self.latest: Latest[int, tuple[int, int]] = Latest(self.work, self.delivered.append, self.failed.append)
+
+    def work(self, question: int, wanted: Wanted) -> Iterator[tuple[int, int]]:
+        self.begun.append(question)
+        if question < 0:
+            raise ValueError(f"{question} is negative")
+        self.begins.release()
+        assert self.first.wait(10)
+        yield question, 1
+        assert self.go.wait(10)
+        yield question, 2
+        self.idle.release()
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.go.set()
+    desk.latest.stop()
+    desk.latest.join(10.0)
+    assert not desk.latest._thread.is_alive()
+
+
+def test_the_newest_question_wins_and_stale_ones_are_dropped(desk: Desk) -> None:
+    desk.latest.ask(1)
+    assert desk.begins.acquire(timeout=10)
+    for question in (2, 3, 4):  # while 1 is under way
+        desk.latest.ask(question)
+    desk.go.set()
+    assert desk.idle.acquire(timeout=10)
+    assert desk.begun == [1, 4]
+    assert [answer for answer in desk.delivered if answer != (1, 2)] == [(1, 1), (4, 1), (4, 2)]
+
+
+def test_what_moves_without_rest_is_followed(desk: Desk) -> None:
+    """Each first answer comes, however stale: else a slider would show nothing until it rests."""
+    desk.first.clear()
+    desk.go.set()
+    desk.latest.ask(1)
+    assert desk.begins.acquire(timeout=10)
+    desk.latest.ask(2)
+    desk.first.set()
+    assert desk.idle.acquire(timeout=10)
+    assert desk.delivered == [(1, 1), (2, 1), (2, 2)]
+
+
+def test_a_question_without_an_answer_is_said_and_the_next_one_is_answered(desk: Desk) -> None:
+    desk.go.set()
+    desk.latest.ask(-5)
+    while not desk.failed:
+        pass
+    desk.latest.ask(6)
+    assert desk.idle.acquire(timeout=10)
+    assert desk.failed == ["-5 is negative"]
+    assert desk.delivered[-1] == (6, 2)
+
+
+def test_a_mesh_that_nobody_waits_for_is_not_finished(gallery: Gallery) -> None:
+    asked = 0
+
+    def wanted() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked < 3
+
+    with pytest.raises(Stale):
+        list(Stage(gallery).show(Wish(Along((0.0,)), resolution=64), wanted))
+    assert asked == 3
+
+
+@pytest.mark.slow
+def test_a_slider_of_humans_is_answered_in_time() -> None:
+    """Coarse meshes, from the wish to the scene, with one thread of torch as the verb has it; prints what it took."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    stage = Stage(Gallery(ShapeSpace.load("humans")))
+    scenes, failed = list[Scene](), list[str]()
+    latest = Latest(stage.show, scenes.append, failed.append)
+    try:
+        for pause, words in ((0.05, "dragged without rest"), (0.5, "a move each half second")):
+            scenes.clear()
+            for value in np.random.default_rng(0).uniform(-3, 3, 30):
+                latest.ask(Wish(Along((float(value),))))
+                time.sleep(pause)
+            time.sleep(1.0)
+            coarse = [1e3 * scene.seconds for scene in scenes if scene.resolution == COARSE]
+            median, p95 = np.percentile(coarse, [50, 95])
+            print(f"{words}: {len(coarse)} of 30 shown, median {median:.0f} ms, 95 % {p95:.0f}, most {max(coarse):.0f}")
+            assert len(coarse) >= 5
+            assert p95 < 300
+        assert not failed
+    finally:
+        latest.stop()
+        latest.join(10.0)
+        torch.set_num_threads(threads)
