@@ -6,12 +6,13 @@ if __name__ == "datasets":
         "import shapespace.datasets instead, from an installed shapespace (pip install -e .)."
     )
 
-from shapespace.data.scan_dataset import Recipe, suggest
+from shapespace.data.scan_dataset import Recipe
 from shapespace.datasets import faust
 from shapespace.datasets.cape import Cape, CapeRaw
 from shapespace.datasets.dfaust import DFaust, DFaustRegistrations
 from shapespace.datasets.folder import Folder
 from shapespace.datasets.synthetic import Synthetic
+from shapespace.io.errors import suggest
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe

@@ -25,7 +25,8 @@ from trimesh import Trimesh
 
 from shapespace.data.scan_dataset import Entry, Recipe, checked, frame_of
 from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import Normals, read_mesh, read_scan
+from shapespace.io.checks import Normals
+from shapespace.io.scan_files import read_mesh, read_scan
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,10 @@ from trimesh import Trimesh
 
 from shapespace.data.scan_dataset import Entry, Recipe, checked
 from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import Normals, read_scan, shows_depth, suffixes
+from shapespace.io.checks import Normals
+from shapespace.io.depth_images import shows_depth
+from shapespace.io.formats import suffixes
+from shapespace.io.scan_files import read_scan
 
 DEFAULTS = {"subject": "all", "sequence": "scans"}
 PLACES = ("{subject}", "{sequence}", "{frame}")

@@ -14,7 +14,7 @@ from trimesh import Trimesh
 
 from shapespace.data.scan_dataset import Entry, Recipe, checked, frame_of
 from shapespace.io.hdf5 import MAX_READ, held, readable
-from shapespace.io.scan_files import to_world
+from shapespace.io.units import to_world
 
 
 def find_scans(recipe: Recipe, root: Path) -> list[Entry]:

@@ -18,7 +18,8 @@ from trimesh import Trimesh
 from shapespace.data.scan_dataset import Entry, Recipe
 from shapespace.datasets import layout
 from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import Normals, read_scan
+from shapespace.io.checks import Normals
+from shapespace.io.scan_files import read_scan
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shapespace.data.store import Store
+    from shapespace.fitting.result import Fit
     from shapespace.geometry.frame import Frame
     from shapespace.geometry.scan import Scan
     from shapespace.models.code import Code
-    from shapespace.space import Fit, ShapeSpace
+    from shapespace.space import ShapeSpace
 
 __all__ = ["Code", "Fit", "Frame", "Scan", "ShapeSpace", "Store"]
 

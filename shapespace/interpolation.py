@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shapespace.models import code as codes
+from shapespace.models import code
 from shapespace.models.base import DistanceModel, ShapeModel
 from shapespace.models.code import Code
 
@@ -38,7 +38,7 @@ def between(
     Raises `ValueError` if the shortest is asked of a model whose field is no signed distance of a vector.
     """
     if path != "shortest":
-        return codes.between(a, b, steps, path)
+        return code.between(a, b, steps, path)
     if not isinstance(model, DistanceModel):
         raise ValueError("the shortest path needs signed distances and codes that are vectors: take linear.")
     return shortest(model, a, b, steps, options)
@@ -55,7 +55,7 @@ def shortest(model: DistanceModel, a: Code, b: Code, steps: int, options: Shorte
     discretization of geodesic calculus (IMA J. Numer. Anal. 2015); of latent spaces: Arvanitidis et al. (ICLR 2018).
     """
     options = options or ShortestOptions()
-    flat = codes.between(a, b, steps, "linear").flat
+    flat = code.between(a, b, steps, "linear").flat
     rng = np.random.default_rng(options.seed)
     for _ in range(options.rounds if steps > 2 else 0):
         x = _surfaces(model, a.like(flat), options, rng)

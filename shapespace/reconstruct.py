@@ -13,15 +13,14 @@ from trimesh import Trimesh
 
 from shapespace.data.store import InMemory
 from shapespace.fitting.refine import RefineOptions
-from shapespace.geometry import isosurface
-from shapespace.geometry import proximity as nearest
+from shapespace.fitting.result import Fit
+from shapespace.geometry import isosurface, proximity
 from shapespace.geometry.normals import is_flat, outward
-from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import MIN_POINTS
+from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
-from shapespace.models.registry import IGRSizes
-from shapespace.space import Fit, ShapeSpace
+from shapespace.models.igr import IGRSizes
+from shapespace.space import ShapeSpace
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run
 
@@ -89,7 +88,9 @@ def reconstruct(
     settled = replace(
         config,
         model=replace(config.model, code=0, encoder="table", space=2 if flat else 3, radius=radius),
-        batch=replace(config.batch, scans=1, sigma=nearest.spacing(known.to_model(frame).points, neighbour=_NEIGHBOUR)),
+        batch=replace(
+            config.batch, scans=1, sigma=proximity.spacing(known.to_model(frame).points, neighbour=_NEIGHBOUR)
+        ),
     )
     space = ShapeSpace.learn(scans, [scan.name], run, settled)
     place = Fit(Code((torch.zeros(1, 0),)), frame, np.empty(0), name=scan.name)
@@ -112,7 +113,7 @@ def consistency(scan: Scan) -> Consistency:
     """
     assert scan.normals is not None
     asked = np.random.default_rng(0).permutation(len(scan))[:_ASKED]
-    around = nearest.neighbours(scan.points[asked], scan.points, 6)
+    around = proximity.neighbours(scan.points[asked], scan.points, 6)
     alike = (scan.normals[around] * scan.normals[asked, None]).sum(axis=2)
     oriented = outward(scan.points, scan.normals)
     turned = (oriented.normals * scan.normals).sum(axis=1) < 0

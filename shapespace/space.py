@@ -1,10 +1,8 @@
 """The one-call door: numpy in, numpy and trimesh out, metres."""
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
+from dataclasses import asdict, replace
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
@@ -16,27 +14,30 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace.data.loader import StepDataset
-from shapespace.data.scan_dataset import check_size
 from shapespace.data.store import Source
 from shapespace.fitting.clutter import Tried, without_clutter
-from shapespace.fitting.fit import FROM_ENCODER, AdamOptions, LMOptions, encode, fit_adam, fit_lm
+from shapespace.fitting.fit import FROM_ENCODER, AdamOptions, encode, fit_adam, fit_lm
+from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.quality import oddness
 from shapespace.fitting.refine import Detailed, RefineOptions, refine
+from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions, fit_jointly
-from shapespace.geometry import similarity as pose
+from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
-from shapespace.geometry.scan import Scan
+from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.interpolation import Path, between
-from shapespace.io.scan_files import MIN_POINTS
-from shapespace.models import registry as build
+from shapespace.io.checkpoints import load_tensors, save_tensors
+from shapespace.io.units import check_size
+from shapespace.models import registry
 from shapespace.models.base import DistanceModel, FieldModel, ShapeModel
-from shapespace.models.code import Code, join
-from shapespace.nn.prior import GaussianPrior
-from shapespace.training import train
+from shapespace.models.code import Code
+from shapespace.nn.latent import GaussianPrior
+from shapespace.training import optimizers, train
 from shapespace.training.config import OptimConfig, TrainConfig
 from shapespace.training.optimizers import optimisers
-from shapespace.training.run import Run, load_tensors, save_tensors
+from shapespace.training.run import Run, _find
+from shapespace.training.warm_start import _as_the_start, _encode_into_the_table, _start_from
 
 _CALIBRATED = 3.0  # deviations of a surface, in units of those that follow from the covariance of its code
 _AT_ONCE = 4096  # vertices whose derivatives are held at a time
@@ -46,28 +47,10 @@ Components = Literal["largest", "all"]
 Method = Literal["auto", "lm", "adam"]
 
 
-@dataclass(frozen=True)
-class Fit:
-    """One scan in the shape space."""
-
-    code: Code
-    """A batch of one."""
-    frame: Frame
-    """Where the scan lies in the world."""
-    residuals: Float[np.ndarray, "n"]
-    """Distances |f|, in metres, at points of the scan; by encoding alone, none."""
-    covariance: Float[np.ndarray, "k k"] | None = None
-    """Of the flat code, by Laplace's approximation; none for first-order fits and for encoding alone."""
-    name: str = ""
-    seconds: float = 0.0
-    bridged: bool = False
-    """Whether it is a frame of a sequence that the others tell about, without a scan of its own that counted."""
-
-
 class ShapeSpace:
     """A learned space of shapes: encode, fit, mesh, interpolate, sample."""
 
-    def __init__(self, model: ShapeModel, sizes: build.Sizes, *, scale: float, about: dict[str, Any]) -> None:
+    def __init__(self, model: ShapeModel, sizes: registry.Sizes, *, scale: float, about: dict[str, Any]) -> None:
         """`scale` is metres of one model unit; `about` travels with the weights (data, licence, loss weights)."""
         self.model, self.sizes, self.scale, self.about = model, sizes, scale, about
 
@@ -79,7 +62,7 @@ class ShapeSpace:
         file = _find(path)
         tensors, about = load_tensors(file, "model")
         try:
-            sizes, model = build.restored(about["family"], about["sizes"], tensors)
+            sizes, model = registry.restored(about["family"], about["sizes"], tensors)
             scale, told = float(about["scale"]), dict(about["about"])
             told["weights"] = {str(term): float(weight) for term, weight in told["weights"].items()}
             if not 0 < scale < float("inf"):
@@ -100,20 +83,12 @@ class ShapeSpace:
             )
         about = {
             "kind": "model",
-            "family": build.family(self.sizes),
+            "family": registry.family(self.sizes),
             "sizes": asdict(self.sizes),
             "scale": self.scale,
             "about": self.about,
         }
         save_tensors(FilePath(path), self.model.state_dict(), about)
-
-    def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with any weight: codes belong to one model."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     # ---------------------------------------------------------------- people
 
@@ -280,7 +255,7 @@ class ShapeSpace:
         """
         if not isinstance(self.model, DistanceModel):
             raise ValueError(
-                f"family {build.family(self.sizes)} cannot be refined: it has no signed distance of a vector."
+                f"family {registry.family(self.sizes)} cannot be refined: it has no signed distance of a vector."
             )
         for scan, fit in zip(scans, tqdm(fits, desc="refine", unit="scan", disable=len(fits) < 2), strict=True):
             known = scan.without_strays()
@@ -342,7 +317,7 @@ class ShapeSpace:
         start, end = (x.frame if isinstance(x, Fit) else self._frame() for x in (a, b))
         shares = np.linspace(0, 1, steps)
         return [
-            Fit(codes[index], pose.between(start, end, float(t)), np.empty(0), name=f"between_{t:.2f}")
+            Fit(codes[index], similarity.between(start, end, float(t)), np.empty(0), name=f"between_{t:.2f}")
             for index, t in enumerate(shares)
         ]
 
@@ -368,7 +343,7 @@ class ShapeSpace:
     def _prior(self, lacking: str) -> GaussianPrior:
         """The Gaussian of the training codes; where there is none, an error that says what is lacking."""
         if self.model.prior is None:
-            raise ValueError(f"the codes of family {build.family(self.sizes)} are grids: {lacking}.")
+            raise ValueError(f"the codes of family {registry.family(self.sizes)} are grids: {lacking}.")
         return self.model.prior
 
     # ---------------------------------------------------------------- learning
@@ -392,14 +367,18 @@ class ShapeSpace:
         if config.learn == "encoder":
             config = _as_the_start(config)
         torch.manual_seed(config.seed)
-        model = build.model(config.model, shapes=len(names)).to(device)
+        model = registry.model(config.model, shapes=len(names)).to(device)
         space = cls(
             model,
             config.model,
             scale=store.scale,
             about={"weights": asdict(config.weights), "data": store.about, "scans": len(names)},
         )
-        taken = set() if config.start is None else _start_from(config.start, space, learn=config.learn)
+        taken: set[str] = set()
+        if config.start is not None:
+            taken, weights = _start_from(config.start, model, learn=config.learn)
+            if config.learn == "encoder":  # the decoder is left as it is, and so is the loss that it was trained by
+                space.about["weights"] = weights
         if config.learn == "encoder":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith("encoder.pointnet."))
@@ -423,9 +402,9 @@ class ShapeSpace:
         plan = train.Plan(
             steps=_steps(optim, len(names), config.batch.scans),
             minutes=optim.minutes,
-            schedule=train.cosine(warmup=optim.warmup)
+            schedule=optimizers.cosine(warmup=optim.warmup)
             if optim.schedule == "cosine"
-            else train.halving(every=optim.halve_every, warmup=optim.warmup),
+            else optimizers.halving(every=optim.halve_every, warmup=optim.warmup),
             clip=optim.clip,
             seed=config.seed,
             log_every=config.log_every,
@@ -458,8 +437,8 @@ class ShapeSpace:
         """The model, if its field is a signed distance of a vector; else an error that says what needs it."""
         if not isinstance(self.model, DistanceModel):
             raise ValueError(
-                f"{what} needs signed distances and codes that are vectors, and family {build.family(self.sizes)} has "
-                f"not both: {instead}."
+                f"{what} needs signed distances and codes that are vectors, and family "
+                f"{registry.family(self.sizes)} has not both: {instead}."
             )
         return self.model
 
@@ -479,147 +458,11 @@ class ShapeSpace:
         return Frame(torch.zeros(3), torch.tensor(self.scale))
 
 
-def save_fits(path: FilePath, fits: Sequence[Fit], space: ShapeSpace) -> None:
-    """Codes of many scans in one safetensors file: numbers, places, names, and which model they belong to."""
-    code = join([fit.code for fit in fits])
-    tensors: dict[str, Tensor] = {f"code.{index}": part for index, part in enumerate(code.parts)}
-    tensors["centre"] = torch.stack([fit.frame.centre for fit in fits])
-    tensors["scale"] = torch.stack([fit.frame.scale for fit in fits])
-    if any(fit.frame.rotation is not None for fit in fits):
-        still = torch.eye(3)
-        tensors["rotation"] = torch.stack([still if (r := fit.frame.rotation) is None else r for fit in fits])
-    if all(fit.covariance is not None for fit in fits):
-        tensors["covariance"] = torch.from_numpy(
-            np.stack([fit.covariance for fit in fits if fit.covariance is not None])
-        )
-    names = [fit.name for fit in fits]
-    save_tensors(path, tensors, {"kind": "codes", "names": names, "model": space.fingerprint()})
-
-
-def load_fits(path: FilePath, space: ShapeSpace) -> list[Fit]:
-    """The way back. Raises `ValueError` for the codes of another model."""
-    tensors, about = load_tensors(path, "codes")
-    if about.get("model") != space.fingerprint():
-        raise ValueError(
-            f"the codes in {path} belong to model {about.get('model')}, this one is {space.fingerprint()}: "
-            "give the run that wrote them, or fit the scans again with this one."
-        )
-    names = about.get("names", [])
-    _check_codes(path, tensors, names, space)
-    parts = tuple(tensors[f"code.{index}"] for index in range(sum(name.startswith("code.") for name in tensors)))
-    code, covariance, rotation = Code(parts), tensors.get("covariance"), tensors.get("rotation")
-    return [
-        Fit(
-            code[index],
-            Frame(tensors["centre"][index], tensors["scale"][index], None if rotation is None else rotation[index]),
-            np.empty(0),
-            None if covariance is None else covariance[index].numpy(),
-            name,
-        )
-        for index, name in enumerate(names)
-    ]
-
-
-def _check_codes(path: FilePath, tensors: dict[str, Tensor], names: list[Any], space: ShapeSpace) -> None:
-    """Refuse tensors that are not those of `save_fits`."""
-    count, prior = len(names), space.model.prior
-    shapes: dict[str, tuple[int, ...]] = {"centre": (3,), "scale": (), "rotation": (3, 3)}
-    if prior is not None:
-        shapes |= {"code.0": (size := len(prior.mean),), "covariance": (size, size)}
-    wrong = [
-        name
-        for name, tensor in tensors.items()
-        if tensor.shape[:1] != (count,) or (name in shapes and tensor.shape[1:] != shapes[name])
-    ]
-    wrong += [name for name in ("code.0", "centre", "scale") if name not in tensors]
-    wrong += [f"name {name!r}" for name in names if not isinstance(name, str)]
-    if wrong:
-        raise ValueError(f"{path} holds no codes of {count:,} scans: its {wrong[0]} is not as it should be. Fit again.")
-
-
-def _find(path: str | FilePath) -> FilePath:
-    """The file of a model: in a run's folder, by its own path, or among those that come with the package."""
-    file = FilePath(path)
-    if file.exists() or file.suffix or len(file.parts) != 1:
-        return Run(file).weights if file.is_dir() else file
-    packaged = {entry.name.removesuffix(".safetensors"): entry for entry in _assets() if entry.suffix == ".safetensors"}
-    if file.name not in packaged:
-        raise FileNotFoundError(
-            f"no model at {file}: there is no such folder, and no space of that name comes with the package (it has "
-            f"{', '.join(sorted(packaged))}). Give the folder of a run, or one of these names."
-        )
-    return packaged[file.name]
-
-
 def _steps(optim: OptimConfig, scans: int, batch: int) -> int:
     """How long to train on so many scans, if a step sees `batch` of them."""
     if optim.visits is None:
         return optim.steps
     return min(optim.steps, max(_LEAST, round(optim.visits * scans / batch)))
-
-
-def _start_from(path: str, space: ShapeSpace, *, learn: Literal["all", "encoder"]) -> set[str]:
-    """Take the weights of another model, and name them; an encoder of other sizes, and other scans' codes, begin anew.
-
-    A wider decoder, or one that is modulated now, goes on from the same field (Chen et al., Net2Net, ICLR 2016): what
-    is new says nothing yet. If only the encoder learns, the decoder is left as it is, and the loss that it was trained
-    by stays the space's.
-    """
-    tensors, told = load_tensors(_find(path), "model")
-    own = space.model.state_dict()
-    taken = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
-    free = ("encoder.", "decoder.code_hidden.") if learn == "all" else ("encoder.pointnet.",)
-    if learn == "all":
-        for name in own.keys() & tensors.keys() - taken.keys():
-            if name.startswith("decoder.") and _fits(tensors[name], own[name]):
-                taken[name] = _grown(tensors[name], own[name])
-    if missing := [name for name in own if name not in taken and not name.startswith(free)]:
-        raise ValueError(
-            f"{path} does not fit this training: its {missing[0]} has another size. Give the --model settings"
-            f"{' and the scans' if learn == 'encoder' else ', or a larger width,'} that it was trained with."
-        )
-    space.model.load_state_dict({**own, **taken})
-    if learn == "encoder":
-        space.about["weights"] = told["about"]["weights"]
-    return set(taken)
-
-
-@torch.no_grad()
-def _encode_into_the_table(model: ShapeModel, table: Tensor, dataset: StepDataset, device: torch.device) -> None:
-    """Free codes of scans that the model has not seen begin where its encoder sees them."""
-    model.eval()
-    for row in tqdm(range(len(dataset.names)), desc="encode", unit="scan", disable=dataset.rank > 0):
-        stranger = replace(dataset.visit(row).to(device), shape=torch.tensor([-1], device=device))
-        table[row] = model.encode(stranger).flat[0]
-
-
-def _fits(small: Tensor, large: Tensor) -> bool:
-    return small.ndim == large.ndim and all(a <= b for a, b in zip(small.shape, large.shape, strict=True))
-
-
-def _grown(small: Tensor, large: Tensor) -> Tensor:
-    """The larger tensor with the smaller one in its corner, and nothing that leads from the new units to the old."""
-    grown = large.clone()
-    grown[: len(small)] = 0
-    grown[tuple(slice(size) for size in small.shape)] = small
-    return grown
-
-
-def _as_the_start(config: TrainConfig[Any]) -> TrainConfig[Any]:
-    """The settings with the sizes of the run to start from, whose encoder is to be taught."""
-    if config.start is None:
-        raise ValueError("--learn encoder teaches the codes of a run that is there: say which one, --start RUN.")
-    _, told = load_tensors(_find(config.start), "model")
-    if told["sizes"].get("encoder") != "taught":
-        raise ValueError(
-            f"--learn encoder teaches an encoder that stands beside a table of codes, and {config.start} has none: "
-            "train one with --model.encoder taught."
-        )
-    return replace(config, model=build.FAMILIES[told["family"]].sizes(**told["sizes"]))
-
-
-def _assets() -> list[FilePath]:
-    return [FilePath(str(entry)) for entry in (resources.files("shapespace.datasets") / "assets").iterdir()]
 
 
 def _code(of: Fit | Code) -> Code:

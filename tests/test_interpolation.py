@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shapespace import interpolation as paths
+from shapespace import interpolation
 from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
 from shapespace.nn.mlp import Linearised
@@ -37,16 +37,16 @@ def test_the_surface_moves_at_an_even_speed() -> None:
     """From radius 0.2 to 0.8: even in the radius is not straight in the code, which holds its logarithm."""
     a, b = Code((torch.tensor([[math.log(0.2), 0.0]]),)), Code((torch.tensor([[math.log(0.8), 0.0]]),))
     model = Ball()
-    radii = paths.between(model, a, b, 5, "shortest").flat[:, 0].exp()
+    radii = interpolation.between(model, a, b, 5, "shortest").flat[:, 0].exp()
     torch.testing.assert_close(radii, torch.tensor([0.2, 0.35, 0.5, 0.65, 0.8]), atol=0.01, rtol=0)
-    straight = paths.between(model, a, b, 5, "linear").flat[:, 0].exp()
+    straight = interpolation.between(model, a, b, 5, "linear").flat[:, 0].exp()
     assert straight[2] == pytest.approx(0.4, abs=1e-6)
 
 
 @pytest.mark.parametrize("path", ["linear", "spherical", "shortest"])
-def test_the_ends_are_the_ends(path: paths.Path) -> None:
+def test_the_ends_are_the_ends(path: interpolation.Path) -> None:
     a, b = Code((torch.tensor([[-1.5, 0.1]]),)), Code((torch.tensor([[-0.3, -0.1]]),))
     for steps in (2, 4):
-        way = paths.between(Ball(), a, b, steps, path).flat
+        way = interpolation.between(Ball(), a, b, steps, path).flat
         assert len(way) == steps
         torch.testing.assert_close(way[[0, -1]], torch.cat([a.flat, b.flat]))

@@ -8,7 +8,7 @@ import pytest
 
 from shapespace.fitting.refine import RefineOptions
 from shapespace.geometry.scan import Scan
-from shapespace.models.registry import IGRSizes
+from shapespace.models.igr import IGRSizes
 from shapespace.reconstruct import Reconstruction, consistency, reconstruct
 from shapespace.training.config import BatchConfig, OptimConfig, TrainConfig, Weights
 from shapespace.training.run import Run

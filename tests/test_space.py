@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from shapespace import ShapeSpace
-from shapespace.fitting.fit import AdamOptions, LMOptions
+from shapespace.fitting.fit import AdamOptions
+from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
+from shapespace.fitting.result import load_fits, save_fits
 from shapespace.geometry.scan import Scan
-from shapespace.models import registry as build
+from shapespace.models import igr, registry, voxel
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
-from shapespace.space import load_fits, save_fits
 from shapespace.training.config import Weights
 
 
@@ -28,8 +29,8 @@ def sphere(radius: float, centre: tuple[float, float, float], count: int = 2000)
 def space() -> ShapeSpace:
     """Untrained: its shape is about a sphere of 0.5 model units, here a metre."""
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=128, depth=4, skip=2, radius=0.5, encoder_points=256)
-    return ShapeSpace(build.igr(sizes).eval(), sizes, scale=2.0, about={"weights": {}})
+    sizes = igr.IGRSizes(code=4, width=128, depth=4, skip=2, radius=0.5, encoder_points=256)
+    return ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=2.0, about={"weights": {}})
 
 
 def test_a_fit_lies_where_its_scan_lies(space: ShapeSpace) -> None:
@@ -54,14 +55,14 @@ def test_moving_a_scan_moves_its_mesh_and_leaves_its_code(space: ShapeSpace) -> 
 def test_save_and_load(space: ShapeSpace, tmp_path: Path) -> None:
     space.save(tmp_path / "ball.safetensors")
     again = ShapeSpace.load(tmp_path / "ball.safetensors")
-    assert again.fingerprint() == space.fingerprint()
+    assert again.model.fingerprint() == space.model.fingerprint()
     assert (again.scale, again.sizes, again.about) == (space.scale, space.sizes, space.about)
 
 
 def test_codes_come_back_and_belong_to_one_model(space: ShapeSpace, tmp_path: Path) -> None:
     fits = space.fit_scans([sphere(1.0, (0, 1, 0)), sphere(0.8, (3, 1, 0))])
-    save_fits(tmp_path / "codes.safetensors", fits, space)
-    again = load_fits(tmp_path / "codes.safetensors", space)
+    save_fits(tmp_path / "codes.safetensors", fits, space.model)
+    again = load_fits(tmp_path / "codes.safetensors", space.model)
     for one, other in zip(fits, again, strict=True):
         assert torch.equal(one.code.flat, other.code.flat)
         assert torch.equal(one.frame.centre, other.frame.centre)
@@ -69,7 +70,7 @@ def test_codes_come_back_and_belong_to_one_model(space: ShapeSpace, tmp_path: Pa
         np.testing.assert_array_equal(one.covariance, other.covariance)
     space.model.prior.mean += 1
     with pytest.raises(ValueError, match=r"belong to model .* fit the scans again"):
-        load_fits(tmp_path / "codes.safetensors", space)
+        load_fits(tmp_path / "codes.safetensors", space.model)
 
 
 def test_interpolate_goes_from_one_place_to_the_other(space: ShapeSpace) -> None:
@@ -110,10 +111,10 @@ def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace, tmp_path: Path)
     scans = [sphere(1.1, (0, 1, 0)), sphere(0.9, (3, 1, 0))]
     fits = space.fit_scans(scans)
     space.about["weights"] = asdict(Weights(tangent=3.0))
-    before = space.fingerprint()
+    before = space.model.fingerprint()
     refined = list(space.refine(scans, fits, RefineOptions(points=256, steps=40, lr=2e-3, lr_hidden=2e-3)))
     assert [its.about["refined"] for its in refined] == [scan.name for scan in scans]
-    assert space.fingerprint() == before
+    assert space.model.fingerprint() == before
     for its, scan, fit in zip(refined, scans, fits, strict=True):
         x = fit.frame.to_model(torch.from_numpy(scan.points))[None]
         with torch.no_grad():
@@ -125,8 +126,8 @@ def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace, tmp_path: Path)
 
 def test_what_needs_distances_of_vectors_is_refused_by_other_families() -> None:
     torch.manual_seed(0)
-    sizes = build.VoxelSizes(grid=8)
-    grid = ShapeSpace(build.model(sizes, shapes=2).eval(), sizes, scale=2.0, about={"weights": {}})
+    sizes = voxel.VoxelSizes(grid=8)
+    grid = ShapeSpace(registry.model(sizes, shapes=2).eval(), sizes, scale=2.0, about={"weights": {}})
     scan = sphere(0.9, (0, 1, 0))
     with pytest.raises(ValueError, match=r"family voxel has not both: fit by adam, or encode"):
         grid.fit_scans([scan], method="lm")

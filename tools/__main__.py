@@ -46,16 +46,16 @@ def main() -> None:
         close = get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}."
         _fail("", f"no verb {verb!r}: {hint}")
-    run(importlib.import_module(f"shapespace.tools.{verb}").main, arguments[1:], verb)
+    cli(importlib.import_module(f"shapespace.tools.{verb}").main, arguments[1:], verb)
 
 
-def run(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: str | None = None) -> None:
+def cli(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: str | None = None) -> None:
     """Call a tool's `main` with the command line; an error that can be mended becomes a sentence and exit code 2."""
     verb = verb or tool.__module__.rpartition(".")[2]
     if verb == "__main__":  # python tools/fit.py
         verb = sys.argv[0].rpartition("/")[2].removesuffix(".py")
     try:
-        from shapespace.training.config import expand
+        from shapespace.tools._config import expand
 
         words = expand(_with_config(tool, list(sys.argv[1:] if arguments is None else arguments)))
         tyro.cli(_settled(tool, words), prog=f"shapespace {verb}", args=words, description=_page(tool))
@@ -76,7 +76,7 @@ def _settled(tool: Callable[..., Any], words: Sequence[str]) -> Callable[..., An
     """The tool; one that takes the settings of a training takes those of the family that the words name."""
     if "config" not in inspect.signature(tool).parameters:
         return tool
-    from shapespace.training.config import of_family
+    from shapespace.tools._config import of_family
 
     @wraps(tool)
     def settled(*arguments: Any, **named: Any) -> Any:

@@ -10,14 +10,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from shapespace.data.scan_dataset import UnitName, guess_unit
 from shapespace.data.store import Store
-from shapespace.fitting.fit import LMOptions
+from shapespace.fitting.clutter import Clutter
+from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.geometry.camera import JUMP
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
-from shapespace.io import scan_files as files
-from shapespace.io.scan_files import file_name as file_name
+from shapespace.io import scan_files, units
+from shapespace.io.units import UnitName, guess_unit
 from shapespace.space import ShapeSpace
 
 PIPE = "-"
@@ -35,7 +35,7 @@ class Source:
     unit: Literal["auto"] | UnitName = "auto"
     """Unit of the files; auto goes by the size of people, and says so where it is not metres. With depth images, which
     are metric, it is that of the places of their cameras (auto: metres). Meshes come back in it."""
-    up: files.Up = "y"
+    up: units.Up = "y"
     """Axis of the files that points up: x, y, z or their negatives. Meshes come back so."""
     jump: float = JUMP
     """Metres: neighbouring pixels of a depth image that differ by more are not one surface."""
@@ -47,7 +47,7 @@ class Source:
     @property
     def metres(self) -> float:
         """Metres of one unit; of one that is not settled, a metre."""
-        return 1.0 if self.unit == "auto" else files.UNITS[self.unit]
+        return 1.0 if self.unit == "auto" else units.UNITS[self.unit]
 
 
 class Gathered(NamedTuple):
@@ -55,9 +55,6 @@ class Gathered(NamedTuple):
 
     scans: list[Scan]
     source: Source
-
-
-Clutter = Literal["remove", "keep"]
 
 
 def cleared(space: ShapeSpace, scans: list[Scan], clutter: Clutter, lm: LMOptions | None, seed: int) -> list[Scan]:
@@ -164,8 +161,8 @@ def _read(word: str, name: str, source: Source, *, bridge: bool = False) -> Scan
             print(f"note: {name} is bridged: {unusable}", file=sys.stderr)
             return Scan(name, np.empty((0, 3), np.float32))
     if word == PIPE:
-        return files.read_bytes(sys.stdin.buffer.read(), unit=source.metres, up=source.up)
-    return files.read_scan(
+        return scan_files.read_bytes(sys.stdin.buffer.read(), unit=source.metres, up=source.up)
+    return scan_files.read_scan(
         word, name=name, unit=source.metres, up=source.up, jump=source.jump, near=source.near, far=source.far
     )
 

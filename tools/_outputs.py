@@ -2,23 +2,29 @@
 
 import json
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from shapespace.fitting.quality import ODD, Verdict, judge
+from shapespace.fitting.result import Fit, save_fits
 from shapespace.geometry.scan import Scan
-from shapespace.io import scan_files as files
+from shapespace.io import scan_files, units
 from shapespace.io.atomic import replacing
-from shapespace.rendering.renderer import animated_glb, paint
-from shapespace.space import Components, Fit, ShapeSpace, save_fits
-from shapespace.tools._inputs import PIPE, Source, file_name
+from shapespace.io.scan_files import file_name
+from shapespace.models import registry
+from shapespace.rendering.animation import animated_glb
+from shapespace.rendering.colors import paint
+from shapespace.space import Components, ShapeSpace
+from shapespace.tools._inputs import PIPE, Source
+from shapespace.training.run import Run
 
 ANIMATION = "sequence.glb"
 
@@ -101,12 +107,12 @@ def shaped(
             film.append(mesh)
         records.append(_record(fit, judge(fit.code, space.model.prior, fit.residuals, scan, mesh), source))
         if mesh is not None and out == Path(PIPE):
-            sys.stdout.buffer.write(files.mesh_bytes(mesh, unit=unit, up=up))
+            sys.stdout.buffer.write(scan_files.mesh_bytes(mesh, unit=unit, up=up))
         elif mesh is not None:
-            files.write_mesh(out / f"{file_name(fit.name)}.ply", mesh, unit=unit, up=up)
+            scan_files.write_mesh(out / f"{file_name(fit.name)}.ply", mesh, unit=unit, up=up)
             for other in space.completions(fit, meshing.samples, seed=seed) if meshing.samples else []:
                 drawn = space.mesh(other, resolution=meshing.resolution, components=meshing.components)
-                files.write_mesh(out / f"{file_name(other.name)}.ply", drawn, unit=unit, up=up)
+                scan_files.write_mesh(out / f"{file_name(other.name)}.ply", drawn, unit=unit, up=up)
     if film and fps and out != Path(PIPE):
         animated_glb(film, out / ANIMATION, seconds=(len(film) - 1) / fps, back=False)
         print(f"{sum(fit.bridged for fit in fits)} of {len(fits)} frames bridged, animation in {out / ANIMATION}")
@@ -123,7 +129,7 @@ def finish(
     """Write codes and records, and say where everything is; nothing of it if `out` is -."""
     if out == Path(PIPE):
         return
-    save_fits(out / "codes.safetensors", fits, space)
+    save_fits(out / "codes.safetensors", fits, space.model)
     with replacing(out / "fits.json") as part:
         part.write_text(json.dumps(list(records), indent=1))
     if meshing.resolution:
@@ -181,9 +187,56 @@ def _from_model(fit: Fit, source: Source) -> dict[str, object]:
     """How the shape lies in the file of its scan: x there = scale * rotation @ (x of the model) + translation."""
     frame = fit.frame
     turn = np.eye(3) if frame.rotation is None else frame.rotation.double().numpy()
-    (centre,) = files.from_world(frame.centre.double().numpy()[None], unit=source.metres, up=source.up)
+    (centre,) = units.from_world(frame.centre.double().numpy()[None], unit=source.metres, up=source.up)
     return {
-        "rotation": files.from_world(turn, up=source.up).T.round(6).tolist(),
+        "rotation": units.from_world(turn, up=source.up).T.round(6).tolist(),
         "translation": centre.tolist(),
         "scale": float(frame.scale) / source.metres,
     }
+
+
+Item = TypeVar("Item")
+
+
+def of_model(run: Path, space: ShapeSpace) -> dict[str, Any]:
+    """Which model, how long it was trained (none for one that is in no run), and what of it new scans need.
+
+    The codes of the training scans are not counted among the weights: no new scan needs them.
+    """
+    home = Run(run if run.is_dir() else run.parent)
+    in_run = run.is_dir() or (run.exists() and run.samefile(home.weights))
+    progress = home.progress() if in_run else None
+    kept = [tensor for name, tensor in space.model.state_dict().items() if not name.endswith("table.codes")]
+    return {
+        "run": home.folder.resolve().name if in_run else run.stem,
+        "model": space.model.fingerprint(),
+        "family": registry.family(space.sizes),
+        "trained_seconds": None if progress is None else round(progress.seconds, 1),
+        "trained_steps": None if progress is None else progress.steps,
+        "weight_numbers": sum(tensor.numel() for tensor in kept),
+        "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in kept),
+    }
+
+
+def of_fits(method: str, encoded: Sequence[Fit], fits: Sequence[Fit]) -> dict[str, Any]:
+    """How the codes were found (what `auto` came to), the seconds that one took, and how many numbers it has."""
+    auto = "adam" if fits[0].covariance is None else "lm"
+    return {
+        "method": auto if method == "auto" else method,
+        "encode_seconds": round(encoded[0].seconds, 4),
+        "fit_seconds": None if method == "encode" else round(fits[0].seconds, 3),
+        "code_numbers": fits[0].code.flat.shape[1],
+    }
+
+
+def timed(items: Iterable[Item], seconds: list[float]) -> Iterator[Item]:
+    """The same items; each leaves the seconds that it took to come."""
+    coming = iter(items)
+    while True:
+        began = time.perf_counter()
+        try:
+            item = next(coming)
+        except StopIteration:
+            return
+        seconds.append(time.perf_counter() - began)
+        yield item

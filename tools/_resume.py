@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from shapespace.fitting.result import Fit, load_fits, save_fits
 from shapespace.io.atomic import claimed, replacing
-from shapespace.space import Fit, ShapeSpace, load_fits, save_fits
+from shapespace.space import ShapeSpace
 
 SIZE = 16  # scans of a piece
 _FORMAT = 1
@@ -118,7 +119,7 @@ def share(said: str | None) -> tuple[int, int]:
 def _save(file: Path, piece: Piece, space: ShapeSpace) -> None:
     """Write a piece; the file itself comes last."""
     if piece.fits:
-        save_fits(file.with_suffix(".safetensors"), piece.fits, space)
+        save_fits(file.with_suffix(".safetensors"), piece.fits, space.model)
     whole = {"told": piece.told, "seconds": [fit.seconds for fit in piece.fits]}
     with replacing(file) as part:
         part.write_text(json.dumps(whole))
@@ -127,5 +128,5 @@ def _save(file: Path, piece: Piece, space: ShapeSpace) -> None:
 def _load(file: Path, space: ShapeSpace) -> Piece:
     whole = json.loads(file.read_text())
     codes = file.with_suffix(".safetensors")
-    fits = load_fits(codes, space) if codes.exists() else []
+    fits = load_fits(codes, space.model) if codes.exists() else []
     return Piece([replace(fit, seconds=took) for fit, took in zip(fits, whole["seconds"], strict=True)], whole["told"])

@@ -163,6 +163,6 @@ def _slug(row: str) -> str:
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

@@ -36,17 +36,18 @@ from shapespace.geometry.isosurface import dense, evaluate
 from shapespace.geometry.proximity import each_other
 from shapespace.geometry.scan import Scan
 from shapespace.io.atomic import replacing
-from shapespace.machine import machine
-from shapespace.models import registry as build
+from shapespace.models import igr
 from shapespace.models.igr import IGR
 from shapespace.nn.losses import weigh
 from shapespace.nn.mlp import Linearised, SkipMLP
 from shapespace.nn.mlp_reference import twin
 from shapespace.space import ShapeSpace
 from shapespace.tools import preprocess, synthesize, train
+from shapespace.tools._config import expand
 from shapespace.tools._timing import Figure, compare, interleaved, show
-from shapespace.training.config import TrainConfig, expand
+from shapespace.training.config import TrainConfig
 from shapespace.training.objective import Execution, Objective, has_compiler, settle_products
+from shapespace.training.run import machine
 
 Result = TypeVar("Result")
 Section = Literal["step", "fit", "mesh", "encode", "load"]
@@ -127,8 +128,8 @@ class _Bench:
         """Time a step of the paper's training: 4 scans, 1,000 points of each, as many around it, 125 in the box."""
         size = self.size
         torch.manual_seed(0)
-        sizes = build.IGRSizes(code=size.code, width=size.width, radius=0.5, encoder="table", spread=0.1)
-        model = build.igr(sizes, shapes=4).to(self.device)
+        sizes = igr.IGRSizes(code=size.code, width=size.width, radius=0.5, encoder="table", spread=0.1)
+        model = igr.build_igr(sizes, shapes=4).to(self.device)
         batch = _batch(scans=4, points=1000).to(self.device)
         points = batch.loss_points
         settle_products(model, PAPER, batch, "auto")  # as training does
@@ -185,11 +186,11 @@ class _Bench:
         if whole:
             found = fit.fit_adam(model, [scan], PAPER, options)  # gradients are the reference's: see section step
             with replacing(kept) as part:
-                said = {"model": space.fingerprint(), "error": _error(model, scan, found), "steps": options.steps}
+                said = {"model": space.model.fingerprint(), "error": _error(model, scan, found), "steps": options.steps}
                 part.write_text(json_format.dumps(said))
         error = _error(model, scan, fit.fit_lm(model, [scan]))
         known = json_format.loads(kept.read_text()) if kept.exists() else {"model": None}
-        best = known["error"] if known["model"] == space.fingerprint() else None
+        best = known["error"] if known["model"] == space.model.fingerprint() else None
         versus = "reference not run: --whole" if best is None else f"reference {1e3 * space.scale * best:.1f} mm"
         yield compare(
             "fit",
@@ -308,12 +309,12 @@ class _Bench:
         if not (run / "finished").exists():
             print("training the model that is fitted and meshed, once", file=sys.stderr)
             if (run / "checkpoint.pt").exists():
-                train.main(config=TrainConfig(build.IGRSizes()), resume=run)
+                train.main(config=TrainConfig(igr.IGRSizes()), resume=run)
             else:
                 words = (
                     f"--config igr --model.code {size.code} --model.width {size.width} --optim.steps {size.training}"
                 )
-                config = tyro.cli(TrainConfig[build.IGRSizes], args=expand(words.split()))
+                config = tyro.cli(TrainConfig[igr.IGRSizes], args=expand(words.split()))
                 train.main(packed, config=config, out=run, split="train")
             (run / "finished").touch()
         return ShapeSpace.load(run, device=self.device.type), Store(packed)
@@ -455,6 +456,6 @@ def _other_trainings(processes: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run
+    from shapespace.tools.__main__ import cli
 
-    run(main)
+    cli(main)

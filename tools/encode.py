@@ -13,8 +13,9 @@ from typing import Annotated
 
 import tyro
 
+from shapespace.fitting.clutter import Clutter
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import Clutter, Source, cleared, gather
+from shapespace.tools._inputs import Source, cleared, gather
 from shapespace.tools._outputs import Meshing, apart, destination, finish, shaped, warn
 
 
@@ -53,6 +54,6 @@ def main(
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

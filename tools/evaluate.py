@@ -25,17 +25,18 @@ from trimesh import Trimesh
 from shapespace.data.store import Store
 from shapespace.evaluation import metrics
 from shapespace.evaluation.baselines import screened_poisson
-from shapespace.evaluation.motion import report, scored
-from shapespace.evaluation.scores import Report, mesh_file, notable
-from shapespace.fitting.fit import AdamOptions, LMOptions
+from shapespace.evaluation.scores import Report, mesh_file, notable, report, scored
+from shapespace.fitting.fit import AdamOptions
+from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
-from shapespace.io import scan_files as files
-from shapespace.machine import machine
-from shapespace.rendering import renderer as picture
-from shapespace.space import Components, Fit, Method, ShapeSpace, save_fits
+from shapespace.fitting.result import Fit, save_fits
+from shapespace.io import scan_files
+from shapespace.rendering import colors, renderer, sheet
+from shapespace.space import Components, Method, ShapeSpace
 from shapespace.tools._inputs import from_store
+from shapespace.tools._outputs import of_fits, of_model, timed
 from shapespace.tools._resume import Piece, kept
-from shapespace.tools._settings import of_fits, of_model, timed
+from shapespace.training.run import machine
 
 Way = Literal["auto", "lm", "adam", "encode", "refine", "poisson"]
 
@@ -91,7 +92,7 @@ def main(
     work = _Work(space, packed, folder, method, lm, adam, refine, protocols, resolution, components, seed)
     about = {
         "verb": "evaluate",
-        "model": space.fingerprint(),
+        "model": space.model.fingerprint(),
         "scans": [(split, name, packed.origin(name)["sha256"]) for split, name in names],
         "options": (packed.about, protocols, method, lm, adam, refine, resolution, components, seed),
     }
@@ -104,7 +105,7 @@ def main(
         settings |= dict.fromkeys(_OF_SPACES) if method == "poisson" else _of_fits(method, whole)
         settings |= _seconds(method, whole)
         if whole.fits:
-            save_fits(folder / "codes.safetensors", whole.fits, space)
+            save_fits(folder / "codes.safetensors", whole.fits, space.model)
         told = report([row["scores"] for row in whole.told], protocols, settings)
         told.write(folder)
         _draw(told, packed, folder)
@@ -161,8 +162,8 @@ class _Work:
         for (split, name), mesh in found:
             if mesh is not None:
                 truth = self.store.truth(name)
-                told = mesh if truth is None else picture.paint_distance(mesh, truth, limit=LIMIT)
-                files.write_mesh(mesh_file(self.folder, split, name), told)
+                told = mesh if truth is None else colors.paint_distance(mesh, truth, limit=LIMIT)
+                scan_files.write_mesh(mesh_file(self.folder, split, name), told)
             yield split, name, mesh
 
 
@@ -188,15 +189,15 @@ def _draw(report: Report, store: Store, folder: Path) -> None:
     for split in report.summary:
         for word, row in notable(report.rows, split).items():
             name = row["name"]
-            found = files.read_mesh(mesh_file(folder, split, name))
+            found = scan_files.read_mesh(mesh_file(folder, split, name))
             truth = store.truth(name)
             assert truth is not None  # evaluate refuses scans without one
-            scan = picture.mesh_of_scan(from_store(store, name))
-            painted = picture.paint_quality(found, limit=LIMIT)
+            scan = renderer.mesh_of_scan(from_store(store, name))
+            painted = colors.paint_quality(found, limit=LIMIT)
             pictures.append((f"{split}, {word}: {name}", [scan, found, painted, truth]))
     if pictures:
         titles = ("scan", "fit", "distance of the fit to the truth", "truth")
-        picture.contact_sheet(pictures, folder / "fits.png", titles=titles, limit=LIMIT)
+        sheet.contact_sheet(pictures, folder / "fits.png", titles=titles, limit=LIMIT)
 
 
 def _mesh(space: ShapeSpace, fit: Fit, resolution: int, components: Components) -> Trimesh | None:
@@ -208,6 +209,6 @@ def _mesh(space: ShapeSpace, fit: Fit, resolution: int, components: Components) 
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

@@ -22,11 +22,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shapespace.fitting.fit import AdamOptions, LMOptions
+from shapespace.fitting.clutter import Clutter
+from shapespace.fitting.fit import AdamOptions
+from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
 from shapespace.fitting.sequence import SequenceOptions, in_time
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import PIPE, Clutter, Named, Source, cleared, named
+from shapespace.tools._inputs import PIPE, Named, Source, cleared, named
 from shapespace.tools._outputs import Meshing, apart, destination, finish, shaped, warn
 from shapespace.tools._resume import Piece, kept
 
@@ -99,7 +101,7 @@ def main(
 
     about = {
         "verb": "fit",
-        "model": space.fingerprint(),
+        "model": space.model.fingerprint(),
         "scans": [(scan.name, scan.digest()) for scan in given],
         "options": (source, meshing, method, lm, adam, refine, clutter, seed),
     }
@@ -112,6 +114,6 @@ def main(
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

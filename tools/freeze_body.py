@@ -243,6 +243,6 @@ def continuous(quaternions: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run
+    from shapespace.tools.__main__ import cli
 
-    run(main)
+    cli(main)

@@ -16,12 +16,13 @@ from typing import Annotated, Literal
 import tyro
 
 from shapespace.evaluation import metrics
-from shapespace.fitting.fit import LMOptions
+from shapespace.fitting.levenberg_marquardt import LMOptions
+from shapespace.fitting.result import Fit, load_fits
 from shapespace.interpolation import Path as CodePath
-from shapespace.io import scan_files as files
+from shapespace.io import scan_files
 from shapespace.io.atomic import replacing
-from shapespace.rendering import renderer as picture
-from shapespace.space import Fit, ShapeSpace, load_fits
+from shapespace.rendering import animation, sheet
+from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import Source, gather
 
 
@@ -60,10 +61,10 @@ def main(
     meshes = space.interpolate(start, end, steps, path=path, resolution=resolution)
     for index, mesh in enumerate(meshes):
         file = out / f"{index:03d}.{format}"
-        files.write_mesh(file, mesh, unit=source.metres, up=source.up)
-    picture.animated_glb(meshes, out / "interpolation.glb")
+        scan_files.write_mesh(file, mesh, unit=source.metres, up=source.up)
+    animation.animated_glb(meshes, out / "interpolation.glb")
     area, volume = metrics.areas(meshes).tolist(), metrics.volumes(meshes).tolist()
-    picture.contact_sheet(
+    sheet.contact_sheet(
         [(f"{start.name} to {end.name}, {path}", meshes)],
         out / "interpolation.png",
         curves={"area (m²)": area, "volume (m³)": volume},
@@ -91,13 +92,13 @@ def _read(space: ShapeSpace, word: str) -> Fit | None:
     if not mark:
         return None
     path = Path(f"{file}.safetensors")
-    fits = {fit.name: fit for fit in load_fits(path, space)}
+    fits = {fit.name: fit for fit in load_fits(path, space.model)}
     if name not in fits:
         raise ValueError(f"no code named {name!r} in {path}; there are {', '.join(sorted(fits))}.")
     return fits[name]
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

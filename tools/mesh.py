@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from shapespace.io import scan_files as files
-from shapespace.space import Components, ShapeSpace, load_fits
-from shapespace.tools._inputs import file_name
+from shapespace.fitting.result import load_fits
+from shapespace.io import scan_files
+from shapespace.io.scan_files import file_name
+from shapespace.space import Components, ShapeSpace
 
 
 def main(
@@ -35,14 +36,14 @@ def main(
 
     """
     space = ShapeSpace.load(run)
-    fits = load_fits(codes, space)
+    fits = load_fits(codes, space.model)
     for fit in tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2):
         mesh = space.mesh(fit, resolution=resolution, components=components)
-        files.write_mesh(out / f"{file_name(fit.name)}.{format}", mesh)
+        scan_files.write_mesh(out / f"{file_name(fit.name)}.{format}", mesh)
     print(f"{len(fits)} meshes in {out}")
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

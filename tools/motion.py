@@ -19,7 +19,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,25 +27,23 @@ import tyro
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace.evaluation import metrics
+from shapespace.evaluation import metrics, sequences
 from shapespace.evaluation import motion as evaluate
+from shapespace.evaluation.corruptions import CASES
+from shapespace.evaluation.motion import choose, true_motion
 from shapespace.evaluation.scores import plain
-from shapespace.fitting.fit import LMOptions
+from shapespace.fitting.levenberg_marquardt import LMOptions
+from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions
 from shapespace.interpolation import Path as CodePath
-from shapespace.io import scan_files as files
+from shapespace.io import scan_files
 from shapespace.io.atomic import replacing
-from shapespace.models import registry as build
+from shapespace.models import registry
 from shapespace.models.base import DistanceModel
-from shapespace.rendering import renderer as picture
-from shapespace.space import Fit, ShapeSpace
-from shapespace.synthetic.body import Body, blend
-from shapespace.tools import _sequences
-from shapespace.tools._settings import of_fits, of_model
-from shapespace.tools._spoil import CASES
-from shapespace.tools.synthesize import Capture, Plan, read_plan, schedule, stage
-
-Pair = tuple[Capture, Capture]
+from shapespace.rendering import sheet
+from shapespace.space import ShapeSpace
+from shapespace.synthetic.people import read_plan
+from shapespace.tools._outputs import of_fits, of_model
 
 
 def main(
@@ -94,13 +91,13 @@ def main(
     if frames:
         if unknown := [name for name in cases if name not in CASES]:
             raise ValueError(f"no case {unknown[0]!r}: there are {', '.join(CASES)}.")
-        chosen_motions = list(_sequences.motions(plan, split, people, frames, seed))
+        chosen_motions = list(sequences.motions(plan, split, people, frames, seed))
         _write_sequences(
             [
                 row
                 for case in cases
                 for motion in chosen_motions
-                for row in _sequences.score(space, motion, case, lm, joint, resolution, seed)
+                for row in sequences.score(space, motion, case, lm, joint, resolution, seed)
             ],
             {**of_model(where, space), "lm": asdict(lm), "joint": asdict(joint), "data": data.resolve().name}
             | {"split": split, "frames": frames, "resolution": resolution, "seed": seed},
@@ -109,7 +106,7 @@ def main(
         return
     ways = possible(paths, space)
     chosen = choose(plan, split, pairs, seed)
-    scans = [files.read_scan(data / end.path, name=str(end.path)) for pair in chosen for end in pair]
+    scans = [scan_files.read_scan(data / end.path, name=str(end.path)) for pair in chosen for end in pair]
     encoded = fits = space.encode_scans(scans, seed=seed)
     if method == "auto":
         fits = space.fit_scans(scans, lm=lm, seed=seed)
@@ -131,13 +128,13 @@ def main(
     medians = {name: _medians([row for row in rows if row["path"] == name]) for name in (*ways, "truth")}
     with replacing(folder / "motion.json") as part:
         part.write_text(json.dumps(plain({"settings": settings, "medians": medians, "rows": rows}), indent=1))
-    picture.contact_sheet(pictures, folder / "motion.png")
+    sheet.contact_sheet(pictures, folder / "motion.png")
     _show(medians, f"medians over {len(chosen)} pairs of {split}; mm, and square metres for sa_sigma")
     print(f"rows in {folder / 'motion.json'}, the first pair in {folder / 'motion.png'}")
 
 
 def _write_sequences(rows: list[dict[str, Any]], settings: Mapping[str, Any], folder: Path) -> None:
-    page = _sequences.page(rows)
+    page = sequences.page(rows)
     with replacing(folder / "sequences.json") as part:
         part.write_text(json.dumps(plain({"settings": settings, "rows": rows}), indent=1))
     with replacing(folder / "sequences.md") as part:
@@ -152,7 +149,7 @@ def possible(paths: Sequence[CodePath], space: ShapeSpace) -> list[CodePath]:
     """
     if isinstance(space.model, DistanceModel) or "shortest" not in paths:
         return list(paths)
-    family = build.family(space.sizes)
+    family = registry.family(space.sizes)
     left: list[CodePath] = [path for path in paths if path != "shortest"]
     why = f"family {family} has no shortest path: that needs signed distances and codes that are vectors"
     if not left:
@@ -167,35 +164,6 @@ def _found(space: ShapeSpace, a: Fit, b: Fit, steps: int, path: CodePath, resolu
         return space.interpolate(a, b, steps, path=path, resolution=resolution)
     except ValueError:
         return None
-
-
-def choose(plan: Plan, split: str, pairs: int, seed: int) -> list[Pair]:
-    """Two captures of one person each, of the split, at random; person after person, and again from the first."""
-    rng = np.random.default_rng(seed)
-    there = [capture for capture in schedule(plan) if capture.split == split]
-    people = [list(group) for _, group in groupby(there, key=lambda capture: capture.subject)]
-    people = [captures for captures in people if len(captures) > 1]
-    if not people:
-        raise ValueError(
-            f"nobody has two poses in split {split!r} of this data set: choose another --split, or synthesize with "
-            "--test-people-poses 2."
-        )
-    found = []
-    for index in range(pairs):
-        captures = people[index % len(people)]
-        a, b = rng.permutation(len(captures))[:2]
-        found.append((captures[a], captures[b]))
-    return found
-
-
-def true_motion(plan: Plan, pair: Pair, steps: int) -> list[Trimesh]:
-    """Bodies between the two captures of a person, both ends included."""
-    body = Body.load()
-    (coefficients, start, _), (_, end, _) = (stage(plan.seed, capture) for capture in pair)
-    return [
-        Trimesh(body.pose(coefficients, blend(start.rotations, end.rotations, share)), body.faces, process=False)
-        for share in np.linspace(0, 1, steps)
-    ]
 
 
 def _medians(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -213,6 +181,6 @@ def _show(medians: Mapping[str, Mapping[str, float]], what: str) -> None:
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

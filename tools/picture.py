@@ -15,9 +15,9 @@ from typing import Annotated
 import tyro
 from trimesh import Trimesh
 
-from shapespace.data.scan_dataset import UnitName
-from shapespace.io import scan_files as files
-from shapespace.rendering import renderer as picture
+from shapespace.io import scan_files, units
+from shapespace.io.units import UnitName
+from shapespace.rendering import animation, colors, renderer, sheet
 
 
 def main(
@@ -34,7 +34,7 @@ def main(
     seconds: float = 4.0,
     play: bool = False,
     unit: UnitName = "m",
-    up: files.Up = "y",
+    up: units.Up = "y",
 ) -> None:
     """Draw.
 
@@ -61,11 +61,11 @@ def main(
             f"--frames {frames}, --columns {columns}, --size {size}, --seconds {seconds:g} make no picture: give at "
             "least 1 frame, 1 column, 16 pixels, and a time above 0."
         )
-    shapes = [_shape(file, limit, files.UNITS[unit], up) for file in meshes]
+    shapes = [_shape(file, limit, units.UNITS[unit], up) for file in meshes]
     if out.suffix.lower() == ".png":
         if play:
             raise ValueError(f"{out} does not move, and --play wants a film: give --out a name that ends in .gif.")
-        picture.contact_sheet(
+        sheet.contact_sheet(
             [
                 (", ".join(file.stem for file in meshes[k : k + columns]), shapes[k : k + columns])
                 for k in range(0, len(shapes), columns)
@@ -78,19 +78,19 @@ def main(
         )
     else:
         scenes = [[shape] for shape in (*shapes, *shapes[-2:0:-1])] if play else [shapes] * frames
-        picture.film(scenes, out, seconds=seconds, turn=turn, size=size, azimuth=azimuth, elevation=elevation)
+        animation.film(scenes, out, seconds=seconds, turn=turn, size=size, azimuth=azimuth, elevation=elevation)
     print(f"{len(shapes)} meshes in {out}")
 
 
-def _shape(file: Path, limit: float, unit: float, up: files.Up) -> Trimesh:
+def _shape(file: Path, limit: float, unit: float, up: units.Up) -> Trimesh:
     """What is to be drawn: a mesh, in the colours of its lengths if it has any, or the points of a scan."""
-    scan = files.read_scan(file, unit=unit, up=up)
+    scan = scan_files.read_scan(file, unit=unit, up=up)
     if scan.faces is None:
-        return picture.mesh_of_scan(scan)
-    return picture.paint_quality(files.read_mesh(file, unit=unit, up=up), limit=limit)
+        return renderer.mesh_of_scan(scan)
+    return colors.paint_quality(scan_files.read_mesh(file, unit=unit, up=up), limit=limit)
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

@@ -23,7 +23,8 @@ from shapespace.data.preprocess import pack
 from shapespace.data.scan_dataset import Recipe
 from shapespace.datasets import find_recipe
 from shapespace.datasets.folder import Folder
-from shapespace.io.scan_files import UNITS, Normals, Up
+from shapespace.io.checks import Normals
+from shapespace.io.units import UNITS, Up
 from shapespace.tools._resume import share
 
 
@@ -113,6 +114,6 @@ def _adapted(recipe: Recipe, unit: str | None, up: Up | None, scale: float | Non
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run
+    from shapespace.tools.__main__ import cli
 
-    run(main)
+    cli(main)

@@ -21,10 +21,9 @@ import tyro
 from shapespace.fitting.refine import RefineOptions
 from shapespace.geometry.normals import is_flat
 from shapespace.geometry.scan import Scan
-from shapespace.io import scan_files as files
+from shapespace.io import checks, scan_files, units
 from shapespace.reconstruct import DETAIL, Reconstruction, reconstruct
-from shapespace.rendering import plots
-from shapespace.rendering import renderer as picture
+from shapespace.rendering import plots, renderer, sheet
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run
 
@@ -36,8 +35,8 @@ def main(
     *,
     config: Annotated[TrainConfig[Any], tyro.conf.arg(name="")],
     refine: RefineOptions = DETAIL,
-    up: files.Up = "y",
-    normals: files.Normals = "auto",
+    up: units.Up = "y",
+    normals: checks.Normals = "auto",
     detail: bool = True,
     resolution: int = 256,
     out: Path = Path("reconstructed"),
@@ -55,7 +54,7 @@ def main(
         out: Folder for everything.
 
     """
-    scan = files.read_scan(points, name=points.stem, up=up, normals=normals)
+    scan = scan_files.read_scan(points, name=points.stem, up=up, normals=normals)
     if normals == "drop":
         scan = replace(scan, normals=None)
     run = Run(out)
@@ -68,22 +67,22 @@ def main(
     kind(found, scan, out, up, resolution)
 
 
-def _write_surface(found: Reconstruction, scan: Scan, out: Path, up: files.Up, resolution: int) -> None:
+def _write_surface(found: Reconstruction, scan: Scan, out: Path, up: units.Up, resolution: int) -> None:
     mesh = found.mesh(resolution=resolution)
-    files.write_mesh(out / "surface.ply", mesh, up=up)
+    scan_files.write_mesh(out / "surface.ply", mesh, up=up)
     titles = (f"{len(scan):,} points", "surface")
-    picture.contact_sheet([(scan.name, [picture.mesh_of_scan(scan), mesh])], out / "surface.png", titles=titles)
+    sheet.contact_sheet([(scan.name, [renderer.mesh_of_scan(scan), mesh])], out / "surface.png", titles=titles)
     print(f"surface in {out / 'surface.ply'}, picture in {out / 'surface.png'}")
 
 
-def _write_curve(found: Reconstruction, scan: Scan, out: Path, up: files.Up, resolution: int) -> None:
+def _write_curve(found: Reconstruction, scan: Scan, out: Path, up: units.Up, resolution: int) -> None:
     values, axes = found.plane(resolution=2 * resolution)
-    files.write_curves(out / "contour.svg", found.contours(resolution=2 * resolution))
+    plots.write_curves(out / "contour.svg", found.contours(resolution=2 * resolution))
     plots.write_png(plots.level_lines(values, axes, np.asarray(scan.points[:, :2])), out / "contour.png")
     print(f"curve in {out / 'contour.svg'}, picture in {out / 'contour.png'}")
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

@@ -19,16 +19,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from shapespace.fitting.fit import LMOptions
+from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.io.atomic import replacing
+from shapespace.io.checkpoints import load_tensors
 from shapespace.rendering import plots
-from shapespace.report import comparison as compare
-from shapespace.report import page
-from shapespace.report import run_page as trained
+from shapespace.report import comparison, page, run_page
 from shapespace.report.page import Notes, Section
 from shapespace.tools import interpolate as tool
 from shapespace.tools._inputs import Source
-from shapespace.training.run import Run, load_tensors
+from shapespace.training.run import Run
 
 
 def main(
@@ -45,20 +44,24 @@ def main(
     """
     if not runs:
         raise ValueError("no runs given: name the folders that `shapespace evaluate` has scored.")
-    scored, moved = compare.gather(runs)
-    paths = trained.walks(runs)
+    scored, moved = comparison.gather(runs)
+    paths = run_page.walks(runs)
     if interpolate and len(runs) == 1 and not paths and _goes(Run(runs[0])):
-        paths = trained.walks(runs)
-    learned = trained.gather(runs, scored, moved)
+        paths = run_page.walks(runs)
+    learned = run_page.gather(runs, scored, moved)
     names = list(dict.fromkeys([*(one.name for one in learned), *(one.run for one in scored)]))
     alone = len(learned or names) == 1  # with what was scored in its folder, as other spaces on the same scans
     folder = out or (runs[0] if len(runs) == 1 else Path("report"))
     folder.mkdir(parents=True, exist_ok=True)
-    errors = _drawn(plots.error_curves, compare.panels(scored), folder / compare.CURVES)
-    training = _drawn(plots.training_curves, trained.panels(learned), folder / trained.CURVES)
-    sections = [*compare.sections(scored, moved, errors), *trained.seen(scored, paths, alone=alone)]
-    sections += [*trained.learning(training), *compare.details(scored, alone=alone), *trained.origin(learned, scored)]
-    if absent := trained.missing(learned, scored, paths):
+    errors = _drawn(plots.error_curves, comparison.panels(scored), folder / comparison.CURVES)
+    training = _drawn(plots.training_curves, run_page.panels(learned), folder / run_page.CURVES)
+    sections = [*comparison.sections(scored, moved, errors), *run_page.seen(scored, paths, alone=alone)]
+    sections += [
+        *run_page.learning(training),
+        *comparison.details(scored, alone=alone),
+        *run_page.origin(learned, scored),
+    ]
+    if absent := run_page.missing(learned, scored, paths):
         sections.insert(0, Section("What is missing", [Notes(absent)]))
     title = f"Run {names[0]}" if alone else f"Runs compared: {', '.join(names)}"
     texts = {"report.md": page.markdown(title, sections), "report.html": page.html(title, sections)}
@@ -99,6 +102,6 @@ def _goes(run: Run) -> bool:
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

@@ -27,11 +27,13 @@ from shapespace.evaluation.scores import pipes
 from shapespace.evaluation.surface_benchmarks import FieldError, benchmark, field_error, known_surfaces
 from shapespace.fitting.refine import RefineOptions
 from shapespace.io.atomic import replacing
+from shapespace.io.scan_files import file_name
 from shapespace.reconstruct import DETAIL, Reconstruction, reconstruct
-from shapespace.rendering import renderer as picture
-from shapespace.tools._inputs import file_name, from_store
+from shapespace.rendering import renderer, sheet
+from shapespace.tools._config import expand, of_family
+from shapespace.tools._inputs import from_store
 from shapespace.tools.ablate import call
-from shapespace.training.config import TrainConfig, Weights, expand, of_family
+from shapespace.training.config import TrainConfig, Weights
 from shapespace.training.run import Run
 
 # A closed surface's points tell the distance everywhere.
@@ -180,14 +182,14 @@ def _detail(experiment: Detail) -> None:
         for way, mesh in ways.items():
             scores = metrics.score(["surface", "normals"], mesh, truth, scan)
             rows.append({"scan": name, "way": way, **scores["surface"], "angle": scores["normals"]["angle"]})
-        pictures.append((name, [picture.mesh_of_scan(scan), *ways.values(), truth]))
+        pictures.append((name, [renderer.mesh_of_scan(scan), *ways.values(), truth]))
     columns = [column for column in rows[0] if column not in ("scan", "way")]
     lines = [["way", *columns]]
     for way in dict.fromkeys(row["way"] for row in rows):
         medians = (np.median([row[column] for row in rows if row["way"] == way]) for column in columns)
         lines.append([way, *(f"{median:.2f}" for median in medians)])
     titles = ("scan", *dict.fromkeys(row["way"] for row in rows), "truth")
-    picture.contact_sheet(pictures, experiment.out / "detail.png", titles=titles)
+    sheet.contact_sheet(pictures, experiment.out / "detail.png", titles=titles)
     said = f"Medians over {len(pictures)} scans by protocol `surface` (mm), and the mean angle of normals (degrees)."
     _write(experiment.out, lines, rows, experiment, said)
 
@@ -215,14 +217,14 @@ def _benchmark(experiment: Benchmark) -> None:
         scan = case.scan.sample(100_000, np.random.default_rng(0))
         scores = metrics.score(["srb"], mesh, case.truth, scan, seed=experiment.single.seed)["srb"]
         rows.append({"object": case.name, **scores})
-        pictures.append((case.name, [picture.mesh_of_scan(case.scan), mesh]))
+        pictures.append((case.name, [renderer.mesh_of_scan(case.scan), mesh]))
     columns = [column for column in rows[0] if column != "object"]
     lines = [["object", *columns, "published d_C", "published d_H"]]
     for row in rows:
         published = PUBLISHED_BENCHMARK.get(row["object"])
         beside = ["-", "-"] if published is None else [f"{value:.2f}" for value in published]
         lines.append([row["object"], *(f"{row[column]:.3f}" for column in columns), *beside])
-    picture.contact_sheet(pictures, experiment.out / "benchmark.png", titles=("scan", "surface"))
+    sheet.contact_sheet(pictures, experiment.out / "benchmark.png", titles=("scan", "surface"))
     said = (
         "Protocol `srb`, in the unit of the files: chamfer is d_C, hausdorff d_H, both to the truth; the others go "
         "from the scan only. Published: IGR with normals, table 3 of its paper, after hours on a GPU."
@@ -281,6 +283,6 @@ def _write(out: Path, lines: Sequence[Sequence[str]], rows: Sequence[Any], exper
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from shapespace.data.scan_dataset import Recipe
 from shapespace.datasets import find_recipe
-from shapespace.io import scan_files as files
+from shapespace.io import scan_files, units
 from shapespace.io.atomic import replacing
+from shapespace.synthetic.people import write_json
 from shapespace.synthetic.scanner import Scanner
-from shapespace.tools.synthesize import write_json
 
 SEQUENCE = "scan"
 
@@ -31,7 +31,7 @@ def main(
     *,
     out: Path = Path("scanned"),
     unit: Literal["m", "cm", "mm", "in"] = "m",
-    up: files.Up = "y",
+    up: units.Up = "y",
     seed: int = 0,
 ) -> None:
     """Scan meshes virtually.
@@ -49,12 +49,12 @@ def main(
         raise ValueError(f"two meshes have one name ({', '.join(sorted(subjects))}): rename one, it names the subject.")
     recipe: Recipe = find_recipe("synthetic")
     for index, (path, subject) in enumerate(zip(tqdm(meshes, desc="scan", unit="mesh"), subjects, strict=True)):
-        whole = files.read_scan(path, unit=files.UNITS[unit], up=up)
+        whole = scan_files.read_scan(path, unit=units.UNITS[unit], up=up)
         if whole.faces is None:
             raise ValueError(f"{path} holds points without faces: a surface is needed for cameras to see.")
         recipe.check_size(whole)
         scan = Scanner().scan(whole.points, whole.faces, np.random.default_rng([seed, index]))
-        files.write_scan(out / "scans" / subject / SEQUENCE / f"{SEQUENCE}.000000.ply", scan)
+        scan_files.write_scan(out / "scans" / subject / SEQUENCE / f"{SEQUENCE}.000000.ply", scan)
         with replacing(out / f"registrations_{subject}.hdf5") as part, h5py.File(part, "w", locking=False) as file:
             file["faces"] = whole.faces
             file[f"{subject}_{SEQUENCE}"] = whole.points[..., None]
@@ -65,6 +65,6 @@ def main(
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run
+    from shapespace.tools.__main__ import cli
 
-    run(main)
+    cli(main)

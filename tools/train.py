@@ -25,7 +25,8 @@ import tyro
 from shapespace.data.store import Store
 from shapespace.io.atomic import claimed
 from shapespace.space import ShapeSpace
-from shapespace.training.config import TrainConfig, flatten, of_family
+from shapespace.tools._config import flatten, of_family
+from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run
 
 
@@ -121,6 +122,6 @@ def _join_processes() -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    from shapespace.tools.__main__ import run as run_tool
+    from shapespace.tools.__main__ import cli
 
-    run_tool(main)
+    cli(main)

@@ -9,17 +9,70 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
+from trimesh import Trimesh
 
-from shapespace.data.labels import Labels
 from shapespace.data.store import Source
-from shapespace.geometry import sampling
+from shapespace.geometry.proximity import inside
 from shapespace.geometry.scan import Scan
 
 _OF_THE_LOSS = ("surface", "normals", "lines", "shell", "box", "target", "query", "inside")
 
 Transform = Callable[[Any], Any]  # from torch-geometric `Data` to `Data`
+
+
+def shell(points: Float[Tensor, "*b n 3"], sigma: float, generator: Generator | None = None) -> Float[Tensor, "*b n 3"]:
+    """One Gaussian neighbour for each point, with standard deviation `sigma` in the points' unit (IGR, section 4)."""
+    return points + sigma * torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)
+
+
+def box(shape: tuple[int, ...], half: float, generator: Generator | None = None) -> Float[Tensor, "..."]:
+    """Points (*shape, 3), uniform in [-half, half]^3."""
+    return (torch.rand((*shape, 3), generator=generator) * 2 - 1) * half
+
+
+_POOL = 10_000  # points of each kind that are labelled for a scan
+
+
+_WIDTHS = (0.1, 0.01)
+
+
+class Labels:
+    """Points about each scan's true surface that are known to be inside or outside; `count` are drawn at a time.
+
+    A third of a scan's pool lies anywhere in the cube (Occupancy Networks), and a third each around the surface with a
+    standard deviation of 0.1 and 0.01 model units (IF-Nets, section 3.2). It is made when it is first asked for, which
+    takes a tenth of a second.
+    """
+
+    def __init__(self, store: Source, names: Sequence[str], count: int) -> None:
+        if bare := [name for name in names if not store.has_truth(name)]:
+            raise ValueError(
+                f"{len(bare):,} of {len(names):,} scans of {store.path} have no true surface, {bare[0]} for one, and "
+                "labels come from that. Choose a split of scans that have one, or a recipe that learns from raw scans."
+            )
+        self.store, self.names, self.count = store, names, count
+        self._pools: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def draw(self, row: int, rng: np.random.Generator) -> tuple[Float[np.ndarray, "l 3"], Bool[np.ndarray, "l"]]:
+        """Some points (model frame) of the scan in this row, and whether they are inside."""
+        if row not in self._pools:
+            self._pools[row] = self._made(row)
+        points, known = self._pools[row]
+        chosen = rng.integers(len(points), size=self.count)
+        return points[chosen], known[chosen]
+
+    def _made(self, row: int) -> tuple[Float[np.ndarray, "m 3"], Bool[np.ndarray, "m"]]:
+        name, rng = self.names[row], np.random.default_rng(row)
+        truth = self.store.truth(name)
+        assert truth is not None  # asked at the beginning
+        world = torch.from_numpy(np.asarray(truth.vertices)).float()
+        corners, faces = self.store.frame(name).to_model(world).numpy(), np.asarray(truth.faces)
+        on = Scan(name, corners, faces=faces).sample(len(_WIDTHS) * _POOL, rng).points
+        around = on + np.repeat(_WIDTHS, _POOL)[:, None] * rng.standard_normal(on.shape)
+        points = np.concatenate([rng.uniform(-1, 1, (_POOL, 3)), around]).astype(np.float32)
+        return points, inside(points, Trimesh(corners, faces, process=False))
 
 
 @dataclass(frozen=True)
@@ -103,8 +156,8 @@ def collate(
         points=points,
         surface=on,
         normals=normals,
-        shell=sampling.shell(on, sigma, generator) * space,
-        box=sampling.box((len(scans), max(1, on.shape[1] // 8)), half, generator) * space,
+        shell=shell(on, sigma, generator) * space,
+        box=box((len(scans), max(1, on.shape[1] // 8)), half, generator) * space,
         shape=torch.tensor([-1] * len(scans) if shape is None else list(shape)),
         lines=lines,
         sloped=sloped,

@@ -5,13 +5,9 @@ when it is complete; a killed run is continued by the same line. Several process
 the scans out: each packs its part, `OUT.2of4`, and the last one, or a line alone, copies the parts together.
 """
 
-import errno
-import glob
 import hashlib
 import json
 import os
-import re
-import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,15 +23,13 @@ import h5py
 import numpy as np
 import torch
 from tqdm import tqdm
-from trimesh import Trimesh
 
 from shapespace.data.scan_dataset import Entry, Recipe, read_split
-from shapespace.data.store import FORMAT, Store
-from shapespace.geometry import proximity as nearest
-from shapespace.geometry.frame import Frame
-from shapespace.geometry.scan import Scan
-from shapespace.io.hdf5 import has, held, readable
-from shapespace.io.scan_files import MIN_POINTS, Normals
+from shapespace.data.store import Store
+from shapespace.data.store_writer import _clean, _copy, _difference, _finish, _open_part, _pieces, _Ready, _size, _write
+from shapespace.geometry import proximity
+from shapespace.geometry.scan import MIN_POINTS
+from shapespace.io.checks import Normals
 
 OUTSIDE = 0.01  # of a scan's points may lie outside the model cube: raw scans have stray ones
 FAR = 0.04  # model units (5 cm for people): a true surface further away than this belongs to another frame
@@ -56,19 +50,6 @@ class Packed:
     bad: dict[str, str]
     notes: tuple[str, ...]
     fresh: bool
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """One scan, drawn and in its model frame."""
-
-    entry: Entry
-    scan: Scan
-    frame: Frame
-    digest: str
-    truth: Trimesh | None
-    note: str
-    estimated: bool
 
 
 @dataclass(frozen=True)
@@ -106,7 +87,7 @@ class _Work:
             )
         truth, note = self.recipe.truth(self.root, entry.name), ""
         if truth is not None:
-            away, _, _ = nearest.to_mesh(drawn.points[:500].astype(np.float64), truth)
+            away, _, _ = proximity.to_mesh(drawn.points[:500].astype(np.float64), truth)
             if np.median(away) > FAR * self.recipe.scale:
                 note = f"{entry.name}: its true surface lies {np.median(away):.2f} m away, so it was left out"
                 truth = None
@@ -260,12 +241,6 @@ def _about(recipe: Recipe, points: int, normals: str, seed: int, wanted: dict[st
     }
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Word how two `about` differ; the version does not count."""
-    keys = [key for key in new if key != "version" and old.get(key) != new[key]]
-    return ", ".join(f"{key} {old.get(key)} there, {new[key]} now" for key in keys)
-
-
 def _already(out: Path, about: dict[str, Any], entries: list[Entry], absent: dict[str, str], max_bad: int) -> Packed:
     """Report on the store that is there, if the same line made it from the same files."""
     remedy = "Say --overwrite to replace it, or choose another name."
@@ -344,86 +319,7 @@ def _prepared(work: _Work, entries: list[Entry], jobs: int) -> Iterator[tuple[En
 # -------------------------------------------------------------------------------------------------------------- pieces
 
 
-def _pieces(out: Path) -> list[Path]:
-    """The parts of a store that lie beside it."""
-    named = re.compile(re.escape(out.name) + r"\.\d+of\d+")
-    return sorted(path for path in out.parent.glob(f"{glob.escape(out.name)}.*of*") if named.fullmatch(path.name))
-
-
-def _copy(piece: Path, file: h5py.File, entries: list[Entry], about: dict[str, Any], overwrite: bool) -> None:
-    """Take over from a part, if it is there, the scans that the file has not yet."""
-    if not piece.exists():
-        return
-    store, remedy = Store(piece), "Remove it, and give the line again that packs it."
-    difference = _difference(store.about, about)
-    if difference and not overwrite:
-        raise ValueError(f"{piece} was packed with other arguments: {difference}. {remedy}")
-    names = set() if difference else set(store.names)
-    with h5py.File(piece, "r") as source, readable(piece, remedy):
-        for entry in entries:
-            if entry.name in names and entry.name not in file:
-                _copy_scan(held(source, entry.name), file, entry.name)
-    file.flush()
-
-
-def _copy_scan(scan: h5py.Group, file: h5py.File, name: str) -> None:
-    if has(scan, "truth"):
-        topology = f"_topologies/{scan['truth'].attrs['topology']}"
-        if topology not in file:
-            scan.file.copy(topology, file, topology)
-    scan.file.copy(scan, file, name)
-
-
 # ------------------------------------------------------------------------------------------------------------- writing
-
-
-def _size(entry: Entry) -> int:
-    return entry.path.stat().st_size
-
-
-def _open_part(part: Path, about: dict[str, Any], overwrite: bool) -> h5py.File:
-    """Open the unfinished store to go on with it, or begin one."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    if part.exists():
-        try:
-            _walk(part)
-            file = h5py.File(part, "r+")
-            old = json.loads(file.attrs["about"])
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"{part} is being written by another process. Wait for it, or choose another name."
-            ) from error
-        except (OSError, KeyError, ValueError, RuntimeError):  # killed while HDF5 wrote its tables: rare, and for good
-            print(f"note: {part} was broken when its writing was cut off, and is begun anew", file=sys.stderr)
-            part.unlink()
-        else:
-            difference = _difference(old, about)
-            if not difference:
-                return file
-            file.close()
-            if not overwrite:
-                raise ValueError(
-                    f"{part} was begun with other arguments: {difference}. Give the same to go on, or say --overwrite."
-                )
-            part.unlink()
-    file = h5py.File(part, "w")
-    file.attrs.update(format=FORMAT, about=json.dumps(about), **{key: about[key] for key in _PLAIN})
-    file.create_group("_topologies")
-    file.flush()
-    return file
-
-
-def _walk(part: Path) -> None:
-    """Open everything in the file but the points; what HDF5 raises tells that its tables are broken."""
-    with h5py.File(part, "r") as file:
-
-        def visit(_: str, thing: h5py.Group | h5py.Dataset) -> None:
-            dict(thing.attrs)
-
-        file.visititems(visit)
-
-
-_PLAIN = ("recipe", "source", "licence", "unit", "up", "scale")  # attributes that other programs may want to read
 
 
 def _fill(file: h5py.File, work: _Work, entries: list[Entry], jobs: int, progress: bool) -> dict[str, str]:
@@ -441,78 +337,3 @@ def _fill(file: h5py.File, work: _Work, entries: list[Entry], jobs: int, progres
             if progress:
                 tqdm.write(f"skipped {entry.name}: {ready}", file=sys.stderr)
     return bad
-
-
-def _clean(file: h5py.File, entries: list[Entry]) -> set[str]:
-    """Drop what a killed run left half written or what no longer is as it was read; name the scans that stay."""
-    sizes = {entry.name: _size(entry) for entry in entries}
-    done = set()
-    for subject in [key for key in file if not key.startswith("_")]:
-        for sequence in list(file[subject]):
-            for frame in list(file[subject][sequence]):
-                name = f"{subject}/{sequence}/{frame}"
-                if file[name].attrs.get("complete") and file[name].attrs["bytes"] == sizes.get(name):
-                    done.add(name)
-                else:
-                    del file[name]
-    return done
-
-
-def _write(file: h5py.File, ready: _Ready, root: Path) -> None:
-    """Write one scan; the mark `complete` comes last."""
-    _check_room(Path(file.filename), ready)
-    group = file.create_group(ready.entry.name)
-    for key in ("points", "normals", "lines", "sensors"):
-        values = getattr(ready.scan, key)
-        if values is not None:
-            group.create_dataset(key, data=values.astype(np.float32))
-    if ready.truth is not None:
-        faces = np.asarray(ready.truth.faces, dtype=np.int32)
-        topology = hashlib.sha256(faces.tobytes()).hexdigest()[:16]
-        if topology not in file["_topologies"]:
-            file["_topologies"].create_dataset(topology, data=faces)
-        truth = group.create_dataset("truth", data=np.asarray(ready.truth.vertices, dtype=np.float32))
-        truth.attrs["topology"] = topology
-    group.attrs.update(
-        centre=ready.frame.centre.numpy(),
-        scale=ready.frame.scale.numpy(),
-        file=os.path.relpath(ready.entry.path, root),
-        bytes=_size(ready.entry),
-        sha256=ready.digest,
-        note=ready.note,
-        estimated=ready.estimated,
-    )
-    file.flush()
-    group.attrs["complete"] = True
-    file.flush()
-
-
-def _check_room(part: Path, ready: _Ready) -> None:
-    """Fail before HDF5 does: a file that it could not write to the end cannot be gone on with.
-
-    Raises `OSError` if the disk has less room than the scan may take.
-    """
-    truth = () if ready.truth is None else (ready.truth.vertices, ready.truth.faces)
-    arrays = (ready.scan.points, ready.scan.normals, ready.scan.lines, ready.scan.sensors, *truth)
-    if shutil.disk_usage(part.parent).free < sum(array.nbytes for array in arrays if array is not None) + _MARGIN:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
-
-
-_MARGIN = 1 << 18  # bytes of the file's own that go with a scan, and with the names at the end
-
-
-def _finish(file: h5py.File, names: list[str], wanted: dict[str, list[str]], bad: dict[str, str]) -> None:
-    """Write the names, the splits (of scans that are there) and the refused scans."""
-    for key in ("_names", "_splits", "_bad"):
-        file.pop(key, None)
-    file["_names"] = _texts(names)
-    file["_bad"] = _texts([json.dumps(item) for item in sorted(bad.items())])
-    there, splits = set(names), file.create_group("_splits")
-    for split, members in wanted.items():
-        kept = [name for name in members if name in there]
-        if kept:
-            splits[split] = _texts(kept)
-
-
-def _texts(texts: list[str]) -> np.ndarray:
-    return np.array([text.encode() for text in texts], dtype=h5py.string_dtype())

@@ -1,19 +1,18 @@
 """A recipe: what there is to know about one data set in order to read it. Data are read, never shipped."""
 
-import difflib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
-import numpy as np
 from trimesh import Trimesh
 
 from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import UNITS, Normals, Up
+from shapespace.io.checks import Normals
+from shapespace.io.units import Up, check_size
 
 
 @dataclass(frozen=True)
@@ -65,57 +64,6 @@ class Recipe(ABC):
     def missing(self, what: Path, seen: str = "") -> FileNotFoundError:
         """Make the error for data that are not there: what was seen instead, what to get, and where to put it."""
         return FileNotFoundError(f"there is nothing like {what}. {seen + ' ' if seen else ''}{self.get}")
-
-
-def check_size(scan: Scan, *, scale: float, unit: float = 1.0) -> None:
-    """Refuse a scan (metres) whose size is not that of what `scale` was chosen for; the likely cause is its unit.
-
-    The size is the largest extent of all but the lowest and highest 1 % of the points, because raw scans have
-    stray ones. It must lie between 0.24 and 2.4 model units: 0.3 to 3 m for people. `unit` is metres per file unit.
-    """
-    size = _size(scan)
-    least, most = 0.24 * scale, 2.4 * scale
-    if least <= size <= most:
-        return
-    sizes = {name: size / unit * metres for name, metres in UNITS.items()}
-    likely = min(sizes, key=lambda name: abs(np.log(max(sizes[name], 1e-30) / (1.36 * scale))))
-    if least <= sizes[likely] <= most:
-        remedy = f"Are the files in {likely}? Then say --unit {likely}."
-    else:
-        remedy = "Is it the right file? If it is no person, give its size by --scale."
-    shown = f"{size:,.0f}" if size > 10 else f"{size:.3g}"
-    raise ValueError(f"scan {scan.name} is {shown} m large, and {least:.2g} to {most:.2g} m is expected. {remedy}")
-
-
-UnitName = Literal["m", "cm", "mm", "in"]
-
-
-class Unit(NamedTuple):
-    """A unit by its name, and the probability that it is the one, if it is one of these and the scans are people."""
-
-    name: UnitName
-    confidence: float
-
-
-def guess_unit(scans: Sequence[Scan]) -> Unit:
-    """The unit of scans (as their files have them) by how large people are, all of them in one unit.
-
-    The size of a scan (see `check_size`) is taken for that of a person: 1.5 m, give or take a quarter, whether they
-    stand, bend, or were seen in part. Where nobody is so large in any unit, it is metres, with no confidence at all.
-    """
-    sizes = np.array([_size(scan) for scan in scans])
-    off = {name: np.log(np.maximum(sizes, 1e-30) * metres / 1.5) / 0.25 for name, metres in UNITS.items()}
-    score = {name: -0.5 * float(np.square(each).mean()) for name, each in off.items()}
-    best = max(get_args(UnitName), key=lambda name: score[name])
-    if score[best] < -0.5 * 4**2:
-        return Unit("m", 0.0)
-    return Unit(best, 1 / sum(float(np.exp(other - score[best])) for other in score.values()))
-
-
-def _size(scan: Scan) -> float:
-    """The largest extent of all but the lowest and highest 1 % of the points."""
-    low, high = np.percentile(scan.points, [1, 99], axis=0)
-    return float((high - low).max())
 
 
 def frame_of(stem: str) -> str:
@@ -176,12 +124,3 @@ def _nested_names(content: Any) -> list[str]:
         for sequence, stems in sequences.items()
         for stem in stems
     ]
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """Word the second half of an error about an unknown name: the nearest known one, or some of what there is."""
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"Did you mean {close[0]}?"
-    shown = ", ".join(list(known)[:8]) + (", ..." if len(known) > 8 else "")
-    return f"There are {len(known):,}: {shown}." if known else "There are none."

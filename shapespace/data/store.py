@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float
 from trimesh import Trimesh
 
-from shapespace.data.scan_dataset import read_split, suggest
+from shapespace.data.scan_dataset import read_split
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
+from shapespace.io.errors import suggest
 from shapespace.io.hdf5 import MAX_READ, has, held, readable, told, written
 
 FORMAT = 1

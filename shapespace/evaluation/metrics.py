@@ -22,8 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from trimesh import Trimesh
 
-from shapespace.geometry.inside import inside
-from shapespace.geometry.proximity import each_other, to_mesh, to_points
+from shapespace.geometry.proximity import each_other, inside, to_mesh, to_points
 from shapespace.geometry.scan import Scan
 from shapespace.synthetic.body import Body
 

@@ -1,49 +1,17 @@
 """Found surfaces against true ones: one row of scores for each scan."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 from jaxtyping import Float
 from trimesh import Trimesh
 
-from shapespace.data.store import Store
 from shapespace.evaluation import metrics
-from shapespace.evaluation.scores import Report
-from shapespace.geometry import proximity as nearest
-
-SCAN_POINTS = 50_000  # of the packed scan, to tell which of the true surface was seen
-
-
-def scored(
-    found: Iterable[tuple[str, str, Trimesh | None]], store: Store, protocols: Sequence[str], *, seed: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Yield a row of scores for each of `found`: split, name in the store, mesh in metres (None: no surface was found).
-
-    Raises `ValueError` for a protocol that there is not, and for a scan without a true surface.
-    """
-    for split, name, mesh in found:
-        truth = store.truth(name)
-        if truth is None:
-            raise ValueError(
-                f"scan {name} has no true surface in {store.path}: scores need registrations beside the scans. "
-                "Pack them together (see the recipe), or evaluate another split."
-            )
-        packed = store.sample(name, min(SCAN_POINTS, store.count(name)), np.random.default_rng(seed))
-        scores = metrics.score(protocols, mesh, truth, packed.to_world(store.frame(name)), seed=seed)
-        yield {"name": name, "split": split, **scores}
-
-
-def report(rows: Sequence[Mapping[str, Any]], protocols: Sequence[str], settings: Mapping[str, Any]) -> Report:
-    """The rows with their summary, and what is needed to read them."""
-    chosen = {name: metrics.protocol(name) for name in protocols}
-    return Report(
-        protocols={name: protocol.description for name, protocol in chosen.items()},
-        units={name: protocol.all_units for name, protocol in chosen.items()},
-        rows=rows,
-        summary=metrics.summarise(rows),
-        settings=settings,
-    )
+from shapespace.geometry import proximity
+from shapespace.synthetic.body import Body
+from shapespace.synthetic.people import Capture, Plan, schedule, stage
+from shapespace.synthetic.poses import blend
 
 
 def motion(found: Sequence[Trimesh] | None, truth: Sequence[Trimesh], *, seed: int = 0) -> metrics.Row:
@@ -76,7 +44,7 @@ def offsets(found: Trimesh, truth: Trimesh, *, every: int = 4) -> Float[np.ndarr
     From the vertex to the nearest point of the found surface, along the true normal; both meshes in metres.
     """
     vertices = np.asarray(truth.vertices, dtype=np.float64)[::every]
-    _, _, closest = nearest.to_mesh(vertices, found)
+    _, _, closest = proximity.to_mesh(vertices, found)
     return metrics.MILLIMETRES * np.einsum("nd,nd->n", closest - vertices, truth.vertex_normals[::every])
 
 
@@ -90,3 +58,35 @@ def flicker(offsets: Sequence[Float[np.ndarray, "n"]]) -> float:
 
 def _centred(mesh: Trimesh) -> Trimesh:
     return Trimesh(mesh.vertices - mesh.centroid, mesh.faces, process=False)
+
+
+Pair = tuple[Capture, Capture]
+
+
+def choose(plan: Plan, split: str, pairs: int, seed: int) -> list[Pair]:
+    """Two captures of one person each, of the split, at random; person after person, and again from the first."""
+    rng = np.random.default_rng(seed)
+    there = [capture for capture in schedule(plan) if capture.split == split]
+    people = [list(group) for _, group in groupby(there, key=lambda capture: capture.subject)]
+    people = [captures for captures in people if len(captures) > 1]
+    if not people:
+        raise ValueError(
+            f"nobody has two poses in split {split!r} of this data set: choose another --split, or synthesize with "
+            "--test-people-poses 2."
+        )
+    found = []
+    for index in range(pairs):
+        captures = people[index % len(people)]
+        a, b = rng.permutation(len(captures))[:2]
+        found.append((captures[a], captures[b]))
+    return found
+
+
+def true_motion(plan: Plan, pair: Pair, steps: int) -> list[Trimesh]:
+    """Bodies between the two captures of a person, both ends included."""
+    body = Body.load()
+    (coefficients, start, _), (_, end, _) = (stage(plan.seed, capture) for capture in pair)
+    return [
+        Trimesh(body.pose(coefficients, blend(start.rotations, end.rotations, share)), body.faces, process=False)
+        for share in np.linspace(0, 1, steps)
+    ]

@@ -4,11 +4,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from trimesh import Trimesh
+
+from shapespace.data.store import Store
+from shapespace.evaluation import metrics
 from shapespace.io.atomic import replacing
 from shapespace.io.scan_files import file_name
 
@@ -183,3 +188,37 @@ def pipes(lines: Sequence[Sequence[str]], words: int = 3) -> str:
 def _word(value: Any) -> str:
     word = plain(value)
     return word if isinstance(word, str) else json.dumps(word, ensure_ascii=False)
+
+
+SCAN_POINTS = 50_000  # of the packed scan, to tell which of the true surface was seen
+
+
+def scored(
+    found: Iterable[tuple[str, str, Trimesh | None]], store: Store, protocols: Sequence[str], *, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Yield a row of scores for each of `found`: split, name in the store, mesh in metres (None: no surface was found).
+
+    Raises `ValueError` for a protocol that there is not, and for a scan without a true surface.
+    """
+    for split, name, mesh in found:
+        truth = store.truth(name)
+        if truth is None:
+            raise ValueError(
+                f"scan {name} has no true surface in {store.path}: scores need registrations beside the scans. "
+                "Pack them together (see the recipe), or evaluate another split."
+            )
+        packed = store.sample(name, min(SCAN_POINTS, store.count(name)), np.random.default_rng(seed))
+        scores = metrics.score(protocols, mesh, truth, packed.to_world(store.frame(name)), seed=seed)
+        yield {"name": name, "split": split, **scores}
+
+
+def report(rows: Sequence[Mapping[str, Any]], protocols: Sequence[str], settings: Mapping[str, Any]) -> Report:
+    """The rows with their summary, and what is needed to read them."""
+    chosen = {name: metrics.protocol(name) for name in protocols}
+    return Report(
+        protocols={name: protocol.description for name, protocol in chosen.items()},
+        units={name: protocol.all_units for name, protocol in chosen.items()},
+        rows=rows,
+        summary=metrics.summarise(rows),
+        settings=settings,
+    )

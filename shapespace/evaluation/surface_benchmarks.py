@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 from trimesh import Trimesh
 
-from shapespace.geometry import primitives as shapes
-from shapespace.geometry import proximity as nearest
-from shapespace.geometry.inside import inside
+from shapespace.geometry import primitives, proximity
 from shapespace.geometry.isosurface import isosurface
+from shapespace.geometry.proximity import inside
 from shapespace.geometry.scan import Scan
-from shapespace.io import scan_files as files
+from shapespace.io import formats, scan_files, units
 from shapespace.synthetic.body import Body
 from shapespace.synthetic.scanner import Scanner
 
@@ -55,9 +54,9 @@ def known_surfaces() -> dict[str, Known]:
     vertices, _ = body.rest(body.draw(np.random.default_rng(0)))
     middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     found = [
-        _in_closed_form("sphere", partial(shapes.sphere, centre=centre, radius=0.6)),
-        _in_closed_form("box", partial(shapes.box, half=half)),
-        _in_closed_form("torus", partial(shapes.torus, ring=0.5, tube=0.2)),
+        _in_closed_form("sphere", partial(primitives.sphere, centre=centre, radius=0.6)),
+        _in_closed_form("box", partial(primitives.box, half=half)),
+        _in_closed_form("torus", partial(primitives.torus, ring=0.5, tube=0.2)),
         _of_mesh("capsules", _in_closed_form("capsules", capsules).mesh),
         _of_mesh("body", Trimesh(vertices - middle, body.faces, process=False)),
     ]
@@ -67,7 +66,7 @@ def known_surfaces() -> dict[str, Known]:
 def _capsules(x: Float[Tensor, "n 3"], radius: float) -> Float[Tensor, "n"]:
     """Three limbs that meet; inside, a union of distances is a bound only."""
     ends = [torch.tensor(end) for end in ([0.6, 0.5, 0.0], [-0.6, 0.4, 0.2], [0.0, -0.7, -0.1])]
-    return shapes.union(*(shapes.capsule(x, torch.zeros(3), end, radius) for end in ends))
+    return primitives.union(*(primitives.capsule(x, torch.zeros(3), end, radius) for end in ends))
 
 
 def _in_closed_form(name: str, field: Callable[[Tensor], Tensor]) -> Known:
@@ -90,7 +89,7 @@ def _in_closed_form(name: str, field: Callable[[Tensor], Tensor]) -> Known:
 
 def _of_mesh(name: str, mesh: Trimesh) -> Known:
     def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
-        away, _, _ = nearest.to_mesh(points, mesh)
+        away, _, _ = proximity.to_mesh(points, mesh)
         return np.where(inside(points, mesh), -away, away)
 
     return Known(name, mesh, distance)
@@ -155,13 +154,13 @@ def benchmark(folder: Path, *, seed: int = 0) -> Iterator[Case]:
         raise ValueError(
             f"{folder / 'scans'} has {lost[0]}, and {folder / 'ground_truth'} has no truth for it. Add it."
         )
-    millimetre = files.UNITS["mm"]
+    millimetre = units.UNITS["mm"]
     for index, name in enumerate(sorted(scans or truths)):
-        known = files.read_scan(truths[name], name=name, unit=millimetre)
+        known = scan_files.read_scan(truths[name], name=name, unit=millimetre)
         faces = known.faces if known.faces is not None else np.empty((0, 3), dtype=int)
         truth = Trimesh(known.points, faces, process=False)
         if scans:
-            yield Case(name, files.read_scan(scans[name], name=name, unit=millimetre), truth)
+            yield Case(name, scan_files.read_scan(scans[name], name=name, unit=millimetre), truth)
         else:
             yield Case(name, _seen(known, np.random.default_rng([seed, index])), truth)
 
@@ -169,7 +168,7 @@ def benchmark(folder: Path, *, seed: int = 0) -> Iterator[Case]:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in files.suffixes())
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in formats.suffixes())
 
 
 def _seen(known: Scan, rng: np.random.Generator) -> Scan:

@@ -5,16 +5,14 @@ no camera saw: so the space is asked, by quick fits, which parts are one person.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shapespace.fitting.quality import ODD
-from shapespace.geometry import proximity as nearest
-from shapespace.geometry import segmentation as clutter
-from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import MIN_POINTS
+from shapespace.geometry import proximity, segmentation
+from shapespace.geometry.scan import MIN_POINTS, Scan
 
 NEAR = 0.03  # metres: a part of the person lies this close to what was fitted, at half of its points
 LARGE = 0.05  # share of the points from which on a part is asked about; what is less is left to the robust fit
@@ -40,23 +38,23 @@ def without_clutter(scan: Scan, attempt: Callable[[Scan], Tried] | None, *, seed
         return scan
     rng = np.random.default_rng(seed)
     sample = scan.sample(_DENSE, rng).without_strays().sample(_SAMPLED, rng)
-    found = clutter.planes(sample.points, rng)
+    found = segmentation.planes(sample.points, rng)
     sample = sample.take(np.flatnonzero(_off(found, sample.points)))
     if len(sample) < MIN_POINTS:
         return scan
-    parts = clutter.parts(sample.points)
+    parts = segmentation.parts(sample.points)
     kept = np.ones(parts.max() + 1, dtype=np.bool_)
     if attempt is not None:
         kept = _one_person(sample, parts, attempt)
     if not found and kept.all():
         return scan
     off = _off(found, scan.points)
-    _, near = nearest.to_points(scan.points, sample.points)
+    _, near = proximity.to_points(scan.points, sample.points)
     alone = scan.within(off & kept[parts[near]])
     return alone if len(alone) >= MIN_POINTS else scan
 
 
-def _off(planes: list[clutter.Plane], points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:
+def _off(planes: list[segmentation.Plane], points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:
     return ~np.any([plane.below(points) for plane in planes], axis=0) if planes else np.ones(len(points), np.bool_)
 
 
@@ -92,3 +90,6 @@ def _one_person(scan: Scan, parts: Int[np.ndarray, "n"], attempt: Callable[[Scan
     for part in order:
         kept[part] = part in person if part in large else explains(tried, [part])
     return kept
+
+
+Clutter = Literal["remove", "keep"]

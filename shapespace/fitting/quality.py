@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from trimesh import Trimesh
 
-from shapespace.geometry import proximity as nearest
+from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
 from shapespace.models.code import Code
-from shapespace.nn.prior import GaussianPrior
+from shapespace.nn.latent import GaussianPrior
 
 SEEN = 0.020  # metres: surface this close to a point of the scan was seen
 ODD = 8.0  # people that `humans` had never seen have 1.4 to 4.3, balls, boxes, chairs and the like 12 to 32
@@ -73,7 +73,7 @@ def judge(
     median, p95 = np.percentile(residuals, [50, 95]) if len(residuals) else (np.nan, np.nan)
     coverage = np.nan
     if mesh is not None and len(mesh.vertices) and len(scan):
-        coverage = float((nearest.to_points(np.asarray(mesh.vertices), scan.points)[0] < SEEN).mean())
+        coverage = float((proximity.to_points(np.asarray(mesh.vertices), scan.points)[0] < SEEN).mean())
     return Verdict(float(median), float(p95), np.nan if prior is None else oddness(code, prior), coverage)
 
 

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shapespace.data.loader import Batch, collate
-from shapespace.fitting.fit import draw, oriented
-from shapespace.geometry import proximity as nearest
+from shapespace.fitting.residuals import draw, oriented
+from shapespace.geometry import proximity
 from shapespace.geometry.mls import MovingLeastSquares
 from shapespace.geometry.scan import Scan
 from shapespace.models.base import DistanceModel
@@ -28,8 +28,7 @@ from shapespace.models.code import Code
 from shapespace.models.igr import IGR
 from shapespace.nn.mlp import Linearised
 from shapespace.training.objective import Objective, in_pieces
-from shapespace.training.optimizers import optimisers
-from shapespace.training.train import cosine
+from shapespace.training.optimizers import cosine, optimisers
 
 _WIDTHS = 0.03, 0.09  # standard deviations of the places around scan and fit, in model units
 _ASKED = 8192  # places at which a field that is told everywhere is asked, at each look, where it is wrong
@@ -210,7 +209,7 @@ def _with_detail(model: DistanceModel, scan: Scan, code: Code, held: Float[Tenso
 
     Where none meets them better than the model does (few points, or noisy ones), there is no detail.
     """
-    spacing = nearest.spacing(scan.points, neighbour=6)
+    spacing = proximity.spacing(scan.points, neighbour=6)
     candidates = [model, *(Detailed(model, scan, factor * spacing) for factor in (0.5, 0.7, 1.0, 1.4))]
     with torch.no_grad():
         return min(candidates, key=lambda made: float(made.field(held, code).abs().mean()))
@@ -265,14 +264,14 @@ def _signed(
     the side is that of the points around together, each the less the farther: beyond a sharp edge the nearest may be of
     the face that looks away.
     """
-    away, index = nearest.to_points(places, points)
+    away, index = proximity.to_points(places, points)
     height = ((places - points[index]) * normals[index]).sum(axis=1)
-    gap = nearest.spacing(points, neighbour=6)
+    gap = proximity.spacing(points, neighbour=6)
     over = np.square(away) - np.square(height) < gap**2
     side, distance = np.where(height < 0, -1.0, 1.0), np.where(over, np.abs(height), away)
     if whole:
         beyond = np.flatnonzero(~over)
-        around = nearest.neighbours(places[beyond], points, _PLANES)
+        around = proximity.neighbours(places[beyond], points, _PLANES)
         apart = places[beyond, None] - points[around]
         farther = np.linalg.norm(apart, axis=2) - away[beyond, None]
         heights = (apart * normals[around]).sum(axis=2) * np.maximum(1 - farther / gap, 0)

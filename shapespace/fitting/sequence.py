@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shapespace.fitting import tridiagonal as chain
-from shapespace.fitting.fit import LMOptions, Problem, State, descend, draw, oriented, residuals, with_normals
+from shapespace.fitting import tridiagonal
+from shapespace.fitting.levenberg_marquardt import LMOptions, State, descend
 from shapespace.fitting.quality import ODD, oddness
-from shapespace.geometry import similarity as pose
+from shapespace.fitting.residuals import Problem, draw, oriented, residuals, with_normals
+from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
 from shapespace.models.base import DistanceModel
@@ -120,7 +121,7 @@ def fit_jointly(
     code = problem.codes.like(found)
     placed = [moment.frame for moment in whole]
     if problem.posed:
-        placed = [frame.then(pose.frame_of(by)) for frame, by in zip(placed, poses.cpu(), strict=True)]
+        placed = [frame.then(similarity.frame_of(by)) for frame, by in zip(placed, poses.cpu(), strict=True)]
     off = [
         residuals(model, [moment.scan.to_model(frame)], code[index], seed)[0] if index in seen else flat.new_zeros(0)
         for index, (moment, frame) in enumerate(zip(whole, placed, strict=True))
@@ -157,12 +158,12 @@ def _descended(
     """Each of the moments after so many steps of its own, and what it costs."""
     problem = _problem(model, moments, lm, seed)
     rows = torch.arange(len(moments), device=problem.x.device)
-    state = descend(problem, rows, problem.at_rest(problem.codes.flat), steps, lm)
+    state = descend(problem.objective(rows), problem.at_rest(problem.codes.flat), max_steps=steps, ftol=lm.gain)
     codes, poses = problem.split(state.flat)
     after = [
         moment._replace(
             code=problem.codes.like(codes[row : row + 1]),
-            frame=moment.frame.then(pose.frame_of(poses[row].cpu())) if problem.posed else moment.frame,
+            frame=moment.frame.then(similarity.frame_of(poses[row].cpu())) if problem.posed else moment.frame,
         )
         for row, moment in enumerate(moments)
     ]
@@ -201,7 +202,7 @@ def _between(seen: Mapping[int, _Moment], index: int) -> _Moment:
     share = (index - before) / (behind - before) if behind > index > before else float(index > behind)
     a, b = seen[before], seen[behind]
     code = a.code.like(torch.lerp(a.code.flat, b.code.flat, share))
-    return _Moment(Scan("", np.empty((0, 3), np.float32)), code, pose.between(a.frame, b.frame, share))
+    return _Moment(Scan("", np.empty((0, 3), np.float32)), code, similarity.between(a.frame, b.frame, share))
 
 
 def _smoothed(
@@ -216,10 +217,10 @@ def _smoothed(
     every = torch.arange(len(rows), device=device)
     x = problem.at_rest(join([moment.code for moment in whole]).flat).double().cpu()
     stiffness = problem.precision.double().cpu() / options.bend**2
-    second = chain.second_differences(len(whole))
+    second = tridiagonal.second_differences(len(whole))
     offset = torch.zeros(len(second), x.shape[1], dtype=torch.float64)
     if problem.posed:
-        offset[:, -pose.SIZE :] = pose.bends([moment.frame for moment in whole])
+        offset[:, -similarity.SIZE :] = similarity.bends([moment.frame for moment in whole])
 
     def joint(x: Float[Tensor, "n k"]) -> tuple[State, Float[Tensor, "m k"], float]:
         state, bends = problem(every, x[rows].float().to(device)), second @ x + offset
@@ -229,7 +230,7 @@ def _smoothed(
         own, down = x.new_zeros(len(x), *stiffness.shape), -second.T @ bends @ stiffness
         own[rows] = state.hessian.double().cpu()
         down[rows] -= state.gradient.double().cpu()
-        return chain.solve(own, stiffness, down)
+        return tridiagonal.solve(own, stiffness, down)
 
     state, bends, cost = joint(x)
     for _ in range(options.rounds):

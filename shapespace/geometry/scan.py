@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from shapespace.geometry import normals
-from shapespace.geometry import proximity as nearest
+from shapespace.geometry import normals, proximity
 from shapespace.geometry.frame import Frame
 
 _FEW, _AFAR = 2000, 3.0  # points that tell where a camera stood, and how many units of the points away it is put
@@ -110,7 +109,7 @@ class Scan:
         """
         if self.faces is not None or len(self) <= _NEIGHBOUR:
             return self
-        away = nearest.reach(self.points, neighbour=_NEIGHBOUR)
+        away = proximity.reach(self.points, neighbour=_NEIGHBOUR)
         alone = away > _ALONE * np.median(away)
         return self.take(np.flatnonzero(~alone)) if alone.mean() > _MANY else self
 
@@ -181,3 +180,6 @@ class Scan:
             None if sensor is None else sensor.numpy(),
             lines=None if line is None else line.numpy(),
         )
+
+
+MIN_POINTS = 100  # fewer cannot describe a body; it also catches files that hold a skeleton or a single marker

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from shapespace.geometry import proximity as nearest
+from shapespace.geometry import proximity
 
 AREA = 0.6  # square metres of a plane; of people kept for tuning, at most 0.41 lie in one that bounds them
 GAP = 0.05  # between two parts, at least
@@ -49,7 +49,7 @@ def planes(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[P
     """
     found: list[Plane] = []
     rest = points.astype(np.float64)
-    cell = max(_CELL, 3 * nearest.spacing(rest, neighbour=1)) if len(rest) > 1 else _CELL
+    cell = max(_CELL, 3 * proximity.spacing(rest, neighbour=1)) if len(rest) > 1 else _CELL
     while len(found) < _PLANES and len(rest) > 3 and (plane := _largest(rest, cell, rng)) is not None:
         found.append(plane)
         rest = rest[~plane.below(rest)]
@@ -58,7 +58,7 @@ def planes(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[P
 
 def parts(points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:
     """Number the parts of points of even density: a chain of steps shorter than the gap joins what is one."""
-    gap = max(GAP, 4 * nearest.spacing(points, neighbour=1))
+    gap = max(GAP, 4 * proximity.spacing(points, neighbour=1))
     a, b = cKDTree(points).query_pairs(gap, output_type="ndarray").T
     graph = coo_array((np.ones(len(a), dtype=np.bool_), (a, b)), shape=(len(points), len(points)))
     return np.asarray(connected_components(graph, directed=False)[1])

@@ -1,6 +1,7 @@
 """AtlasNet (Groueix et al., CVPR 2018): parametric patches across many shapes."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -12,9 +13,10 @@ from trimesh import Trimesh
 from shapespace.data.loader import Batch
 from shapespace.models.base import ShapeModel
 from shapespace.models.code import Code
-from shapespace.models.encoders import Encoder
+from shapespace.models.encoders import Encoder, PointEncoder
 from shapespace.nn import losses
-from shapespace.nn.prior import GaussianPrior
+from shapespace.nn.latent import GaussianPrior
+from shapespace.nn.pointnet import PointNet
 
 
 class Patches(nn.Module):
@@ -76,3 +78,30 @@ class Atlas(ShapeModel):
             return Trimesh(vertices, all_faces, process=False)
 
         return [mesh(code[index]) for index in range(len(code))]
+
+
+@dataclass(frozen=True)
+class AtlasSizes:
+    """Sizes of an `Atlas` model. The defaults are the paper's (section 5)."""
+
+    code: int = 1024
+    """Numbers in a code."""
+    patches: int = 25
+    """Squares that make up the surface."""
+    width: int = 1024
+    """Units of the first hidden layer; the second and third have a half and a quarter."""
+    encoder_points: int = 2500
+    """Points that the encoder reads of a scan."""
+    encoder_width: int = 128
+    """Units of the encoder's shared layers."""
+    encoder_features: int = 1024
+    """Features over which the encoder takes the maximum."""
+
+
+def build_atlas(sizes: AtlasSizes) -> Atlas:
+    """Parametric patches."""
+    pointnet = PointNet(
+        code=sizes.code, count=sizes.encoder_points, width=sizes.encoder_width, features=sizes.encoder_features
+    )
+    decoder = Patches(code=sizes.code, patches=sizes.patches, width=sizes.width)
+    return Atlas(PointEncoder(pointnet), decoder, GaussianPrior(code=sizes.code))

@@ -1,5 +1,6 @@
 """What every family can do."""
 
+import hashlib
 from abc import ABC, abstractmethod
 
 import torch
@@ -10,9 +11,9 @@ from trimesh import Trimesh
 from shapespace.data.loader import Batch
 from shapespace.geometry.isosurface import by_signs, isosurface
 from shapespace.models.code import Code
+from shapespace.nn.latent import GaussianPrior
 from shapespace.nn.losses import Scalar
 from shapespace.nn.mlp import Linearised
-from shapespace.nn.prior import GaussianPrior
 
 
 class ShapeModel(nn.Module, ABC):
@@ -31,6 +32,14 @@ class ShapeModel(nn.Module, ABC):
     @abstractmethod
     def surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
         """One mesh for each code, outward, in the model frame."""
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any weight: codes belong to one model."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 class FieldModel(ShapeModel):

@@ -1,5 +1,6 @@
 """Convolutional Occupancy Networks (Peng et al., ECCV 2020), from labels or, with IGR's loss, from raw scans."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -7,12 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shapespace.data.loader import Batch
-from shapespace.models import sdf as distance
+from shapespace.models import sdf
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.models.occupancy import occupancy
-from shapespace.nn import feature_grid as volume
-from shapespace.nn import losses
+from shapespace.nn import feature_grid, losses
 from shapespace.nn.feature_grid import LocalPointNet, UNet
 from shapespace.nn.resnet import ResidualBlock
 
@@ -28,8 +28,8 @@ class ConvolutionalEncoder(nn.Module):
         super().__init__()
         if not plane and not grid:
             raise ValueError("a convolutional code needs --model.plane or --model.grid: both are 0.")
-        volume.check_halvings("plane", plane, depth - 1)
-        volume.check_halvings("grid", grid, depth - 1)
+        feature_grid.check_halvings("plane", plane, depth - 1)
+        feature_grid.check_halvings("grid", grid, depth - 1)
         self.count, self.plane, self.grid = count, plane, grid
         self.points = LocalPointNet(features=features, width=width)
         sizes = {"channels": features, "width": width, "depth": depth}
@@ -41,11 +41,11 @@ class ConvolutionalEncoder(nn.Module):
         points = batch.points[:, : self.count]
         places = []
         if self.planes is not None:
-            places += [(volume.cells(points[..., axes], self.plane), self.plane**2) for axes in _PLANES]
+            places += [(feature_grid.cells(points[..., axes], self.plane), self.plane**2) for axes in _PLANES]
         if self.volume is not None:
-            places.append((volume.cells(points, self.grid), self.grid**3))
+            places.append((feature_grid.cells(points, self.grid), self.grid**3))
         features = self.points(points, places)
-        means = [volume.mean_of(features, cell, count) for cell, count in places]
+        means = [feature_grid.mean_of(features, cell, count) for cell, count in places]
         parts = []
         if self.planes is not None:
             parts += [self.planes(mean.unflatten(2, (self.plane,) * 2)) for mean in means[: len(_PLANES)]]
@@ -90,14 +90,51 @@ class Convolutional(FieldModel):
         parts, features = list(code.parts), torch.zeros(())
         if self.encoder.planes is not None:
             for axes in _PLANES:
-                features = features + volume.read(parts.pop(0), x[..., axes])
+                features = features + feature_grid.read(parts.pop(0), x[..., axes])
         if self.encoder.volume is not None:
-            features = features + volume.read(parts.pop(0), x)
+            features = features + feature_grid.read(parts.pop(0), x)
         found = self.decoder(x, features)
-        return distance.from_sphere(x, found) if self.distance else -found
+        return sdf.from_sphere(x, found) if self.distance else -found
 
     def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """Cross-entropy of labels (section 3.3); or IGR's terms, which the paper has not."""
         if self.distance:
-            return distance.terms(distance.by_autograd(self.field), self.field, batch, code)
+            return sdf.terms(sdf.by_autograd(self.field), self.field, batch, code)
         return {"occupancy": occupancy(self, batch, code)}
+
+
+@dataclass(frozen=True)
+class ConvolutionalSizes:
+    """Sizes of a `Convolutional` model. The defaults are the paper's three planes (section 4 and supplementary)."""
+
+    features: int = 32
+    """Channels of the planes and of the volume."""
+    plane: int = 64
+    """Resolution of the three planes; 0: none."""
+    grid: int = 0
+    """Resolution of the volume; 0: none. The paper has 32 without planes."""
+    depth: int = 4
+    """Levels of the U-Nets."""
+    width: int = 32
+    """Channels of the U-Nets' first level, and units of encoder and decoder."""
+    blocks: int = 5
+    """Residual blocks of the decoder."""
+    encoder_points: int = 3000
+    """Points that the encoder reads of a scan."""
+    learn: Learn = "labels"
+    """From labels of inside and outside, as in the paper, or by IGR's loss from raw scans alone."""
+
+
+def build_convolutional(sizes: ConvolutionalSizes) -> Convolutional:
+    """A convolutional occupancy network, or its like that learns distances."""
+    encoder = ConvolutionalEncoder(
+        features=sizes.features,
+        width=sizes.width,
+        count=sizes.encoder_points,
+        plane=sizes.plane,
+        grid=sizes.grid,
+        depth=sizes.depth,
+    )
+    return Convolutional(
+        encoder, LocalMLP(features=sizes.features, width=sizes.width, blocks=sizes.blocks), sizes.learn
+    )

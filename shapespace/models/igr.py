@@ -1,16 +1,20 @@
 """Implicit Geometric Regularization (Gropp et al., ICML 2020) across many shapes."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.data.loader import Batch
-from shapespace.models import sdf as distance
+from shapespace.models import sdf
 from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
-from shapespace.models.encoders import Encoder
+from shapespace.models.encoders import Encoder, PointEncoder, TableEncoder, TaughtEncoder
 from shapespace.nn import losses
+from shapespace.nn.latent import Codebook, GaussianPrior
 from shapespace.nn.mlp import InPlane, Linearised, SkipMLP
-from shapespace.nn.prior import GaussianPrior
+from shapespace.nn.pointnet import PointNet
 
 
 class IGR(DistanceModel):
@@ -37,8 +41,78 @@ class IGR(DistanceModel):
 
         Only taught encoders have a `lesson`.
         """
-        terms = distance.terms(self.decoder.value_and_gradient, self.decoder, batch, code.parts[0])
+        terms = sdf.terms(self.decoder.value_and_gradient, self.decoder, batch, code.parts[0])
         terms["code"] = (code.flat.norm(dim=-1) if code.cost is None else code.cost).mean()
         if code.lesson is not None:
             terms["lesson"] = code.lesson.mean()
         return terms
+
+
+@dataclass(frozen=True)
+class IGRSizes:
+    """Sizes of an `IGR` model. The defaults are the paper's (section 6 and appendix)."""
+
+    code: int = 256
+    """Numbers in a code."""
+    width: int = 512
+    """Units in each hidden layer of the decoder."""
+    depth: int = 8
+    """Hidden layers of the decoder."""
+    skip: int = 4
+    """The layer at which the decoder's input enters once more."""
+    beta: float = 100.0
+    """Sharpness of the softplus."""
+    radius: float | None = 1.0
+    """Radius, in model units, of the sphere that the decoder is at the start; `null` for the scan's own, where a single
+    scan is reconstructed."""
+    space: Literal[2, 3] = 3
+    """Dimensions of the space in which the shapes lie: 2 for curves in the plane z = 0."""
+    encoder: Literal["points", "variational", "table", "taught"] = "points"
+    """Where codes come from: a PointNet; a variational one; a table of free codes (auto-decoder); or a table whose
+    codes a PointNet is taught to find."""
+    spread: float = 0.0
+    """Standard deviation of free codes at the start."""
+    modulate: Literal["input", "all"] = "input"
+    """Hidden layers of the decoder that the code shifts: the two at which the input enters, or all."""
+    encoder_points: int = 1024
+    """Points that the encoder reads of a scan."""
+    encoder_width: int = 128
+    """Units of the encoder's shared layers."""
+    encoder_features: int = 512
+    """Features over which the encoder takes the maximum."""
+
+
+def build_igr(sizes: IGRSizes, *, shapes: int = 0) -> IGR:
+    """An IGR model; a table has room for the codes of `shapes` training scans."""
+    if sizes.radius is None:
+        raise ValueError(
+            "model.radius is null, which is for `shapespace reconstruct`, where one scan has a size. "
+            "Give the radius of the sphere that the decoder is at the start, in model units, such as 0.3."
+        )
+    decoder = SkipMLP(
+        code=sizes.code,
+        width=sizes.width,
+        depth=sizes.depth,
+        skip=sizes.skip,
+        beta=sizes.beta,
+        radius=sizes.radius,
+        modulated=sizes.modulate == "all",
+        space=sizes.space,
+    )
+    placed = InPlane(decoder) if sizes.space == 2 else decoder
+    return IGR(_encoder(sizes, shapes), placed, GaussianPrior(code=sizes.code))
+
+
+def _encoder(sizes: IGRSizes, shapes: int) -> Encoder:
+    if sizes.encoder == "table":
+        return TableEncoder(Codebook(shapes=shapes, code=sizes.code, spread=sizes.spread))
+    pointnet = PointNet(
+        code=sizes.code,
+        count=sizes.encoder_points,
+        width=sizes.encoder_width,
+        features=sizes.encoder_features,
+        variational=sizes.encoder == "variational",
+    )
+    if sizes.encoder == "taught":
+        return TaughtEncoder(pointnet, Codebook(shapes=shapes, code=sizes.code, spread=sizes.spread))
+    return PointEncoder(pointnet)

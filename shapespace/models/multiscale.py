@@ -1,5 +1,6 @@
 """IF-Nets (Chibane et al., CVPR 2020): a pyramid of grids, from labels or, with IGR's loss, from raw scans."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -7,13 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shapespace.data.loader import Batch
-from shapespace.models import sdf as distance
+from shapespace.models import sdf
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.models.convolutional import Learn
 from shapespace.models.occupancy import occupancy
-from shapespace.nn import feature_grid as volume
-from shapespace.nn import losses
+from shapespace.nn import feature_grid, losses
 
 
 class PyramidEncoder(nn.Module):
@@ -24,7 +24,7 @@ class PyramidEncoder(nn.Module):
 
     def __init__(self, *, count: int, grid: int, width: int, levels: int) -> None:
         super().__init__()
-        volume.check_halvings("grid", grid, levels - 1)
+        feature_grid.check_halvings("grid", grid, levels - 1)
         self.count, self.grid = count, grid
         self.channels = [width * 2**level for level in range(levels)]
         self.pool = nn.MaxPool3d(2)
@@ -42,7 +42,7 @@ class PyramidEncoder(nn.Module):
     def forward(self, batch: Batch) -> Code:
         """Codes of a batch in one pass: the marked cells, and the features of each level."""
         points = batch.points[:, : self.count]
-        cell = volume.cells(points, self.grid)
+        cell = feature_grid.cells(points, self.grid)
         marks = points.new_zeros(len(points), self.grid**3).scatter(1, cell, 1.0)
         parts = [marks.view(-1, 1, *(self.grid,) * 3)]
         for level, block in enumerate(self.levels):
@@ -80,12 +80,38 @@ class Multiscale(FieldModel):
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """Minus the logit, or the signed distance in model units if it is learned from scans."""
         places = (x[:, :, None] + self.around).flatten(1, 2)
-        features = torch.cat([volume.read(part, places) for part in code.parts], dim=-1)
+        features = torch.cat([feature_grid.read(part, places) for part in code.parts], dim=-1)
         found = self.decoder(features.view(*x.shape[:2], -1))[..., 0]
-        return distance.from_sphere(x, found) if self.distance else -found
+        return sdf.from_sphere(x, found) if self.distance else -found
 
     def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """Cross-entropy of labels (section 3.2); or IGR's terms, which the paper has not."""
         if self.distance:
-            return distance.terms(distance.by_autograd(self.field), self.field, batch, code)
+            return sdf.terms(sdf.by_autograd(self.field), self.field, batch, code)
         return {"occupancy": occupancy(self, batch, code)}
+
+
+@dataclass(frozen=True)
+class MultiscaleSizes:
+    """Sizes of a `Multiscale` model. The defaults are those of IF-Nets for dense point clouds (supplementary)."""
+
+    grid: int = 128
+    """Resolution of the grid in which the points mark cells."""
+    levels: int = 5
+    """Levels of the pyramid."""
+    features: int = 16
+    """Channels of the first level; each further one has twice as many."""
+    width: int = 256
+    """Units of the decoder's layers (twice as many in the first)."""
+    step: float = 0.0722
+    """Distance of the six neighbours at which features are read too, in model units."""
+    encoder_points: int = 3000
+    """Points that the encoder reads of a scan."""
+    learn: Learn = "labels"
+    """From labels of inside and outside, as in the paper, or by IGR's loss from raw scans alone."""
+
+
+def build_multiscale(sizes: MultiscaleSizes) -> Multiscale:
+    """An IF-Net, or its like that learns distances."""
+    encoder = PyramidEncoder(count=sizes.encoder_points, grid=sizes.grid, width=sizes.features, levels=sizes.levels)
+    return Multiscale(encoder, width=sizes.width, step=sizes.step, learn=sizes.learn)

@@ -1,15 +1,17 @@
 """Occupancy Networks (Mescheder et al., CVPR 2019) across many shapes."""
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.data.loader import Batch
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
-from shapespace.models.encoders import Encoder
+from shapespace.models.encoders import Encoder, PointEncoder
 from shapespace.nn import losses
-from shapespace.nn.prior import GaussianPrior
-from shapespace.nn.resnet import ConditionalMLP
+from shapespace.nn.latent import GaussianPrior
+from shapespace.nn.resnet import ConditionalMLP, ResidualPointNet
 
 
 class Occupancy(FieldModel):
@@ -44,3 +46,26 @@ def occupancy(model: FieldModel, batch: Batch, code: Code) -> losses.Scalar:
         raise ValueError("labels need a true surface, and scans without any need normals: this batch has neither.")
     below = ((batch.shell - batch.surface) * batch.normals).sum(dim=-1) < 0
     return losses.occupancy(-model.field(batch.shell, code), below)
+
+
+@dataclass(frozen=True)
+class OccupancySizes:
+    """Sizes of an `Occupancy` model. The defaults are those of Occupancy Networks for point clouds (supplementary)."""
+
+    code: int = 512
+    """Numbers in a code."""
+    width: int = 256
+    """Units in each hidden layer of the decoder."""
+    blocks: int = 5
+    """Residual blocks of the decoder."""
+    encoder_points: int = 300
+    """Points that the encoder reads of a scan."""
+    encoder_width: int = 512
+    """Units of the encoder's layers."""
+
+
+def build_occupancy(sizes: OccupancySizes) -> Occupancy:
+    """An occupancy network."""
+    encoder = ResidualPointNet(code=sizes.code, count=sizes.encoder_points, width=sizes.encoder_width)
+    decoder = ConditionalMLP(code=sizes.code, width=sizes.width, blocks=sizes.blocks)
+    return Occupancy(PointEncoder(encoder), decoder, GaussianPrior(code=sizes.code))

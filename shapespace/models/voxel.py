@@ -1,15 +1,16 @@
 """The regular volumetric grid that IGR is compared with (Gropp et al., ICML 2020, section 7.2)."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.data.loader import Batch
-from shapespace.models import sdf as distance
+from shapespace.models import sdf
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
-from shapespace.nn import feature_grid as volume
-from shapespace.nn import losses
+from shapespace.nn import feature_grid, losses
 from shapespace.nn.latent import Codebook
 
 
@@ -35,9 +36,24 @@ class Voxel(FieldModel):
 
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """Signed distance in model units, negative inside."""
-        return volume.read((self.sphere + code.parts[0])[:, None], x)[..., 0]
+        return feature_grid.read((self.sphere + code.parts[0])[:, None], x)[..., 0]
 
     def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """IGR's terms; the gradient by differences over one cell, since that of a trilinear field jumps."""
-        both = distance.by_differences(self.field, 2 / (self.grid - 1))
-        return distance.terms(both, self.field, batch, code) | {"code": code.flat.norm(dim=-1).mean()}
+        both = sdf.by_differences(self.field, 2 / (self.grid - 1))
+        return sdf.terms(both, self.field, batch, code) | {"code": code.flat.norm(dim=-1).mean()}
+
+
+@dataclass(frozen=True)
+class VoxelSizes:
+    """Sizes of a `Voxel` model."""
+
+    grid: int = 32
+    """Nodes along each axis."""
+    radius: float = 0.5
+    """Radius, in model units, of the sphere that every shape is at the start."""
+
+
+def build_voxel(sizes: VoxelSizes, *, shapes: int = 0) -> Voxel:
+    """A table of grids, one for each of `shapes` training scans."""
+    return Voxel(Codebook(shapes=shapes, code=sizes.grid**3), grid=sizes.grid, radius=sizes.radius)

@@ -1,6 +1,7 @@
 """Curves of errors, drawn by matplotlib without a display; it is imported where it is needed, for it takes a second."""
 
 import io
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from shapespace.io.atomic import replacing
+from shapespace.io.scan_files import _write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,3 +186,18 @@ def svg(figure: "Figure") -> str:
     used = set(re.findall(r"#([\w-]+)", drawing))
     drawing = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", drawing)
     return drawing.replace(INK, "currentColor")
+
+
+def write_curves(path: str | os.PathLike[str], curves: Sequence[Float[np.ndarray, "k 2"]]) -> None:
+    """Write polylines of the plane as SVG, in their own unit; y points up."""
+    low, high = (kind([kind(curve, axis=0) for curve in curves], axis=0) for kind in (np.min, np.max))
+    margin = 0.05 * float((high - low).max())
+    x, y, width, height = (float(value) for value in (*(low - margin), *(high - low + 2 * margin)))
+    ways = [" L".join(f"{a:.6g},{b:.6g}" for a, b in curve) for curve in curves]
+    text = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{x:.6g} {-y - height:.6g} {width:.6g} {height:.6g}">',
+        f'<g transform="scale(1 -1)" fill="none" stroke="black" stroke-width="{0.1 * margin:.3g}">',
+        *(f'<path d="M{way}"/>' for way in ways),
+        "</g>\n</svg>\n",
+    ]
+    _write(Path(path), "\n".join(text).encode())

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from trimesh import Trimesh
 
-from shapespace.rendering import renderer as picture
+from shapespace.rendering import colors, renderer
 from shapespace.report.page import Part, tame
 
 MOST_FACES = 12_000
@@ -41,7 +41,7 @@ def pack(mesh: Trimesh, *, faces: int = MOST_FACES) -> str:
     low = places.min(axis=0).astype("<f4")
     step = np.float32(max(float(np.ptp(places, axis=0).max()), 1e-9) / STEPS)
     grid = ((places - low.astype(np.float64)) / float(step)).round().clip(0, STEPS).astype("<u2")
-    own = picture.own_colours(mesh)
+    own = colors.own_colours(mesh)
     colours = b"" if own is None else np.ascontiguousarray(own[source, :3]).tobytes()
     head = _HEAD.pack(len(grid), len(corners), own is not None, *low.tolist(), float(step))
     return base64.b64encode(head + grid.tobytes() + corners.astype("<u2").tobytes() + colours).decode()
@@ -120,7 +120,7 @@ class Turnables(Part):
 
     def _figure(self, figure: Figure) -> str:
         frames = " ".join(pack(frame, faces=self.faces) for frame in figure.frames)
-        clay = " ".join(f"{255 * channel:.0f}" for channel in picture.CLAY)
+        clay = " ".join(f"{255 * channel:.0f}" for channel in renderer.CLAY)
         words = escape(figure.caption, quote=True)
         still = f'<img alt="{words}" src="data:image/png;base64,{_png(figure.frames[0], self.size)}">'
         canvas = (
@@ -151,10 +151,10 @@ def _legend(limit: float) -> str:
 
 def ramp() -> str:
     """The colours of errors, as CSS has it."""
-    return f"linear-gradient(to right, {', '.join('#' + bytes(colour).hex() for colour in picture.ERROR_RAMP)})"
+    return f"linear-gradient(to right, {', '.join('#' + bytes(colour).hex() for colour in colors.ERROR_RAMP)})"
 
 
 def _png(mesh: Trimesh, size: int) -> str:
     data = io.BytesIO()
-    Image.fromarray(picture.render([mesh], size=size)).save(data, format="PNG", optimize=True)
+    Image.fromarray(renderer.render([mesh], size=size)).save(data, format="PNG", optimize=True)
     return base64.b64encode(data.getvalue()).decode()

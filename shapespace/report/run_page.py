@@ -13,8 +13,8 @@ from typing import Any
 from trimesh import Trimesh
 
 from shapespace.evaluation.scores import mesh_file, notable
-from shapespace.io import scan_files as files
-from shapespace.rendering import renderer as picture
+from shapespace.io import scan_files, units
+from shapespace.rendering import colors
 from shapespace.report.comparison import COLUMNS, Moved, Scored, below, label, runs, splits
 from shapespace.report.mesh_view import MOST_FACES, Figure, Turnables
 from shapespace.report.page import Chart, Notes, Part, Section, Table, Text
@@ -48,11 +48,11 @@ class Walk:
     kind: str
     meshes: Sequence[Path]
     unit: float
-    up: files.Up
+    up: units.Up
 
     def read(self) -> list[Trimesh]:
         """The shapes, metres, y up."""
-        return [files.read_mesh(file, unit=self.unit, up=self.up) for file in self.meshes]
+        return [scan_files.read_mesh(file, unit=self.unit, up=self.up) for file in self.meshes]
 
 
 def gather(folders: Sequence[Path], scored: Sequence[Scored], moved: Sequence[Moved]) -> list[Trained]:
@@ -178,9 +178,9 @@ def _shown(chosen: Sequence[tuple[str, Scored, str, Mapping[str, Any]]], faces: 
         if not file.is_file():
             absent.append(f"{word}: no surface was found, or its mesh is gone ({file.name}).")
             continue
-        mesh = files.read_mesh(file)
+        mesh = scan_files.read_mesh(file)
         coloured.append("quality" in mesh.vertex_attributes)
-        figures.append(Figure([picture.paint_quality(mesh, limit=LIMIT)], f"{word}: {row['name']}{_errors(row)}"))
+        figures.append(Figure([colors.paint_quality(mesh, limit=LIMIT)], f"{word}: {row['name']}{_errors(row)}"))
     parts: list[Part] = [Turnables(figures, LIMIT if any(coloured) else None, faces=faces)] if figures else []
     if not all(coloured):
         absent.append("Meshes in clay hold no errors: they were written by an earlier version. Score them again.")

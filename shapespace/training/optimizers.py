@@ -1,5 +1,6 @@
 """How the weights move: Adam for most, Muon for the hidden products, Adam row by row for free codes."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -101,3 +102,27 @@ def optimisers(model: ShapeModel, *, lr: float, lr_codes: float, lr_hidden: floa
     if hidden and lr_hidden is not None:
         parts.append(torch.optim.Muon(hidden, lr=lr_hidden, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     return Optimisers(*parts)
+
+
+# Factor on the learning rate at a step, and at a share of the training that has passed.
+Schedule = Callable[[int, float], float]
+
+
+def cosine(*, warmup: int, floor: float = 0.01) -> Schedule:
+    """Up over `warmup` steps, then down to `floor` along half a cosine."""
+
+    def factor(step: int, passed: float) -> float:
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(passed, 1.0))))
+
+    return factor
+
+
+def halving(*, every: int, warmup: int = 0) -> Schedule:
+    """Halved every `every` steps (IGR halves every 500 epochs)."""
+
+    def factor(step: int, passed: float) -> float:
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        return float(rise * 0.5 ** (step // every))
+
+    return factor

@@ -1,25 +1,22 @@
 """A run: the folder with everything that a training leaves."""
 
 import io
-import json
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from shapespace.io.atomic import replacing
+from shapespace.io.checkpoints import FORMAT, _described, _state
+from shapespace.io.settings import parse_settings
 
-FORMAT = 1
 MACHINE = "machine"  # tag of the words in TensorBoard
 
 
@@ -127,111 +124,28 @@ class Run:
         return str(self.settings().get("family", "igr"))
 
 
-class SettingsLoader(yaml.SafeLoader):
-    """YAML of settings: values, and nothing that runs code or, by naming itself again, unfolds to any size.
-
-    YAML 1.1 reads 1e-3 as text; we read it as a number.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """One node, unless it is an alias."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("settings have no anchors and aliases: write the value out")
-        return super().compose_node(parent, index)
+def machine() -> str:
+    """Processor, threads, GPU if there is one, and version of torch."""
+    cpu = "unknown processor"
+    if (info := Path("/proc/cpuinfo")).exists():
+        cpu = next((s.split(":")[1].strip() for s in info.read_text().splitlines() if "model name" in s), cpu)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{cpu}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
 
-SettingsLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-
-
-def parse_settings(text: bytes, source: object) -> dict[str, Any]:
-    """Settings from YAML; `source` is how the file is called in the sentence of the `ValueError` for bad ones."""
-    try:
-        content = yaml.load(text, Loader=SettingsLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}. Mend the file.") from None
-    if not isinstance(content or {}, dict):
-        raise ValueError(f"{source} holds a {type(content).__name__}, not settings: write `group: {{name: value}}`.")
-    if wrong := [name for name in content or {} if not isinstance(name, str)]:
-        raise ValueError(f"{source} has a setting called {wrong[0]!r}, which is no name: write words.")
-    return content or {}
-
-
-def _state(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
-    """The state of a training, with at least these `keys`.
-
-    A file from a stranger cannot run code, nor unpack to more than it holds.
-    """
-    damaged = f"{path} is damaged, or no checkpoint of ours"
-    remedy = "Remove it and train again, or take the run's whole folder from where it came."
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise ValueError("it is packed")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        missing = [key for key in keys if key not in state]
-    except OSError:
-        raise
-    except Exception as error:  # of the many kinds that torch, pickle and zipfile raise
-        what = str(error).split("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"{damaged} ({what}). {remedy}") from error
-    if missing:
-        raise ValueError(f"{damaged} (it has no {missing[0]}). {remedy}")
-    form = state.get("format", 1)  # the first ones had no number
-    if form != FORMAT:
-        raise ValueError(
-            f"{path} has format {form}, this version reads {FORMAT}. Train again, or from its model: "
-            f"shapespace train STORE --start {path.parent} --out OTHER, or go on with the version that wrote it."
+def _find(path: str | FilePath) -> FilePath:
+    """The file of a model: in a run's folder, by its own path, or among those that come with the package."""
+    file = FilePath(path)
+    if file.exists() or file.suffix or len(file.parts) != 1:
+        return Run(file).weights if file.is_dir() else file
+    packaged = {entry.name.removesuffix(".safetensors"): entry for entry in _assets() if entry.suffix == ".safetensors"}
+    if file.name not in packaged:
+        raise FileNotFoundError(
+            f"no model at {file}: there is no such folder, and no space of that name comes with the package (it has "
+            f"{', '.join(sorted(packaged))}). Give the folder of a run, or one of these names."
         )
-    return dict(state)
+    return packaged[file.name]
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Tensors with a description (JSON in the metadata), atomically."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as part:
-        part.write_bytes(save(contiguous, metadata={"shapespace": json.dumps({"format": FORMAT, **about})}))
-
-
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and their description; `kind` ("model", "codes") is what they must be.
-
-    Raises `FileNotFoundError` or `ValueError` with a sentence.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {kind} at {path}: give the folder of a run, or a .safetensors file that it wrote.")
-    about = _described(path, kind)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): write it again.") from None
-    return tensors, about
-
-
-def _described(path: Path, kind: str) -> dict[str, Any]:
-    """What a safetensors file of ours tells of itself."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = dict(json.loads((file.metadata() or {}).get("shapespace", "{}")))
-    except (SafetensorError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): write it again.") from None
-    if about.get("kind") != kind:
-        raise ValueError(
-            f"{path} holds {about.get('kind', 'something else')}, not a shapespace {kind}: give another file."
-        )
-    if about.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {about.get('format')}, this version reads {FORMAT}: {_REBUILD[kind]}, or install the "
-            "version that wrote it."
-        )
-    return about
-
-
-_REBUILD = {
-    "model": "train again, shapespace train STORE --out FOLDER",
-    "codes": "fit the scans again, shapespace fit RUN SCANS --out FOLDER",
-}
+def _assets() -> list[FilePath]:
+    return [FilePath(str(entry)) for entry in (resources.files("shapespace.datasets") / "assets").iterdir()]

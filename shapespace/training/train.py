@@ -9,29 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from trimesh import Trimesh
 
 from shapespace.data.loader import Batch, StepDataset, batches
-from shapespace.machine import machine
 from shapespace.models.base import ShapeModel
-from shapespace.models.code import Code
-from shapespace.rendering import renderer as picture
 from shapespace.training.monitor import Watch
 from shapespace.training.objective import Execution, Objective, Products, choose, settle_products
-from shapespace.training.optimizers import Optimisers
-from shapespace.training.run import MACHINE, Run
-
-THUMBNAIL = 64  # pixels of a picture in TensorBoard's projector
-PICTURED_CELLS = 48  # along the cube's edge, of the meshes in these pictures
-
-# Factor on the learning rate at a step, and at a share of the training that has passed.
-Schedule = Callable[[int, float], float]
+from shapespace.training.optimizers import Optimisers, Schedule
+from shapespace.training.run import MACHINE, Run, machine
+from shapespace.training.tensorboard import _record, _record_codes, _record_meshes
 
 
 @dataclass(frozen=True)
@@ -198,71 +188,6 @@ def _passed(step: int, seconds: float, plan: Plan, asked: Sequence[int], device:
     return share
 
 
-def _record(
-    writer: Any,
-    bar: Any,
-    step: int,
-    loss: Tensor,
-    terms: Mapping[str, Tensor],
-    optimiser: Optimisers,
-) -> None:
-    writer.add_scalar("loss", loss.item(), step)
-    writer.add_scalar("lr", optimiser.param_groups[0]["lr"], step)
-    for name, term in terms.items():
-        writer.add_scalar(f"terms/{name}", term.item(), step)
-    shown = {name: f"{terms[name].item():.4f}" for name in ("surface", "occupancy", "chamfer") if name in terms}
-    bar.set_postfix(loss=f"{loss.item():.4f}", **shown, refresh=False)
-
-
-@torch.no_grad()
-def _record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device) -> None:
-    """The surfaces of one batch's first scan, coarse, for TensorBoard's mesh page."""
-    model.eval()
-    mesh = _shape(model, model.encode(dataset[0].to(device))[0], 64)
-    model.train()
-    if not len(mesh.faces):  # no surface yet: early in a training that is ordinary
-        return
-    vertices, faces = torch.from_numpy(mesh.vertices.copy()), torch.from_numpy(mesh.faces.copy())
-    writer.add_mesh("surface", vertices=vertices[None].float(), faces=faces[None].int(), global_step=step)
-
-
-@torch.no_grad()
-def _record_codes(
-    writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device, most: int
-) -> None:
-    """Codes of training scans, evenly spread over them, for TensorBoard's projector: each with a picture of its shape.
-
-    Codes that are longer than there are of them are turned onto the axes that they span: distances stay the same.
-    """
-    model.eval()
-    rows = np.unique(np.linspace(0, len(dataset.names) - 1, most).round().astype(int)).tolist()
-    names = [dataset.names[row].replace("\t", " ") for row in rows]
-    codes = [model.encode(dataset.visit(row).to(device)) for row in rows]
-    pictures = [picture.thumbnail(_shape(model, code, PICTURED_CELLS), THUMBNAIL) for code in codes]
-    flat = torch.cat([code.flat for code in codes]).cpu()
-    if flat.shape[1] > len(flat):
-        left, length, _ = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
-        flat = left * length
-    model.train()
-    writer.add_embedding(
-        flat,
-        metadata=[[name, name.partition("/")[0]] for name in names],
-        metadata_header=["scan", "subject"],
-        label_img=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255,
-        global_step=step,
-        tag="codes",
-    )
-
-
-def _shape(model: ShapeModel, code: Code, resolution: int) -> Trimesh:
-    """The surface of a code; a mesh without faces where there is none."""
-    try:
-        (mesh,) = model.surface(code, resolution=resolution)
-    except ValueError:
-        return Trimesh()
-    return mesh
-
-
 @torch.no_grad()
 def training_codes(model: ShapeModel, dataset: StepDataset, device: torch.device) -> Tensor:
     """Flat codes of all training scans, in the order of their rows."""
@@ -303,23 +228,3 @@ def _restore(model: ShapeModel, optimiser: Optimisers, run: Run) -> tuple[int, f
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     return int(state["step"]), float(state["seconds"])
-
-
-def cosine(*, warmup: int, floor: float = 0.01) -> Schedule:
-    """Up over `warmup` steps, then down to `floor` along half a cosine."""
-
-    def factor(step: int, passed: float) -> float:
-        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(passed, 1.0))))
-
-    return factor
-
-
-def halving(*, every: int, warmup: int = 0) -> Schedule:
-    """Halved every `every` steps (IGR halves every 500 epochs)."""
-
-    def factor(step: int, passed: float) -> float:
-        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        return float(rise * 0.5 ** (step // every))
-
-    return factor

@@ -28,11 +28,11 @@ import numpy as np
 from trimesh import Trimesh
 from trimesh.visual import ColorVisuals
 
-from shapespace.data.scan_dataset import UnitName
-from shapespace.io import scan_files as files
+from shapespace.io import scan_files, units
+from shapespace.io.units import UnitName
 from shapespace.models.registry import family
-from shapespace.rendering import renderer as picture
-from shapespace.report import mesh_view as turnable
+from shapespace.rendering import animation, renderer
+from shapespace.report import mesh_view
 from shapespace.viewer.scene import (
     COARSE,
     DEVIATION_LIMIT,
@@ -66,7 +66,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ACCEPTED = ".ply,.obj,.npy,.npz,.xyz,.glb,.off,.stl"  # what the page's file chooser offers; the bytes decide
 RESOLUTIONS = ("64", "96", str(FINE), "192", "256")
 FORMATS = ("ply", "obj", "glb")
-CLAY = tuple(round(255 * channel) for channel in picture.CLAY)
+CLAY = tuple(round(255 * channel) for channel in renderer.CLAY)
 TRUTH_COLOUR = (178, 190, 204)
 FLOOR = (215, 212, 208)
 VIEW = np.array([0.2, 0.16, 0.967])  # unit vector to where one stands: before the shapes, a little aside and above
@@ -112,7 +112,7 @@ class Viewer:
         scene.configure_default_lights(enabled=False)
         scene.configure_environment_map(None)
         scene.add_light_hemisphere("/sky", sky_color=(255, 255, 255), ground_color=(214, 204, 196), intensity=1.6)
-        scene.add_light_directional("/key", intensity=2.2, position=tuple(10 * picture.KEY), cast_shadow=False)
+        scene.add_light_directional("/key", intensity=2.2, position=tuple(10 * renderer.KEY), cast_shadow=False)
         scene.add_grid("/floor", width=6.0, height=6.0, plane="xz", cell_color=(238, 236, 233), section_color=FLOOR)
         camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), tuple(4.5 * VIEW), (0.0, 0.85, 0.0)
         camera.fov = 0.75  # radians, from the lowest to the highest
@@ -234,7 +234,7 @@ class Page:
         self._resolution.on_update(lambda _: self.ask())
         with gui.add_folder("A scan of yours"):
             self._unit = gui.add_dropdown("unit", ("auto", *get_args(UnitName)))
-            self._up = gui.add_dropdown("up axis", get_args(files.Up), initial_value="y")
+            self._up = gui.add_dropdown("up axis", get_args(units.Up), initial_value="y")
             self._upload = gui.add_upload_button("Fit a scan file", mime_type=ACCEPTED)
             self._upload.on_upload(lambda _: self._uploaded())
 
@@ -338,7 +338,7 @@ class Page:
         self._say(f"Fitting {file.name}: some seconds.")
         self._fitting.submit(self._take, file.name, file.content, unit, up)
 
-    def _take(self, name: str, data: bytes, unit: Any, up: files.Up) -> None:
+    def _take(self, name: str, data: bytes, unit: Any, up: units.Up) -> None:
         """Fit what was uploaded, and show it in the colours of its uncertainty, or of its error."""
         try:
             name = self.stage.take(name, data, unit=unit, up=up)
@@ -360,7 +360,7 @@ class Page:
             return
         stem = re.sub(r"[^\w.-]+", "_", self.scene.name) or "mesh"
         name = f"{Path(stem).stem}.{self._format.value}"
-        self.client.send_file_download(name, files.mesh_bytes(self.scene.mesh, Path(name)), save_immediately=True)
+        self.client.send_file_download(name, scan_files.mesh_bytes(self.scene.mesh, Path(name)), save_immediately=True)
 
     # ---------------------------------------------------------------- what is drawn
 
@@ -420,7 +420,7 @@ class Page:
         if old is not None:
             old.remove()
         if painted:
-            self._nodes[key] = scene.add_glb(f"/{key}", picture.painted_glb(mesh))
+            self._nodes[key] = scene.add_glb(f"/{key}", animation.painted_glb(mesh))
         else:
             self._nodes[key] = scene.add_mesh_simple(
                 f"/{key}", mesh.vertices, mesh.faces, color=np.array(colour), side="double"
@@ -555,7 +555,7 @@ def legend(limit: float) -> str:
     words = "".join(f"<span>{word}</span>" for word in ("0", f"{limit / 2:g}", f"{limit:g} mm and more"))
     return (
         '<div style="padding: 0.4em 0.8em; font-size: 0.85em">'
-        f'<div style="height: 0.8em; border-radius: 2px; background: {turnable.ramp()}"></div>'
+        f'<div style="height: 0.8em; border-radius: 2px; background: {mesh_view.ramp()}"></div>'
         f'<div style="display: flex; justify-content: space-between">{words}</div></div>'
     )
 

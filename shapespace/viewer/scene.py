@@ -19,20 +19,22 @@ from jaxtyping import Float, UInt8
 from trimesh import Trimesh
 
 from shapespace.data.loader import Batch
-from shapespace.data.scan_dataset import UnitName, guess_unit, suggest
 from shapespace.evaluation import metrics
 from shapespace.fitting.quality import judge
+from shapespace.fitting.result import Fit
 from shapespace.geometry import isosurface
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.proximity import to_mesh
 from shapespace.geometry.scan import Scan
-from shapespace.io import scan_files as files
+from shapespace.io import scan_files, units
+from shapespace.io.errors import suggest
+from shapespace.io.units import UnitName, guess_unit
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.models.registry import family
 from shapespace.nn.losses import Scalar
-from shapespace.rendering import renderer as picture
-from shapespace.space import Fit, ShapeSpace
+from shapespace.rendering import colors, renderer
+from shapespace.space import ShapeSpace
 
 COARSE = 32  # cells along an edge: on one core 0.16 s for `humans`, and arms and legs are there
 FINE = 128
@@ -281,7 +283,7 @@ class Stage:
 
     # ---------------------------------------------------------------- a visitor's own scan
 
-    def take(self, name: str, data: bytes, *, unit: Literal["auto"] | UnitName = "auto", up: files.Up = "y") -> str:
+    def take(self, name: str, data: bytes, *, unit: Literal["auto"] | UnitName = "auto", up: units.Up = "y") -> str:
         """Read and fit the scan in a file's bytes, and give the name that it can be chosen by.
 
         Raises `ValueError` with the sentence that the command line has for a file that is no scan.
@@ -289,9 +291,11 @@ class Stage:
         name = name.replace("\\", "/").rpartition("/")[2][:100] or "scan"
         if len(data) > MAX_UPLOAD:
             raise too_large(name, len(data))
-        raw = files.read_bytes(data, name=name, unit=1.0 if unit == "auto" else files.UNITS[unit], up=up, called=name)
+        raw = scan_files.read_bytes(
+            data, name=name, unit=1.0 if unit == "auto" else units.UNITS[unit], up=up, called=name
+        )
         if unit == "auto":
-            metres = files.UNITS[guess_unit([raw]).name]
+            metres = units.UNITS[guess_unit([raw]).name]
             raw = raw.to_world(Frame(torch.zeros(3), torch.tensor(metres)))
         while name in self.names:
             name = f"{name} again"
@@ -355,14 +359,14 @@ class Stage:
         painted, words = mesh, []
         if wish.colouring == "uncertainty" and exhibit is not None and exhibit.fit.covariance is not None:
             deviation = self.space.uncertainty(exhibit.fit, mesh)
-            painted = picture.paint(mesh, deviation, limit=wish.limit)
+            painted = colors.paint(mesh, deviation, limit=wish.limit)
             painted.vertex_attributes["quality"] = deviation
             words.append(f"Uncertainty, one standard deviation: median {1e3 * np.median(deviation):.1f} mm.")
         elif wish.colouring == "mesh to truth" and exhibit is not None and exhibit.truth is not None:
-            painted = picture.paint_distance(mesh, exhibit.truth, limit=wish.limit)
+            painted = colors.paint_distance(mesh, exhibit.truth, limit=wish.limit)
         elif wish.colouring == "scan to mesh" and scan is not None:
             away, _, _ = to_mesh(scan.points.astype(np.float64), mesh)
-            dots = picture.colours(away, limit=wish.limit)
+            dots = colors.colours(away, limit=wish.limit)
             median, p95 = 1e3 * np.percentile(away, [50, 95])
             words.append(f"Scan to mesh, exactly: median {median:.1f} mm, 95 % {p95:.1f} mm.")
         elif wish.colouring != "none":
@@ -432,7 +436,7 @@ class Stage:
                 shade = (0, 0, 0) if level == 0 else (130, 126, 122)
                 shades.append(np.tile(np.array(shade, dtype=np.uint8), (len(segments), 2, 1)))
         cover = ((limit - values) / (limit - SLICE_FADES)).clip(0, 1) if model.distance else np.ones_like(values)
-        image = np.dstack([picture.signed_colours(values, limit=limit), (255 * cover + 0.5).astype(np.uint8)])
+        image = np.dstack([colors.signed_colours(values, limit=limit), (255 * cover + 0.5).astype(np.uint8)])
         behind = mesh.copy()
         behind.update_faces((mesh.vertices[mesh.faces, normal] <= centre[normal]).all(axis=1))
         return Slice(
@@ -457,7 +461,7 @@ def too_large(name: str, size: int) -> ValueError:
 
 def _lit(scan: Scan) -> UInt8[np.ndarray, "n 3"]:
     """Greys of the points of a scan that has normals or lines; a line is lit from either side."""
-    facing = np.abs(scan.lines @ picture.KEY) if scan.normals is None else (scan.normals @ picture.KEY).clip(0)
+    facing = np.abs(scan.lines @ renderer.KEY) if scan.normals is None else (scan.normals @ renderer.KEY).clip(0)
     return np.asarray(np.array(SCAN_GREY) * (0.5 + 0.5 * facing.clip(0, 1))[:, None], dtype=np.uint8)
 
 

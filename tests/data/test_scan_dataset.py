@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from shapespace import datasets
-from shapespace.data.scan_dataset import Entry, UnitName, checked, frame_of, guess_unit, read_split, suggest
+from shapespace.data.scan_dataset import Entry, checked, frame_of, read_split
 from shapespace.datasets import RECIPES, find_recipe
-from shapespace.geometry import proximity as nearest
+from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import UNITS
+from shapespace.io.errors import suggest
+from shapespace.io.units import UNITS, UnitName, guess_unit
 
 
 def check_layout(recipe_name: str, root: Path, closed: bool) -> dict[str, Entry]:
@@ -35,7 +36,7 @@ def check_layout(recipe_name: str, root: Path, closed: bool) -> dict[str, Entry]
             continue
         assert truth.is_watertight
         assert truth.volume > 0.05
-        away, _, _ = nearest.to_mesh(scan.points.astype(np.float64), truth)
+        away, _, _ = proximity.to_mesh(scan.points.astype(np.float64), truth)
         assert away.max() < (1e-5 if closed else 0.006)
     return entries
 

@@ -10,7 +10,7 @@ import pytest
 from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets import RECIPES, find_recipe
-from shapespace.geometry import proximity as nearest
+from shapespace.geometry import proximity
 
 NAME = "p001/poses/000002"
 
@@ -52,7 +52,7 @@ def test_a_sample_lies_on_the_true_surface_with_outward_normals_and_its_sensors(
         assert np.abs(model.points).max() <= 1
         world = model.to_world(store.frame(name))
         truth = store.truth(name)
-        away, face, _ = nearest.to_mesh(world.points.astype(np.float64), truth)
+        away, face, _ = proximity.to_mesh(world.points.astype(np.float64), truth)
         assert away.max() < 0.006
         assert np.mean(np.sum(world.normals * truth.face_normals[face], axis=1) > 0.5) > 0.9
         np.testing.assert_allclose(np.linalg.norm(world.normals, axis=1), 1, atol=1e-5)

@@ -9,7 +9,8 @@ import trimesh
 from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
-from shapespace.evaluation.motion import flicker, offsets, report, scored
+from shapespace.evaluation.motion import flicker, offsets
+from shapespace.evaluation.scores import report, scored
 
 
 def test_the_truth_scores_zero_and_nothing_is_counted_as_failed(synthetic_root: Path, tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from shapespace.data.loader import collate
-from shapespace.fitting import fit
+from shapespace.fitting import fit, levenberg_marquardt, residuals
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest
 from shapespace.geometry.normals import estimate
 from shapespace.geometry.scan import Scan
 from shapespace.geometry.similarity import starts
-from shapespace.models import registry as build
+from shapespace.models import igr
 from shapespace.models.igr import IGR
 from shapespace.nn.losses import weigh
 
@@ -37,10 +37,10 @@ HEIGHTS = (0.3, 0.4, 0.5, 0.6)
 def model() -> IGR:
     """A space of ellipsoids of four heights, trained for seconds."""
     torch.manual_seed(0)
-    sizes = build.IGRSizes(
+    sizes = igr.IGRSizes(
         code=4, width=64, depth=4, skip=2, radius=0.4, encoder_points=256, encoder_width=32, encoder_features=64
     )
-    made = build.igr(sizes)
+    made = igr.build_igr(sizes)
     optimiser = torch.optim.Adam(made.parameters(), lr=3e-3)
     for step in range(250):
         optimiser.param_groups[0]["lr"] = 3e-3 * (1 - step / 260)
@@ -56,7 +56,9 @@ def model() -> IGR:
 
 def test_gradient_and_matrix_of_the_problem_equal_autograd(model: IGR) -> None:
     scan = ellipsoid(0.45)
-    problem = fit.Problem(model, [scan], fit.encode(model, [scan]), fit.LMOptions(points=300, pose="given"), seed=0)
+    problem = residuals.Problem(
+        model, [scan], fit.encode(model, [scan]), levenberg_marquardt.LMOptions(points=300, pose="given"), seed=0
+    )
     flat = (model.prior.mean + 0.1)[None].clone().requires_grad_()
     options = problem.options
     value = model.field(problem.x[0][None], problem.codes.like(flat))[0]
@@ -76,7 +78,7 @@ def test_gradient_and_matrix_of_the_problem_equal_autograd(model: IGR) -> None:
 
 def test_lm_fits_an_unseen_height_better_than_the_encoder_and_than_the_mean(model: IGR) -> None:
     scan = ellipsoid(0.55, seed=9)
-    found = fit.fit_lm(model, [scan], fit.LMOptions(points=512))
+    found = fit.fit_lm(model, [scan], levenberg_marquardt.LMOptions(points=512))
     x = torch.from_numpy(scan.points)[None]
     with torch.no_grad():
         encoded = model.field(x, fit.encode(model, [scan])).abs().mean()
@@ -108,20 +110,20 @@ def test_bare_points_of_one_view_are_fitted_as_if_the_camera_were_known() -> Non
     scan = ellipsoid(0.5, count=4000)
     assert scan.normals is not None
     seen = scan.take(np.flatnonzero(scan.normals[:, 2] < -0.31))
-    known = fit.with_normals(Scan("view", seen.points), 0)
+    known = residuals.with_normals(Scan("view", seen.points), 0)
     assert known.normals is not None
     assert known.sensors is not None
     assert (known.normals[:, 2] < 0).mean() > 0.99
-    assert (fit._constraints(known, fit.LMOptions(points=300), seed=0)[2]).sum() == 1024
-    assert fit.with_normals(seen, 0) is seen
-    assert fit.with_normals(Scan("whole", scan.points), 0).sensors is None
+    assert (residuals._constraints(known, levenberg_marquardt.LMOptions(points=300), seed=0)[2]).sum() == 1024
+    assert residuals.with_normals(seen, 0) is seen
+    assert residuals.with_normals(Scan("whole", scan.points), 0).sensors is None
 
 
 def test_lines_become_normals_by_the_field_of_the_code(model: IGR) -> None:
     scan = ellipsoid(0.45, count=2000)
     bare = Scan(scan.name, scan.points, lines=estimate(scan.points))
     assert bare.lines is not None
-    found = fit.oriented(model, bare, fit.encode(model, [scan]))
+    found = residuals.oriented(model, bare, fit.encode(model, [scan]))
     assert found.normals is not None
     assert scan.normals is not None
     cosine = (found.normals * scan.normals).sum(axis=1)
@@ -142,13 +144,13 @@ def test_the_prior_speaks_where_the_scan_is_silent(model: IGR) -> None:
 
 def test_free_space_lies_on_the_rays_and_weighs_only_where_the_field_is_inside(model: IGR) -> None:
     scan = ellipsoid(0.5, count=300)
-    options = fit.LMOptions(points=300, free=200)
-    x, target, free = fit._constraints(scan, options, seed=0)
+    options = levenberg_marquardt.LMOptions(points=300, free=200)
+    x, target, free = residuals._constraints(scan, options, seed=0)
     assert free.sum() == 200
     apart = torch.cdist(x[free], torch.from_numpy(scan.points)).amin(dim=1)
     torch.testing.assert_close(target[free], options.clear * apart, atol=1e-5, rtol=1e-3)
     assert ((x[free] / torch.tensor([0.35, 0.5, 0.3])).square().sum(dim=1) > 1).all()  # rays leave the body
-    problem = fit.Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
+    problem = residuals.Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
     code, only = problem.at_rest(model.prior.mean[None]), torch.tensor([0])
     content = problem(only, code).cost
     problem.x[0][free] = 0.0  # as if the sensor had looked through the middle of the body
@@ -168,12 +170,12 @@ TURNS = {"near": [0.1, 0.15, -0.1], "heading": [0, 2.2, 0], "rotation": [1.3, 0.
 
 
 @pytest.mark.parametrize("pose", TURNS)
-def test_the_pose_is_found_with_the_code(model: IGR, pose: fit.Pose) -> None:
+def test_the_pose_is_found_with_the_code(model: IGR, pose: levenberg_marquardt.Pose) -> None:
     """Ellipsoids with three different axes, moved: the surface that is found is the same, where the scan lies."""
     still = ellipsoid(0.5, count=1500)
     turn = torch.from_numpy(Rotation.from_rotvec(TURNS[pose]).as_matrix()).float()
     moved = still.to_world(Frame(torch.tensor([0.05, -0.04, 0.03]), torch.tensor(1.0), turn))
-    options = fit.LMOptions(pose=pose)
+    options = levenberg_marquardt.LMOptions(pose=pose)
     given, found = fit.fit_lm(model, [still]), fit.fit_lm(model, [still, moved], options)
     assert found.covariance is not None
     assert found.covariance.shape == (2, 4, 4)
@@ -191,16 +193,16 @@ def test_a_rotation_is_searched_by_the_encoder_alone_and_hopeless_starts_are_giv
     moved = still.to_world(Frame(torch.zeros(3), torch.tensor(1.0), turn))
 
     def misfit(frame: Frame) -> float:
-        placed = [fit.draw(moved, 4096, 0).to_model(frame)]
-        return float(fit.residuals(model, placed, fit.encode(model, placed), 0, 256).mean())
+        placed = [residuals.draw(moved, 4096, 0).to_model(frame)]
+        return float(residuals.residuals(model, placed, fit.encode(model, placed), 0, 256).mean())
 
     coarse = min(misfit(frame) for frame in fit._turns(starts("rotation")))
-    found = [misfit(frame) for frame in fit._poses(model, moved, "rotation", fit.LMOptions(), 0)]
+    found = [misfit(frame) for frame in fit._poses(model, moved, "rotation", levenberg_marquardt.LMOptions(), 0)]
     assert 1 <= len(found) <= 4
     assert found == sorted(found)
     assert found[-1] <= 2 * found[0]
     assert found[0] < coarse  # it goes on from there
-    (best,) = fit._poses(model, moved, "rotation", fit.LMOptions(worse=1.0), 0)
+    (best,) = fit._poses(model, moved, "rotation", levenberg_marquardt.LMOptions(worse=1.0), 0)
     assert misfit(best) == pytest.approx(found[0])
 
 
@@ -213,8 +215,8 @@ def test_the_best_are_chosen_for_each_scan() -> None:
 
 def test_a_posed_problem_s_gradient_is_that_of_its_cost(model: IGR) -> None:
     scan = ellipsoid(0.45)
-    options = fit.LMOptions(points=300, pose="near", huber=1.0)
-    problem = fit.Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
+    options = levenberg_marquardt.LMOptions(points=300, pose="near", huber=1.0)
+    problem = residuals.Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
     flat = problem.at_rest((model.prior.mean + 0.1)[None]) + 0.02
     state = problem(torch.tensor([0]), flat)
     for index in range(flat.shape[1]):

@@ -10,7 +10,7 @@ from trimesh import creation
 from shapespace.fitting.quality import ODD, Verdict, judge
 from shapespace.geometry.scan import Scan
 from shapespace.models.code import Code
-from shapespace.nn.prior import GaussianPrior
+from shapespace.nn.latent import GaussianPrior
 
 BALL = creation.icosphere(subdivisions=3, radius=0.5)
 

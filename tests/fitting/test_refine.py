@@ -12,7 +12,7 @@ from shapespace.evaluation.surface_benchmarks import known_surfaces
 from shapespace.fitting import fit
 from shapespace.fitting.refine import Detailed, RefineOptions, _above, _around, _signed, _solve_last, _wrong, refine
 from shapespace.geometry.scan import Scan
-from shapespace.models import registry as build
+from shapespace.models import igr
 from shapespace.models.base import DistanceModel
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
@@ -33,7 +33,7 @@ def ball(bump: float = 0.0, count: int = 3000, seed: int = 0) -> Scan:
 def model() -> IGR:
     """A space that knows only balls without a bump."""
     torch.manual_seed(0)
-    made = build.igr(build.IGRSizes(code=2, width=64, depth=4, skip=2, radius=0.4, encoder="table"), shapes=1)
+    made = igr.build_igr(igr.IGRSizes(code=2, width=64, depth=4, skip=2, radius=0.4, encoder="table"), shapes=1)
     optimiser = torch.optim.Adam(made.parameters(), lr=3e-3)
     for step in range(150):
         batch = collate([ball(count=256, seed=step)], shape=[0], seed=step)

@@ -8,17 +8,16 @@ import torch
 
 from shapespace import ShapeSpace
 from shapespace.data.loader import collate
-from shapespace.fitting import fit, sequence
-from shapespace.fitting import tridiagonal as chain
+from shapespace.fitting import fit, levenberg_marquardt, sequence, tridiagonal
+from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions, in_time
 from shapespace.geometry.scan import Scan
-from shapespace.models import registry as build
+from shapespace.models import igr, registry, voxel
 from shapespace.models.igr import IGR
 from shapespace.nn.losses import weigh
-from shapespace.space import Fit
 
 WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 0.0, "far": 0.0}
-LM = fit.LMOptions(points=256, free=0, evidence=100.0)
+LM = levenberg_marquardt.LMOptions(points=256, free=0, evidence=100.0)
 
 
 def ellipsoid(height: float, seed: int = 0, x: float = 0.0, count: int = 400) -> Scan:
@@ -36,10 +35,10 @@ def ellipsoid(height: float, seed: int = 0, x: float = 0.0, count: int = 400) ->
 def space() -> ShapeSpace:
     """A space of ellipsoids of four heights, trained for seconds; a model unit is a metre."""
     torch.manual_seed(0)
-    sizes = build.IGRSizes(
+    sizes = igr.IGRSizes(
         code=3, width=48, depth=3, skip=1, radius=0.4, encoder_points=128, encoder_width=32, encoder_features=32
     )
-    made = build.igr(sizes)
+    made = igr.build_igr(sizes)
     heights = (0.3, 0.4, 0.5, 0.6)
     optimiser = torch.optim.Adam(made.parameters(), lr=5e-3)
     for step in range(200):
@@ -98,7 +97,7 @@ def test_one_round_is_one_dense_gauss_newton_step(space: ShapeSpace) -> None:
     start = problem.at_rest(torch.cat([one.code.flat for one in fits]))
     size = start.shape[1]
     state = problem(torch.arange(4), start[rows])
-    bends = chain.second_differences(5)
+    bends = tridiagonal.second_differences(5)
     offset = torch.zeros(3, size, dtype=torch.float64)
     offset[:, -7:] = sequence.pose.bends([one.frame for one in fits])
     assert offset.abs().max() > 0.1  # the frames run faster and faster
@@ -154,8 +153,8 @@ def test_odd_frames_are_bridged_and_too_few_are_refused(space: ShapeSpace, monke
 
 
 def test_families_without_a_vector_have_no_sequences() -> None:
-    sizes = build.VoxelSizes(grid=8)
-    grids = ShapeSpace(build.model(sizes, shapes=1), sizes, scale=1.0, about={"weights": {}})
+    sizes = voxel.VoxelSizes(grid=8)
+    grids = ShapeSpace(registry.model(sizes, shapes=1), sizes, scale=1.0, about={"weights": {}})
     for call in (grids.fit_sequence, lambda scans: grids.join(scans, [None] * 3)):
         with pytest.raises(
             ValueError, match=r"a joint fit needs signed distances .* family voxel has not both: fit the"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shapespace.fitting import tridiagonal as chain
+from shapespace.fitting import tridiagonal
 
 
 def spd(count: int, size: int, seed: int) -> torch.Tensor:
@@ -13,7 +13,7 @@ def spd(count: int, size: int, seed: int) -> torch.Tensor:
 
 def test_second_differences_of_a_line_are_none_and_of_a_parabola_the_same() -> None:
     time = torch.arange(5, dtype=torch.float64)
-    both = chain.second_differences(5) @ torch.stack([3 * time + 1, time**2], dim=1)
+    both = tridiagonal.second_differences(5) @ torch.stack([3 * time + 1, time**2], dim=1)
     torch.testing.assert_close(both, torch.tensor([[0.0, 2.0]] * 3, dtype=torch.float64))
 
 
@@ -25,9 +25,9 @@ def test_a_chain_equals_the_dense_solve(count: int, silent: tuple[int, ...]) -> 
     own, stiffness = spd(count, size, 0), spd(1, size, 1)[0]
     own[list(silent)] = 0
     right = torch.randn(count, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    bends = chain.second_differences(count)
+    bends = tridiagonal.second_differences(count)
     dense = torch.block_diag(*own) + torch.kron(bends.T @ bends, stiffness)
-    found, spread = chain.solve(own, stiffness, right)
+    found, spread = tridiagonal.solve(own, stiffness, right)
     torch.testing.assert_close(found.flatten(), torch.linalg.solve(dense, right.flatten()), rtol=1e-8, atol=1e-8)
     inverse = torch.linalg.inv(dense).reshape(count, size, count, size)
     blocks = torch.stack([inverse[link, :, link] for link in range(count)])
@@ -39,5 +39,5 @@ def test_a_silent_link_lies_where_the_chain_does_not_bend() -> None:
     own = 1e9 * torch.eye(1, dtype=torch.float64).repeat(5, 1, 1)
     own[2] = 0
     held = torch.tensor([[1.0], [2.0], [0.0], [4.0], [5.0]], dtype=torch.float64)
-    found, _ = chain.solve(own, torch.eye(1, dtype=torch.float64), (own @ held[..., None])[..., 0])
+    found, _ = tridiagonal.solve(own, torch.eye(1, dtype=torch.float64), (own @ held[..., None])[..., 0])
     assert float(found[2]) == pytest.approx(3, abs=1e-6)

@@ -8,9 +8,8 @@ import pytest
 import torch
 import trimesh
 
-from shapespace.geometry import primitives as shapes
-from shapespace.geometry import proximity as nearest
-from shapespace.geometry import sampling
+from shapespace.data import loader
+from shapespace.geometry import primitives, proximity
 from shapespace.geometry.frame import Frame
 
 
@@ -30,11 +29,11 @@ def test_frame_of_a_batch() -> None:
 
 def test_shell_and_box() -> None:
     generator = torch.Generator().manual_seed(0)
-    shell = sampling.shell(torch.ones(3, 800, 3), sigma=0.01, generator=generator)
+    shell = loader.shell(torch.ones(3, 800, 3), sigma=0.01, generator=generator)
     assert shell.shape == (3, 800, 3)
     assert abs(shell.std().item() - 0.01) < 1e-3
     assert abs(shell.mean().item() - 1) < 1e-3
-    box = sampling.box((3, 1000), half=0.9, generator=generator)
+    box = loader.box((3, 1000), half=0.9, generator=generator)
     assert box.shape == (3, 1000, 3)
     assert 0.89 < box.abs().max() <= 0.9
     assert abs(box.mean().item()) < 0.03
@@ -45,10 +44,10 @@ def test_shapes_are_distances() -> None:
     torch.manual_seed(0)
     a, b = torch.tensor([0.2, -0.4, 0.1]), torch.tensor([-0.1, 0.5, 0.3])
     fields = {
-        "sphere": lambda x: shapes.sphere(x, a, 0.3),
-        "box": lambda x: shapes.box(x, torch.tensor([0.2, 0.4, 0.3])),
-        "torus": lambda x: shapes.torus(x, 0.5, 0.2),
-        "capsule": lambda x: shapes.capsule(x, a, b, 0.15),
+        "sphere": lambda x: primitives.sphere(x, a, 0.3),
+        "box": lambda x: primitives.box(x, torch.tensor([0.2, 0.4, 0.3])),
+        "torus": lambda x: primitives.torus(x, 0.5, 0.2),
+        "capsule": lambda x: primitives.capsule(x, a, b, 0.15),
     }
     for name, field in fields.items():
         x = (torch.rand(2000, 3, dtype=torch.float64) * 2 - 1).float().requires_grad_()
@@ -63,14 +62,14 @@ def test_shapes_are_distances() -> None:
 def test_union_is_the_smaller_distance() -> None:
     x = torch.randn(100, 3)
     one, other = x.norm(dim=-1) - 1, (x - 1).norm(dim=-1) - 1
-    assert torch.equal(shapes.union(one, other), torch.minimum(one, other))
+    assert torch.equal(primitives.union(one, other), torch.minimum(one, other))
 
 
 def test_nearest_on_a_box_is_the_closed_form() -> None:
     box = trimesh.creation.box((0.4, 0.8, 0.6))
     points = np.random.default_rng(0).uniform(-1, 1, (500, 3))
-    distance, face, closest = nearest.to_mesh(points, box)
-    expected = shapes.box(torch.from_numpy(points), torch.tensor([0.2, 0.4, 0.3], dtype=torch.float64)).abs()
+    distance, face, closest = proximity.to_mesh(points, box)
+    expected = primitives.box(torch.from_numpy(points), torch.tensor([0.2, 0.4, 0.3], dtype=torch.float64)).abs()
     np.testing.assert_allclose(distance, expected.numpy(), atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(points - closest, axis=1), distance, atol=1e-12)
     normal = box.face_normals[face]
@@ -81,34 +80,34 @@ def test_nearest_on_a_mesh_is_the_library_s_own_answer_to_the_bit(make_body: Cal
     body, rng = make_body(), np.random.default_rng(0)
     points = np.concatenate([body.vertices, body.sample(5000, seed=0), rng.normal(size=(5000, 3))])
     plain = igl.point_mesh_squared_distance(points, np.array(body.vertices), np.array(body.faces))
-    for ours, theirs in zip(nearest.to_mesh(points, body), (np.sqrt(plain[0]), *plain[1:]), strict=True):
+    for ours, theirs in zip(proximity.to_mesh(points, body), (np.sqrt(plain[0]), *plain[1:]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_nearest_notices_that_a_mesh_was_changed() -> None:
     box, origin = trimesh.creation.box((2.0, 2.0, 2.0)), np.zeros((1, 3))
-    assert nearest.to_mesh(origin, box)[0] == 1
+    assert proximity.to_mesh(origin, box)[0] == 1
     box.apply_scale(3)
-    assert nearest.to_mesh(origin, box)[0] == 3
+    assert proximity.to_mesh(origin, box)[0] == 3
     box.vertices[:, 0] *= 0.5
-    assert nearest.to_mesh(origin, box)[0] == 1.5
+    assert proximity.to_mesh(origin, box)[0] == 1.5
     box.update_faces(np.abs(box.face_normals[:, 0]) < 0.5)
-    assert nearest.to_mesh(origin, box)[0] == 3
+    assert proximity.to_mesh(origin, box)[0] == 3
 
 
 def test_nearest_refuses_a_mesh_without_faces() -> None:
     with pytest.raises(ValueError, match=r"mesh without faces \(0 vertices\)"):
-        nearest.to_mesh(np.zeros((1, 3)), trimesh.Trimesh())
+        proximity.to_mesh(np.zeros((1, 3)), trimesh.Trimesh())
 
 
 def test_nearest_among_points() -> None:
     rng = np.random.default_rng(0)
     points, others = rng.normal(size=(50, 3)), rng.normal(size=(60, 3))
-    distance, index = nearest.to_points(points, others)
+    distance, index = proximity.to_points(points, others)
     table = np.linalg.norm(points[:, None] - others, axis=-1)
     np.testing.assert_allclose(distance, table.min(axis=1))
     np.testing.assert_array_equal(index, table.argmin(axis=1))
-    there, back = nearest.each_other(points, others)
+    there, back = proximity.each_other(points, others)
     np.testing.assert_array_equal(there, distance)
     np.testing.assert_allclose(back, table.min(axis=0))
 
@@ -117,9 +116,9 @@ def test_nearest_among_points() -> None:
     "points", [np.zeros((0, 3)), np.ones((40, 3)), np.geomspace(1e-300, 1, 900)[:, None] * [1, 0, 0]]
 )
 def test_nearest_bears_no_points_equal_points_and_crowded_points(points: np.ndarray) -> None:
-    to_itself, _ = nearest.to_points(points, points) if len(points) else nearest.to_points(points, np.ones((1, 3)))
+    to_itself, _ = proximity.to_points(points, points) if len(points) else proximity.to_points(points, np.ones((1, 3)))
     np.testing.assert_array_equal(to_itself, 0)
-    distance, face, closest = nearest.to_mesh(points, trimesh.creation.box((8.0, 8.0, 8.0)))
+    distance, face, closest = proximity.to_mesh(points, trimesh.creation.box((8.0, 8.0, 8.0)))
     assert (len(distance), len(face), closest.shape) == (len(points), len(points), points.shape)
     np.testing.assert_allclose(distance, 4 - points.max(axis=1, initial=-np.inf))
 
@@ -127,6 +126,6 @@ def test_nearest_bears_no_points_equal_points_and_crowded_points(points: np.ndar
 def test_reach_is_the_distance_to_the_so_manieth_neighbour() -> None:
     points = np.random.default_rng(0).normal(size=(200, 3))
     apart = np.sort(np.linalg.norm(points[:, None] - points, axis=2), axis=1)
-    np.testing.assert_allclose(nearest.reach(points, neighbour=8), apart[:, 8])
-    index = nearest.neighbours(points[:5], points, 4)
+    np.testing.assert_allclose(proximity.reach(points, neighbour=8), apart[:, 8])
+    index = proximity.neighbours(points[:5], points, 4)
     np.testing.assert_allclose(np.linalg.norm(points[:5, None] - points[index], axis=2), apart[:5, :4], atol=1e-12)

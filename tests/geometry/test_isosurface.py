@@ -8,18 +8,18 @@ from jaxtyping import Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from shapespace.geometry import primitives as shapes
+from shapespace.geometry import primitives
 from shapespace.geometry.isosurface import by_signs, dense, isosurface, largest
 
 A, B = torch.tensor([0.3, -0.4, 0.1]), torch.tensor([-0.1, 0.5, 0.3])
 
 
 def capsule(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
-    return shapes.capsule(x, A, B, 0.15)
+    return primitives.capsule(x, A, B, 0.15)
 
 
 def sphere(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
-    return shapes.sphere(x, torch.zeros(3), 0.6)
+    return primitives.sphere(x, torch.zeros(3), 0.6)
 
 
 @pytest.mark.parametrize("mesher", [isosurface, by_signs, dense])
@@ -124,7 +124,8 @@ def test_no_surface_says_what_the_field_does() -> None:
 
 def test_largest_component() -> None:
     two = isosurface(
-        lambda x: shapes.union(sphere(x), shapes.sphere(x, torch.tensor([0.85, 0.85, 0.85]), 0.1)), resolution=64
+        lambda x: primitives.union(sphere(x), primitives.sphere(x, torch.tensor([0.85, 0.85, 0.85]), 0.1)),
+        resolution=64,
     )
     assert largest(two).volume == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=1e-2)
     assert two.volume > largest(two).volume

@@ -9,7 +9,8 @@ import torch
 from shapespace.data.loader import collate
 from shapespace.data.store import InMemory
 from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import read_scan, write_curves
+from shapespace.io.scan_files import read_scan
+from shapespace.rendering.plots import write_curves
 
 
 def sphere(count: int = 2000) -> Scan:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from shapespace.fitting import tridiagonal as chain
-from shapespace.geometry import similarity as pose
+from shapespace.fitting import tridiagonal
+from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 
 
@@ -24,11 +24,11 @@ def test_derivatives_equal_autograd_s() -> None:
     def field(y: torch.Tensor) -> torch.Tensor:
         return (y * weights).sum(dim=2).sin()
 
-    moved, left = pose.move(points, poses)
+    moved, left = similarity.move(points, poses)
     value = field(moved)
     gradient = moved.detach().requires_grad_()
     (slope,) = torch.autograd.grad(field(gradient).sum(), gradient)
-    found = pose.by_pose(slope, moved, poses, left)
+    found = similarity.by_pose(slope, moved, poses, left)
     for row in range(2):
         for point in range(5):
             (by,) = torch.autograd.grad(value[row, point], poses, retain_graph=True)
@@ -37,16 +37,16 @@ def test_derivatives_equal_autograd_s() -> None:
 
 def test_no_motion_is_none() -> None:
     points, poses = some()
-    moved, left = pose.move(points, torch.zeros_like(poses))
+    moved, left = similarity.move(points, torch.zeros_like(poses))
     torch.testing.assert_close(moved, points)
     torch.testing.assert_close(left, torch.eye(3).expand(2, 3, 3))
 
 
 def test_a_pose_as_a_frame_moves_alike_and_back() -> None:
     points, poses = some()
-    moved, _ = pose.move(points, poses)
+    moved, _ = similarity.move(points, poses)
     for row in range(2):
-        frame = pose.frame_of(poses[row])
+        frame = similarity.frame_of(poses[row])
         torch.testing.assert_close(frame.to_model(points[row]), moved[row], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(frame.to_world(moved[row]), points[row], atol=1e-5, rtol=1e-5)
 
@@ -54,7 +54,7 @@ def test_a_pose_as_a_frame_moves_alike_and_back() -> None:
 @pytest.mark.parametrize("turns", [(True, True), (True, False), (False, True), (False, False)])
 def test_frames_follow_each_other(turns: tuple[bool, bool]) -> None:
     points, poses = some()
-    first, second = (pose.frame_of(row) for row in poses)
+    first, second = (similarity.frame_of(row) for row in poses)
     frames = [
         frame if turn else Frame(frame.centre, frame.scale) for frame, turn in zip((first, second), turns, strict=True)
     ]
@@ -66,15 +66,17 @@ def test_frames_follow_each_other(turns: tuple[bool, bool]) -> None:
 
 def test_directions_turn_and_do_not_move() -> None:
     points, poses = some()
-    frame = pose.frame_of(poses[0])
+    frame = similarity.frame_of(poses[0])
     apart = frame.to_model(points[0][1:]) - frame.to_model(points[0][:1])
     torch.testing.assert_close(frame.turned(points[0][1:] - points[0][:1]), apart * frame.scale, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(frame.turned_back(frame.turned(points[0])), points[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("unknown", "count", "reach"), [(None, 1, 180), ("heading", 8, 22.5), ("rotation", 60, 45)])
-def test_starts_are_rotations_and_near_to_any_other(unknown: pose.Unknown | None, count: int, reach: float) -> None:
-    starts = pose.starts(unknown)
+def test_starts_are_rotations_and_near_to_any_other(
+    unknown: similarity.Unknown | None, count: int, reach: float
+) -> None:
+    starts = similarity.starts(unknown)
     assert starts.shape == (count, 3, 3)
     np.testing.assert_allclose(np.linalg.det(starts), 1)
     if unknown == "heading":
@@ -86,8 +88,10 @@ def test_starts_are_rotations_and_near_to_any_other(unknown: pose.Unknown | None
 
 
 @pytest.mark.parametrize(("unknown", "count"), [("heading", 3), ("rotation", 13)])
-def test_neighbours_are_still_or_turned_by_the_angle_evenly_about_the_axes(unknown: pose.Unknown, count: int) -> None:
-    vectors = Rotation.from_matrix(pose.around(unknown, 24.0)).as_rotvec(degrees=True)
+def test_neighbours_are_still_or_turned_by_the_angle_evenly_about_the_axes(
+    unknown: similarity.Unknown, count: int
+) -> None:
+    vectors = Rotation.from_matrix(similarity.around(unknown, 24.0)).as_rotvec(degrees=True)
     assert vectors.shape == (count, 3)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [0] + [24] * (count - 1), atol=1e-9)
     np.testing.assert_allclose(vectors.sum(axis=0), 0, atol=1e-9)
@@ -101,11 +105,11 @@ def test_neighbours_are_still_or_turned_by_the_angle_evenly_about_the_axes(unkno
 @pytest.mark.parametrize("turns", [(True, True), (True, False), (False, False)])
 def test_between_two_frames_both_ends_are_met_and_the_middle_is_half_turned(turns: tuple[bool, bool]) -> None:
     points, poses = some()
-    frames = [pose.frame_of(row) for row in poses]
+    frames = [similarity.frame_of(row) for row in poses]
     a, b = (frame if turn else Frame(frame.centre, frame.scale) for frame, turn in zip(frames, turns, strict=True))
     for share, end in ((0.0, a), (1.0, b)):
-        torch.testing.assert_close(pose.between(a, b, share).to_world(points[0]), end.to_world(points[0]))
-    middle = pose.between(a, b, 0.5)
+        torch.testing.assert_close(similarity.between(a, b, share).to_world(points[0]), end.to_world(points[0]))
+    middle = similarity.between(a, b, 0.5)
     torch.testing.assert_close(middle.centre, (a.centre + b.centre) / 2)
     if middle.rotation is None:
         assert turns == (False, False)
@@ -123,16 +127,16 @@ def frame(centre: list[float], turn: list[float], scale: float = 1.25) -> Frame:
 def test_even_motion_does_not_bend() -> None:
     """Straight ahead in the world, turning at an even speed, growing by the same share each time."""
     path = [frame([0.3 * t, 0.1, -0.2 * t], [0.0, 0.7 * t, 0.0], 1.25 * 1.01**t) for t in range(5)]
-    torch.testing.assert_close(pose.bends(path), torch.zeros(3, 7, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(similarity.bends(path), torch.zeros(3, 7, dtype=torch.float64), atol=1e-5, rtol=0)
     path[2] = Frame(path[2].centre, path[2].scale)
-    assert pose.bends(path).abs().max() > 1
+    assert similarity.bends(path).abs().max() > 1
 
 
 def test_frames_that_are_moved_by_poses_bend_by_the_second_differences_of_these() -> None:
     rng = np.random.default_rng(0)
     path = [frame((0.02 * rng.normal(size=3)).tolist(), [0.0, 0.01 * t * t, 1.0], 1.25 * 1.005**t) for t in range(5)]
-    poses = torch.from_numpy(1e-2 * rng.normal(size=(5, pose.SIZE))).float()
-    moved = [frame.then(pose.frame_of(by)) for frame, by in zip(path, poses, strict=True)]
-    expected = chain.second_differences(5) @ poses.double()
+    poses = torch.from_numpy(1e-2 * rng.normal(size=(5, similarity.SIZE))).float()
+    moved = [frame.then(similarity.frame_of(by)) for frame, by in zip(path, poses, strict=True)]
+    expected = tridiagonal.second_differences(5) @ poses.double()
     assert expected.abs().max() > 0.03
-    torch.testing.assert_close(pose.bends(moved) - pose.bends(path), expected, atol=3e-3, rtol=0)
+    torch.testing.assert_close(similarity.bends(moved) - similarity.bends(path), expected, atol=3e-3, rtol=0)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from shapespace.datasets.folder import Folder
-from shapespace.geometry import primitives as shapes
+from shapespace.geometry import primitives
 from shapespace.geometry.camera import Camera, View
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_mesh, read_scan
@@ -27,7 +27,7 @@ UPRIGHT = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def to_capsule(x: np.ndarray) -> np.ndarray:
-    return shapes.capsule(torch.from_numpy(x), A.double(), B.double(), RADIUS).numpy()
+    return primitives.capsule(torch.from_numpy(x), A.double(), B.double(), RADIUS).numpy()
 
 
 def looking_at(middle: np.ndarray, place: np.ndarray, roll: float = 0.0) -> np.ndarray:

@@ -21,9 +21,10 @@ import pytest
 import torch
 import trimesh
 
-from shapespace.geometry.scan import Scan
-from shapespace.io import scan_files as files
-from shapespace.io.scan_files import MIN_POINTS, read_scan, suffixes, write_scan
+from shapespace.geometry.scan import MIN_POINTS, Scan
+from shapespace.io import scan_files
+from shapespace.io.formats import suffixes
+from shapespace.io.scan_files import read_scan, write_scan
 
 SECONDS, MEMORY = 10.0, 150e6  # for any of these files, the largest of which have 2 MB; checks of shapes included
 
@@ -375,7 +376,7 @@ def test_a_hostile_file_ends_in_a_scan_or_in_a_sentence(tmp_path: Path, case: st
 def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.npz").write_bytes(packed(points=npy(np.zeros((100_000, 3), "<f4"))))
     assert (tmp_path / "x.npz").stat().st_size < 5000
-    monkeypatch.setattr(files, "MAX_UNPACKED", 1_000_000)
+    monkeypatch.setattr(scan_files, "MAX_UNPACKED", 1_000_000)
     check(tmp_path / "x.npz", "declares")
     with pytest.raises(ValueError, match=r"points\.npy declares 1,200,000 bytes; .* at most 1,000,000 are read"):
         read_scan(tmp_path / "x.npz")
@@ -446,12 +447,12 @@ def test_by_the_command_line_they_end_in_one_sentence(
 ) -> None:
     """What can be read and is no person either is refused before the fit."""
     from shapespace import ShapeSpace
-    from shapespace.models import registry as build
+    from shapespace.models import igr
     from shapespace.tools.__main__ import main
 
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
-    ShapeSpace(build.igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(tmp_path / "m.safetensors")
+    sizes = igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
+    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(tmp_path / "m.safetensors")
     contents = HOSTILE[case][0]
     (tmp_path / "x.ply").write_bytes(contents["x.ply"])
     monkeypatch.chdir(tmp_path)

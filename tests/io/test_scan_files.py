@@ -8,19 +8,10 @@ import trimesh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import (
-    MIN_POINTS,
-    UNITS,
-    _turn,
-    read_faces,
-    read_mesh,
-    read_scan,
-    suffixes,
-    to_world,
-    write_mesh,
-    write_scan,
-)
+from shapespace.geometry.scan import MIN_POINTS, Scan
+from shapespace.io.formats import suffixes
+from shapespace.io.scan_files import read_faces, read_mesh, read_scan, write_mesh, write_scan
+from shapespace.io.units import UNITS, _turn, to_world
 
 UPS = ("x", "y", "z", "-x", "-y", "-z")
 

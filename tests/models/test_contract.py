@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 
 from shapespace.data.loader import Batch, collate
 from shapespace.geometry.scan import Scan
-from shapespace.models import registry as build
+from shapespace.models import atlas, convolutional, igr, multiscale, occupancy, registry, voxel
 from shapespace.models.base import DistanceModel, FieldModel, ShapeModel
 from shapespace.models.code import Code
 from shapespace.nn.losses import weigh
@@ -24,31 +24,31 @@ KINDS = ("points", "variational", "table", "taught")
 class Case:
     """A small model, and the weights of what it learns by."""
 
-    sizes: build.Sizes
+    sizes: registry.Sizes
     weights: dict[str, float]
 
     def make(self) -> ShapeModel:
-        return build.model(self.sizes, shapes=2)
+        return registry.model(self.sizes, shapes=2)
 
 
 def _igr(kind: str) -> Case:
-    sizes = build.IGRSizes(**SMALL, **ENCODER, encoder=kind, spread=0.1)  # type: ignore[arg-type]
+    sizes = igr.IGRSizes(**SMALL, **ENCODER, encoder=kind, spread=0.1)  # type: ignore[arg-type]
     return Case(sizes, {**DISTANCE, "code": 1e-3} | ({"lesson": 1.0} if kind == "taught" else {}))
 
 
-PLANES = build.ConvolutionalSizes(features=8, plane=16, depth=3, width=8, blocks=2, encoder_points=200)
-PYRAMID = build.MultiscaleSizes(grid=16, levels=3, features=4, width=16, step=0.1, encoder_points=200)
+PLANES = convolutional.ConvolutionalSizes(features=8, plane=16, depth=3, width=8, blocks=2, encoder_points=200)
+PYRAMID = multiscale.MultiscaleSizes(grid=16, levels=3, features=4, width=16, step=0.1, encoder_points=200)
 
 FAMILIES: dict[str, Case] = {f"igr-{kind}": _igr(kind) for kind in KINDS} | {
     "occupancy": Case(
-        build.OccupancySizes(code=8, width=24, blocks=2, encoder_points=200, encoder_width=16), {"occupancy": 1.0}
+        occupancy.OccupancySizes(code=8, width=24, blocks=2, encoder_points=200, encoder_width=16), {"occupancy": 1.0}
     ),
     "convolutional": Case(PLANES, {"occupancy": 1.0}),
     "convolutional-volume": Case(replace(PLANES, grid=16, learn="scans"), DISTANCE),
     "multiscale": Case(PYRAMID, {"occupancy": 1.0}),
     "multiscale-scans": Case(replace(PYRAMID, learn="scans"), DISTANCE),
-    "voxel": Case(build.VoxelSizes(grid=16), {**DISTANCE, "code": 1e-3}),
-    "atlas": Case(build.AtlasSizes(code=8, patches=4, width=32, **ENCODER), {"chamfer": 1.0}),
+    "voxel": Case(voxel.VoxelSizes(grid=16), {**DISTANCE, "code": 1e-3}),
+    "atlas": Case(atlas.AtlasSizes(code=8, patches=4, width=32, **ENCODER), {"chamfer": 1.0}),
 }
 
 

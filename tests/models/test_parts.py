@@ -9,8 +9,7 @@ from torch import Tensor
 
 from shapespace.data.loader import collate
 from shapespace.geometry.scan import Scan
-from shapespace.models import registry as build
-from shapespace.models import sdf as distance
+from shapespace.models import convolutional, igr, multiscale, occupancy, registry, sdf
 from shapespace.models.atlas import Patches
 
 
@@ -34,7 +33,7 @@ def test_patches_equal_one_network_after_the_other() -> None:
             torch.testing.assert_close(found[shape, patch], h, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("both", [distance.by_autograd, lambda field: distance.by_differences(field, 1e-4)])
+@pytest.mark.parametrize("both", [sdf.by_autograd, lambda field: sdf.by_differences(field, 1e-4)])
 def test_gradients_of_a_known_field(both: object) -> None:
     def field(x: Tensor, code: Tensor) -> Tensor:
         return (x * code[:, None]).norm(dim=-1)
@@ -47,7 +46,9 @@ def test_gradients_of_a_known_field(both: object) -> None:
 
 def test_a_scan_without_labels_is_told_apart_by_its_normals() -> None:
     torch.manual_seed(0)
-    model = build.occupancy(build.OccupancySizes(code=4, width=8, blocks=1, encoder_points=50, encoder_width=8)).eval()
+    model = occupancy.build_occupancy(
+        occupancy.OccupancySizes(code=4, width=8, blocks=1, encoder_points=50, encoder_width=8)
+    ).eval()
     batch = collate([sphere()], sigma=0.02)
     code = model.encode(batch)
     inside = batch.shell.norm(dim=-1) < 0.5  # the scan is a sphere: below its planes is nearly inside
@@ -62,10 +63,10 @@ def test_a_scan_without_labels_is_told_apart_by_its_normals() -> None:
 
 def test_what_a_code_cannot_be_made_of_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--model\.plane or --model\.grid: both are 0"):
-        build.model(build.ConvolutionalSizes(plane=0))
+        registry.model(convolutional.ConvolutionalSizes(plane=0))
     with pytest.raises(ValueError, match=r"--model\.plane 20 cannot be halved 3 times: take a multiple of 8"):
-        build.model(build.ConvolutionalSizes(plane=20))
+        registry.model(convolutional.ConvolutionalSizes(plane=20))
     with pytest.raises(ValueError, match=r"--model\.grid 20 cannot be halved 4 times"):
-        build.model(build.MultiscaleSizes(grid=20))
+        registry.model(multiscale.MultiscaleSizes(grid=20))
     with pytest.raises(ValueError, match=r"model\.radius is null, which is for `shapespace reconstruct`"):
-        build.model(build.IGRSizes(radius=None))
+        registry.model(igr.IGRSizes(radius=None))

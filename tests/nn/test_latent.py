@@ -2,7 +2,7 @@
 
 import torch
 
-from shapespace.nn.prior import GaussianPrior
+from shapespace.nn.latent import GaussianPrior
 
 
 def test_principal_directions_are_orthogonal_widest_first_and_make_up_the_covariance() -> None:

@@ -2,9 +2,8 @@
 
 import torch
 
-from shapespace.nn.latent import Codebook
+from shapespace.nn.latent import Codebook, GaussianPrior
 from shapespace.nn.pointnet import PointNet, divergence, sample_normal
-from shapespace.nn.prior import GaussianPrior
 
 
 def test_pointnet_reads_its_first_points_in_any_order() -> None:

@@ -14,19 +14,13 @@ from PIL import Image
 from trimesh import Trimesh
 
 from shapespace.geometry.scan import Scan
-from shapespace.rendering import renderer as picture
-from shapespace.rendering.renderer import (
-    ERROR_RAMP,
-    animated_glb,
-    chart,
-    contact_sheet,
-    mesh_of_scan,
-    paint_distance,
-    render,
-    signed_colours,
-)
+from shapespace.rendering import animation, renderer
+from shapespace.rendering.animation import animated_glb
+from shapespace.rendering.colors import ERROR_RAMP, paint_distance, signed_colours
+from shapespace.rendering.renderer import mesh_of_scan, render
+from shapespace.rendering.sheet import chart, contact_sheet
 
-PAPER = (255 * np.array(picture.PAPER) + 0.5).astype(int)
+PAPER = (255 * np.array(renderer.PAPER) + 0.5).astype(int)
 RED, BLUE = (200, 20, 20), (20, 20, 200)
 
 
@@ -380,7 +374,7 @@ def test_the_same_meshes_give_the_same_animation(tmp_path: Path) -> None:
 
 
 def test_a_thumbnail_is_square_and_whole() -> None:
-    wide = picture.thumbnail(box((2.0, 0.5, 0.5), (0, 0.25, 0), RED), 48)
+    wide = renderer.thumbnail(box((2.0, 0.5, 0.5), (0, 0.25, 0), RED), 48)
     assert wide.shape == (48, 48, 3)
     red = wide[..., 0].astype(int) - wide[..., 2] > 60
     assert red.any(axis=0).mean() > 0.7
@@ -391,7 +385,7 @@ def test_a_turntable_goes_once_around_in_one_scale(tmp_path: Path) -> None:
     """A plate that is red in front and blue behind; from its side it is thin."""
     front, back = box((1.0, 1.0, 0.02), (0, 0, 0.02), RED), box((1.0, 1.0, 0.02), (0, 0, -0.02), BLUE)
     plate = trimesh.util.concatenate([front, back])
-    picture.film([[plate]] * 4, tmp_path / "a.gif", size=64, azimuth=0.0, elevation=0.0, seconds=2.0)
+    animation.film([[plate]] * 4, tmp_path / "a.gif", size=64, azimuth=0.0, elevation=0.0, seconds=2.0)
     with Image.open(tmp_path / "a.gif") as film:
         assert (film.n_frames, film.info["loop"], film.info["duration"]) == (4, 0, 500)
         seen = []
@@ -408,7 +402,7 @@ def test_a_turntable_goes_once_around_in_one_scale(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".webp", ".apng"])
 def test_films_of_other_kinds_hold_the_same(suffix: str, tmp_path: Path) -> None:
     scenes = [[box((1, 1, 1), (0, 0.5, 0), colour)] for colour in (RED, BLUE)]
-    picture.film(scenes, tmp_path / f"a{suffix}", size=48, turn=0.0)
+    animation.film(scenes, tmp_path / f"a{suffix}", size=48, turn=0.0)
     with Image.open(tmp_path / f"a{suffix}") as film:
         assert film.n_frames == 2
         for index, colour in enumerate((RED, BLUE)):
@@ -418,17 +412,17 @@ def test_films_of_other_kinds_hold_the_same(suffix: str, tmp_path: Path) -> None
 
 def test_mp4_is_a_film_of_whole_frames(tmp_path: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
-    picture.film([[sphere()]] * 6, tmp_path / "a.mp4", size=65, seconds=1.0)
+    animation.film([[sphere()]] * 6, tmp_path / "a.mp4", size=65, seconds=1.0)
     frames, seconds = ffmpeg.count_frames_and_secs(str(tmp_path / "a.mp4"))
     assert (frames, seconds) == (6, pytest.approx(1, abs=0.2))
 
 
 def test_films_that_cannot_be_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"a\.avi: give a name that ends in one of \.gif, \.webp, \.apng, \.mp4"):
-        picture.film([[sphere()]], tmp_path / "a.avi")
+        animation.film([[sphere()]], tmp_path / "a.avi")
     with pytest.raises(ValueError, match=r"scenes of \[1, 2\] meshes make no film"):
-        picture.film([[sphere()], [sphere(), sphere()]], tmp_path / "a.gif")
+        animation.film([[sphere()], [sphere(), sphere()]], tmp_path / "a.gif")
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'shapespace\[video\]', or write \.gif"):
-        picture.film([[sphere()]], tmp_path / "a.mp4")
+        animation.film([[sphere()]], tmp_path / "a.mp4")
     assert not list(tmp_path.iterdir())

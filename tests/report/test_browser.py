@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from shapespace.evaluation.scores import mesh_file, notable
-from shapespace.io import scan_files as files
-from shapespace.rendering import renderer as picture
-from shapespace.tools.__main__ import run as run_tool
+from shapespace.io import scan_files
+from shapespace.rendering import colors, renderer
+from shapespace.tools.__main__ import cli
 
 api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ SIZE = {"width": 1200, "height": 900}
 
 def shapespace(line: str) -> None:
     verb, *words = line.split()
-    run_tool(importlib.import_module(f"shapespace.tools.{verb}").main, words, verb)
+    cli(importlib.import_module(f"shapespace.tools.{verb}").main, words, verb)
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +157,10 @@ def test_a_mesh_is_drawn_as_the_renderer_draws_it(opened: Opened, run: Path) -> 
     seen = opened.drawn(f"best: {row['name']}, truth → found {row['surface']['truth_to_found']:.2f}")
     assert 0.05 < (seen[..., 3] > 127).mean() < 0.6
     assert not seen[[0, -1], :, 3].any()
-    mesh = picture.paint_quality(files.read_mesh(mesh_file(run / "humans", "unseen_people", row["name"])))
-    wanted = picture.render([mesh], size=512).astype(int)
+    mesh = colors.paint_quality(scan_files.read_mesh(mesh_file(run / "humans", "unseen_people", row["name"])))
+    wanted = renderer.render([mesh], size=512).astype(int)
     bare = wanted.copy()
-    paper = 255 * np.array(picture.PAPER)
+    paper = 255 * np.array(renderer.PAPER)
     ours, cover = cropped(seen, seen[..., 3] > 127)
     theirs, solid = cropped(bare, (np.abs(bare - paper).max(axis=-1) > 8) & ~shadowed(bare))
     assert (cover & solid).sum() / (cover | solid).sum() > 0.9
@@ -171,7 +171,7 @@ def test_a_mesh_is_drawn_as_the_renderer_draws_it(opened: Opened, run: Path) -> 
 
 def shadowed(image: np.ndarray) -> np.ndarray:
     """Grey of the paper, darker: the shadow on the floor."""
-    shades = image / np.array(picture.PAPER)
+    shades = image / np.array(renderer.PAPER)
     return np.ptp(shades, axis=-1) < 4
 
 

@@ -11,8 +11,7 @@ import yaml
 
 from shapespace.evaluation import metrics
 from shapespace.evaluation.scores import Report, plain
-from shapespace.report import comparison as compare
-from shapespace.report import page
+from shapespace.report import comparison, page
 from shapespace.report.comparison import gather
 
 SETTINGS = {"store": "people.h5", "resolution": 128, "components": "largest", "seed": 0}
@@ -106,17 +105,17 @@ def test_tables_hold_the_medians_and_a_dash_where_there_is_none(tmp_path: Path) 
     score(train(tmp_path / "a", minutes=10, steps=12345), [1.0, 2.0, 9.0], hands=[7.0, 8.0, 9.5], **COSTS)
     score(train(tmp_path / "b", minutes=10, steps=5, family="atlas"), [None, 3.0, None], method="encode")
     scored, _ = gather([tmp_path])
-    a, b = cells(compare.errors(scored, "unseen_people"))
+    a, b = cells(comparison.errors(scored, "unseen_people"))
     assert list(a.values()) == ["a", "igr", "lm", "2.00", "4.00", "8.00", "1.00", "2.00", "3", "0"]
     assert list(b.values()) == ["b", "atlas", "encode", "3.00", "6.00", "-", "-", "-", "3", "2"]
-    a, b = cells(compare.costs(scored))
+    a, b = cells(comparison.costs(scored))
     assert (a["minutes trained"], a["steps"], a["weights"], a["weights, MB"]) == ("10.0", "12,345", "2,000,000", "8.00")
     assert (a["code"], a["encode, s"], a["fit, s"], a["mesh, s"]) == ("256", "0.012", "-", "1.500")
     assert {b[key] for key in ("weights", "weights, MB", "code", "encode, s", "fit, s", "mesh, s")} == {"-"}
-    everything = cells(compare.everything(scored, "unseen_people"))
+    everything = cells(comparison.everything(scored, "unseen_people"))
     hands = next(line for line in everything if line["column"] == "hands")
     assert (hands["unit"], hands["a by lm"], hands["b by encode"]) == ("mm", "8.000", "-")
-    assert list(compare.panels(scored)) == ["unseen_people, truth → found", "unseen_people, found → truth"]
+    assert list(comparison.panels(scored)) == ["unseen_people, truth → found", "unseen_people, found → truth"]
 
 
 COSTS = {"weight_numbers": 2_000_000, "weight_bytes": 8_000_000, "code_numbers": 256} | (
@@ -127,10 +126,10 @@ COSTS = {"weight_numbers": 2_000_000, "weight_bytes": 8_000_000, "code_numbers":
 def test_parts_that_nobody_scored_take_no_room(tmp_path: Path) -> None:
     score(tmp_path / "a", [1.0])
     scored, _ = gather([tmp_path])
-    assert not set(compare.PARTS) & set(compare.errors(scored, "unseen_people").head)
-    assert "refine, s" not in compare.costs(scored).head
+    assert not set(comparison.PARTS) & set(comparison.errors(scored, "unseen_people").head)
+    assert "refine, s" not in comparison.costs(scored).head
     score(tmp_path / "a", [1.0], method="refine", refine_seconds=3.0)
-    (line,) = cells(compare.costs(gather([tmp_path])[0]))
+    (line,) = cells(comparison.costs(gather([tmp_path])[0]))
     assert line["refine, s"] == "3.000"
 
 
@@ -140,7 +139,7 @@ def test_interpolated_poses_have_a_line_for_each_path(tmp_path: Path) -> None:
     linear = {"truth_to_found": 12.345, "found_to_truth": None, "failed": 1}
     move(run / "motion", {"linear": linear, "truth": {"sa_sigma": 0.1}}, run="a", method="lm")
     _, moved = gather([run])
-    (line,) = cells(compare.motions(moved))
+    (line,) = cells(comparison.motions(moved))
     assert line == {"run": "a", "family": "igr", "method": "lm", "path": "linear", "split": "test"} | (
         {"truth → found": "12.35", "found → truth": "-", "pairs": "2", "no surface": "1"}
     )
@@ -164,9 +163,9 @@ def test_interpolated_poses_have_a_line_for_each_path(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_named(settings: dict[str, Any], sentence: str | None, tmp_path: Path) -> None:
     for name, own in (("a", {}), ("b", settings)):
         score(train(tmp_path / name, minutes=1, steps=1), **{"surface": [1.0, 2.0, 3.0], **own})
-    found = compare.cautions(*gather([tmp_path]))
+    found = comparison.cautions(*gather([tmp_path]))
     assert [line[: len(sentence or "")] for line in found] == ([sentence] if sentence else [])
-    titles = [section.title for section in compare.sections(*gather([tmp_path]), None)]
+    titles = [section.title for section in comparison.sections(*gather([tmp_path]), None)]
     assert ("Before comparing" in titles) == bool(sentence)
 
 
@@ -177,7 +176,7 @@ def test_protocols_of_other_settings_and_other_motions_are_named(tmp_path: Path)
         move(run, {"linear": {}}, run=name, method="lm", pairs=2 if name == "a" else 12)
     file = tmp_path / "b" / "scores.json"
     file.write_text(file.read_text().replace("count 30,000", "count 10"))
-    assert compare.cautions(*gather([tmp_path])) == [
+    assert comparison.cautions(*gather([tmp_path])) == [
         "Protocol surface was not measured in the same way (other settings, or another version). The errors cannot be "
         "compared.",
         "Interpolated poses: different pairs: 2 (a by lm); 12 (b by lm). The errors cannot be compared.",

@@ -13,7 +13,7 @@ import trimesh
 from PIL import Image
 from trimesh import Trimesh
 
-from shapespace.rendering import renderer as picture
+from shapespace.rendering import colors
 from shapespace.report import page
 from shapespace.report.mesh_view import STEPS, Figure, Turnables, pack, unpack
 from shapespace.report.page import Section
@@ -40,7 +40,7 @@ def test_a_mesh_comes_back_to_within_half_a_step(coloured: bool) -> None:
     step = np.ptp(mesh.vertices, axis=0).max() / STEPS
     assert np.abs(back.vertices - mesh.vertices).max() <= 0.5 * step + 1e-6  # and float32 of metres
     assert (back.faces == mesh.faces).all()
-    assert (picture.own_colours(back) is not None) == coloured
+    assert (colors.own_colours(back) is not None) == coloured
     if coloured:
         assert (colours(back) == colours(mesh)).all()
 

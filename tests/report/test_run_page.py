@@ -14,12 +14,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from shapespace.evaluation import metrics
 from shapespace.evaluation.scores import Report, mesh_file
-from shapespace.io import scan_files as files
-from shapespace.rendering import renderer as picture
-from shapespace.report import comparison as compare
-from shapespace.report import page
-from shapespace.report import run_page as trained
-from shapespace.training.run import Run, save_tensors
+from shapespace.io import scan_files
+from shapespace.io.checkpoints import save_tensors
+from shapespace.rendering import colors
+from shapespace.report import comparison, page, run_page
+from shapespace.training.run import Run
 
 ERRORS = {"p/a": 3.0, "p/b": 1.0, "p/c": 2.0, "p/d": float("nan"), "p/e": 9.0}
 
@@ -31,8 +30,8 @@ def score(folder: Path, errors: dict[str, float] = ERRORS, *, quality: bool = Tr
         rows.append({"name": name, "split": "test", "surface": {"truth_to_found": error, "found_to_truth": 2 * error}})
         ball = trimesh.creation.icosphere(subdivisions=2, radius=0.5)
         if np.isfinite(error):
-            painted = picture.paint(ball, np.full(len(ball.vertices), 0.010)) if quality else ball
-            files.write_mesh(mesh_file(folder, "test", name), painted)
+            painted = colors.paint(ball, np.full(len(ball.vertices), 0.010)) if quality else ball
+            scan_files.write_mesh(mesh_file(folder, "test", name), painted)
     surface = metrics.PROTOCOLS["surface"]
     units = {"surface": {"truth_to_found": "mm", "found_to_truth": "mm"}}
     settings = {"store": "s.h5", "method": method, "family": "igr", "machine": "an abacus"}
@@ -62,7 +61,7 @@ def tell(folder: Path, steps: range, start: int = 0, machine: str = "an abacus")
 def walk(folder: Path, **told: Any) -> None:
     for index, radius in enumerate((0.5, 0.6, 0.7)):
         mesh = trimesh.creation.icosphere(subdivisions=1, radius=radius)
-        files.write_mesh(folder / f"{index:03d}.obj", mesh, unit=told.get("unit", 1.0), up=told.get("up", "y"))
+        scan_files.write_mesh(folder / f"{index:03d}.obj", mesh, unit=told.get("unit", 1.0), up=told.get("up", "y"))
     record = {"a": "<one>", "b": "two", "path": "linear", "area_m2": [1, 2, 3], "format": "obj", **told}
     (folder / "path.json").write_text(json.dumps(record))
 
@@ -77,22 +76,22 @@ def words(sections: list[page.Section]) -> str:
 
 def test_best_median_and_worst_are_shown_with_their_numbers(tmp_path: Path) -> None:
     score(tmp_path)
-    scored, _ = compare.gather([tmp_path])
-    (section,) = trained.fits(scored)
+    scored, _ = comparison.gather([tmp_path])
+    (section,) = run_page.fits(scored)
     assert [figure.caption for figure in figures([section])] == [
         "best: p/b, truth → found 1.00 mm, found → truth 2.00 mm",
         "median: p/a, truth → found 3.00 mm, found → truth 6.00 mm",
         "worst: p/e, truth → found 9.00 mm, found → truth 18.00 mm",
     ]
     shown = np.asarray(figures([section])[0].frames[0].visual.vertex_colors)[:, :3]
-    assert (shown == picture.ERROR_RAMP[2]).all()  # 10 mm of 20
+    assert (shown == colors.ERROR_RAMP[2]).all()  # 10 mm of 20
     assert section.parts[0].limit == 20  # type: ignore[attr-defined]
 
 
 def test_meshes_without_errors_are_clay_without_a_legend_and_lost_ones_are_named(tmp_path: Path) -> None:
     score(tmp_path, quality=False)
     mesh_file(tmp_path, "test", "p/e").unlink()
-    (section,) = trained.fits(compare.gather([tmp_path])[0])
+    (section,) = run_page.fits(comparison.gather([tmp_path])[0])
     assert len(figures([section])) == 2
     assert section.parts[0].limit is None  # type: ignore[attr-defined]
     assert "worst: no surface was found, or its mesh is gone (p_e.ply)" in words([section])
@@ -101,7 +100,7 @@ def test_meshes_without_errors_are_clay_without_a_legend_and_lost_ones_are_named
 
 def test_where_nothing_was_found_nothing_is_shown(tmp_path: Path) -> None:
     score(tmp_path, {"p/a": float("nan")})
-    (section,) = trained.fits(compare.gather([tmp_path])[0])
+    (section,) = run_page.fits(comparison.gather([tmp_path])[0])
     assert not figures([section])
     assert "No surface was found for any scan." in words([section])
 
@@ -109,7 +108,7 @@ def test_where_nothing_was_found_nothing_is_shown(tmp_path: Path) -> None:
 def test_several_runs_show_the_same_scan(tmp_path: Path) -> None:
     score(learn(tmp_path / "a"))
     score(learn(tmp_path / "b"), {name: 10 * error for name, error in reversed(ERRORS.items())})
-    (section,) = trained.side_by_side(compare.gather([tmp_path / "a", tmp_path / "b"])[0])
+    (section,) = run_page.side_by_side(comparison.gather([tmp_path / "a", tmp_path / "b"])[0])
     assert section.title == "One scan of test: p/a"
     assert [figure.caption[:40] for figure in figures([section])] == [
         "a by lm: p/a, truth → found 3.00 mm, fou",
@@ -124,15 +123,15 @@ def test_curves_and_machines_are_read_back_without_what_an_interruption_undid(tm
     assert told.curves["loss"][:, 0].tolist() == [10, 20, 30, 40, 50, 60, 70, 80]
     assert told.curves["loss"][:, 1] == pytest.approx(100 / told.curves["loss"][:, 0])
     assert told.machines == ["an abacus", "a slide rule"]
-    (one,) = trained.gather([run], [], [])
-    assert list(trained.panels([one])) == ["loss", "surface"]
+    (one,) = run_page.gather([run], [], [])
+    assert list(run_page.panels([one])) == ["loss", "surface"]
 
 
 def test_a_run_tells_its_settings_data_and_machine(tmp_path: Path) -> None:
     run = learn(tmp_path / "a")
     score(run)
-    scored, moved = compare.gather([run])
-    origin = trained.origin(trained.gather([run], scored, moved), scored)
+    scored, moved = comparison.gather([run])
+    origin = run_page.origin(run_page.gather([run], scored, moved), scored)
     settings = dict(origin[0].parts[0].lines)  # type: ignore[attr-defined]
     assert settings == {"store": "my data.h5", "family": "igr", "seed": "0", "optim.lr": "0.001"} | {
         "optim.lr_codes": "None"
@@ -146,17 +145,17 @@ def test_a_run_tells_its_settings_data_and_machine(tmp_path: Path) -> None:
 
 def test_several_runs_tell_what_differs(tmp_path: Path) -> None:
     runs = [learn(tmp_path / "a"), learn(tmp_path / "b", seed=1)]
-    table = trained.settings(trained.gather(runs, [], [])).parts[0]
+    table = run_page.settings(run_page.gather(runs, [], [])).parts[0]
     assert (table.head, table.lines) == (["setting", "a", "b"], [["seed", "0", "1"]])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("unit", "up"), [(1.0, "y"), (0.001, "z")])
 def test_a_path_is_read_as_it_was_written(unit: float, up: str, tmp_path: Path) -> None:
     walk(tmp_path / "way", unit=unit, up=up)
-    (way,) = trained.walks([tmp_path, tmp_path / "way"])
+    (way,) = run_page.walks([tmp_path, tmp_path / "way"])
     shapes = way.read()
     assert [np.ptp(mesh.vertices, axis=0).max() for mesh in shapes] == pytest.approx([1.0, 1.2, 1.4], rel=1e-4)
-    (figure,) = figures(trained.seen([], [way], alone=True))
+    (figure,) = figures(run_page.seen([], [way], alone=True))
     assert (len(figure.frames), figure.caption) == (3, "<one> to two, linear")
 
 
@@ -164,13 +163,13 @@ def test_a_path_is_read_as_it_was_written(unit: float, up: str, tmp_path: Path) 
 def test_a_file_that_tells_of_no_path_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "path.json").write_text(text)
     with pytest.raises(ValueError, match=r"path\.json tells of no path .*: write it again, shapespace interpolate"):
-        trained.walks([tmp_path])
+        run_page.walks([tmp_path])
 
 
 def test_what_is_missing_is_said_with_the_line_that_makes_it(tmp_path: Path) -> None:
     run = learn(tmp_path / "a run", events=False)
     (run / "model.safetensors").unlink()
-    absent = trained.missing(trained.gather([run], *compare.gather([run])), [], [])
+    absent = run_page.missing(run_page.gather([run], *comparison.gather([run])), [], [])
     assert absent == [
         f"a run has no model yet: shapespace train --resume '{run}'",
         f"a run was not scored: shapespace evaluate '{run}' 'my data.h5'",
@@ -180,21 +179,21 @@ def test_what_is_missing_is_said_with_the_line_that_makes_it(tmp_path: Path) -> 
     run = learn(tmp_path / "b")
     score(run)
     walk(run / "way")
-    scored, moved = compare.gather([run])
-    assert trained.missing(trained.gather([run], scored, moved), scored, trained.walks([run])) == []
+    scored, moved = comparison.gather([run])
+    assert run_page.missing(run_page.gather([run], scored, moved), scored, run_page.walks([run])) == []
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("a: [", "is not YAML"), ("- 1", "holds a list, not settings")])
 def test_settings_that_are_none_are_named(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"config\.yaml {sentence}"):
-        trained.gather([tmp_path], [], [])
+        run_page.gather([tmp_path], [], [])
 
 
 def test_percentiles_are_those_of_the_scores(tmp_path: Path) -> None:
     score(tmp_path)
-    scored, _ = compare.gather([tmp_path])
-    table = compare.percentiles(scored, "test")
+    scored, _ = comparison.gather([tmp_path])
+    table = comparison.percentiles(scored, "test")
     assert table.head[4:] == ["median", "mean", "p5", "p95", "scans"]
     values = np.array([1.0, 2.0, 3.0, 9.0])
     wanted = [np.median(values), values.mean(), *np.percentile(values, [5, 95])]
@@ -203,6 +202,6 @@ def test_percentiles_are_those_of_the_scores(tmp_path: Path) -> None:
 
 
 def test_all_meshes_of_a_page_have_room_in_it() -> None:
-    assert trained._faces(1) == 12_000
+    assert run_page._faces(1) == 12_000
     for count in (1, 60, 1000):
-        assert count * trained._faces(count) * trained.FACE_BYTES <= trained.ROOM
+        assert count * run_page._faces(count) * run_page.FACE_BYTES <= run_page.ROOM

@@ -7,8 +7,9 @@ import trimesh
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from shapespace.synthetic import body as module
-from shapespace.synthetic.body import ELBOW, HEADING, LIMITS, Body, Poses, blend, draw_pose, penetration
+from shapespace.synthetic import poses as poses_module
+from shapespace.synthetic.body import Body
+from shapespace.synthetic.poses import ELBOW, HEADING, LIMITS, Poses, blend, draw_pose, penetration
 
 MIRROR = np.array([-1.0, 1.0, 1.0])
 
@@ -264,8 +265,8 @@ def test_poses_that_penetrate_are_refused(body: Body, monkeypatch: pytest.Monkey
     coefficients = np.zeros(len(body.components))
     deep, deeper, rest = through_the_chest(body, 100), through_the_chest(body, 120), turned(body, {})
     one, two = (penetration(body.pose(coefficients, rotations), body.faces) for rotations in (deep, deeper))
-    assert module.PENETRATION < one < two
-    monkeypatch.setattr(module, "TRIES", 3)
+    assert poses_module.PENETRATION < one < two
+    monkeypatch.setattr(poses_module, "TRIES", 3)
 
     def drawn(*rotations: np.ndarray) -> np.ndarray:
         order = iter(rotations)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from shapespace.geometry import proximity as nearest
+from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
 from shapespace.synthetic.body import Body
 from shapespace.synthetic.scanner import Scanner
@@ -31,7 +31,7 @@ def scan(person: trimesh.Trimesh) -> Scan:
 
 
 def test_points_lie_near_the_truth(person: trimesh.Trimesh, scan: Scan) -> None:
-    distance, _, _ = nearest.to_mesh(scan.points, person)
+    distance, _, _ = proximity.to_mesh(scan.points, person)
     assert 0.0004 < distance.mean() < 0.0008
     assert distance.max() < 0.015
     assert scan.name == "00/limits/0"
@@ -40,7 +40,7 @@ def test_points_lie_near_the_truth(person: trimesh.Trimesh, scan: Scan) -> None:
 
 
 def test_without_noise_points_lie_on_the_surface(person: trimesh.Trimesh) -> None:
-    distance, _, _ = nearest.to_mesh(scanned(person, Scanner(noise=0.0)).points, person)
+    distance, _, _ = proximity.to_mesh(scanned(person, Scanner(noise=0.0)).points, person)
     assert distance.max() < 1e-5
 
 
@@ -77,7 +77,7 @@ def test_no_triangle_spans_a_jump_in_depth(scan: Scan) -> None:
 
 def test_some_of_the_surface_is_unseen(person: trimesh.Trimesh, scan: Scan) -> None:
     samples = trimesh.sample.sample_surface(person, 10_000, seed=0)[0]
-    distance, _, _ = nearest.to_mesh(samples, trimesh.Trimesh(scan.points, scan.faces, process=False))
+    distance, _, _ = proximity.to_mesh(samples, trimesh.Trimesh(scan.points, scan.faces, process=False))
     assert 0.005 < (distance > 0.01).mean() < 0.08
 
 

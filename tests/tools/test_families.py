@@ -8,7 +8,6 @@ import pytest
 
 from shapespace.data.store import Store
 from shapespace.io.scan_files import read_mesh
-from shapespace.tools.__main__ import run
 
 SMALL = {
     "occupancy": "--model.code 16 --model.width 32 --model.blocks 2 --model.encoder-width 32",

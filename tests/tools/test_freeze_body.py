@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from shapespace.synthetic.body import Body, Poses
+from shapespace.synthetic.body import Body
+from shapespace.synthetic.poses import Poses
 from shapespace.tools import freeze_body
 
 

@@ -12,23 +12,24 @@ import trimesh
 
 from shapespace import ShapeSpace
 from shapespace.evaluation import motion as evaluate
+from shapespace.evaluation import sequences
+from shapespace.fitting.result import Fit
 from shapespace.geometry.scan import Scan
-from shapespace.models import registry as build
-from shapespace.space import Fit
-from shapespace.tools import _sequences, motion, synthesize
-from shapespace.tools._settings import of_fits, of_model, timed
+from shapespace.models import atlas, igr, registry, voxel
+from shapespace.tools import motion, synthesize
+from shapespace.tools._outputs import of_fits, of_model, timed
 
 SIZES = {
-    "igr": build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128),
-    "voxel": build.VoxelSizes(grid=8),
-    "atlas": build.AtlasSizes(code=4, width=16, patches=2),
+    "igr": igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128),
+    "voxel": voxel.VoxelSizes(grid=8),
+    "atlas": atlas.AtlasSizes(code=4, width=16, patches=2),
 }
 
 
 def space(family: str, scans: int = 3) -> ShapeSpace:
     torch.manual_seed(0)
     sizes = SIZES[family]
-    return ShapeSpace(build.model(sizes, shapes=scans).eval(), sizes, scale=1.25, about={"weights": {}})
+    return ShapeSpace(registry.model(sizes, shapes=scans).eval(), sizes, scale=1.25, about={"weights": {}})
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +63,17 @@ def test_sequences_are_scored_alone_and_jointly_and_with_frames_missing(
         named = {"lm": lm, "joint": joint, "resolution": 16, "people": 1, "cases": ("points",), **words}
         motion.main(str(tmp_path / "run"), data, **named)  # type: ignore[arg-type]
 
-    cameras = replace(_sequences.Scanner(), azimuths=4, elevations=(0.0,), columns=40, rows=60)
-    monkeypatch.setattr(_sequences, "Scanner", lambda: cameras)
+    cameras = replace(sequences.Scanner(), azimuths=4, elevations=(0.0,), columns=40, rows=60)
+    monkeypatch.setattr(sequences, "Scanner", lambda: cameras)
     run(frames=5)
     held = json.loads((tmp_path / "run" / "motion" / "sequences.json").read_text())
     assert (held["settings"]["frames"], held["settings"]["joint"]["bend"]) == (5, joint.bend)
     ways = {row["way"]: row for row in held["rows"]}
-    assert list(ways) == [_sequences.ALONE, _sequences.JOINTLY, _sequences.BETWEEN, _sequences.BRIDGED]
+    assert list(ways) == [sequences.ALONE, sequences.JOINTLY, sequences.BETWEEN, sequences.BRIDGED]
     assert {row["motion"] for row in ways.values()} == {"01/walk"}
     assert all(row["truth_to_found"] > 0 and row["found_to_truth"] > 0 for row in ways.values())
-    assert ways[_sequences.JOINTLY]["flicker"] < ways[_sequences.ALONE]["flicker"]
-    assert ways[_sequences.BRIDGED]["flicker"] is None  # of one frame
+    assert ways[sequences.JOINTLY]["flicker"] < ways[sequences.ALONE]["flicker"]
+    assert ways[sequences.BRIDGED]["flicker"] is None  # of one frame
     assert "| points | missing: bridged" in capsys.readouterr().out
     for words, sentence in (
         ({"frames": 4}, "--frames 4: a clip has 40 frames, and at least 5 are needed"),

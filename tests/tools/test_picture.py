@@ -8,8 +8,8 @@ import trimesh
 from PIL import Image
 
 from shapespace.geometry.scan import Scan
-from shapespace.io import scan_files as files
-from shapespace.rendering import renderer as picture
+from shapespace.io import scan_files
+from shapespace.rendering import colors
 from shapespace.tools.picture import main
 
 
@@ -17,16 +17,16 @@ from shapespace.tools.picture import main
 def inputs(tmp_path: Path) -> tuple[Path, ...]:
     """A ball in clay, one that is off by 20 mm everywhere, and the points of one."""
     ball = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
-    files.write_mesh(tmp_path / "clay.obj", ball)
-    files.write_mesh(tmp_path / "off.ply", picture.paint(ball, np.full(len(ball.vertices), 0.020)))
-    files.write_scan(tmp_path / "scan.ply", Scan("s", np.asarray(ball.vertices, dtype=np.float32)))
+    scan_files.write_mesh(tmp_path / "clay.obj", ball)
+    scan_files.write_mesh(tmp_path / "off.ply", colors.paint(ball, np.full(len(ball.vertices), 0.020)))
+    scan_files.write_scan(tmp_path / "scan.ply", Scan("s", np.asarray(ball.vertices, dtype=np.float32)))
     return tuple(tmp_path / name for name in ("clay.obj", "off.ply", "scan.ply"))
 
 
 def test_a_sheet_has_rows_and_the_colours_of_lengths(inputs: tuple[Path, ...], tmp_path: Path) -> None:
     main(inputs, out=tmp_path / "a.png", size=64, columns=2)
     image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
-    dark = np.abs(image - picture.ERROR_RAMP[-1]).max(axis=-1) < 40
+    dark = np.abs(image - colors.ERROR_RAMP[-1]).max(axis=-1) < 40
     assert dark[:, image.shape[1] // 4 :].sum() > 400  # the second ball, and the end of the legend
     assert image.shape[0] > 2 * 64 + 2 * 28
     main(inputs[:1], out=tmp_path / "b.png", size=64)

@@ -25,12 +25,12 @@ from shapespace.tools._outputs import warn
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was never trained: it has a surface, no more."""
     from shapespace import ShapeSpace
-    from shapespace.models import registry as build
+    from shapespace.models import igr
 
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
+    sizes = igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    ShapeSpace(build.igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
+    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
     return path
 
 
@@ -349,7 +349,7 @@ def test_the_record_tells_how_the_shape_lies_in_the_file(
     model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
     from shapespace import ShapeSpace
-    from shapespace.space import load_fits
+    from shapespace.fitting.result import load_fits
 
     write_scan(tmp_path / "scan.ply", person(), unit=0.01, up="z")
     options = ("--unit", "cm", "--up", "z", "--lm.evidence", 1.0, "--resolution", 16)
@@ -357,7 +357,7 @@ def test_the_record_tells_how_the_shape_lies_in_the_file(
     assert code == 0, err
     (record,) = json.loads((tmp_path / "placed" / "fits.json").read_text())
     told, space = record["from_model"], ShapeSpace.load(model)
-    (fit,) = load_fits(tmp_path / "placed" / "codes.safetensors", space)
+    (fit,) = load_fits(tmp_path / "placed" / "codes.safetensors", space.model)
     assert fit.frame.rotation is not None  # found beside the code
     vertices = space.mesh(fit.code, resolution=16).vertices / space.scale  # about the origin, in model units
     moved = told["scale"] * vertices @ np.array(told["rotation"]).T + told["translation"]

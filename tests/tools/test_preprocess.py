@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from shapespace.data.store import Store
-from shapespace.tools.__main__ import run
 from shapespace.tools.preprocess import main
 
 

@@ -13,13 +13,14 @@ from shapespace import ShapeSpace
 from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
-from shapespace.fitting.fit import LMOptions
+from shapespace.evaluation import corruptions, robustness
+from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.quality import Verdict
-from shapespace.geometry import proximity as nearest
+from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import UNITS
-from shapespace.models import registry as build
-from shapespace.tools import _spoil, robust
+from shapespace.io.units import UNITS
+from shapespace.models import igr
+from shapespace.tools import robust
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def store(tmp_path: Path, synthetic_root: Path) -> Path:
 @pytest.fixture
 def untrained(tmp_path: Path) -> str:
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.4, encoder_points=128)
-    model = build.igr(sizes).eval()
+    sizes = igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.4, encoder_points=128)
+    model = igr.build_igr(sizes).eval()
     with torch.no_grad():
         for entry in (model.decoder.code_in, model.decoder.code_skip):
             entry.weight.mul_(0.1)  # codes change the sphere a little: no fit loses its surface
@@ -48,7 +49,7 @@ def test_every_case_ends_in_a_row(
 ) -> None:
     robust.main(untrained, store, lm=QUICK, split=None, limit=1, resolution=16, out=tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "robust.json").read_text())["rows"]
-    assert [row["case"] for row in rows] == list(_spoil.CASES)
+    assert [row["case"] for row in rows] == list(corruptions.CASES)
     assert all(np.isfinite(row["truth_to_found"]) for row in rows)
     assert [row["case"] for row in rows if "in_band" in row] == ["complete", "one_view"]
     assert all(0 <= row.get("in_band", 0) <= 1 for row in rows)
@@ -68,7 +69,7 @@ def test_drawn_cases_end_in_a_result_or_a_sentence(
     left = json.loads((tmp_path / "out" / "robust.json").read_text())
     assert "rows" not in left
     assert len(left["drawn"]) == 3
-    assert all(row["end"] != robust.BROKEN for row in left["drawn"]), left["drawn"]
+    assert all(row["end"] != robustness.BROKEN for row in left["drawn"]), left["drawn"]
     assert [row["kind"] for row in left["things"]] == ["people"] * 2 + ["others"] * 7
     said = capsys.readouterr().out
     assert "3 cases drawn" in said
@@ -82,14 +83,14 @@ SURE, ODD, UNSURE = (Verdict(0.002, 0.008, oddness, 0.3) for oddness in (2.0, 9.
 @pytest.mark.parametrize(
     ("error", "verdict", "end"),
     [
-        (5.0, SURE, robust.WELL_FITTED),
-        (5.0, ODD, robust.ODD),
-        (5.0, UNSURE, robust.UNSURE),
-        (50.0, ODD, robust.POOR_AND_ODD),
-        (50.0, UNSURE, robust.POOR_AND_UNSURE),
-        (50.0, SURE, robust.UNNAMED),
-        (ValueError("no"), None, robust.REFUSED),
-        (KeyError("no"), None, robust.BROKEN),
+        (5.0, SURE, robustness.WELL_FITTED),
+        (5.0, ODD, robustness.ODD),
+        (5.0, UNSURE, robustness.UNSURE),
+        (50.0, ODD, robustness.POOR_AND_ODD),
+        (50.0, UNSURE, robustness.POOR_AND_UNSURE),
+        (50.0, SURE, robustness.UNNAMED),
+        (ValueError("no"), None, robustness.REFUSED),
+        (KeyError("no"), None, robustness.BROKEN),
     ],
 )
 def test_how_a_drawn_case_ended(
@@ -108,12 +109,12 @@ def test_how_a_drawn_case_ended(
     monkeypatch.setattr(robust, "_as_a_file", fitted)
     packed = Store(store)
     arguments = (ShapeSpace.load(untrained), packed, packed.select(None), QUICK, 16, [0, 0], Path())
-    first, again = (robust._tried(*arguments) for _ in range(2))
+    first, again = (robustness._tried(*arguments) for _ in range(2))
     assert first["end"] == end
     assert first == again  # drawn by the seed
-    page = robust._page_of_drawn([first])
-    assert ("- badly" in page) == (end == robust.UNNAMED)
-    assert ("KeyError" in page) == (end == robust.BROKEN)
+    page = robustness._page_of_drawn([first])
+    assert ("- badly" in page) == (end == robustness.UNNAMED)
+    assert ("KeyError" in page) == (end == robustness.BROKEN)
 
 
 @pytest.mark.slow
@@ -122,8 +123,8 @@ def test_twenty_drawn_cases_of_the_space_that_comes_along(store: Path, tmp_path:
     robust.main("humans", store, lm=lm, split=None, drawn=20, resolution=48, out=tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "robust.json").read_text())["drawn"]
     assert len({tuple(row["how"]) for row in rows}) > 10
-    assert all(row["end"] != robust.BROKEN for row in rows), rows
-    assert all(row["said"].endswith(".") for row in rows if row["end"] == robust.REFUSED)
+    assert all(row["end"] != robustness.BROKEN for row in rows), rows
+    assert all(row["said"].endswith(".") for row in rows if row["end"] == robustness.REFUSED)
 
 
 def test_an_unknown_case_is_named(store: Path) -> None:
@@ -135,14 +136,14 @@ def test_what_is_done_to_a_scan() -> None:
     rng = np.random.default_rng(0)
     points = rng.uniform(-1, 1, (5000, 3)).astype(np.float32) * np.float32([0.2, 0.8, 0.1])
     scan = Scan("s", points, points)
-    moved = _spoil._noisy(scan, rng)
+    moved = corruptions._noisy(scan, rng)
     assert np.std(moved.points - points) == pytest.approx(0.005, rel=0.05)
-    wrong = _spoil._with_outliers(scan, rng)
+    wrong = corruptions._with_outliers(scan, rng)
     assert (np.abs(wrong.points - points).max(axis=1) > 0).mean() == pytest.approx(0.3, abs=0.03)
     assert moved.normals is None
     assert wrong.normals is None
     for seed in range(len(UNITS) + 3):
-        back = _spoil._in_a_unit(scan, np.random.default_rng(seed))
+        back = corruptions._in_a_unit(scan, np.random.default_rng(seed))
         np.testing.assert_allclose(back.points, points, rtol=1e-4, atol=1e-6)
 
 
@@ -152,11 +153,11 @@ def test_furniture_stands_on_the_floor_and_touches_nobody(make_body: Callable[..
     scan = whole.sample(4000, np.random.default_rng(0))
     low = truth.bounds[0, 1]
     for seed in range(3):
-        chair = _spoil._aside(_spoil._chair(), truth, np.random.default_rng(seed))
+        chair = corruptions._aside(corruptions._chair(), truth, np.random.default_rng(seed))
         assert chair.bounds[0, 1] == pytest.approx(low, abs=1e-6)
-        apart = nearest.to_mesh(chair.sample(2000, seed=0), truth)[0].min()
+        apart = proximity.to_mesh(chair.sample(2000, seed=0), truth)[0].min()
         assert 0.10 < apart < 0.25
-    on = _spoil._with_points_of(scan, truth, _spoil._floor(truth), np.random.default_rng(0))
+    on = corruptions._with_points_of(scan, truth, corruptions._floor(truth), np.random.default_rng(0))
     np.testing.assert_array_equal(on.points[: len(scan)], scan.points)
     more = on.points[len(scan) :]
     assert len(more) / len(scan) == pytest.approx(8.16 / truth.area, rel=0.01)  # both sides of two metres squared

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import trimesh
 
-from shapespace.geometry import proximity as nearest
+from shapespace.geometry import proximity
 from shapespace.io.scan_files import read_scan
-from shapespace.tools.synthesize import LIMITS, Plan, main, schedule
+from shapespace.synthetic.people import LIMITS, Plan, schedule
+from shapespace.tools.synthesize import main
 
 TINY = {"people": 2, "poses": 3, "test_poses": 1, "test_people": 1, "test_people_poses": 1, "seed": 7}
 PLAN = Plan(people=4, poses=10, test_people=2, test_people_poses=3, test_poses=1, motion=0.5, seed=0)
@@ -69,7 +70,7 @@ def test_scans_lie_near_their_registrations(tiny: Path) -> None:
     for name in (*listed(tiny, "train"), *listed(tiny, "unseen_poses"), *listed(tiny, "unseen_people")):
         subject, sequence, frame = name.split("/")
         scan = read_scan(tiny / "scans" / subject / sequence / f"{sequence}.{frame}.ply")
-        distance, _, _ = nearest.to_mesh(scan.points[::20], truth(tiny, name))
+        distance, _, _ = proximity.to_mesh(scan.points[::20], truth(tiny, name))
         assert distance.mean() < 0.001
         assert scan.sensors is not None
         assert len(np.unique(scan.sensors, axis=0)) == 16

@@ -98,12 +98,12 @@ def test_the_readme_s_lines_run_as_they_stand(tmp_path: Path, ok: Callable[[str]
 
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from shapespace import ShapeSpace
-    from shapespace.models import registry as build
+    from shapespace.models import igr
 
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128)
+    sizes = igr.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128)
     (tmp_path / "runs").mkdir()
-    ShapeSpace(build.igr(sizes).eval(), sizes, scale=2.0, about={"weights": {}}).save(tmp_path / "runs" / "people")
+    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=2.0, about={"weights": {}}).save(tmp_path / "runs" / "people")
     monkeypatch.chdir(tmp_path)
     normals = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
@@ -145,12 +145,11 @@ def test_other_people_s_layouts_go_all_the_way(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was never trained: enough to be refused by."""
     from shapespace import ShapeSpace
-    from shapespace.models import registry as build
 
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
+    sizes = igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    ShapeSpace(build.igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
+    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
     return path
 
 

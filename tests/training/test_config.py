@@ -11,7 +11,8 @@ import pytest
 import tyro
 import yaml
 
-from shapespace.training.config import TrainConfig, expand, flatten, of_family, read
+from shapespace.tools._config import expand, flatten, of_family, read
+from shapespace.training.config import TrainConfig
 
 NAMES = sorted(
     p.name.removesuffix(".yaml") for p in resources.files("shapespace.configs").iterdir() if p.name.endswith("yaml")

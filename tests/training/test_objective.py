@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shapespace.data.loader import Batch, collate
 from shapespace.geometry.scan import Scan
-from shapespace.models import registry as build
+from shapespace.models import igr
 from shapespace.models.igr import IGR
 from shapespace.training import objective
 from shapespace.training.objective import Execution, Objective
@@ -21,10 +21,10 @@ WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent
 
 def model(kind: str = "points") -> IGR:
     torch.manual_seed(0)
-    sizes = build.IGRSizes(
+    sizes = igr.IGRSizes(
         code=4, width=24, depth=4, skip=2, encoder=kind, spread=1.0, encoder_points=50, encoder_width=16
     )
-    return build.igr(sizes, shapes=6)
+    return igr.build_igr(sizes, shapes=6)
 
 
 def batch(scans: int = 6, points: int = 80) -> Batch:
@@ -114,7 +114,7 @@ here["assert_same"](here["gradients"](made, one, "compiled"), here["gradients"](
 
 
 def test_the_choice_goes_by_the_length_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = build.igr(build.IGRSizes(code=64, width=256))
+    made = igr.build_igr(igr.IGRSizes(code=64, width=256))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert objective.choose(made, batch(scans=2, points=80), 10**9, 1.0) == "eager"  # one piece
     assert objective.choose(made, batch(scans=16, points=128), 3000, None) == "blocked"

@@ -2,15 +2,15 @@
 
 import torch
 
-from shapespace.models import registry as build
+from shapespace.models import igr
 from shapespace.models.igr import IGR
 from shapespace.training.optimizers import RowAdam, optimisers
 
 
 def model(encoder: str = "table") -> IGR:
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=24, depth=4, skip=2, encoder=encoder, spread=0.1, encoder_width=16)
-    return build.igr(sizes, shapes=3)
+    sizes = igr.IGRSizes(code=4, width=24, depth=4, skip=2, encoder=encoder, spread=0.1, encoder_width=16)
+    return igr.build_igr(sizes, shapes=3)
 
 
 def test_free_codes_have_their_own_learning_rate() -> None:

@@ -15,15 +15,16 @@ from shapespace.data.loader import StepDataset, batches, collate
 from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets import find_recipe
-from shapespace.geometry.inside import inside
+from shapespace.geometry.proximity import inside
 from shapespace.geometry.scan import Scan
-from shapespace.machine import machine
-from shapespace.models import registry as build
+from shapespace.io.checkpoints import load_tensors, save_tensors
+from shapespace.models import igr
 from shapespace.space import ShapeSpace
-from shapespace.training import train
-from shapespace.training.config import OptimConfig, TrainConfig, expand, of_family
+from shapespace.tools._config import expand, of_family
+from shapespace.training import optimizers, train
+from shapespace.training.config import OptimConfig, TrainConfig
 from shapespace.training.objective import Objective
-from shapespace.training.run import Run, load_tensors, save_tensors
+from shapespace.training.run import Run, machine
 
 
 @pytest.fixture
@@ -270,7 +271,7 @@ def test_labels_are_those_of_the_true_surface(store: Store) -> None:
 
 
 def test_schedules() -> None:
-    cosine, halving = train.cosine(warmup=10), train.halving(every=100)
+    cosine, halving = optimizers.cosine(warmup=10), optimizers.halving(every=100)
     assert cosine(0, 0.0) == pytest.approx(0.1)
     assert cosine(50, 0.5) == pytest.approx(0.505)
     assert cosine(99, 1.0) == pytest.approx(0.01)
@@ -301,7 +302,7 @@ def test_scans_are_seen_so_often_and_no_oftener() -> None:
 
 
 def test_scans_without_normals_need_a_weight_of_zero() -> None:
-    model = build.igr(build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder_points=50))
+    model = igr.build_igr(igr.IGRSizes(code=4, width=24, depth=3, skip=1, encoder_points=50))
     batch = collate([Scan("", np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32))])
     with pytest.raises(ValueError, match=r"weights\.normal 0"):
         Objective(model, {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 0.0, "tangent": 0.0, "far": 0.0})(

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from shapespace.tools import preprocess, train
-from shapespace.tools.__main__ import run
 
 _ROWS = pytest.StashKey[list[tuple[str, int, int, str]]]()
 

@@ -16,7 +16,7 @@ import pytest
 from shapespace.data.store import Store
 from shapespace.io.atomic import claimed, replacing
 from shapespace.tools import fit, preprocess, train
-from shapespace.tools.__main__ import main, run
+from shapespace.tools.__main__ import main
 
 
 def in_a_child(work: Callable[[], object]) -> int:

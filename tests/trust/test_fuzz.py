@@ -29,9 +29,11 @@ from shapespace.data.scan_dataset import read_split
 from shapespace.data.store import FORMAT, Store
 from shapespace.datasets.layout import read_registration
 from shapespace.datasets.synthetic import Synthetic
-from shapespace.io.scan_files import read_scan, suffixes
-from shapespace.models import registry as build
-from shapespace.space import ShapeSpace, load_fits, save_fits
+from shapespace.fitting.result import load_fits, save_fits
+from shapespace.io.formats import suffixes
+from shapespace.io.scan_files import read_scan
+from shapespace.models import igr, registry
+from shapespace.space import ShapeSpace
 from shapespace.training.run import Run
 
 SECONDS, ROOM = 3, 400_000_000  # for one file, and bytes above what the test has already
@@ -44,14 +46,14 @@ FACES = np.arange(102, dtype="<i4").reshape(-1, 3)
 CAMERA = {"width": 16, "height": 16, "fx": 16, "fy": 16, "cx": 7.5, "cy": 7.5, "k1": 0, "camera_to_world": None}
 CAMERA["camera_to_world"] = np.diag([1.0, -1, -1, 1]).tolist()
 DEPTH = np.full((16, 16), 2000, np.uint16)
-SIZES = build.IGRSizes(code=2, width=8, depth=2, skip=1, encoder_points=8, encoder_width=4, encoder_features=4)
+SIZES = igr.IGRSizes(code=2, width=8, depth=2, skip=1, encoder_points=8, encoder_width=4, encoder_features=4)
 SCAN = "a/b/0"
 
 
 def _space() -> ShapeSpace:
     torch.manual_seed(0)
     weights = {"surface": 1.0, "eikonal": 0.1}
-    return ShapeSpace(build.model(SIZES).eval(), SIZES, scale=1.25, about={"weights": weights})
+    return ShapeSpace(registry.model(SIZES).eval(), SIZES, scale=1.25, about={"weights": weights})
 
 
 SPACE = _space()
@@ -188,8 +190,8 @@ FORMATS = {
     "model": Format("x.safetensors", SPACE.save, ShapeSpace.load),
     "codes": Format(
         "x.safetensors",
-        lambda path: save_fits(path, SPACE.between(SPACE.along([0.0]), SPACE.along([1.0]), 2), SPACE),
-        lambda path: load_fits(path, SPACE),
+        lambda path: save_fits(path, SPACE.between(SPACE.along([0.0]), SPACE.along([1.0]), 2), SPACE.model),
+        lambda path: load_fits(path, SPACE.model),
     ),
     "checkpoint": Format("checkpoint.pt", _checkpoint, lambda path: Run(path.parent).load_checkpoint()),
     "settings": Format(

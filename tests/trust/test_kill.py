@@ -21,13 +21,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from shapespace.io import scan_files as files
+from shapespace.io import scan_files
 
 CALL = """
 from shapespace.tools import {verb}
-from shapespace.tools import _resume as _pieces
-from shapespace.tools.__main__ import run
-_pieces.SIZE = 2
+from shapespace.tools import _resume
+from shapespace.tools.__main__ import cli
+_resume.SIZE = 2
 run({verb}.main, {words})
 """
 PRELOADED = [f"shapespace.tools.{verb}" for verb in ("preprocess", "train", "fit", "evaluate")]
@@ -134,7 +134,7 @@ def broken(folder: Path) -> list[str]:
         ".json": lambda path: json.loads(path.read_text()),
         ".safetensors": lambda path: [safe_open(path, "pt").get_tensor(key) for key in safe_open(path, "pt").keys()],  # noqa: SIM118
         ".pt": lambda path: torch.load(path, weights_only=True),
-        ".ply": files.read_mesh,
+        ".ply": scan_files.read_mesh,
         ".h5": contents,
     }
     found = []

@@ -17,7 +17,7 @@ from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets.synthetic import Synthetic
 from shapespace.space import ShapeSpace
-from shapespace.training.config import expand, of_family
+from shapespace.tools._config import expand, of_family
 from shapespace.training.run import Run
 from shapespace.training.train import _Waited
 

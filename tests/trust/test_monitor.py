@@ -11,12 +11,12 @@ import torch
 
 from shapespace.data.loader import Batch, StepDataset
 from shapespace.data.store import Store
+from shapespace.io.checkpoints import load_tensors
 from shapespace.space import ShapeSpace
 from shapespace.tools import train
-from shapespace.tools.__main__ import run
-from shapespace.training import monitor as watch
+from shapespace.training import monitor
 from shapespace.training.monitor import FEW, MANY, Watch
-from shapespace.training.run import Run, load_tensors
+from shapespace.training.run import Run
 
 LINE = ("--config", "tiny", "--split", "train", "--device", "cpu", "--pictured", "0", "--save_every", "10")
 
@@ -114,7 +114,7 @@ def test_what_goes_wrong_in_a_training_is_told_and_undone(
     """Scans turn to nonsense: not a number, or far too large. The checkpoint before is the one to go on from."""
     line = [str(store), *LINE, "--optim.steps", "40", "--out"]
     run(train.main, [*line, str(tmp_path / "whole")])
-    monkeypatch.setattr(watch, "MANY", 10)
+    monkeypatch.setattr(monitor, "MANY", 10)
     kinds: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "the loss is nan at step 26": lambda tensor: tensor * torch.nan,
         "the loss has blown up to .* after 10 steps .* at step 35": lambda tensor: tensor * 100,
@@ -167,7 +167,7 @@ def test_a_training_that_is_asked_to_end_saves_where_it_is(
     assert step in (12, 13)
     assert f"stopped at step {step}; go on: shapespace train --resume {tmp_path / 'parts'}" in capsys.readouterr().err
     assert signal.getsignal(number) == before
-    assert ShapeSpace.load(tmp_path / "parts").fingerprint()
+    assert ShapeSpace.load(tmp_path / "parts").model.fingerprint()
     run(train.main, ["--resume", str(tmp_path / "parts")])
     one, two = (load_tensors(Run(tmp_path / name).weights, "model")[0] for name in ("whole", "parts"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())

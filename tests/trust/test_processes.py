@@ -21,12 +21,14 @@ from shapespace.data.loader import Batch, StepDataset
 from shapespace.data.preprocess import pack
 from shapespace.data.store import Store
 from shapespace.datasets.synthetic import Synthetic
-from shapespace.models import registry as build
+from shapespace.io.checkpoints import load_tensors
+from shapespace.models import igr
 from shapespace.space import ShapeSpace
+from shapespace.tools._config import expand, of_family
 from shapespace.tools.train import _restarts, _together
-from shapespace.training.config import TrainConfig, expand, of_family
+from shapespace.training.config import TrainConfig
 from shapespace.training.objective import Objective
-from shapespace.training.run import Run, load_tensors
+from shapespace.training.run import Run
 
 FORK = multiprocessing.get_context("fork")
 WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 1.0, "far": 1.0}
@@ -67,11 +69,13 @@ def _batch(store: Path, rank: int, world: int) -> Batch:
 
 def _gradients(rank: int, world: int, store: Path, kind: Any) -> dict[str, torch.Tensor]:
     """Of a step on a global batch of four scans: by one process, or by those that share it out."""
-    sizes = build.IGRSizes(
+    sizes = igr.IGRSizes(
         code=4, width=24, depth=3, skip=1, encoder=kind, spread=1.0, encoder_points=60, encoder_width=16
     )
     torch.manual_seed(0)
-    model = build.igr(sizes, shapes=4).double().eval()  # what is drawn at random differs with the number of processes
+    model = (
+        igr.build_igr(sizes, shapes=4).double().eval()
+    )  # what is drawn at random differs with the number of processes
     weights = WEIGHTS | ({"lesson": 1.0} if kind == "taught" else {})
     objective: torch.nn.Module = Objective(model, weights, "eager" if world == 1 else "blocked")
     parts = [_batch(store, part, 2) for part in (range(2) if world == 1 else [rank])]

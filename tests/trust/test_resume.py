@@ -8,17 +8,15 @@ import pytest
 import torch
 
 from shapespace.io.atomic import claimed
+from shapespace.io.checkpoints import load_tensors
 from shapespace.space import ShapeSpace
-from shapespace.tools import _resume as _pieces
-from shapespace.tools import evaluate, fit
-from shapespace.tools.__main__ import run
+from shapespace.tools import _resume, evaluate, fit
 from shapespace.tools._resume import Piece, kept
-from shapespace.training.run import load_tensors
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pieces, "SIZE", 2)
+    monkeypatch.setattr(_resume, "SIZE", 2)
 
 
 @pytest.fixture(scope="module")

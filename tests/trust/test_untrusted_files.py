@@ -27,22 +27,23 @@ from shapespace.data.store import Store
 from shapespace.datasets.layout import read_registration
 from shapespace.datasets.synthetic import Synthetic
 from shapespace.evaluation.scores import mesh_file
-from shapespace.io import scan_files as files
+from shapespace.fitting.result import Fit, load_fits, save_fits
+from shapespace.io import scan_files
+from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.io.scan_files import read_faces, read_mesh, read_scan
-from shapespace.models import registry as build
+from shapespace.models import igr, registry
 from shapespace.report.run_page import walks
-from shapespace.space import Fit, ShapeSpace, load_fits, save_fits
-from shapespace.tools.__main__ import run
-from shapespace.training.config import read
-from shapespace.training.run import Run, load_tensors, save_tensors
+from shapespace.space import ShapeSpace
+from shapespace.tools._config import read
+from shapespace.training.run import Run
 
-SIZES = build.IGRSizes(code=4, width=24, depth=3, skip=1, encoder_points=50, encoder_width=16, encoder_features=16)
+SIZES = igr.IGRSizes(code=4, width=24, depth=3, skip=1, encoder_points=50, encoder_width=16, encoder_features=16)
 WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3}
 
 
 def space() -> ShapeSpace:
     torch.manual_seed(0)
-    return ShapeSpace(build.model(SIZES).eval(), SIZES, scale=1.25, about={"weights": WEIGHTS})
+    return ShapeSpace(registry.model(SIZES).eval(), SIZES, scale=1.25, about={"weights": WEIGHTS})
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_no_file_runs_code(mark: Path, tmp_path: Path, tried: Callable[..., None
         lambda: Run(tmp_path).about(),
         lambda: ShapeSpace.load(tmp_path / "raw.safetensors"),
         lambda: ShapeSpace.load(tmp_path / "told.safetensors"),
-        lambda: load_fits(tmp_path / "raw.safetensors", space()),
+        lambda: load_fits(tmp_path / "raw.safetensors", space().model),
         lambda: Store(tmp_path / "a.h5"),
         lambda: read_split(tmp_path / "split.json"),
     ]
@@ -289,7 +290,7 @@ EVIL = ["../../x", "/abs/x", "..", "../..", ".", "a/../../../x", "..\\x", "~/x",
 
 @pytest.mark.parametrize("name", EVIL)
 def test_a_name_is_one_file_of_the_folder(tmp_path: Path, name: str) -> None:
-    for path in (tmp_path / f"{files.file_name(name)}.ply", tmp_path / files.file_name(name)):
+    for path in (tmp_path / f"{scan_files.file_name(name)}.ply", tmp_path / scan_files.file_name(name)):
         assert path.resolve().parent == tmp_path.resolve()
     assert mesh_file(tmp_path, name, name).resolve().parents[1] == (tmp_path / "meshes").resolve()
 
@@ -315,7 +316,9 @@ def test_the_verbs_write_nothing_outside_their_folder(
     with torch.no_grad():
         code = home.encode_scans([read_scan(tmp_path / "synthetic/scans/p000/poses/poses.000000.ply")])[0]
     save_fits(
-        tmp_path / "codes.safetensors", [Fit(code.code, code.frame, np.empty(0), name=name) for name in EVIL], home
+        tmp_path / "codes.safetensors",
+        [Fit(code.code, code.frame, np.empty(0), name=name) for name in EVIL],
+        home.model,
     )
     before, model, out = _tree(tmp_path), tmp_path / "model.safetensors", tmp_path / "a" / "b" / "c"
     quick = ["--resolution", "16", "--lm.steps", "1", "--lm.points", "100"]
@@ -474,7 +477,7 @@ def _repeat_first_text(path: Path, place: str, count: int) -> None:
 def test_a_model_that_is_whole_is_loaded(tmp_path: Path) -> None:
     """Or all refusals above would be of anything."""
     loaded = ShapeSpace.load(_with_sizes(tmp_path / "m.safetensors"))
-    assert loaded.fingerprint() == space().fingerprint()
+    assert loaded.model.fingerprint() == space().model.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -506,8 +509,8 @@ def test_codes_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         ({}, ["a", 7], "its name 7 is not"),
     ]
     for change, names, sentence in changes:
-        about = {"kind": "codes", "names": names, "model": own.fingerprint()}
+        about = {"kind": "codes", "names": names, "model": own.model.fingerprint()}
         save_tensors(tmp_path / "c.safetensors", {**whole, **change}, about)
         with pytest.raises(ValueError, match=rf"holds no codes of \d scans: {sentence} as it should be\. Fit again"):
-            load_fits(tmp_path / "c.safetensors", own)
+            load_fits(tmp_path / "c.safetensors", own.model)
     assert trimesh.__version__.split(".")[0] >= "5"  # earlier ones let glTF name files outside its folder

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from shapespace.data.store import Store
-from shapespace.space import ShapeSpace, load_fits, save_fits
+from shapespace.fitting.result import load_fits, save_fits
+from shapespace.space import ShapeSpace
 from shapespace.training.run import Run
 
 
@@ -43,12 +44,12 @@ def test_a_model_of_another_format(number: int | None, run: Run) -> None:
 @pytest.mark.parametrize("number", [0, 2])
 def test_codes_of_another_format(number: int, run: Run, tmp_path: Path) -> None:
     space, path = ShapeSpace.load(run.folder), tmp_path / "codes.safetensors"
-    save_fits(path, [space.along([1.0])], space)
-    assert [fit.name for fit in load_fits(path, space)] == ["along"]
+    save_fits(path, [space.along([1.0])], space.model)
+    assert [fit.name for fit in load_fits(path, space.model)] == ["along"]
     reformat(path, number)
     said = rf"codes.safetensors has format {number}, this version reads 1: fit the scans again, shapespace fit RUN"
     with pytest.raises(ValueError, match=said):
-        load_fits(path, space)
+        load_fits(path, space.model)
 
 
 def _numbered(number: int | None) -> Callable[[Path], None]:

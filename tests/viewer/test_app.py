@@ -14,7 +14,7 @@ import torch
 
 from shapespace import ShapeSpace
 from shapespace.geometry.scan import Scan
-from shapespace.models import registry as build
+from shapespace.models import igr
 from shapespace.viewer.app import Viewer, plain, same_site
 from shapespace.viewer.scene import MAX_UPLOAD, Gallery
 
@@ -150,8 +150,8 @@ def _filled(value: Any, buffers: list[bytes]) -> Any:
 def space() -> ShapeSpace:
     """Its shapes are about balls of a metre; its code changes them by centimetres."""
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128)
-    model = build.igr(sizes).eval()
+    sizes = igr.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128)
+    model = igr.build_igr(sizes).eval()
     model.prior.covariance *= 100
     return ShapeSpace(model, sizes, scale=2.0, about={"weights": {}})
 

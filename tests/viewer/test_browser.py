@@ -20,8 +20,8 @@ from trimesh import Trimesh
 
 from shapespace import ShapeSpace
 from shapespace.geometry.scan import Scan
-from shapespace.io import scan_files as files
-from shapespace.models import registry as build
+from shapespace.io import scan_files
+from shapespace.models import igr
 from shapespace.synthetic.body import Body
 from shapespace.synthetic.scanner import Scanner
 from shapespace.viewer.app import PANEL, Viewer
@@ -56,8 +56,8 @@ def browser() -> Iterator[Any]:
 def space() -> ShapeSpace:
     """Its shapes are about balls of a metre; its code changes them by centimetres."""
     torch.manual_seed(0)
-    sizes = build.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.4, encoder_points=128)
-    model = build.igr(sizes).eval()
+    sizes = igr.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.4, encoder_points=128)
+    model = igr.build_igr(sizes).eval()
     model.prior.covariance *= 100
     return ShapeSpace(model, sizes, scale=2.0, about={"weights": {}})
 
@@ -229,7 +229,7 @@ def upload(page: Any, path: Path) -> None:
 def test_scans_are_uploaded_and_files_that_are_none_or_huge(
     browser: Any, viewer: Viewer, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.write_scan(tmp_path / "me.ply", scan)
+    scan_files.write_scan(tmp_path / "me.ply", scan)
     (tmp_path / "words.ply").write_text("these are words")
     (tmp_path / "huge.ply").write_bytes(bytes(300_000))
     for place in ("stage", "viewer"):
@@ -259,7 +259,7 @@ def test_scans_are_uploaded_and_files_that_are_none_or_huge(
         page.get_by_role("button", name="Export the shown mesh").click()
     assert download.value.suggested_filename == "me.ply"
     download.value.save_as(tmp_path / "mesh.ply")
-    assert files.read_mesh(tmp_path / "mesh.ply").is_watertight
+    assert scan_files.read_mesh(tmp_path / "mesh.ply").is_watertight
     page.context.close()
 
 
@@ -287,7 +287,7 @@ def test_what_the_docs_show(browser: Any, tmp_path: Path) -> None:
     vertices = body.pose(body.draw(rng), np.tile(np.eye(3), (len(body.joints), 1, 1)))
     scan = Scanner().scan(vertices, body.faces, rng, "person")
     truth = Trimesh(vertices, body.faces, process=False)
-    files.write_scan(tmp_path / "me.ply", scan)
+    scan_files.write_scan(tmp_path / "me.ply", scan)
     folder = tmp_path
     if told := os.environ.get("SHAPESPACE_SCREENSHOTS"):
         folder = Path(told) / "viewer"

@@ -14,9 +14,9 @@ from trimesh import Trimesh
 from shapespace import ShapeSpace
 from shapespace.geometry.proximity import to_mesh
 from shapespace.geometry.scan import Scan
-from shapespace.io import scan_files as files
-from shapespace.models import registry as build
-from shapespace.rendering import renderer as picture
+from shapespace.io import scan_files
+from shapespace.models import atlas, convolutional, igr, occupancy, registry, voxel
+from shapespace.rendering import colors, renderer
 from shapespace.viewer.scene import (
     COARSE,
     LEVELS,
@@ -38,13 +38,13 @@ from shapespace.viewer.scene import (
 
 def untrained(sizes: object) -> ShapeSpace:
     torch.manual_seed(0)
-    return ShapeSpace(build.model(sizes, shapes=0).eval(), sizes, scale=2.0, about={"weights": {}})  # type: ignore[arg-type]
+    return ShapeSpace(registry.model(sizes, shapes=0).eval(), sizes, scale=2.0, about={"weights": {}})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def space() -> ShapeSpace:
     """Its shapes are about balls of a metre; its code changes them by centimetres."""
-    space = untrained(build.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128))
+    space = untrained(igr.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128))
     assert space.model.prior is not None
     space.model.prior.covariance *= 100
     return space
@@ -95,24 +95,24 @@ def test_colours_are_the_errors_in_the_colours_of_the_legend(gallery: Gallery) -
     stage, exhibit = Stage(gallery), gallery.exhibit("a/b/0")
     *_, scene = stage.show(Wish(Chosen("a/b/0"), "scan to mesh", 12.0, resolution=40))
     away, _, _ = to_mesh(scene.scan.points.astype(np.float64), scene.mesh)  # type: ignore[union-attr]
-    np.testing.assert_array_equal(scene.dots, picture.colours(away, limit=12.0))
+    np.testing.assert_array_equal(scene.dots, colors.colours(away, limit=12.0))
     assert scene.words[0].startswith(f"Scan to mesh, exactly: median {1e3 * np.median(away):.1f} mm")
     plain = scene.mesh
 
     *_, scene = stage.show(Wish(Chosen("a/b/0"), "mesh to truth", 12.0, resolution=40))
     away, _, _ = to_mesh(np.asarray(plain.vertices), exhibit.truth)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], picture.colours(away, limit=12.0))
+    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], colors.colours(away, limit=12.0))
 
     *_, scene = stage.show(Wish(Chosen("a/b/0"), "uncertainty", 12.0, resolution=40))
     deviation = gallery.space.uncertainty(exhibit.fit, plain)
-    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], picture.colours(deviation, limit=12.0))
+    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], colors.colours(deviation, limit=12.0))
     np.testing.assert_array_equal(scene.mesh.vertex_attributes["quality"], deviation)
 
 
 def test_points_are_lit_by_their_normals(gallery: Gallery) -> None:
     scene = next(Stage(gallery).show(Wish(Chosen("a/b/0"), resolution=COARSE)))
     outward = scene.scan.points - scene.mesh.bounds.mean(axis=0)  # type: ignore[union-attr]  # it is about a ball
-    facing = outward @ picture.KEY / np.linalg.norm(outward, axis=1)
+    facing = outward @ renderer.KEY / np.linalg.norm(outward, axis=1)
     shade = scene.dots[:, 0].astype(int)  # type: ignore[index]
     assert shade[facing > 0.9].min() > 140
     assert shade[facing < -0.5].max() < 90
@@ -157,7 +157,7 @@ def test_the_lines_of_a_slice_lie_where_the_field_has_their_level(gallery: Galle
             x = shape.frame.to_model(torch.from_numpy(place[None]).float())
             value = gallery.space.model.field(x[None], shape.code)[0, 0].numpy() * 1e3 * gallery.space.scale  # type: ignore[operator]
         cover = 255 * np.clip((300.0 - value) / 150.0, 0, 1)
-        expected = [*picture.signed_colours(np.array([value]), limit=300.0)[0], cover]
+        expected = [*colors.signed_colours(np.array([value]), limit=300.0)[0], cover]
         np.testing.assert_allclose(cut.image[row, column].astype(int), expected, atol=2)
     assert {0, 255} <= set(cut.image[..., 3].flat)
 
@@ -201,12 +201,12 @@ def test_scans_are_fitted_when_they_are_first_asked_for(space: ShapeSpace, scan:
     ("sizes", "family"),
     [
         (
-            build.ConvolutionalSizes(features=4, plane=8, depth=2, width=8, blocks=1, encoder_points=128),
+            convolutional.ConvolutionalSizes(features=4, plane=8, depth=2, width=8, blocks=1, encoder_points=128),
             "convolutional",
         ),
-        (build.VoxelSizes(grid=16), "voxel"),
-        (build.AtlasSizes(code=8, patches=2, width=16, encoder_width=16, encoder_features=16), "atlas"),
-        (build.OccupancySizes(code=8, width=16, blocks=1, encoder_width=16), "occupancy"),
+        (voxel.VoxelSizes(grid=16), "voxel"),
+        (atlas.AtlasSizes(code=8, patches=2, width=16, encoder_width=16, encoder_features=16), "atlas"),
+        (occupancy.OccupancySizes(code=8, width=16, blocks=1, encoder_width=16), "occupancy"),
     ],
     ids=lambda it: it if isinstance(it, str) else "",
 )
@@ -236,7 +236,7 @@ def test_every_family_says_what_it_has_not(sizes: object, family: str) -> None:
 
 
 def test_a_file_is_read_fitted_and_shown_to_its_visitor_alone(gallery: Gallery, scan: Scan, tmp_path: Path) -> None:
-    files.write_scan(tmp_path / "me.ply", Scan("", scan.points), unit=0.001)
+    scan_files.write_scan(tmp_path / "me.ply", Scan("", scan.points), unit=0.001)
     data = (tmp_path / "me.ply").read_bytes()
     mine, theirs = Stage(gallery), Stage(gallery)
     assert mine.take("C:\\scans/me.ply", data) == "me.ply"  # millimetres, by the size
@@ -270,7 +270,7 @@ def test_what_is_no_scan_gets_the_sentence_of_the_command_line(gallery: Gallery,
     path.write_bytes(data)
     stage = Stage(gallery)
     with pytest.raises(ValueError) as said:  # noqa: PT011 -- compared below
-        files.read_scan(path)
+        scan_files.read_scan(path)
     with pytest.raises(ValueError) as heard:  # noqa: PT011
         stage.take(name, data)
     # A depth image is told which file its camera would be in; what has no path has none beside it.
@@ -282,7 +282,7 @@ def test_what_is_no_scan_gets_the_sentence_of_the_command_line(gallery: Gallery,
 def test_what_is_no_person_and_what_is_too_large_are_refused(
     gallery: Gallery, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.write_scan(tmp_path / "far.ply", Scan("", scan.points), unit=0.001)
+    scan_files.write_scan(tmp_path / "far.ply", Scan("", scan.points), unit=0.001)
     data = (tmp_path / "far.ply").read_bytes()
     with pytest.raises(ValueError, match=r"scan far\.ply is .* m large, .* Then say --unit mm"):
         Stage(gallery).take("far.ply", data, unit="m")

@@ -12,14 +12,13 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from trimesh import Trimesh, creation
 
-from shapespace.data.scan_dataset import guess_unit
-from shapespace.fitting.fit import Pose
-from shapespace.geometry import proximity as nearest
+from shapespace.fitting.clutter import Clutter
+from shapespace.fitting.levenberg_marquardt import Pose
+from shapespace.geometry import proximity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import UNITS
+from shapespace.io.units import UNITS, guess_unit
 from shapespace.synthetic.scanner import Scanner
-from shapespace.tools._inputs import Clutter
 
 COMPLETE = "complete"
 
@@ -160,7 +159,7 @@ def _aside(thing: Trimesh, truth: Trimesh, rng: np.random.Generator) -> Trimesh:
     outline = _thing(placed, "").points.astype(np.float64)
     body = np.asarray(truth.vertices, dtype=np.float64)
     away = next(
-        step for step in np.arange(0, 5, 0.02) if nearest.to_points(outline + step * ahead, body)[0].min() > _ASIDE
+        step for step in np.arange(0, 5, 0.02) if proximity.to_points(outline + step * ahead, body)[0].min() > _ASIDE
     )
     return placed.apply_translation(away * ahead)
 

@@ -10,15 +10,17 @@ from trimesh import Trimesh
 
 from shapespace.evaluation import metrics
 from shapespace.evaluation import motion as evaluate
+from shapespace.evaluation.corruptions import CASES
 from shapespace.evaluation.scores import pipes
-from shapespace.fitting.fit import LMOptions
+from shapespace.fitting.levenberg_marquardt import LMOptions
+from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions
 from shapespace.geometry.scan import Scan
-from shapespace.space import Fit, ShapeSpace
-from shapespace.synthetic.body import Body, Poses
+from shapespace.space import ShapeSpace
+from shapespace.synthetic.body import Body
+from shapespace.synthetic.people import Plan, person, schedule, stream
+from shapespace.synthetic.poses import Poses
 from shapespace.synthetic.scanner import Scanner
-from shapespace.tools._spoil import CASES
-from shapespace.tools.synthesize import Plan, person, schedule, stream
 
 COLUMNS = ("truth_to_found", "found_to_truth", "flicker")
 ALONE, JOINTLY, BETWEEN, BRIDGED = "alone", "jointly", "missing: between neighbours", "missing: bridged"
