@@ -32,12 +32,12 @@ demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safe
 	@echo "Scores: runs/demo/scores.json. Curves: $(BIN)/tensorboard --logdir runs"
 
 data/demo.h5: $(VENV)/ready
-	$(BIN)/shapespace synthesize data/demo --people 24 --poses 9 --test-people 6 --test-people-poses 2 --seed 1
+	$(BIN)/shapespace synthesize data/demo --people 24 --poses 9 --test-people 6 --poses-per-test-person 2 --seed 1
 	$(BIN)/shapespace preprocess synthetic data/demo $@ --points 100000 --jobs 2
 
 runs/demo/trained: data/demo.h5
 	if test -f runs/demo/checkpoint.pt; then $(BIN)/shapespace train --resume runs/demo; \
-	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --out runs/demo --optim.minutes 5; fi
+	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --out runs/demo --optim.max-minutes 5; fi
 	@touch $@
 
 runs/demo/scores.md: runs/demo/trained
@@ -75,13 +75,13 @@ trust: $(VENV)/ready  ## kill it, starve it, feed it rubbish: a table, in at mos
 # docs/gallery.md quotes these lines, and a test compares them
 gallery: $(VENV)/ready  ## the pictures of docs/gallery.md and docs/viewer.md
 	rm -rf data/gallery runs/gallery && mkdir -p docs/gallery docs/viewer
-	$(BIN)/shapespace synthesize data/gallery --people 2 --poses 2 --test-people 6 --test-people-poses 1 --seed 1
+	$(BIN)/shapespace synthesize data/gallery --people 2 --poses 2 --test-people 6 --poses-per-test-person 1 --seed 1
 	$(BIN)/shapespace preprocess synthetic data/gallery data/gallery.h5 --points 50000
 	$(BIN)/shapespace evaluate humans data/gallery.h5 --splits unseen_people --out runs/gallery
-	$(BIN)/shapespace picture runs/gallery/meshes/unseen_people/*.ply --size 260 --out docs/gallery/errors.png
-	$(BIN)/shapespace picture runs/gallery/meshes/unseen_people/07_punch_000000.ply --frames 24 --size 240 --out docs/gallery/turntable.gif
+	$(BIN)/shapespace render runs/gallery/meshes/unseen_people/*.ply --size 260 --out docs/gallery/errors.png
+	$(BIN)/shapespace render runs/gallery/meshes/unseen_people/07_punch_000000.ply --frames 24 --size 240 --out docs/gallery/turntable.gif
 	$(BIN)/shapespace interpolate humans runs/gallery/codes.safetensors:03/limits/000000 runs/gallery/codes.safetensors:07/punch/000000 --steps 13 --out runs/gallery/way
-	$(BIN)/shapespace picture runs/gallery/way/*.obj --play --turn 0 --size 240 --out docs/gallery/way.gif
+	$(BIN)/shapespace render runs/gallery/way/*.obj --play --turn 0 --size 240 --out docs/gallery/way.gif
 	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs $(BIN)/python -m pytest -q -m slow tests/report/test_browser.py tests/viewer/test_browser.py -k "light_and_dark or docs"
 
 licences: $(VENV)/ready  ## the licences of what is installed here

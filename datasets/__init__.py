@@ -6,15 +6,15 @@ if __name__ == "datasets":
         "import shapespace.datasets instead, from an installed shapespace (pip install -e .)."
     )
 
-from shapespace.data.scan_dataset import Recipe
+from shapespace.data.scan_dataset import ScanDataset
 from shapespace.datasets import faust
 from shapespace.datasets.cape import Cape, CapeRaw
 from shapespace.datasets.dfaust import DFaust, DFaustRegistrations
 from shapespace.datasets.folder import Folder
 from shapespace.datasets.synthetic import Synthetic
-from shapespace.io.errors import suggest
+from shapespace.io.errors import did_you_mean
 
-RECIPES: dict[str, Recipe] = {
+DATASETS: dict[str, ScanDataset] = {
     recipe.name: recipe
     for recipe in (
         DFaust(),
@@ -29,16 +29,16 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
+def get_dataset(name: str) -> ScanDataset:
     """Find a recipe by its name.
 
     Raises:
         ValueError: There is none of that name.
 
     """
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}. {suggest(name, list(RECIPES))}")
-    return RECIPES[name]
+    if name not in DATASETS:
+        raise ValueError(f"there is no recipe {name!r}. {did_you_mean(name, list(DATASETS))}")
+    return DATASETS[name]
 
 
-__all__ = ["RECIPES", "find_recipe"]
+__all__ = ["DATASETS", "get_dataset"]

@@ -15,7 +15,7 @@ Where misc/smpl_tris.npy is absent, the faces of any mesh in misc (OBJ, PLY) ser
 Confirmed: the arrays, the faces and the places of the sequences by the authors' own tools, and that `v_posed` lies in
 the world (`transl` is in it); the place of the raw scans, their names and their millimetres by two programs of others
 that read them. Not confirmed: the y axis up, and whether the archive of raw scans unpacks into `raw_scans`. Raw scans
-show some of the floor and the walls, and some frames of the release are damaged, which --max-bad is for.
+show some of the floor and the walls, and some frames of the release are damaged, which --max-rejected is for.
 """
 
 from dataclasses import dataclass, replace
@@ -23,59 +23,59 @@ from pathlib import Path
 
 from trimesh import Trimesh
 
-from shapespace.data.scan_dataset import Entry, Recipe, checked, frame_of
+from shapespace.data.scan_dataset import ScanDataset, ScanEntry, check_entries, frame_number
 from shapespace.geometry.scan import Scan
 from shapespace.io.checks import Normals
 from shapespace.io.scan_files import read_faces, read_scan
 
 
 @dataclass(frozen=True)
-class Cape(Recipe):
+class Cape(ScanDataset):
     """The registered, clothed bodies as the scans."""
 
     name: str = "cape"
     source: str = "Ma et al.: Learning to Dress 3D People in Generative Clothing, CVPR 2020; cape.is.tue.mpg.de"
-    licence: str = "non-commercial research, after registration with the authors"
-    get: str = (
+    license: str = "non-commercial research, after registration with the authors"
+    instructions: str = (
         "Get the sequences of CAPE from cape.is.tue.mpg.de, and unpack them so that there are "
         "ROOT/sequences/<subject>/<sequence>/<sequence>.<frame>.npz and ROOT/misc/smpl_tris.npy."
     )
 
-    def find(self, root: Path) -> list[Entry]:
+    def list_scans(self, root: Path) -> list[ScanEntry]:
         """List sequences/<subject>/<sequence>/*.npz."""
         return _find(self, _base(root) / "sequences", ".npz")
 
-    def read(self, entry: Entry, normals: Normals = "auto") -> Scan:
+    def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
         """Read the posed vertices, and the faces of the release."""
         return _posed(self, entry.path, entry.name)
 
-    def truth(self, root: Path, name: str) -> Trimesh | None:
+    def ground_truth(self, root: Path, name: str) -> Trimesh | None:
         """Give the registration itself."""
         return _registration(self, root, name)
 
 
 @dataclass(frozen=True)
-class CapeRaw(Recipe):
+class CapeRaw(ScanDataset):
     """The raw scans, with the registrations as their true surface."""
 
     name: str = "cape-raw"
     source: str = Cape.source
-    licence: str = Cape.licence
-    get: str = (
+    license: str = Cape.license
+    instructions: str = (
         "Get the raw scans of CAPE from cape.is.tue.mpg.de, and unpack them so that there are "
         "ROOT/raw_scans/<subject>/<sequence>/<sequence>.<frame>.ply."
     )
     unit: float = 0.001
 
-    def find(self, root: Path) -> list[Entry]:
+    def list_scans(self, root: Path) -> list[ScanEntry]:
         """List raw_scans/<subject>/<sequence>/*.ply."""
         return _find(self, _base(root) / "raw_scans", ".ply")
 
-    def read(self, entry: Entry, normals: Normals = "auto") -> Scan:
+    def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
         """Read the PLY."""
         return read_scan(entry.path, name=entry.name, unit=self.unit, up=self.up, normals=normals)
 
-    def truth(self, root: Path, name: str) -> Trimesh | None:
+    def ground_truth(self, root: Path, name: str) -> Trimesh | None:
         """Read the registration of the same name."""
         return _registration(Cape(up=self.up), root, name)
 
@@ -84,10 +84,10 @@ def _base(root: Path) -> Path:
     return root / "cape_release" if (root / "cape_release").is_dir() else root
 
 
-def _find(recipe: Recipe, folder: Path, suffix: str) -> list[Entry]:
+def _find(recipe: ScanDataset, folder: Path, suffix: str) -> list[ScanEntry]:
     """List <subject>/<sequence>/<sequence>.<frame> in the folder."""
-    found = checked(
-        Entry(f"{path.parent.parent.name}/{path.parent.name}/{frame_of(str(path.with_suffix('')))}", path)
+    found = check_entries(
+        ScanEntry(f"{path.parent.parent.name}/{path.parent.name}/{frame_number(str(path.with_suffix('')))}", path)
         for path in folder.glob(f"*/*/[!.]*{suffix}")
     )
     if not found:

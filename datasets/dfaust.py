@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from trimesh import Trimesh
 
-from shapespace.data.scan_dataset import Entry, Recipe
+from shapespace.data.scan_dataset import ScanDataset, ScanEntry
 from shapespace.datasets import layout
 from shapespace.geometry.scan import Scan
 from shapespace.io.checks import Normals
@@ -30,27 +30,27 @@ from shapespace.io.scan_files import read_scan
 
 
 @dataclass(frozen=True)
-class DFaust(Recipe):
+class DFaust(ScanDataset):
     """Raw scans, with the registrations as their true surface."""
 
     name: str = "dfaust"
     source: str = "Bogo, Romero, Pons-Moll, Black: Dynamic FAUST, CVPR 2017; dfaust.is.tue.mpg.de"
-    licence: str = "research only, after registration with the authors"
-    get: str = (
+    license: str = "research only, after registration with the authors"
+    instructions: str = (
         "Get the scans of D-FAUST (50002.tar.xz and so on, registrations_f.hdf5, registrations_m.hdf5) from "
         "dfaust.is.tue.mpg.de, and place them as ROOT/scans/<subject>/<sequence>/<sequence>.<frame>.ply and "
         "ROOT/registrations_f.hdf5."
     )
 
-    def find(self, root: Path) -> list[Entry]:
+    def list_scans(self, root: Path) -> list[ScanEntry]:
         """List ROOT/scans/<subject>/<sequence>/*.ply."""
         return layout.find_scans(self, root)
 
-    def read(self, entry: Entry, normals: Normals = "auto") -> Scan:
+    def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
         """Read the PLY."""
         return read_scan(entry.path, name=entry.name, unit=self.unit, up=self.up, normals=normals)
 
-    def truth(self, root: Path, name: str) -> Trimesh | None:
+    def ground_truth(self, root: Path, name: str) -> Trimesh | None:
         """Read the registration of the same place in the order of frames.
 
         Where a sequence has more registrations than scans, some scans are not there: frames count from the first.
@@ -63,29 +63,29 @@ class DFaust(Recipe):
 
 
 @dataclass(frozen=True)
-class DFaustRegistrations(Recipe):
+class DFaustRegistrations(ScanDataset):
     """The registrations as the scans: closed bodies of one topology, frames 0, 1, 2, ... of each sequence."""
 
     name: str = "dfaust-registrations"
     source: str = DFaust.source
-    licence: str = DFaust.licence
-    get: str = (
+    license: str = DFaust.license
+    instructions: str = (
         "Get registrations_f.hdf5 and registrations_m.hdf5 of D-FAUST from dfaust.is.tue.mpg.de, and place them as "
         "ROOT/registrations_f.hdf5 and ROOT/registrations_m.hdf5."
     )
 
-    def find(self, root: Path) -> list[Entry]:
+    def list_scans(self, root: Path) -> list[ScanEntry]:
         """List the frames of ROOT/registrations*.hdf5."""
         return layout.find_registrations(self, root)
 
-    def read(self, entry: Entry, normals: Normals = "auto") -> Scan:
+    def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
         """Read one frame as vertices and faces."""
-        mesh = self.truth(entry.path.parent, entry.name)
+        mesh = self.ground_truth(entry.path.parent, entry.name)
         if mesh is None:
             raise ValueError(f"{entry.path} has no frame {entry.name} any more. Give the same line with --overwrite.")
         return Scan(entry.name, mesh.vertices.astype(np.float32), faces=mesh.faces.astype(np.int32))
 
-    def truth(self, root: Path, name: str) -> Trimesh | None:
+    def ground_truth(self, root: Path, name: str) -> Trimesh | None:
         """Give the registration itself."""
         subject, sequence, frame = name.split("/")
         return layout.read_registration(self, root, subject, sequence, int(frame))

@@ -23,38 +23,38 @@ from pathlib import Path
 
 from trimesh import Trimesh
 
-from shapespace.data.scan_dataset import Entry, Recipe, checked, frame_of
+from shapespace.data.scan_dataset import ScanDataset, ScanEntry, check_entries, frame_number
 from shapespace.geometry.scan import Scan
 from shapespace.io.checks import Normals
 from shapespace.io.scan_files import read_mesh, read_scan
 
 
 @dataclass(frozen=True)
-class Faust(Recipe):
+class Faust(ScanDataset):
     """FAUST's PLY files of one kind; the registrations are the true surface of the training part."""
 
     name: str = "faust"
     source: str = "Bogo, Romero, Loper, Black: FAUST, CVPR 2014; faust.is.tue.mpg.de"
-    licence: str = "research only, after registration with the authors"
-    get: str = (
+    license: str = "research only, after registration with the authors"
+    instructions: str = (
         "Get MPI-FAUST.zip from faust.is.tue.mpg.de, and unpack it so that there are "
         "ROOT/training/scans/tr_scan_000.ply and ROOT/training/registrations/tr_reg_000.ply."
     )
     files: tuple[str, ...] = ("training/scans/tr_scan_*.ply", "test/scans/test_scan_*.ply")
 
-    def find(self, root: Path) -> list[Entry]:
+    def list_scans(self, root: Path) -> list[ScanEntry]:
         """List the PLY files."""
         base = _base(root)
-        found = checked(Entry(_name(path), path) for pattern in self.files for path in base.glob(pattern))
+        found = check_entries(ScanEntry(_name(path), path) for pattern in self.files for path in base.glob(pattern))
         if not found:
             raise self.missing(base / self.files[0])
         return found
 
-    def read(self, entry: Entry, normals: Normals = "auto") -> Scan:
+    def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
         """Read the PLY."""
         return read_scan(entry.path, name=entry.name, unit=self.unit, up=self.up, normals=normals)
 
-    def truth(self, root: Path, name: str) -> Trimesh | None:
+    def ground_truth(self, root: Path, name: str) -> Trimesh | None:
         """Read training/registrations/tr_reg_*.ply of the same number."""
         subject, _, frame = name.split("/")
         path = _base(root) / f"training/registrations/tr_reg_{frame}.ply"
@@ -63,7 +63,7 @@ class Faust(Recipe):
     def splits(self, root: Path) -> dict[str, list[str]]:
         """Divide by person, and add the split files in ROOT/splits."""
         splits: dict[str, list[str]] = {}
-        for entry in self.find(root):
+        for entry in self.list_scans(root):
             person = entry.name.split("/")[0]
             split = "test" if person == "unknown" else "train" if int(person) < 8 else "unseen_people"
             splits.setdefault(split, []).append(entry.name)
@@ -79,7 +79,7 @@ def _base(root: Path) -> Path:
 
 
 def _name(path: Path) -> str:
-    frame = frame_of(str(path.with_suffix("")))
+    frame = frame_number(str(path.with_suffix("")))
     if path.stem.startswith("test"):
         return f"unknown/test/{frame}"
     return f"{int(frame) // 10:02d}/pose_{int(frame) % 10}/{frame}"

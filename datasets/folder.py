@@ -22,11 +22,11 @@ from pathlib import Path
 
 from trimesh import Trimesh
 
-from shapespace.data.scan_dataset import Entry, Recipe, checked
+from shapespace.data.scan_dataset import ScanDataset, ScanEntry, check_entries
 from shapespace.geometry.scan import Scan
 from shapespace.io.checks import Normals
-from shapespace.io.depth_images import shows_depth
-from shapespace.io.formats import suffixes
+from shapespace.io.depth_images import is_depth_image
+from shapespace.io.formats import readable_suffixes
 from shapespace.io.scan_files import read_scan
 
 DEFAULTS = {"subject": "all", "sequence": "scans"}
@@ -35,24 +35,28 @@ NOTES = (".txt", ".csv", ".json")
 
 
 @dataclass(frozen=True)
-class Folder(Recipe):
+class Folder(ScanDataset):
     """Files under a folder, named by their paths; no true surfaces."""
 
     name: str = "folder"
     source: str = "your own"
-    licence: str = "your own"
-    get: str = "Give the folder that holds your scans, and --pattern if their names say who and what they show."
+    license: str = "your own"
+    instructions: str = (
+        "Give the folder that holds your scans, and --pattern if their names say who and what they show."
+    )
     pattern: str = ""
 
-    def find(self, root: Path) -> list[Entry]:
+    def list_scans(self, root: Path) -> list[ScanEntry]:
         """List the files that can be read, or that fit the pattern."""
-        files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix.lower() in suffixes())
+        files = sorted(
+            path for path in root.rglob("*") if path.is_file() and path.suffix.lower() in readable_suffixes()
+        )
         files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
         name = _pattern_name(self.pattern) if self.pattern else _plain_name
         if not self.pattern:
-            files = [path for path in files if path.suffix.lower() != ".png" or shows_depth(path)]
+            files = [path for path in files if path.suffix.lower() != ".png" or is_depth_image(path)]
         named = [(path, name(path.relative_to(root))) for path in files]
-        found = checked(Entry(name, path) for path, name in named if name)
+        found = check_entries(ScanEntry(name, path) for path, name in named if name)
         if not found:
             seen = (
                 f"The first file there is {files[0].relative_to(root)}." if files else "It has no file of a known kind."
@@ -60,11 +64,11 @@ class Folder(Recipe):
             raise self.missing(root / (self.pattern or "*.ply"), seen)
         return found
 
-    def read(self, entry: Entry, normals: Normals = "auto") -> Scan:
+    def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
         """Read the file."""
         return read_scan(entry.path, name=entry.name, unit=self.unit, up=self.up, normals=normals)
 
-    def truth(self, root: Path, name: str) -> Trimesh | None:
+    def ground_truth(self, root: Path, name: str) -> Trimesh | None:
         """Give none: the scans are all there is."""
         return None
 

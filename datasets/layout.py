@@ -12,16 +12,16 @@ import h5py
 import numpy as np
 from trimesh import Trimesh
 
-from shapespace.data.scan_dataset import Entry, Recipe, checked, frame_of
-from shapespace.io.hdf5 import MAX_READ, held, readable
+from shapespace.data.scan_dataset import ScanDataset, ScanEntry, check_entries, frame_number
+from shapespace.io.hdf5 import MAX_READ, damage_as_error, get_member
 from shapespace.io.units import to_world
 
 
-def find_scans(recipe: Recipe, root: Path) -> list[Entry]:
+def find_scans(recipe: ScanDataset, root: Path) -> list[ScanEntry]:
     """List ROOT/scans/<subject>/<sequence>/*.ply, or the same without `scans`."""
     base = _scans(root)
-    found = checked(
-        Entry(f"{folder.parent.name}/{folder.name}/{frame}", path)
+    found = check_entries(
+        ScanEntry(f"{folder.parent.name}/{folder.name}/{frame}", path)
         for folder in sorted(base.glob("*/*/"))
         for frame, path in _frames(folder).items()
     )
@@ -35,10 +35,10 @@ def scanned_frames(root: Path, subject: str, sequence: str) -> list[str]:
     return list(_frames(_scans(root) / subject / sequence))
 
 
-def find_registrations(recipe: Recipe, root: Path) -> list[Entry]:
+def find_registrations(recipe: ScanDataset, root: Path) -> list[ScanEntry]:
     """List every frame of ROOT/registrations*.hdf5, named by its place in the sequence."""
-    found = checked(
-        Entry(f"{key.replace('_', '/', 1)}/{index:06d}", path, index)
+    found = check_entries(
+        ScanEntry(f"{key.replace('_', '/', 1)}/{index:06d}", path, index)
         for path in _files(root)
         for key, count in _sequences(path)
         for index in range(count)
@@ -54,12 +54,12 @@ def registered_frames(root: Path, subject: str, sequence: str) -> int:
     return sum(count for path in _files(root) for other, count in _sequences(path) if other == key)
 
 
-def read_registration(recipe: Recipe, root: Path, subject: str, sequence: str, index: int) -> Trimesh | None:
+def read_registration(recipe: ScanDataset, root: Path, subject: str, sequence: str, index: int) -> Trimesh | None:
     """Read one frame of a sequence (metres, y up); None if there is no such frame."""
     key = f"{subject}_{sequence}"
     for path in _files(root):
-        with _open(path) as file, readable(path, REMEDY):
-            if key in file and 0 <= index < held(file, key).shape[2]:
+        with _open(path) as file, damage_as_error(path, REMEDY):
+            if key in file and 0 <= index < get_member(file, key).shape[2]:
                 vertices = to_world(file[key][:, :, index].astype(np.float32), unit=recipe.unit, up=recipe.up)
                 return Trimesh(vertices, file["faces"][:].astype(np.int32), process=False)
     return None
@@ -70,7 +70,7 @@ def _scans(root: Path) -> Path:
 
 
 def _frames(folder: Path) -> dict[str, Path]:
-    return {frame_of(str(path.with_suffix(""))): path for path in sorted(folder.glob("[!.]*.ply"))}
+    return {frame_number(str(path.with_suffix(""))): path for path in sorted(folder.glob("[!.]*.ply"))}
 
 
 def _files(root: Path) -> list[Path]:
@@ -89,8 +89,8 @@ def _open(path: Path) -> h5py.File:
     except OSError as error:
         raise ValueError(f"{path} is damaged or no HDF5 file ({error}). {REMEDY}") from error
     try:
-        with readable(path, REMEDY):
-            shapes = {key: held(file, key).shape for key in file}
+        with damage_as_error(path, REMEDY):
+            shapes = {key: get_member(file, key).shape for key in file}
             most = max((math.prod(shape[:2]) for shape in shapes.values()), default=0)  # of these, one frame is read
             if most > MAX_READ // 8:
                 raise ValueError(f"it declares frames of {most:,} numbers")

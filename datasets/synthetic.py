@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trimesh import Trimesh
 
-from shapespace.data.scan_dataset import Entry, Recipe
+from shapespace.data.scan_dataset import ScanDataset, ScanEntry
 from shapespace.datasets import layout
 from shapespace.geometry.scan import Scan
 from shapespace.io.checks import Normals
@@ -23,23 +23,23 @@ from shapespace.io.scan_files import read_scan
 
 
 @dataclass(frozen=True)
-class Synthetic(Recipe):
+class Synthetic(ScanDataset):
     """Raw synthetic scans, with the bodies that they were taken of."""
 
     name: str = "synthetic"
     source: str = "shapespace synthesize; body: the MakeHuman project"
-    licence: str = "free; the body and the poses: see datasets/assets/LICENSES.md"
-    get: str = "Make the data: shapespace synthesize ROOT."
+    license: str = "free; the body and the poses: see datasets/assets/LICENSES.md"
+    instructions: str = "Make the data: shapespace synthesize ROOT."
 
-    def find(self, root: Path) -> list[Entry]:
+    def list_scans(self, root: Path) -> list[ScanEntry]:
         """List ROOT/scans/<subject>/<sequence>/*.ply."""
         return layout.find_scans(self, root)
 
-    def read(self, entry: Entry, normals: Normals = "auto") -> Scan:
+    def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
         """Read the PLY, sensors included."""
         return read_scan(entry.path, name=entry.name, unit=self.unit, up=self.up, normals=normals)
 
-    def truth(self, root: Path, name: str) -> Trimesh | None:
+    def ground_truth(self, root: Path, name: str) -> Trimesh | None:
         """Read the body of that frame."""
         subject, sequence, frame = name.split("/")
         return layout.read_registration(self, root, subject, sequence, int(frame))

@@ -4,22 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shapespace.data.store import Store
+    from shapespace.data.store import ScanStore
     from shapespace.fitting.result import Fit
     from shapespace.geometry.frame import Frame
     from shapespace.geometry.scan import Scan
     from shapespace.models.code import Code
     from shapespace.space import ShapeSpace
 
-__all__ = ["Code", "Fit", "Frame", "Scan", "ShapeSpace", "Store"]
+__all__ = ["Code", "Fit", "Frame", "Scan", "ScanStore", "ShapeSpace"]
 
 _HOMES = {
     "Code": "models.code",
-    "Fit": "space",
+    "Fit": "fitting.result",
     "Frame": "geometry.frame",
     "Scan": "geometry.scan",
     "ShapeSpace": "space",
-    "Store": "data.store",
+    "ScanStore": "data.store",
 }
 
 

@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.models import code
-from shapespace.models.base import DistanceModel, ShapeModel
+from shapespace.models.base import SDFModel, ShapeModel
 from shapespace.models.code import Code
 
-Path = Literal["linear", "spherical", "shortest"]
+InterpolationPath = Literal["linear", "slerp", "geodesic"]
 
 
 @dataclass(frozen=True)
-class ShortestOptions:
+class GeodesicOptions:
     """Gauss-Newton on the codes of a path."""
 
     points: int = 512
@@ -30,22 +30,22 @@ class ShortestOptions:
     seed: int = 0
 
 
-def between(
-    model: ShapeModel, a: Code, b: Code, steps: int, path: Path, options: ShortestOptions | None = None
+def interpolate(
+    model: ShapeModel, a: Code, b: Code, steps: int, path: InterpolationPath, options: GeodesicOptions | None = None
 ) -> Code:
     """`steps` codes from a to b, both ends included, along one of the paths.
 
     Raises `ValueError` if the shortest is asked of a model whose field is no signed distance of a vector.
     """
-    if path != "shortest":
+    if path != "geodesic":
         return code.between(a, b, steps, path)
-    if not isinstance(model, DistanceModel):
+    if not isinstance(model, SDFModel):
         raise ValueError("the shortest path needs signed distances and codes that are vectors: take linear.")
-    return shortest(model, a, b, steps, options)
+    return geodesic(model, a, b, steps, options)
 
 
 @torch.no_grad()
-def shortest(model: DistanceModel, a: Code, b: Code, steps: int, options: ShortestOptions | None = None) -> Code:
+def geodesic(model: SDFModel, a: Code, b: Code, steps: int, options: GeodesicOptions | None = None) -> Code:
     """The path along which surfaces move least: a discrete geodesic of the metric that the decoder pulls back.
 
     A shape's neighbour in the direction dz has its surface moved by -J dz along the normal, where J is the Jacobian of
@@ -54,11 +54,11 @@ def shortest(model: DistanceModel, a: Code, b: Code, steps: int, options: Shorte
     with the ends fixed; least energy also means even speed. Discrete geodesics: Rumpf & Wirth, Variational time
     discretization of geodesic calculus (IMA J. Numer. Anal. 2015); of latent spaces: Arvanitidis et al. (ICLR 2018).
     """
-    options = options or ShortestOptions()
+    options = options or GeodesicOptions()
     flat = code.between(a, b, steps, "linear").flat
     rng = np.random.default_rng(options.seed)
     for _ in range(options.rounds if steps > 2 else 0):
-        x = _surfaces(model, a.like(flat), options, rng)
+        x = _surfaces(model, a.unflatten(flat), options, rng)
         energy, gradient, hessian = _energy(model, a, flat, x)
         damping = 1e-3
         for _ in range(options.steps):
@@ -71,27 +71,27 @@ def shortest(model: DistanceModel, a: Code, b: Code, steps: int, options: Shorte
                 flat, (energy, gradient, hessian), damping = moved, tried, damping / 5
             else:
                 damping *= 10
-    return a.like(flat)
+    return a.unflatten(flat)
 
 
 def _surfaces(
-    model: DistanceModel, path: Code, options: ShortestOptions, rng: np.random.Generator
+    model: SDFModel, path: Code, options: GeodesicOptions, rng: np.random.Generator
 ) -> Float[Tensor, "s q 3"]:
     """Points on the surface of each segment's two shapes."""
     drawn = [
         np.asarray(mesh.vertices)[rng.integers(len(mesh.vertices), size=options.points)]
-        for mesh in model.surface(path, resolution=options.resolution)
+        for mesh in model.extract_surface(path, resolution=options.resolution)
     ]
     on = torch.from_numpy(np.stack(drawn)).float()
     return torch.cat([on[:-1], on[1:]], dim=1)
 
 
 def _energy(
-    model: DistanceModel, kind: Code, flat: Float[Tensor, "n k"], x: Float[Tensor, "s q 3"]
+    model: SDFModel, kind: Code, flat: Float[Tensor, "n k"], x: Float[Tensor, "s q 3"]
 ) -> tuple[Tensor, Float[Tensor, "m"], Float[Tensor, "m m"]]:
     """Energy of the path, and its gradient and Gauss-Newton matrix with respect to the codes between the ends."""
     count, k = flat.shape
-    start, end = model.linearise(x, kind.like(flat[:-1])), model.linearise(x, kind.like(flat[1:]))
+    start, end = model.linearize(x, kind.unflatten(flat[:-1])), model.linearize(x, kind.unflatten(flat[1:]))
     moved = (end.value - start.value) / x.shape[1] ** 0.5
     jacobians = -start.jacobian / x.shape[1] ** 0.5, end.jacobian / x.shape[1] ** 0.5
     gradient, hessian = flat.new_zeros(count, k), flat.new_zeros(count, k, count, k)

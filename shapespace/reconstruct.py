@@ -11,21 +11,21 @@ import torch
 from jaxtyping import Float
 from trimesh import Trimesh
 
-from shapespace.data.store import InMemory
+from shapespace.data.store import InMemoryStore
 from shapespace.fitting.refine import RefineOptions
 from shapespace.fitting.result import Fit
 from shapespace.geometry import isosurface, proximity
-from shapespace.geometry.normals import is_flat, outward
+from shapespace.geometry.normals import is_flat, orient_outward
 from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
-from shapespace.models.igr import IGRSizes
+from shapespace.models.igr import IGRConfig
 from shapespace.space import ShapeSpace
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run
 
 POINTS = 250_000  # that are drawn from a scan with faces (IGR's preparation), and kept of one without
-DETAIL = RefineOptions(known=100_000)
+DETAIL = RefineOptions(max_points=100_000)
 _ROOM = 1.1  # the cube's half edge, in units of the distance from the scan's mean to its farthest point
 _NEIGHBOUR = 50  # to which the distance is the width of the shell (IGR, section 4)
 _ASTRAY = 0.02  # share of normals against their neighbours' from which on a hint is due
@@ -59,14 +59,14 @@ class Reconstruction:
     def plane(self, *, resolution: int = 512) -> tuple[Float[np.ndarray, "y x"], Float[np.ndarray, "2 n"]]:
         """The field (metres) on a grid of the plane that the model square fills; where its columns and rows lie."""
         across = np.linspace(-1, 1, resolution) * self.space.scale
-        axes = self.place.frame.centre.double().numpy()[:2, None] + across
+        axes = self.place.frame.center.double().numpy()[:2, None] + across
         x, y = np.meshgrid(*axes)
         points = np.stack([x, y, np.zeros_like(x)], axis=-1).reshape(-1, 3)
         return self.field(points).reshape(x.shape), axes
 
 
 def reconstruct(
-    scan: Scan, run: Run, config: TrainConfig[IGRSizes], refine: RefineOptions | None = None, *, seed: int = 0
+    scan: Scan, run: Run, config: TrainConfig[IGRConfig], refine: RefineOptions | None = None, *, seed: int = 0
 ) -> Reconstruction:
     """The surface of one scan in any unit, leaving the training in `run`; a scan in the plane z = 0 has a curve.
 
@@ -78,21 +78,21 @@ def reconstruct(
     if len(scan) < MIN_POINTS:
         raise ValueError(f"scan {scan.name} has {len(scan)} points: a surface needs at least {MIN_POINTS}.")
     flat = is_flat(scan.points)
-    known, hints = _checked(scan.sample(POINTS, np.random.default_rng(seed)).without_strays())
-    known = known.with_normals()
+    known, hints = _checked(scan.sample(POINTS, np.random.default_rng(seed)).remove_statistical_outliers())
+    known = known.estimate_normals()
     away = np.linalg.norm(known.points - known.points.mean(axis=0), axis=1)
     scale = _ROOM * float(away.max())
-    radius = float(np.median(away)) / scale if config.model.radius is None else config.model.radius
-    scans = InMemory({scan.name: known}, scale=scale, about={"scan": scan.name})
+    radius = float(np.median(away)) / scale if config.model.init_radius is None else config.model.init_radius
+    scans = InMemoryStore({scan.name: known}, scale=scale, metadata={"scan": scan.name})
     frame = scans.frame(scan.name)
     settled = replace(
         config,
-        model=replace(config.model, code=0, encoder="table", space=2 if flat else 3, radius=radius),
+        model=replace(config.model, code_dim=0, encoder="autodecoder", dims=2 if flat else 3, init_radius=radius),
         batch=replace(
-            config.batch, scans=1, sigma=proximity.spacing(known.to_model(frame).points, neighbour=_NEIGHBOUR)
+            config.batch, scans=1, near_std=proximity.median_spacing(known.to_model(frame).points, neighbor=_NEIGHBOUR)
         ),
     )
-    space = ShapeSpace.learn(scans, [scan.name], run, settled)
+    space = ShapeSpace.train(scans, [scan.name], run, settled)
     place = Fit(Code((torch.zeros(1, 0),)), frame, np.empty(0), name=scan.name)
     if refine is not None and not flat:
         (space,) = space.refine([known], [place], refine, seed=seed)
@@ -113,9 +113,9 @@ def consistency(scan: Scan) -> Consistency:
     """
     assert scan.normals is not None
     asked = np.random.default_rng(0).permutation(len(scan))[:_ASKED]
-    around = proximity.neighbours(scan.points[asked], scan.points, 6)
+    around = proximity.k_nearest(scan.points[asked], scan.points, 6)
     alike = (scan.normals[around] * scan.normals[asked, None]).sum(axis=2)
-    oriented = outward(scan.points, scan.normals)
+    oriented = orient_outward(scan.points, scan.normals)
     turned = (oriented.normals * scan.normals).sum(axis=1) < 0
     return Consistency(float(((alike < 0).mean(axis=1) > 0.5).mean()), float(turned.mean()) * oriented.whole)
 

@@ -14,34 +14,34 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace.data.loader import StepDataset
-from shapespace.data.store import Source
-from shapespace.fitting.clutter import Tried, without_clutter
-from shapespace.fitting.fit import FROM_ENCODER, AdamOptions, encode, fit_adam, fit_lm
+from shapespace.data.store import ScanSource
+from shapespace.fitting.clutter import QuickFit, remove_clutter
+from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, encode, fit_adam, fit_lm
 from shapespace.fitting.levenberg_marquardt import LMOptions
-from shapespace.fitting.quality import oddness
-from shapespace.fitting.refine import Detailed, RefineOptions, refine
+from shapespace.fitting.quality import ood_score
+from shapespace.fitting.refine import DetailedModel, RefineOptions, refine
 from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions, fit_jointly
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
-from shapespace.geometry.isosurface import largest
+from shapespace.geometry.isosurface import largest_component
 from shapespace.geometry.scan import MIN_POINTS, Scan
-from shapespace.interpolation import Path, between
+from shapespace.interpolation import InterpolationPath, interpolate
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.io.units import check_size
 from shapespace.models import registry
-from shapespace.models.base import DistanceModel, FieldModel, ShapeModel
+from shapespace.models.base import FieldModel, SDFModel, ShapeModel
 from shapespace.models.code import Code
 from shapespace.nn.latent import GaussianPrior
 from shapespace.training import optimizers, train
 from shapespace.training.config import OptimConfig, TrainConfig
-from shapespace.training.optimizers import optimisers
-from shapespace.training.run import Run, _find
-from shapespace.training.warm_start import _as_the_start, _encode_into_the_table, _start_from
+from shapespace.training.optimizers import make_optimizers
+from shapespace.training.run import Run, find_model
+from shapespace.training.warm_start import init_codes_from_encoder, load_pretrained, pretrained_config
 
-_CALIBRATED = 3.0  # deviations of a surface, in units of those that follow from the covariance of its code
-_AT_ONCE = 4096  # vertices whose derivatives are held at a time
-_LEAST = 2000  # steps without which nothing is learned, however few the scans
+STD_CALIBRATION = 3.0  # deviations of a surface, in units of those that follow from the covariance of its code
+VERTEX_CHUNK = 4096  # vertices whose derivatives are held at a time
+MIN_STEPS = 2000  # steps without which nothing is learned, however few the scans
 
 Components = Literal["largest", "all"]
 Method = Literal["auto", "lm", "adam"]
@@ -50,43 +50,45 @@ Method = Literal["auto", "lm", "adam"]
 class ShapeSpace:
     """A learned space of shapes: encode, fit, mesh, interpolate, sample."""
 
-    def __init__(self, model: ShapeModel, sizes: registry.Sizes, *, scale: float, about: dict[str, Any]) -> None:
+    def __init__(
+        self, model: ShapeModel, config: registry.ModelConfig, *, scale: float, metadata: dict[str, Any]
+    ) -> None:
         """`scale` is metres of one model unit; `about` travels with the weights (data, licence, loss weights)."""
-        self.model, self.sizes, self.scale, self.about = model, sizes, scale, about
+        self.model, self.config, self.scale, self.metadata = model, config, scale, metadata
 
     # ---------------------------------------------------------------- files
 
     @classmethod
     def load(cls, path: str | FilePath, *, device: str = "cpu") -> "ShapeSpace":
         """Open a run's folder, a .safetensors file that `save` wrote, or a space of the package by its name."""
-        file = _find(path)
+        file = find_model(path)
         tensors, about = load_tensors(file, "model")
         try:
-            sizes, model = registry.restored(about["family"], about["sizes"], tensors)
-            scale, told = float(about["scale"]), dict(about["about"])
+            sizes, model = registry.restore_model(about["family"], about["config"], tensors)
+            scale, told = float(about["scale"]), dict(about["metadata"])
             told["weights"] = {str(term): float(weight) for term, weight in told["weights"].items()}
             if not 0 < scale < float("inf"):
                 raise ValueError(f"its scale is {scale}")
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             what = " ".join(str(error).split())[:300]
             raise ValueError(f"{file} cannot be built ({what}): train again, or take the model anew.") from None
-        return cls(model.to(device).eval(), sizes, scale=scale, about=told)
+        return cls(model.to(device).eval(), sizes, scale=scale, metadata=told)
 
     def save(self, path: str | FilePath) -> None:
         """Write weights and description to one file, which cannot run code when it is read.
 
         Raises `ValueError` for a refined space: it is nothing without its scan.
         """
-        if isinstance(self.model, Detailed):
+        if isinstance(self.model, DetailedModel):
             raise ValueError(
-                f"the space refined to {self.about['refined']} is not kept: keep its mesh, or refine again."
+                f"the space refined to {self.metadata['refined']} is not kept: keep its mesh, or refine again."
             )
         about = {
             "kind": "model",
-            "family": registry.family(self.sizes),
-            "sizes": asdict(self.sizes),
+            "family": registry.family_name(self.config),
+            "config": asdict(self.config),
             "scale": self.scale,
-            "about": self.about,
+            "metadata": self.metadata,
         }
         save_tensors(FilePath(path), self.model.state_dict(), about)
 
@@ -126,8 +128,8 @@ class ShapeSpace:
         `auto` is the former where the field is a signed distance of a vector, and elsewhere a short Adam from the
         encoder's code. Raises `ValueError` where `lm` cannot be.
         """
-        if method == "auto" and not isinstance(self.model, DistanceModel):
-            method, adam = "adam", FROM_ENCODER
+        if method == "auto" and not isinstance(self.model, SDFModel):
+            method, adam = "adam", ADAM_FROM_ENCODER
         placed = [self._place(scan) for scan in scans]
         models = [scan for scan, _ in placed]
         began = time.perf_counter()
@@ -135,10 +137,10 @@ class ShapeSpace:
             model = self._distances("Levenberg-Marquardt", "fit by adam, or encode")
             fitted = fit_lm(model, models, lm, seed=seed)
         else:
-            fitted = fit_adam(self.model, models, self.about["weights"], adam, seed=seed)
+            fitted = fit_adam(self.model, models, self.metadata["weights"], adam, seed=seed)
         each = (time.perf_counter() - began) / len(scans)
         moves = zip((frame for _, frame in placed), fitted.frames, strict=True)
-        frames = [frame if found is None else frame.then(found) for frame, found in moves]
+        frames = [frame if found is None else frame.compose(found) for frame, found in moves]
         return [
             Fit(
                 fitted.code[index],
@@ -163,7 +165,7 @@ class ShapeSpace:
 
         A scan without points, or one that no fit takes, is bridged. Raises `ValueError` as `fit_jointly` does.
         """
-        self._distances("a joint fit", "fit the scans alone, without --sequence")
+        self._distances("a joint fit", "fit the scans alone, without --as-sequence")
         usable, refused = [], []
         for index, scan in enumerate(scans):
             try:
@@ -179,9 +181,9 @@ class ShapeSpace:
         fitted = self.fit_scans([scans[index] for index in usable], method="lm", lm=lm, seed=seed) if usable else []
         for index, fit in zip(usable, fitted, strict=True):
             alone[index] = fit
-        return self.join(scans, alone, options, lm=lm, seed=seed)
+        return self.fit_jointly(scans, alone, options, lm=lm, seed=seed)
 
-    def join(
+    def fit_jointly(
         self,
         scans: Sequence[Scan],
         alone: Sequence[Fit | None],
@@ -191,11 +193,11 @@ class ShapeSpace:
         seed: int = 0,
     ) -> list[Fit]:
         """Fit the frames of a motion jointly, once each was fitted alone; those that were not (None) are bridged."""
-        model = self._distances("a joint fit", "fit the scans alone, without --sequence")
+        model = self._distances("a joint fit", "fit the scans alone, without --as-sequence")
         began = time.perf_counter()
         joint = fit_jointly(
             model,
-            [scan.without_strays() for scan in scans],
+            [scan.remove_statistical_outliers() for scan in scans],
             [None if fit is None else fit.code for fit in alone],
             [None if fit is None else fit.frame for fit in alone],
             lm or LMOptions(),
@@ -211,29 +213,29 @@ class ShapeSpace:
                 joint.covariance[index].numpy(),
                 scan.name,
                 each + (0.0 if fit is None else fit.seconds),
-                joint.bridged[index],
+                joint.interpolated[index],
             )
             for index, (scan, fit, frame) in enumerate(zip(scans, alone, joint.frames, strict=True))
         ]
 
-    def without_clutter(self, scans: Sequence[Scan], *, lm: LMOptions | None = None, seed: int = 0) -> list[Scan]:
+    def remove_clutter(self, scans: Sequence[Scan], *, lm: LMOptions | None = None, seed: int = 0) -> list[Scan]:
         """The scans (metres) without floor, walls and what stands apart from the person; as they are if there is none.
 
         Where a scan is in several parts, quick fits with the pose of `lm` tell which are the person's; a family whose
         field is no signed distance of a vector has no such fits, and only planes are taken out.
         """
         model = self.model
-        if not isinstance(model, DistanceModel):
-            return [without_clutter(scan, None, seed=seed) for scan in scans]
-        quick = replace(lm or LMOptions(), points=512, free=256, steps=6, trial=3)
-        if quick.pose == "given":
-            quick = replace(quick, pose="near")  # the middle of a part is not the person's
+        if not isinstance(model, SDFModel):
+            return [remove_clutter(scan, None, seed=seed) for scan in scans]
+        quick = replace(lm or LMOptions(), num_points=512, free_space_points=256, max_steps=6, trial_steps=3)
+        if quick.alignment == "fixed":
+            quick = replace(quick, alignment="local")  # the middle of a part is not the person's
 
-        def attempt(scan: Scan) -> Tried:
+        def attempt(scan: Scan) -> QuickFit:
             try:
                 check_size(scan, scale=self.scale)
             except ValueError:  # a part as small as a stool, or a whole room: nobody
-                return Tried(np.inf, lambda points: np.full(len(points), np.inf))
+                return QuickFit(np.inf, lambda points: np.full(len(points), np.inf))
             (fit,) = self.fit_scans([scan], lm=quick, seed=seed)
 
             def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
@@ -241,9 +243,9 @@ class ShapeSpace:
                 with torch.no_grad():
                     return (model.field(placed, fit.code)[0].abs() * fit.frame.scale).numpy()
 
-            return Tried(oddness(fit.code, model.prior), distance)
+            return QuickFit(ood_score(fit.code, model.prior), distance)
 
-        return [without_clutter(scan, attempt, seed=seed) for scan in scans]
+        return [remove_clutter(scan, attempt, seed=seed) for scan in scans]
 
     def refine(
         self, scans: Sequence[Scan], fits: Sequence[Fit], options: RefineOptions | None = None, *, seed: int = 0
@@ -253,23 +255,25 @@ class ShapeSpace:
         `refined.mesh(fit)` is the scan's surface then; its code is the one that was fitted. Raises `ValueError` where
         the field is no signed distance of a vector.
         """
-        if not isinstance(self.model, DistanceModel):
+        if not isinstance(self.model, SDFModel):
             raise ValueError(
-                f"family {registry.family(self.sizes)} cannot be refined: it has no signed distance of a vector."
+                f"family {registry.family_name(self.config)} cannot be refined: it has no signed distance of a vector."
             )
         for scan, fit in zip(scans, tqdm(fits, desc="refine", unit="scan", disable=len(fits) < 2), strict=True):
-            known = scan.without_strays()
+            known = scan.remove_statistical_outliers()
             check_size(known, scale=self.scale)
-            model = refine(self.model, known.to_model(fit.frame), fit.code, self.about["weights"], options, seed=seed)
-            yield ShapeSpace(model, self.sizes, scale=self.scale, about={**self.about, "refined": scan.name})
+            model = refine(
+                self.model, known.to_model(fit.frame), fit.code, self.metadata["weights"], options, seed=seed
+            )
+            yield ShapeSpace(model, self.config, scale=self.scale, metadata={**self.metadata, "refined": scan.name})
 
-    def mesh(self, of: Fit | Code, *, resolution: int = 128, components: Components = "largest") -> Trimesh:
+    def mesh(self, shape: Fit | Code, *, resolution: int = 128, components: Components = "largest") -> Trimesh:
         """Surface in metres: of a fit where its scan lies, of a code (a batch of one) about the origin."""
-        code = of.code if isinstance(of, Fit) else of
-        frame = of.frame if isinstance(of, Fit) else self._frame()
-        (mesh,) = self.model.surface(code, resolution=resolution)
+        code = shape.code if isinstance(shape, Fit) else shape
+        frame = shape.frame if isinstance(shape, Fit) else self._frame()
+        (mesh,) = self.model.extract_surface(code, resolution=resolution)
         if components == "largest" and isinstance(self.model, FieldModel):  # patches are parts, each of them
-            mesh = largest(mesh)
+            mesh = largest_component(mesh)
         vertices = frame.to_world(torch.from_numpy(np.asarray(mesh.vertices)).float()).numpy()
         return Trimesh(vertices, mesh.faces, process=False)
 
@@ -282,42 +286,44 @@ class ShapeSpace:
         ones and views of one camera alike (docs/robustness.md). Raises `ValueError` for a fit without a covariance.
         """
         root = self._spread(fit)
-        assert isinstance(self.model, DistanceModel)  # others have no covariance
+        assert isinstance(self.model, SDFModel)  # others have no covariance
         places = fit.frame.to_model(torch.from_numpy(np.array(mesh.vertices)).float())[None]
-        found = [self.model.linearise(part, fit.code) for part in places.split(_AT_ONCE, dim=1)]
+        found = [self.model.linearize(part, fit.code) for part in places.split(VERTEX_CHUNK, dim=1)]
         spread = [(it.jacobian[0] @ root).norm(dim=1) / it.gradient[0].norm(dim=1).clamp(min=1e-3) for it in found]
         return float(fit.frame.scale) * torch.cat(spread).double().numpy()
 
-    def completions(self, fit: Fit, count: int, *, seed: int = 0) -> list[Fit]:
+    def sample_posterior(self, fit: Fit, count: int, *, seed: int = 0) -> list[Fit]:
         """Draw what else the scan may be of: codes from the Gaussian of the fit, as wide as `uncertainty` tells.
 
         Where the scan spoke they agree; where it was silent they differ as people do. Mesh them as any fit. Raises
         `ValueError` for a fit without a covariance.
         """
         noise = torch.randn(count, fit.code.flat.shape[1], generator=torch.Generator().manual_seed(seed))
-        codes = fit.code.like(fit.code.flat + (noise @ self._spread(fit).T).to(fit.code.flat))
+        codes = fit.code.unflatten(fit.code.flat + (noise @ self._spread(fit).T).to(fit.code.flat))
         return [Fit(codes[index], fit.frame, np.empty(0), name=f"{fit.name}.sample{index}") for index in range(count)]
 
     def _spread(self, fit: Fit) -> Float[Tensor, "k k"]:
         """A root of the covariance of the fit's code, with the factor by which it is calibrated."""
         if fit.covariance is None:
             raise ValueError(f"the fit of {fit.name} has no covariance: fit by Levenberg-Marquardt (--method lm).")
-        return _CALIBRATED * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
+        return STD_CALIBRATION * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
 
     def interpolate(
-        self, a: Fit | Code, b: Fit | Code, steps: int, *, path: Path = "linear", resolution: int = 128
+        self, a: Fit | Code, b: Fit | Code, steps: int, *, path: InterpolationPath = "linear", resolution: int = 128
     ) -> list[Trimesh]:
         """Meshes along a path between two codes, both ends included; places are interpolated too."""
-        places = self.between(a, b, steps, path=path)
+        places = self.interpolate_codes(a, b, steps, path=path)
         return [self.mesh(place, resolution=resolution) for place in tqdm(places, desc="mesh", unit="frame")]
 
-    def between(self, a: Fit | Code, b: Fit | Code, steps: int, *, path: Path = "linear") -> list[Fit]:
+    def interpolate_codes(
+        self, a: Fit | Code, b: Fit | Code, steps: int, *, path: InterpolationPath = "linear"
+    ) -> list[Fit]:
         """The shapes of `interpolate` before they are meshed: codes and places."""
-        codes = between(self.model, _code(a), _code(b), steps, path)
+        codes = interpolate(self.model, _code(a), _code(b), steps, path)
         start, end = (x.frame if isinstance(x, Fit) else self._frame() for x in (a, b))
         shares = np.linspace(0, 1, steps)
         return [
-            Fit(codes[index], similarity.between(start, end, float(t)), np.empty(0), name=f"between_{t:.2f}")
+            Fit(codes[index], similarity.interpolate_frames(start, end, float(t)), np.empty(0), name=f"between_{t:.2f}")
             for index, t in enumerate(shares)
         ]
 
@@ -326,32 +332,34 @@ class ShapeSpace:
 
         Raises `ValueError` for a family whose codes are no vectors.
         """
-        return Code((self._prior("there is no distribution to draw from").draw(count),))
+        return Code((self._prior("there is no distribution to draw from").sample(count),))
 
-    def along(self, deviations: Sequence[float]) -> Fit:
+    def from_principal_components(self, coefficients: Sequence[float]) -> Fit:
         """The shape so many standard deviations from the mean along the first principal directions of training codes.
 
         It stands about the origin. Raises `ValueError` for a family whose codes are no vectors.
         """
         prior = self._prior("there are no principal directions")
-        if len(deviations) > len(prior.mean):
-            raise ValueError(f"{len(deviations)} deviations, and the codes have {len(prior.mean)} numbers: give fewer.")
-        steps = prior.principal(len(deviations))
-        code = prior.mean + torch.tensor(deviations, dtype=steps.dtype, device=steps.device) @ steps
-        return Fit(Code((code[None],)), self._frame(), np.empty(0), name="along" if any(deviations) else "mean")
+        if len(coefficients) > len(prior.mean):
+            raise ValueError(
+                f"{len(coefficients)} deviations, and the codes have {len(prior.mean)} numbers: give fewer."
+            )
+        steps = prior.principal_axes(len(coefficients))
+        code = prior.mean + torch.tensor(coefficients, dtype=steps.dtype, device=steps.device) @ steps
+        return Fit(Code((code[None],)), self._frame(), np.empty(0), name="along" if any(coefficients) else "mean")
 
     def _prior(self, lacking: str) -> GaussianPrior:
         """The Gaussian of the training codes; where there is none, an error that says what is lacking."""
         if self.model.prior is None:
-            raise ValueError(f"the codes of family {registry.family(self.sizes)} are grids: {lacking}.")
+            raise ValueError(f"the codes of family {registry.family_name(self.config)} are grids: {lacking}.")
         return self.model.prior
 
     # ---------------------------------------------------------------- learning
 
     @classmethod
-    def learn(
+    def train(
         cls,
-        store: Source,
+        store: ScanSource,
         names: Sequence[str],
         run: Run,
         config: TrainConfig[Any],
@@ -364,22 +372,22 @@ class ShapeSpace:
         device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
         if config.device != "auto":
             device = torch.device(config.device)
-        if config.learn == "encoder":
-            config = _as_the_start(config)
+        if config.trainable == "encoder":
+            config = pretrained_config(config)
         torch.manual_seed(config.seed)
-        model = registry.model(config.model, shapes=len(names)).to(device)
+        model = registry.build_model(config.model, num_scans=len(names)).to(device)
         space = cls(
             model,
             config.model,
             scale=store.scale,
-            about={"weights": asdict(config.weights), "data": store.about, "scans": len(names)},
+            metadata={"weights": asdict(config.weights), "data": store.metadata, "scans": len(names)},
         )
         taken: set[str] = set()
-        if config.start is not None:
-            taken, weights = _start_from(config.start, model, learn=config.learn)
-            if config.learn == "encoder":  # the decoder is left as it is, and so is the loss that it was trained by
-                space.about["weights"] = weights
-        if config.learn == "encoder":
+        if config.init_from is not None:
+            taken, weights = load_pretrained(config.init_from, model, learn=config.trainable)
+            if config.trainable == "encoder":  # the decoder is left as it is, and so is the loss that it was trained by
+                space.metadata["weights"] = weights
+        if config.trainable == "encoder":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith("encoder.pointnet."))
         dataset = StepDataset(
@@ -387,45 +395,45 @@ class ShapeSpace:
             names,
             scans=config.batch.scans,
             points=config.batch.points,
-            surface=config.batch.surface,
-            sigma=config.batch.sigma,
-            half=config.batch.half,
-            sloped=config.batch.sloped,
-            labels=config.batch.labels,
+            surface_points=config.batch.surface_points,
+            near_std=config.batch.near_std,
+            half_extent=config.batch.half_extent,
+            gradient_stride=config.batch.gradient_stride,
+            occupancy_points=config.batch.occupancy_points,
             seed=config.seed,
             rank=rank,
-            world=world,
+            world_size=world,
         )
         if "encoder.pointnet.mean.weight" in taken and "encoder.table.codes" not in taken and not resume:
-            _encode_into_the_table(model, dict(model.named_parameters())["encoder.table.codes"], dataset, device)
+            init_codes_from_encoder(model, dict(model.named_parameters())["encoder.table.codes"], dataset, device)
         optim = config.optim
-        plan = train.Plan(
-            steps=_steps(optim, len(names), config.batch.scans),
-            minutes=optim.minutes,
-            schedule=optimizers.cosine(warmup=optim.warmup)
+        plan = train.LoopSettings(
+            max_steps=_steps(optim, len(names), config.batch.scans),
+            max_minutes=optim.max_minutes,
+            schedule=optimizers.cosine(warmup_steps=optim.warmup_steps)
             if optim.schedule == "cosine"
-            else optimizers.halving(every=optim.halve_every, warmup=optim.warmup),
-            clip=optim.clip,
+            else optimizers.halving(every=optim.halve_every, warmup_steps=optim.warmup_steps),
+            max_grad_norm=optim.max_grad_norm,
             seed=config.seed,
             log_every=config.log_every,
             save_every=config.save_every,
             mesh_every=config.mesh_every,
-            pictured=config.pictured,
-            workers=config.batch.workers,
+            projector_codes=config.projector_codes,
+            num_workers=config.batch.num_workers,
             execution=None if config.execution == "auto" else config.execution,
-            products=config.products,
+            matmul_precision=config.matmul_precision,
         )
         products = torch.get_float32_matmul_precision()
         try:
             train.train(
                 model,
                 dataset,
-                optimisers(model, lr=optim.lr, lr_codes=optim.lr_codes, lr_hidden=optim.lr_hidden),
+                make_optimizers(model, lr=optim.lr, lr_codes=optim.lr_codes, lr_muon=optim.lr_muon),
                 asdict(config.weights),
                 plan,
                 run,
                 device=device,
-                publish=lambda: space.save(run.weights),
+                on_checkpoint=lambda: space.save(run.weights),
                 resume=resume,
             )
         finally:
@@ -433,12 +441,12 @@ class ShapeSpace:
         model.eval()
         return space
 
-    def _distances(self, what: str, instead: str) -> DistanceModel:
+    def _distances(self, what: str, instead: str) -> SDFModel:
         """The model, if its field is a signed distance of a vector; else an error that says what needs it."""
-        if not isinstance(self.model, DistanceModel):
+        if not isinstance(self.model, SDFModel):
             raise ValueError(
                 f"{what} needs signed distances and codes that are vectors, and family "
-                f"{registry.family(self.sizes)} has not both: {instead}."
+                f"{registry.family_name(self.config)} has not both: {instead}."
             )
         return self.model
 
@@ -449,7 +457,7 @@ class ShapeSpace:
                 f"scan {scan.name} has {len(scan)} points, {int(np.isfinite(scan.points).all(axis=1).sum())} of them "
                 f"finite: a fit needs at least {MIN_POINTS}, all finite. Remove the others, or scan again."
             )
-        scan = scan.without_strays()
+        scan = scan.remove_statistical_outliers()
         check_size(scan, scale=self.scale)
         frame = scan.frame(self.scale)
         return scan.to_model(frame), frame
@@ -460,9 +468,9 @@ class ShapeSpace:
 
 def _steps(optim: OptimConfig, scans: int, batch: int) -> int:
     """How long to train on so many scans, if a step sees `batch` of them."""
-    if optim.visits is None:
-        return optim.steps
-    return min(optim.steps, max(_LEAST, round(optim.visits * scans / batch)))
+    if optim.max_epochs is None:
+        return optim.max_steps
+    return min(optim.max_steps, max(MIN_STEPS, round(optim.max_epochs * scans / batch)))
 
 
 def _code(of: Fit | Code) -> Code:

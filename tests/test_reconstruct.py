@@ -8,18 +8,18 @@ import pytest
 
 from shapespace.fitting.refine import RefineOptions
 from shapespace.geometry.scan import Scan
-from shapespace.models.igr import IGRSizes
+from shapespace.models.igr import IGRConfig
 from shapespace.reconstruct import Reconstruction, consistency, reconstruct
-from shapespace.training.config import BatchConfig, OptimConfig, TrainConfig, Weights
+from shapespace.training.config import BatchConfig, LossWeights, OptimConfig, TrainConfig
 from shapespace.training.run import Run
 
 SMALL = TrainConfig(
-    model=IGRSizes(width=64, depth=4, skip=2, radius=None),
-    batch=BatchConfig(points=512, surface=256, half=1.0),
-    optim=OptimConfig(steps=150, lr=3e-3, schedule="cosine"),
-    weights=Weights(surface=3.0, normal=0.3, eikonal=0.1, tangent=3.0, far=1.0, code=0.0),
+    model=IGRConfig(width=64, depth=4, skip=2, init_radius=None),
+    batch=BatchConfig(points=512, surface_points=256, half_extent=1.0),
+    optim=OptimConfig(max_steps=150, lr=3e-3, schedule="cosine"),
+    weights=LossWeights(surface=3.0, normal=0.3, eikonal=0.1, tangent_plane=3.0, unsigned_distance=1.0, code_reg=0.0),
     execution="eager",
-    products="float32",
+    matmul_precision="float32",
 )
 
 
@@ -40,7 +40,7 @@ def made(scan: Scan, folder: Path, refine: RefineOptions | None = None) -> Recon
     return reconstruct(scan, Run(folder / "run"), _created(folder), refine)
 
 
-def _created(folder: Path) -> TrainConfig[IGRSizes]:
+def _created(folder: Path) -> TrainConfig[IGRConfig]:
     Run(folder / "run").create({})
     return SMALL
 

@@ -16,7 +16,7 @@ from shapespace.geometry.scan import Scan
 from shapespace.models import igr, registry, voxel
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
-from shapespace.training.config import Weights
+from shapespace.training.config import LossWeights
 
 
 def sphere(radius: float, centre: tuple[float, float, float], count: int = 2000) -> Scan:
@@ -29,8 +29,8 @@ def sphere(radius: float, centre: tuple[float, float, float], count: int = 2000)
 def space() -> ShapeSpace:
     """Untrained: its shape is about a sphere of 0.5 model units, here a metre."""
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(code=4, width=128, depth=4, skip=2, radius=0.5, encoder_points=256)
-    return ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=2.0, about={"weights": {}})
+    sizes = igr.IGRConfig(code_dim=4, width=128, depth=4, skip=2, init_radius=0.5, encoder_points=256)
+    return ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=2.0, metadata={"weights": {}})
 
 
 def test_a_fit_lies_where_its_scan_lies(space: ShapeSpace) -> None:
@@ -56,7 +56,7 @@ def test_save_and_load(space: ShapeSpace, tmp_path: Path) -> None:
     space.save(tmp_path / "ball.safetensors")
     again = ShapeSpace.load(tmp_path / "ball.safetensors")
     assert again.model.fingerprint() == space.model.fingerprint()
-    assert (again.scale, again.sizes, again.about) == (space.scale, space.sizes, space.about)
+    assert (again.scale, again.config, again.metadata) == (space.scale, space.config, space.metadata)
 
 
 def test_codes_come_back_and_belong_to_one_model(space: ShapeSpace, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_codes_come_back_and_belong_to_one_model(space: ShapeSpace, tmp_path: Pa
     again = load_fits(tmp_path / "codes.safetensors", space.model)
     for one, other in zip(fits, again, strict=True):
         assert torch.equal(one.code.flat, other.code.flat)
-        assert torch.equal(one.frame.centre, other.frame.centre)
+        assert torch.equal(one.frame.center, other.frame.center)
         assert one.name == other.name
         np.testing.assert_array_equal(one.covariance, other.covariance)
     space.model.prior.mean += 1
@@ -99,7 +99,7 @@ def test_points_that_are_no_scan_are_refused(space: ShapeSpace) -> None:
 
 def test_a_space_comes_with_the_package() -> None:
     humans = ShapeSpace.load("humans")
-    assert humans.about["scans"] == 2730
+    assert humans.metadata["scans"] == 2730
     mesh = humans.mesh(Code((humans.model.prior.mean[None],)), resolution=64)
     assert mesh.is_watertight
     assert 1.4 < np.ptp(mesh.vertices[:, 1]) < 2.1
@@ -110,10 +110,10 @@ def test_a_space_comes_with_the_package() -> None:
 def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace, tmp_path: Path) -> None:
     scans = [sphere(1.1, (0, 1, 0)), sphere(0.9, (3, 1, 0))]
     fits = space.fit_scans(scans)
-    space.about["weights"] = asdict(Weights(tangent=3.0))
+    space.metadata["weights"] = asdict(LossWeights(tangent_plane=3.0))
     before = space.model.fingerprint()
-    refined = list(space.refine(scans, fits, RefineOptions(points=256, steps=40, lr=2e-3, lr_hidden=2e-3)))
-    assert [its.about["refined"] for its in refined] == [scan.name for scan in scans]
+    refined = list(space.refine(scans, fits, RefineOptions(points=256, steps=40, lr=2e-3, lr_muon=2e-3)))
+    assert [its.metadata["refined"] for its in refined] == [scan.name for scan in scans]
     assert space.model.fingerprint() == before
     for its, scan, fit in zip(refined, scans, fits, strict=True):
         x = fit.frame.to_model(torch.from_numpy(scan.points))[None]
@@ -126,8 +126,8 @@ def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace, tmp_path: Path)
 
 def test_what_needs_distances_of_vectors_is_refused_by_other_families() -> None:
     torch.manual_seed(0)
-    sizes = voxel.VoxelSizes(grid=8)
-    grid = ShapeSpace(registry.model(sizes, shapes=2).eval(), sizes, scale=2.0, about={"weights": {}})
+    sizes = voxel.VoxelConfig(grid=8)
+    grid = ShapeSpace(registry.build_model(sizes, num_scans=2).eval(), sizes, scale=2.0, metadata={"weights": {}})
     scan = sphere(0.9, (0, 1, 0))
     with pytest.raises(ValueError, match=r"family voxel has not both: fit by adam, or encode"):
         grid.fit_scans([scan], method="lm")
@@ -135,11 +135,11 @@ def test_what_needs_distances_of_vectors_is_refused_by_other_families() -> None:
     with pytest.raises(ValueError, match="family voxel cannot be refined"):
         next(grid.refine([scan], fits))
     with pytest.raises(ValueError, match="take linear"):
-        grid.interpolate(fits[0], fits[0], 3, path="shortest")
+        grid.interpolate(fits[0], fits[0], 3, path="geodesic")
     with pytest.raises(ValueError, match="the codes of family voxel are grids"):
         grid.sample(2)
     with pytest.raises(ValueError, match="start from the encoder"):
-        grid.fit_scans([scan], method="adam", adam=AdamOptions(steps=1, start="mean"))
+        grid.fit_scans([scan], method="adam", adam=AdamOptions(steps=1, init="mean"))
 
 
 def test_uncertainty_is_how_far_surfaces_of_likely_codes_lie_apart(space: ShapeSpace) -> None:
@@ -157,7 +157,7 @@ def test_uncertainty_is_how_far_surfaces_of_likely_codes_lie_apart(space: ShapeS
     with torch.no_grad():
         codes = Code((found.code.flat + torch.from_numpy(moves),))
         values = space.model.field(x.expand(400, -1, -1), codes).std(dim=0)
-    slope = space.model.linearise(x, found.code).gradient[0].norm(dim=1)
+    slope = space.model.linearize(x, found.code).gradient[0].norm(dim=1)
     np.testing.assert_allclose(1e-2 * told[:50], 3 * float(found.frame.scale) * (values / slope).numpy(), rtol=0.2)
 
 
@@ -176,22 +176,22 @@ def test_completions_spread_by_the_uncertainty_and_more_where_nothing_was_seen()
         3000, np.random.default_rng(0)
     )
     assert whole.normals is not None
-    legs = whole.take(np.flatnonzero(whole.points[:, 1] < 0))
+    legs = whole.select(np.flatnonzero(whole.points[:, 1] < 0))
     above = mesh.vertices[:, 1] > 0.2
     told = {}
     for name, scan in (("whole", whole), ("legs", legs)):
-        found = humans.fit_scans([scan], lm=LMOptions(points=512, steps=6, trial=3))[0]
+        found = humans.fit_scans([scan], lm=LMOptions(num_points=512, max_steps=6, trial_steps=3))[0]
         told[name] = humans.uncertainty(found, mesh)
         assert found.covariance is not None
         close = replace(found, covariance=1e-4 * found.covariance)  # stay where the field is linear in the code
-        drawn = humans.completions(close, 200, seed=1)
+        drawn = humans.sample_posterior(close, 200, seed=1)
         assert [one.name for one in drawn[:2]] == ["p/s/0.sample0", "p/s/0.sample1"]
         assert all(one.frame is found.frame and one.covariance is None for one in drawn)
         some = slice(None, None, len(mesh.vertices) // 60)
         x = found.frame.to_model(torch.from_numpy(np.array(mesh.vertices[some])).float())[None]
         with torch.no_grad():
             values = torch.cat([humans.model.field(x, one.code) for one in drawn]).std(dim=0)
-        slope = humans.model.linearise(x, found.code).gradient[0].norm(dim=1)
+        slope = humans.model.linearize(x, found.code).gradient[0].norm(dim=1)
         spread = (100 * values / slope * found.frame.scale).numpy()
         np.testing.assert_allclose(spread, told[name][some], rtol=0.25)  # 200 draws: 5 % each, the worst of 60
     assert np.median(told["whole"]) < 0.012
@@ -202,11 +202,11 @@ def test_completions_spread_by_the_uncertainty_and_more_where_nothing_was_seen()
 def test_completions_are_repeatable_and_need_a_covariance(space: ShapeSpace) -> None:
     scan = sphere(1.0, (0, 1, 0))
     (found,) = space.fit_scans([scan])
-    (first,), (again,), (other,) = (space.completions(found, 1, seed=seed) for seed in (3, 3, 4))
+    (first,), (again,), (other,) = (space.sample_posterior(found, 1, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.code.flat, again.code.flat)
     assert not torch.equal(first.code.flat, other.code.flat)
     with pytest.raises(ValueError, match="has no covariance: fit by Levenberg-Marquardt"):
-        space.completions(space.encode_scans([scan])[0], 1)
+        space.sample_posterior(space.encode_scans([scan])[0], 1)
 
 
 def test_parts_that_are_too_small_or_a_room_are_not_taken_for_the_person(space: ShapeSpace) -> None:
@@ -215,12 +215,12 @@ def test_parts_that_are_too_small_or_a_room_are_not_taken_for_the_person(space: 
     assert space.model.prior is not None
     space.model.prior.covariance *= 1e4  # nothing is odd
     scan = Scan("s", np.concatenate([ball.points, stool.points]), np.concatenate([ball.normals, stool.normals]))
-    (alone,) = space.without_clutter([scan])
+    (alone,) = space.remove_clutter([scan])
     assert alone.points[:, 0].max() <= 1.0
     assert len(alone) > 0.99 * 4000  # of so few points, some are parts of their own
-    (same,) = space.without_clutter([ball])
+    (same,) = space.remove_clutter([ball])
     assert same is ball
     far = Scan("s", np.concatenate([ball.points, stool.points + np.float32([9, 0, 0])]))
-    (alone,) = space.without_clutter([far])
+    (alone,) = space.remove_clutter([far])
     assert alone.points[:, 0].max() <= 1.0
     assert len(alone) > 0.99 * 4000  # of so few points, some are parts of their own

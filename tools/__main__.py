@@ -13,19 +13,19 @@ import tyro
 
 VERBS = {
     "synthesize": "people, posed and scanned virtually, in the layout of D-FAUST",
-    "scan": "raw scans of given meshes, seen by virtual cameras",
+    "simulate": "raw scans of given meshes, seen by virtual cameras",
     "preprocess": "a folder of scans into one store",
     "train": "a shape space from a store",
     "encode": "codes of scans, by one pass of the encoder",
     "fit": "codes and meshes of scans, by optimising the codes",
     "mesh": "meshes of codes",
-    "picture": "pictures and films of meshes and scans, without a display",
+    "render": "pictures and films of meshes and scans, without a display",
     "interpolate": "the way from one shape to another, as meshes, animation and pictures",
     "evaluate": "scores of unseen scans against the truth",
     "reconstruct": "the surface of one scan, or a curve in the plane, without a shape space",
     "motion": "paths between codes against true motion",
     "view": "scans, fits, slices and shapes along sliders, in the browser",
-    "robust": "scores of scans that are spoilt, one thing at a time",
+    "robustness": "scores of scans that are spoilt, one thing at a time",
     "report": "runs of any family side by side, from what they left: tables, curves, one page",
     "reproduce": "the experiments of IGR's paper, each by one line",
     "ablate": "variants of a recipe, trained for the same time and scored, in one table",
@@ -55,9 +55,9 @@ def cli(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: 
     if verb == "__main__":  # python tools/fit.py
         verb = sys.argv[0].rpartition("/")[2].removesuffix(".py")
     try:
-        from shapespace.tools._config import expand
+        from shapespace.tools._config import expand_config_option
 
-        words = expand(_with_config(tool, list(sys.argv[1:] if arguments is None else arguments)))
+        words = expand_config_option(_with_config(tool, list(sys.argv[1:] if arguments is None else arguments)))
         tyro.cli(_settled(tool, words), prog=f"shapespace {verb}", args=words, description=_page(tool))
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         _fail(verb, _sentence(error))
@@ -76,13 +76,13 @@ def _settled(tool: Callable[..., Any], words: Sequence[str]) -> Callable[..., An
     """The tool; one that takes the settings of a training takes those of the family that the words name."""
     if "config" not in inspect.signature(tool).parameters:
         return tool
-    from shapespace.tools._config import of_family
+    from shapespace.tools._config import config_class
 
     @wraps(tool)
     def settled(*arguments: Any, **named: Any) -> Any:
         return tool(*arguments, **named)
 
-    settings: Any = of_family(words)
+    settings: Any = config_class(words)
     settled.__annotations__ = {**tool.__annotations__, "config": Annotated[settings, tyro.conf.arg(name="")]}
     settled.__signature__ = inspect.signature(tool)  # type: ignore[attr-defined]
     del settled.__wrapped__  # or the annotations would be looked for there

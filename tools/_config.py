@@ -7,13 +7,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from shapespace.io.errors import suggest
+from shapespace.io.errors import did_you_mean
 from shapespace.io.settings import parse_settings
 from shapespace.models.registry import FAMILIES
 from shapespace.training.config import TrainConfig
 
 
-def of_family(words: Sequence[str]) -> Any:
+def config_class(words: Sequence[str]) -> Any:
     """`TrainConfig` with the sizes of the family that these arguments name (`igr` if none)."""
     name = "igr"
     for index, word in enumerate(words):
@@ -21,12 +21,12 @@ def of_family(words: Sequence[str]) -> Any:
         if key == "--family":
             name = value if equals else "".join(words[index + 1 : index + 2])
     if name not in FAMILIES:
-        raise ValueError(f"no family {name!r}. {suggest(name, list(FAMILIES))}")
-    sizes: Any = FAMILIES[name].sizes
+        raise ValueError(f"no family {name!r}. {did_you_mean(name, list(FAMILIES))}")
+    sizes: Any = FAMILIES[name].config
     return TrainConfig[sizes]
 
 
-def read(name: str) -> dict[str, Any]:
+def load_yaml(name: str) -> dict[str, Any]:
     """A config's content: a file's path, or the name of one that comes with the package.
 
     Raises `FileNotFoundError` for an unknown name, listing those there are, and `ValueError` for bad YAML.
@@ -41,16 +41,16 @@ def read(name: str) -> dict[str, Any]:
     return parse_settings(source.read_bytes(), f"config {name}")
 
 
-def flatten(content: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
+def to_arguments(content: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
     """Nested settings as command-line arguments, so that both are checked by the same parser."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
+            yield from to_arguments(value, f"{prefix}{key}.")
         else:
             yield from (f"{prefix}{key}", str(value))
 
 
-def expand(arguments: Sequence[str]) -> list[str]:
+def expand_config_option(arguments: Sequence[str]) -> list[str]:
     """Arguments with `--config NAME` replaced by what NAME says; whatever else is given comes later and wins."""
     before: list[str] = []
     rest = list(arguments)
@@ -60,5 +60,5 @@ def expand(arguments: Sequence[str]) -> list[str]:
         word = rest.pop(place)
         if "=" not in word and place >= len(rest):
             raise ValueError("--config needs a name: for example --config igr.")
-        before += flatten(read(word.partition("=")[2] or rest.pop(place)))
+        before += to_arguments(load_yaml(word.partition("=")[2] or rest.pop(place)))
     return before + rest

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.fitting.clutter import Clutter
 from shapespace.fitting.levenberg_marquardt import LMOptions
-from shapespace.geometry.camera import JUMP
+from shapespace.geometry.camera import MAX_DEPTH_JUMP
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files, units
@@ -25,7 +25,7 @@ _SURE = 0.99
 
 
 @dataclass(frozen=True)
-class Source:
+class ScanInput:
     """How to read what the command line names."""
 
     store: Path | None = None
@@ -37,11 +37,11 @@ class Source:
     are metric, it is that of the places of their cameras (auto: metres). Meshes come back in it."""
     up: units.Up = "y"
     """Axis of the files that points up: x, y, z or their negatives. Meshes come back so."""
-    jump: float = JUMP
+    max_depth_jump: float = MAX_DEPTH_JUMP
     """Metres: neighbouring pixels of a depth image that differ by more are not one surface."""
-    near: float = 0.0
+    min_depth: float = 0.0
     """Metres along the optical axis: what a depth image has nearer than this is ignored."""
-    far: float = float("inf")
+    max_depth: float = float("inf")
     """Metres along the optical axis: what a depth image has farther than this, as a wall, is ignored."""
 
     @property
@@ -54,14 +54,16 @@ class Gathered(NamedTuple):
     """Scans in metres, y up, and how they were read: the unit is settled."""
 
     scans: list[Scan]
-    source: Source
+    source: ScanInput
 
 
-def cleared(space: ShapeSpace, scans: list[Scan], clutter: Clutter, lm: LMOptions | None, seed: int) -> list[Scan]:
+def remove_clutter(
+    space: ShapeSpace, scans: list[Scan], clutter: Clutter, lm: LMOptions | None, seed: int
+) -> list[Scan]:
     """The scans without floor, walls and what stands apart, if that is to be removed; what was left out is said."""
     if clutter == "keep":
         return scans
-    alone = space.without_clutter(scans, lm=lm, seed=seed)
+    alone = space.remove_clutter(scans, lm=lm, seed=seed)
     left = [(len(new) / len(old), new.name) for new, old in zip(alone, scans, strict=True) if new is not old]
     if left:
         told = ", ".join(f"{1 - share:.0%} of {name or 'the scan'}" for share, name in left[:5])
@@ -74,11 +76,11 @@ def cleared(space: ShapeSpace, scans: list[Scan], clutter: Clutter, lm: LMOption
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedScan:
     """A scan that the command line names; one of a store is read when it is asked for."""
 
     name: str
-    held: Scan | Store
+    held: Scan | ScanStore
 
     def read(self) -> Scan:
         """The scan, in metres, y up."""
@@ -86,26 +88,26 @@ class Named:
 
     def digest(self) -> str:
         """What changes with its points."""
-        if isinstance(self.held, Store):
-            return str(self.held.origin(self.name)["sha256"])
+        if isinstance(self.held, ScanStore):
+            return str(self.held.provenance(self.name)["sha256"])
         return hashlib.sha256(self.held.points.tobytes()).hexdigest()
 
 
-def gather(inputs: Sequence[str], source: Source, *, empty: bool = False) -> Gathered:
+def read_scans(inputs: Sequence[str], source: ScanInput, *, empty: bool = False) -> Gathered:
     """Read all that is named. Raises `ValueError` if there are no scans, unless they may be `empty`."""
-    scans, source = named(inputs, source, empty=empty)
+    scans, source = named_scans(inputs, source, empty=empty)
     return Gathered([scan.read() for scan in scans], source)
 
 
-def named(
-    inputs: Sequence[str], source: Source, *, empty: bool = False, bridge: bool = False
-) -> tuple[list[Named], Source]:
+def named_scans(
+    inputs: Sequence[str], source: ScanInput, *, empty: bool = False, bridge: bool = False
+) -> tuple[list[NamedScan], ScanInput]:
     """All that is named, and how it is read; those of a store wait there. Raises as `gather` does.
 
     Files that hold no usable scan are an error; if they are frames that others `bridge`, they come without points, and
     that is said.
     """
-    store = None if source.store is None else Store(source.store)
+    store = None if source.store is None else ScanStore(source.store)
     if source.split is not None and store is None:
         raise ValueError(f"--split {source.split} needs the store that has it: add --store FILE.")
     names = dict(zip(inputs, _names(inputs), strict=True))
@@ -115,10 +117,11 @@ def named(
         source = replace(source, unit=_guessed([scan for scan in read.values() if len(scan)]))
         read = {word: scan.to_world(_in_metres(source.metres)) for word, scan in read.items()}
     scans = [
-        Named(read[word].name, read[word]) if store is None or word in read else Named(word, store) for word in inputs
+        NamedScan(read[word].name, read[word]) if store is None or word in read else NamedScan(word, store)
+        for word in inputs
     ]
     if store is not None and source.split is not None:
-        scans += [Named(name, store) for name in store.select(source.split)]
+        scans += [NamedScan(name, store) for name in store.scan_names(source.split)]
     for scan in scans:
         scan.digest()  # a name that the store has not is told at once
     if not scans and not empty:
@@ -146,13 +149,13 @@ def _in_metres(unit: float) -> Frame:
     return Frame(torch.zeros(3), torch.tensor(unit))
 
 
-def from_store(store: Store, name: str) -> Scan:
+def from_store(store: ScanStore, name: str) -> Scan:
     """A packed scan, back in metres; all of it, so that its mean is the one it was packed with."""
     packed = store.sample(name, store.count(name), np.random.default_rng(0))
     return packed.to_world(store.frame(name))
 
 
-def _read(word: str, name: str, source: Source, *, bridge: bool = False) -> Scan:
+def _read(word: str, name: str, source: ScanInput, *, bridge: bool = False) -> Scan:
     """A file, or standard input, in metres; if their unit is still to be guessed, in that."""
     if bridge:
         try:
@@ -163,7 +166,13 @@ def _read(word: str, name: str, source: Source, *, bridge: bool = False) -> Scan
     if word == PIPE:
         return scan_files.read_bytes(sys.stdin.buffer.read(), unit=source.metres, up=source.up)
     return scan_files.read_scan(
-        word, name=name, unit=source.metres, up=source.up, jump=source.jump, near=source.near, far=source.far
+        word,
+        name=name,
+        unit=source.metres,
+        up=source.up,
+        max_depth_jump=source.max_depth_jump,
+        min_depth=source.min_depth,
+        max_depth=source.max_depth,
     )
 
 

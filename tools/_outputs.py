@@ -13,24 +13,24 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from shapespace.fitting.quality import ODD, Verdict, judge
+from shapespace.fitting.quality import OOD_THRESHOLD, FitQuality, assess
 from shapespace.fitting.result import Fit, save_fits
 from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files, units
 from shapespace.io.atomic import replacing
 from shapespace.io.scan_files import file_name
 from shapespace.models import registry
-from shapespace.rendering.animation import animated_glb
-from shapespace.rendering.colors import paint
+from shapespace.rendering.animation import write_animated_glb
+from shapespace.rendering.colors import color_by_value
 from shapespace.space import Components, ShapeSpace
-from shapespace.tools._inputs import PIPE, Source
+from shapespace.tools._inputs import PIPE, ScanInput
 from shapespace.training.run import Run
 
 ANIMATION = "sequence.glb"
 
 
 @dataclass(frozen=True)
-class Meshing:
+class MeshOptions:
     """How to mesh what was found."""
 
     resolution: int = 128
@@ -40,12 +40,12 @@ class Meshing:
     uncertainty: bool = False
     """Tell in each mesh how sure it is: colours, pale to dark at 3 cm, and in PLY the vertex `quality`, the standard
     deviation of the surface in the unit of the file. For fits by lm."""
-    samples: int = 0
+    posterior_samples: int = 0
     """So many other bodies that the scan may be of, drawn from the posterior, as NAME.sample0.ply and so on. For fits
     by lm."""
 
 
-def destination(out: Path | None, scans: Sequence[str], folder: str, meshing: Meshing) -> Path:
+def output_path(out: Path | None, scans: Sequence[str], folder: str, meshing: MeshOptions) -> Path:
     """Where results go: what was said, else standard output (-) for the scan of standard input, else the folder.
 
     Raises `ValueError` if standard output cannot take them; nobody should hear so after the work.
@@ -53,17 +53,17 @@ def destination(out: Path | None, scans: Sequence[str], folder: str, meshing: Me
     where = out if out is not None else Path(PIPE if list(scans) == [PIPE] else folder)
     if where != Path(PIPE):
         return where
-    if len(scans) != 1 or not meshing.resolution or meshing.samples:
+    if len(scans) != 1 or not meshing.resolution or meshing.posterior_samples:
         raise ValueError(
             f"standard output takes one mesh, and {len(scans)} scans with --resolution {meshing.resolution} and "
-            f"--samples {meshing.samples} are asked for. Say --out FOLDER."
+            f"--posterior-samples {meshing.posterior_samples} are asked for. Say --out FOLDER."
         )
     if sys.stdout.isatty():
         raise ValueError("the mesh would go to the terminal, as a binary PLY. Add > mesh.ply, or --out FOLDER.")
     return where
 
 
-def apart(names: Sequence[str]) -> None:
+def check_unique_names(names: Sequence[str]) -> None:
     """Raise `ValueError` if a result would be written over another's."""
     file, count = Counter(map(file_name, names)).most_common(1)[0]
     if count > 1:
@@ -74,13 +74,13 @@ def apart(names: Sequence[str]) -> None:
         )
 
 
-def shaped(
+def write_meshes(
     fits: Sequence[Fit],
     scans: Sequence[Scan],
     space: ShapeSpace,
     out: Path,
-    source: Source,
-    meshing: Meshing,
+    source: ScanInput,
+    meshing: MeshOptions,
     refined: Iterable[ShapeSpace] | None = None,
     fps: float | None = None,
     *,
@@ -102,29 +102,31 @@ def shaped(
         tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), scans, meshes, strict=False
     ):
         if mesh is not None and meshing.uncertainty:
-            mesh = paint(mesh, space.uncertainty(fit, mesh), limit=30.0)
+            mesh = color_by_value(mesh, space.uncertainty(fit, mesh), limit=30.0)
         if mesh is not None and fps is not None:
             film.append(mesh)
-        records.append(_record(fit, judge(fit.code, space.model.prior, fit.residuals, scan, mesh), source))
+        records.append(_record(fit, assess(fit.code, space.model.prior, fit.residuals, scan, mesh), source))
         if mesh is not None and out == Path(PIPE):
             sys.stdout.buffer.write(scan_files.mesh_bytes(mesh, unit=unit, up=up))
         elif mesh is not None:
             scan_files.write_mesh(out / f"{file_name(fit.name)}.ply", mesh, unit=unit, up=up)
-            for other in space.completions(fit, meshing.samples, seed=seed) if meshing.samples else []:
+            for other in (
+                space.sample_posterior(fit, meshing.posterior_samples, seed=seed) if meshing.posterior_samples else []
+            ):
                 drawn = space.mesh(other, resolution=meshing.resolution, components=meshing.components)
                 scan_files.write_mesh(out / f"{file_name(other.name)}.ply", drawn, unit=unit, up=up)
     if film and fps and out != Path(PIPE):
-        animated_glb(film, out / ANIMATION, seconds=(len(film) - 1) / fps, back=False)
-        print(f"{sum(fit.bridged for fit in fits)} of {len(fits)} frames bridged, animation in {out / ANIMATION}")
+        write_animated_glb(film, out / ANIMATION, seconds=(len(film) - 1) / fps, back=False)
+        print(f"{sum(fit.interpolated for fit in fits)} of {len(fits)} frames bridged, animation in {out / ANIMATION}")
     return records
 
 
-def finish(
+def write_results(
     fits: Sequence[Fit],
     records: Sequence[Mapping[str, Any]],
     space: ShapeSpace,
     out: Path,
-    meshing: Meshing,
+    meshing: MeshOptions,
 ) -> None:
     """Write codes and records, and say where everything is; nothing of it if `out` is -."""
     if out == Path(PIPE):
@@ -133,11 +135,11 @@ def finish(
     with replacing(out / "fits.json") as part:
         part.write_text(json.dumps(list(records), indent=1))
     if meshing.resolution:
-        print(f"{len(fits) * (1 + meshing.samples)} meshes in {out}")
+        print(f"{len(fits) * (1 + meshing.posterior_samples)} meshes in {out}")
     print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
 
 
-def warn(records: Sequence[Mapping[str, Any]], *, strict: bool = False) -> None:
+def warn_about_fits(records: Sequence[Mapping[str, Any]], *, strict: bool = False) -> None:
     """Name scans that do not look like those of the space, and unsure fits; `strict` makes an error of either."""
     odd = [f"{record['name']} ({record.get('oddness', np.inf):.0f})" for record in records if not record["plausible"]]
     unsure = [f"{record['name']} ({record['coverage']:.0%})" for record in records if record.get("unsure")]
@@ -145,8 +147,8 @@ def warn(records: Sequence[Mapping[str, Any]], *, strict: bool = False) -> None:
     if odd:
         said.append(
             f"{len(odd)} of {len(records)} scans do not look like those that the space was learned from, by the "
-            f"oddness of their codes (1 for training scans; above {ODD:g} is odd): {_some(odd)}. Is it a person, "
-            "without floor and furniture? Upright? If not, --lm.pose rotation finds how it lies."
+            f"oddness of their codes (1 for training scans; above {OOD_THRESHOLD:g} is odd): {_some(odd)}. Is it a person, "
+            "without floor and furniture? Upright? If not, --lm.alignment rotation finds how it lies."
         )
     if unsure:
         said.append(
@@ -163,12 +165,12 @@ def _some(named: Sequence[str]) -> str:
     return ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
 
 
-def _record(fit: Fit, verdict: Verdict, source: Source) -> dict[str, Any]:
+def _record(fit: Fit, verdict: FitQuality, source: ScanInput) -> dict[str, Any]:
     """Numbers that are not finite are left out."""
     row = {
         "residual_median_mm": round(verdict.median * 1000, 3),
         "residual_p95_mm": round(verdict.p95 * 1000, 3),
-        "oddness": round(verdict.oddness, 2),
+        "oddness": round(verdict.ood_score, 2),
         "coverage": round(verdict.coverage, 3),
     }
     known = {name: value for name, value in row.items() if np.isfinite(value)}
@@ -176,18 +178,18 @@ def _record(fit: Fit, verdict: Verdict, source: Source) -> dict[str, Any]:
         "name": fit.name,
         "seconds": round(fit.seconds, 3),
         **known,
-        "plausible": verdict.plausible,
-        "unsure": verdict.unsure,
+        "plausible": verdict.in_distribution,
+        "unsure": verdict.low_confidence,
     }
-    bridged = {"bridged": True} if fit.bridged else {}
+    bridged = {"bridged": True} if fit.interpolated else {}
     return {**told, **bridged, "from_model": _from_model(fit, source)}
 
 
-def _from_model(fit: Fit, source: Source) -> dict[str, object]:
+def _from_model(fit: Fit, source: ScanInput) -> dict[str, object]:
     """How the shape lies in the file of its scan: x there = scale * rotation @ (x of the model) + translation."""
     frame = fit.frame
     turn = np.eye(3) if frame.rotation is None else frame.rotation.double().numpy()
-    (centre,) = units.from_world(frame.centre.double().numpy()[None], unit=source.metres, up=source.up)
+    (centre,) = units.from_world(frame.center.double().numpy()[None], unit=source.metres, up=source.up)
     return {
         "rotation": units.from_world(turn, up=source.up).T.round(6).tolist(),
         "translation": centre.tolist(),
@@ -198,7 +200,7 @@ def _from_model(fit: Fit, source: Source) -> dict[str, object]:
 Item = TypeVar("Item")
 
 
-def of_model(run: Path, space: ShapeSpace) -> dict[str, Any]:
+def model_provenance(run: Path, space: ShapeSpace) -> dict[str, Any]:
     """Which model, how long it was trained (none for one that is in no run), and what of it new scans need.
 
     The codes of the training scans are not counted among the weights: no new scan needs them.
@@ -210,22 +212,22 @@ def of_model(run: Path, space: ShapeSpace) -> dict[str, Any]:
     return {
         "run": home.folder.resolve().name if in_run else run.stem,
         "model": space.model.fingerprint(),
-        "family": registry.family(space.sizes),
-        "trained_seconds": None if progress is None else round(progress.seconds, 1),
-        "trained_steps": None if progress is None else progress.steps,
-        "weight_numbers": sum(tensor.numel() for tensor in kept),
-        "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in kept),
+        "family": registry.family_name(space.config),
+        "training_seconds": None if progress is None else round(progress.seconds, 1),
+        "training_steps": None if progress is None else progress.steps,
+        "num_parameters": sum(tensor.numel() for tensor in kept),
+        "parameter_bytes": sum(tensor.numel() * tensor.element_size() for tensor in kept),
     }
 
 
-def of_fits(method: str, encoded: Sequence[Fit], fits: Sequence[Fit]) -> dict[str, Any]:
+def fit_provenance(method: str, encoded: Sequence[Fit], fits: Sequence[Fit]) -> dict[str, Any]:
     """How the codes were found (what `auto` came to), the seconds that one took, and how many numbers it has."""
     auto = "adam" if fits[0].covariance is None else "lm"
     return {
         "method": auto if method == "auto" else method,
         "encode_seconds": round(encoded[0].seconds, 4),
         "fit_seconds": None if method == "encode" else round(fits[0].seconds, 3),
-        "code_numbers": fits[0].code.flat.shape[1],
+        "code_dim": fits[0].code.flat.shape[1],
     }
 
 

@@ -28,22 +28,22 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """What is known of some scans: their fits, if they were fitted (kept without residuals), and what JSON can tell."""
 
     fits: Sequence[Fit]
-    told: Sequence[Mapping[str, Any]]
+    metadata: Sequence[Mapping[str, Any]]
 
 
 @contextmanager
-def kept(
+def resumable(
     out: Path,
     about: Mapping[str, Any],
     items: Sequence[Item],
-    work: Callable[[Sequence[Item]], Piece],
+    work: Callable[[Sequence[Item]], Chunk],
     space: ShapeSpace,
     shard: str | None = None,
-) -> Iterator[Piece | None]:
+) -> Iterator[Chunk | None]:
     """Work through the items and yield what is known of all of them, for the block to write the result in `out`.
 
     `about` are the settings that the results depend on. With a `shard` i/n (the i-th of n processes) only every n-th
@@ -55,7 +55,7 @@ def kept(
 
     """
     parts = [items[first : first + SIZE] for first in range(0, len(items), SIZE)]
-    index, count = share(shard)
+    index, count = parse_shard(shard)
     said = json.dumps({"format": _FORMAT, **about}, sort_keys=True, default=str)
     folder = out / "unfinished" / hashlib.sha256(said.encode()).hexdigest()[:16]
     files = [folder / f"{number:05d}.json" for number in range(len(parts))]
@@ -81,7 +81,9 @@ def kept(
             yield None
             return
         pieces = [_load(file, space) for file in files]
-        yield Piece([fit for piece in pieces for fit in piece.fits], [row for piece in pieces for row in piece.told])
+        yield Chunk(
+            [fit for piece in pieces for fit in piece.fits], [row for piece in pieces for row in piece.metadata]
+        )
         shutil.rmtree(folder)
         others = list(folder.parent.iterdir())
         if others:
@@ -102,7 +104,7 @@ def _nothing_left(*folders: Path) -> Iterator[None]:
         raise
 
 
-def share(said: str | None) -> tuple[int, int]:
+def parse_shard(said: str | None) -> tuple[int, int]:
     """The place of the first piece, and the number of shards; (0, 1) for a line alone.
 
     Raises `ValueError` for what is no shard.
@@ -116,17 +118,17 @@ def share(said: str | None) -> tuple[int, int]:
     return index - 1, count
 
 
-def _save(file: Path, piece: Piece, space: ShapeSpace) -> None:
+def _save(file: Path, piece: Chunk, space: ShapeSpace) -> None:
     """Write a piece; the file itself comes last."""
     if piece.fits:
         save_fits(file.with_suffix(".safetensors"), piece.fits, space.model)
-    whole = {"told": piece.told, "seconds": [fit.seconds for fit in piece.fits]}
+    whole = {"told": piece.metadata, "seconds": [fit.seconds for fit in piece.fits]}
     with replacing(file) as part:
         part.write_text(json.dumps(whole))
 
 
-def _load(file: Path, space: ShapeSpace) -> Piece:
+def _load(file: Path, space: ShapeSpace) -> Chunk:
     whole = json.loads(file.read_text())
     codes = file.with_suffix(".safetensors")
     fits = load_fits(codes, space.model) if codes.exists() else []
-    return Piece([replace(fit, seconds=took) for fit, took in zip(fits, whole["seconds"], strict=True)], whole["told"])
+    return Chunk([replace(fit, seconds=took) for fit, took in zip(fits, whole["seconds"], strict=True)], whole["told"])

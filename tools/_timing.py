@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
-Way = Callable[[], Result]
+Variant = Callable[[], Result]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Figure:
 def compare(
     section: str,
     name: str,
-    reference: Way[Result],
-    ours: Way[Result],
+    reference: Variant[Result],
+    ours: Variant[Result],
     equal: Callable[[Result, Result], bool] | None,
     *,
     times: int,
@@ -55,7 +55,7 @@ def compare(
     return Figure(section, name, slow, fast, slow / fast, reference_mb, ours_mb, same)
 
 
-def interleaved(ways: list[Way[Result]], times: int) -> list[float]:
+def interleaved(ways: list[Variant[Result]], times: int) -> list[float]:
     """Median seconds of each, called in turn."""
     taken: list[list[float]] = [[] for _ in ways]
     for _ in range(times):
@@ -89,7 +89,7 @@ def _seconds(value: float) -> str:
     return f"{1e3 * value:,.1f} ms" if value < 1 else f"{value:,.2f} s"
 
 
-def _peak(way: Way[Result]) -> tuple[Result, float | None]:
+def _peak(way: Variant[Result]) -> tuple[Result, float | None]:
     """What a call gives, and the most memory (MB) that it held at once beyond what was held before."""
     gc.collect()
     if torch.cuda.is_available():

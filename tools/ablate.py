@@ -1,6 +1,6 @@
 """Train variants of a recipe for the same time, with several seeds, score them on unseen scans, and print one table.
 
-    shapespace ablate data/people.h5 --minutes 30 --rows igr "igr --batch.sloped 1" "igr_paper --batch.scans 4"
+    shapespace ablate data/people.h5 --minutes 30 --variants igr "igr --batch.gradient-stride 1" "igr_paper --batch.scans 4"
 
 A row is the name of a config (or the path of a YAML file) and the settings that differ from it, as `shapespace train`
 takes them. Every training gets the same minutes on the same number of cores; with `--jobs 2` two go side by side, each
@@ -25,19 +25,19 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from shapespace.evaluation.scores import pipes
+from shapespace.evaluation.scores import markdown_table
 from shapespace.io.atomic import replacing
 from shapespace.training.run import Run
 
 Method = Literal["lm", "adam", "encode", "refine"]
-COLUMNS = ("truth_to_found", "found_to_truth")
+COLUMNS = ("completeness", "accuracy")
 
 
 @dataclass(frozen=True)
 class Trial:
     """One training of one row, and its scores by one or more methods."""
 
-    row: str
+    variant: str
     seed: int
     folder: Path
 
@@ -49,7 +49,7 @@ class Trial:
 def main(
     store: Annotated[Path, tyro.conf.Positional],
     *,
-    rows: tuple[str, ...],
+    variants: tuple[str, ...],
     minutes: float = 30.0,
     seeds: tuple[int, ...] = (0, 1, 2),
     methods: tuple[Method, ...] = ("lm",),
@@ -74,7 +74,7 @@ def main(
         out: Folder for the runs and the table.
 
     """
-    trials = [Trial(row, seed, out / f"{_slug(row)}-{seed}") for seed in seeds for row in rows]
+    trials = [Trial(row, seed, out / f"{_slug(row)}-{seed}") for seed in seeds for row in variants]
     cores = max(1, torch.get_num_threads() // jobs)
     scoring = ["--resolution", resolution, "--splits", *splits, *([] if limit is None else ["--limit", limit])]
 
@@ -86,7 +86,9 @@ def main(
     with ThreadPoolExecutor(jobs) as pool:
         for _ in tqdm(pool.map(one, trials), total=len(trials), desc="ablate", unit="training"):
             pass
-    table = [_row(row, method, [t for t in trials if t.row == row], splits) for row in rows for method in methods]
+    table = [
+        _row(row, method, [t for t in trials if t.variant == row], splits) for row in variants for method in methods
+    ]
     settings = {"store": store.name, "minutes": minutes, "cores": cores, "side by side": jobs, "seeds": seeds}
     with replacing(out / "ablation.json") as part:
         part.write_text(json.dumps({"settings": settings, "rows": table}, indent=1))
@@ -101,12 +103,12 @@ def _train(trial: Trial, store: Path, minutes: float, cores: int) -> None:
     done = trial.folder / "trained"
     if done.exists():
         return
-    config, *settings = shlex.split(trial.row)
+    config, *settings = shlex.split(trial.variant)
     if (trial.folder / "checkpoint.pt").exists():
         words = ["train", "--resume", trial.folder]
     else:
-        words = ["train", store, "--config", config, "--split", "train", "--optim.steps", 10**9, *settings]
-        words += ["--optim.minutes", minutes, "--seed", trial.seed, "--out", trial.folder]
+        words = ["train", store, "--config", config, "--split", "train", "--optim.max-steps", 10**9, *settings]
+        words += ["--optim.max-minutes", minutes, "--seed", trial.seed, "--out", trial.folder]
     call(words, cores)
     done.touch()
 
@@ -114,7 +116,7 @@ def _train(trial: Trial, store: Path, minutes: float, cores: int) -> None:
 def _evaluate(trial: Trial, store: Path, method: Method, scoring: list[Any], cores: int) -> None:
     if trial.scores(method).exists():
         return
-    words = ["evaluate", trial.folder, store, "--method", method, *scoring, "--protocols", "surface"]
+    words = ["evaluate", trial.folder, store, "--method", method, *scoring, "--metrics", "surface"]
     call([*words, "--out", trial.scores(method).parent], cores)
 
 
@@ -148,7 +150,7 @@ def _page(table: list[dict[str, Any]], splits: tuple[str, ...]) -> str:
         cells = [_spread(row["medians"][split][column]) for split in splits for column in COLUMNS]
         steps = f"{np.mean(row['steps']):,.0f}"
         lines.append([f"`{row['row']}`", row["method"], steps, *cells, str(row["failed"])])
-    return pipes(lines) + "\n\nProtocol `surface`, mm: median over the scans, mean (range) over the seeds.\n"
+    return markdown_table(lines) + "\n\nProtocol `surface`, mm: median over the scans, mean (range) over the seeds.\n"
 
 
 def _spread(values: list[float | None]) -> str:

@@ -30,30 +30,37 @@ from torch import Tensor
 from trimesh import Trimesh
 
 from shapespace.data.loader import Batch, collate
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.fitting import fit
 from shapespace.geometry.isosurface import dense, evaluate
-from shapespace.geometry.proximity import each_other
+from shapespace.geometry.proximity import mutual_nearest
 from shapespace.geometry.scan import Scan
 from shapespace.io.atomic import replacing
 from shapespace.models import igr
 from shapespace.models.igr import IGR
-from shapespace.nn.losses import weigh
-from shapespace.nn.mlp import Linearised, SkipMLP
-from shapespace.nn.mlp_reference import twin
+from shapespace.nn.losses import weighted_sum
+from shapespace.nn.mlp import Linearization, SkipMLP
+from shapespace.nn.mlp_reference import reference_of
 from shapespace.space import ShapeSpace
 from shapespace.tools import preprocess, synthesize, train
-from shapespace.tools._config import expand
+from shapespace.tools._config import expand_config_option
 from shapespace.tools._timing import Figure, compare, interleaved, show
 from shapespace.training.config import TrainConfig
-from shapespace.training.objective import Execution, Objective, has_compiler, settle_products
-from shapespace.training.run import machine
+from shapespace.training.objective import Execution, Objective, has_compiler, set_matmul_precision
+from shapespace.training.run import describe_hardware
 
 Result = TypeVar("Result")
 Section = Literal["step", "fit", "mesh", "encode", "load"]
 
 # The paper's loss (IGR eq. 2 and section 6).
-PAPER = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 0.0, "far": 0.0}
+PAPER = {
+    "surface": 1.0,
+    "normal": 1.0,
+    "eikonal": 0.1,
+    "code_reg": 1e-3,
+    "tangent_plane": 0.0,
+    "unsigned_distance": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def main(
     size = QUICK if quick else FULL
     chosen = get_args(Section) if "all" in sections else sections
     bench = _Bench(size, out / ("quick" if quick else "full"))
-    print(machine())
+    print(describe_hardware())
     figures: list[Figure] = []
     for section in chosen:
         for figure in getattr(bench, section)(*([whole] if section == "fit" else [])):
@@ -128,25 +135,27 @@ class _Bench:
         """Time a step of the paper's training: 4 scans, 1,000 points of each, as many around it, 125 in the box."""
         size = self.size
         torch.manual_seed(0)
-        sizes = igr.IGRSizes(code=size.code, width=size.width, radius=0.5, encoder="table", spread=0.1)
-        model = igr.build_igr(sizes, shapes=4).to(self.device)
+        sizes = igr.IGRConfig(
+            code_dim=size.code, width=size.width, init_radius=0.5, encoder="autodecoder", code_init_std=0.1
+        )
+        model = igr.build_igr(sizes, num_scans=4).to(self.device)
         batch = _batch(scans=4, points=1000).to(self.device)
         points = batch.loss_points
-        settle_products(model, PAPER, batch, "auto")  # as training does
+        set_matmul_precision(model, PAPER, batch, "auto")  # as training does
         products = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         reference = _with_products("highest", _gradients(_plain(model), batch, "eager"))
         what = f"4 x {points:,} points, 8 x {size.width}"
-        executions: list[Execution] = ["eager"] if self.device.type != "cpu" else ["eager", "blocked"]
+        executions: list[Execution] = ["eager"] if self.device.type != "cpu" else ["eager", "chunked"]
         if self.device.type != "cpu" or has_compiler():
             executions.append("compiled")
         ways = {e: _with_products(products, _gradients(model, batch, e)) for e in executions}
         for execution, way in ways.items():
             yield compare("step", f"{what}, {execution}", reference, way, _close(1e-5), times=size.times)
-        if "blocked" in ways:
+        if "chunked" in ways:
             with _other_trainings(2):
                 name = f"{what}, blocked, beside 2 other trainings"
-                yield compare("step", name, reference, ways["blocked"], _close(1e-5), times=max(2, size.times // 3))
+                yield compare("step", name, reference, ways["chunked"], _close(1e-5), times=max(2, size.times // 3))
         yield from self._roofline(model, ways, products, 4 * points)
 
     def _roofline(
@@ -178,7 +187,7 @@ class _Bench:
     def fit(self, whole: bool) -> Iterator[Figure]:
         """Time the fit of one unseen scan against the paper's, and of many against one."""
         size, space, store = self.size, *self._space()
-        scan = _scan(store, store.select("unseen_people")[0])
+        scan = _scan(store, store.scan_names("unseen_people")[0])
         model = _igr(space)
         plain = _plain(model)
         options = fit.AdamOptions(points=size.points)
@@ -220,14 +229,14 @@ class _Bench:
         size, space, store = self.size, *self._space()
         model = _igr(space)
         plain = _plain(model)
-        code = fit.encode(model, [_scan(store, store.select("unseen_people")[0])])
+        code = fit.encode(model, [_scan(store, store.scan_names("unseen_people")[0])])
         x = (torch.rand(1 << 16, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1).numpy()
 
         def field(of: IGR) -> Callable[[Tensor], Tensor]:
             return lambda points: of.field(points.to(self.device)[None], code)[0]
 
         def surface(cells: int) -> Trimesh:
-            return model.surface(code, resolution=cells)[0]
+            return model.extract_surface(code, resolution=cells)[0]
 
         def same(cells: int, _: Trimesh, ours: Trimesh) -> bool:
             return _same_mesh(dense(field(model), resolution=cells), ours)
@@ -299,7 +308,7 @@ class _Bench:
 
     # ---------------------------------------------------------------- what it is measured on
 
-    def _space(self) -> tuple[ShapeSpace, Store]:
+    def _space(self) -> tuple[ShapeSpace, ScanStore]:
         """A model trained once for it on a small synthetic set, and the set; both are kept in the folder."""
         size, packed, run = self.size, self.folder / "people.h5", self.folder / "run"
         if not packed.exists():
@@ -309,15 +318,13 @@ class _Bench:
         if not (run / "finished").exists():
             print("training the model that is fitted and meshed, once", file=sys.stderr)
             if (run / "checkpoint.pt").exists():
-                train.main(config=TrainConfig(igr.IGRSizes()), resume=run)
+                train.main(config=TrainConfig(igr.IGRConfig()), resume=run)
             else:
-                words = (
-                    f"--config igr --model.code {size.code} --model.width {size.width} --optim.steps {size.training}"
-                )
-                config = tyro.cli(TrainConfig[igr.IGRSizes], args=expand(words.split()))
+                words = f"--config igr --model.code-dim {size.code} --model.width {size.width} --optim.max-steps {size.training}"
+                config = tyro.cli(TrainConfig[igr.IGRConfig], args=expand_config_option(words.split()))
                 train.main(packed, config=config, out=run, split="train")
             (run / "finished").touch()
-        return ShapeSpace.load(run, device=self.device.type), Store(packed)
+        return ShapeSpace.load(run, device=self.device.type), ScanStore(packed)
 
 
 def _igr(space: ShapeSpace) -> IGR:
@@ -333,7 +340,7 @@ def decoder_of(model: IGR) -> SkipMLP:
 
 def _plain(model: IGR) -> IGR:
     """The same model with its decoder computed as the paper's code does."""
-    return IGR(model.encoder, twin(decoder_of(model)), model.prior)
+    return IGR(model.encoder, reference_of(decoder_of(model)), model.prior)
 
 
 def _batch(scans: int, points: int) -> Batch:
@@ -341,7 +348,7 @@ def _batch(scans: int, points: int) -> Batch:
     rng = np.random.default_rng(0)
     normals = rng.normal(size=(scans, points, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    return collate([Scan("", 0.5 * n, n) for n in normals], shape=list(range(scans)), half=1.8)
+    return collate([Scan("", 0.5 * n, n) for n in normals], scan_index=list(range(scans)), half_extent=1.8)
 
 
 def _gradients(model: IGR, batch: Batch, execution: Execution) -> Callable[[], Tensor]:
@@ -362,28 +369,28 @@ def _paper_fit(plain: IGR, scan: Scan, options: fit.AdamOptions, steps: int) -> 
     flat = code.flat.clone().requires_grad_()
     optimiser = torch.optim.Adam([flat], lr=options.lr)
     for step in range(steps):
-        drawn = scan.take(np.random.default_rng(step).integers(len(scan), size=options.points))
-        batch = collate([drawn], sigma=options.sigma, half=options.half, seed=step).to(flat.device)
-        loss = weigh(plain.terms(batch, code.like(flat)), PAPER)
+        drawn = scan.select(np.random.default_rng(step).integers(len(scan), size=options.points))
+        batch = collate([drawn], near_std=options.near_std, half_extent=options.half_extent, seed=step).to(flat.device)
+        loss = weighted_sum(plain.loss_terms(batch, code.unflatten(flat)), PAPER)
         (flat.grad,) = torch.autograd.grad(loss, flat)
         optimiser.step()
     return flat.detach()
 
 
-def _error(model: IGR, scan: Scan, found: fit.Fitted) -> float:
+def _error(model: IGR, scan: Scan, found: fit.BatchFit) -> float:
     """Mean |f| at 10,000 points of the scan, in model units."""
-    points = scan.take(np.random.default_rng(99).permutation(len(scan))[:10_000]).points
+    points = scan.select(np.random.default_rng(99).permutation(len(scan))[:10_000]).points
     with torch.no_grad():
         x = torch.from_numpy(points).to(found.code.flat.device)
         return float(model.field(x[None], found.code).abs().mean())
 
 
-def _scan(store: Store, name: str) -> Scan:
+def _scan(store: ScanStore, name: str) -> Scan:
     """All of a packed scan, in the model frame."""
     return store.sample(name, store.count(name), np.random.default_rng(0))
 
 
-def _scans(store: Store, count: int) -> list[Scan]:
+def _scans(store: ScanStore, count: int) -> list[Scan]:
     """So many scans, some of them again if the store has fewer."""
     return [_scan(store, name) for name in islice(cycle(store.names), count)]
 
@@ -394,7 +401,7 @@ def _close(tolerance: float) -> Callable[[Tensor, Tensor], bool]:
 
 def _same_mesh(a: Trimesh, b: Trimesh) -> bool:
     """Every vertex of either is one of the other's."""
-    return max(distances.max() for distances in each_other(a.vertices, b.vertices)) < 1e-6
+    return max(distances.max() for distances in mutual_nearest(a.vertices, b.vertices)) < 1e-6
 
 
 def _weights(model: IGR) -> int:
@@ -408,15 +415,15 @@ def _fit_operations(model: IGR, scan: Scan) -> float:
     code = decoder.code_in.in_features
     of_jacobian = sum(weight.numel() for weight in decoder.code_weights() if weight is not None)
 
-    def counted(x: Tensor, codes: Tensor) -> Linearised:
+    def counted(x: Tensor, codes: Tensor) -> Linearization:
         visits.append(x.shape[0] * x.shape[1])
-        return type(decoder).linearise(decoder, x, codes)
+        return type(decoder).linearize(decoder, x, codes)
 
-    decoder.linearise = counted  # type: ignore[assignment]
+    decoder.linearize = counted  # type: ignore[assignment]
     try:
         fit.fit_lm(model, [scan])
     finally:
-        del decoder.linearise
+        del decoder.linearize
     return 2.0 * sum(visits) * (2 * _weights(model) + of_jacobian + code**2)
 
 

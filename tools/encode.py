@@ -15,16 +15,23 @@ import tyro
 
 from shapespace.fitting.clutter import Clutter
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import Source, cleared, gather
-from shapespace.tools._outputs import Meshing, apart, destination, finish, shaped, warn
+from shapespace.tools._inputs import ScanInput, read_scans, remove_clutter
+from shapespace.tools._outputs import (
+    MeshOptions,
+    check_unique_names,
+    output_path,
+    warn_about_fits,
+    write_meshes,
+    write_results,
+)
 
 
 def main(
     run: Annotated[Path, tyro.conf.Positional],
     scans: Annotated[list[str], tyro.conf.Positional],
     *,
-    source: Annotated[Source, tyro.conf.arg(name="")],
-    meshing: Annotated[Meshing, tyro.conf.arg(name="")],
+    source: Annotated[ScanInput, tyro.conf.arg(name="")],
+    meshing: Annotated[MeshOptions, tyro.conf.arg(name="")],
     out: Path | None = None,
     clutter: Clutter = "remove",
     seed: int = 0,
@@ -42,15 +49,15 @@ def main(
         seed: Of the points that are drawn from each scan.
 
     """
-    where = destination(out, scans, "encoded", meshing)
+    where = output_path(out, scans, "encoded", meshing)
     space = ShapeSpace.load(run)
-    gathered, source = gather(scans, source)
-    apart([scan.name for scan in gathered])
-    gathered = cleared(space, gathered, clutter, None, seed)
+    gathered, source = read_scans(scans, source)
+    check_unique_names([scan.name for scan in gathered])
+    gathered = remove_clutter(space, gathered, clutter, None, seed)
     fits = space.encode_scans(gathered, seed=seed)
-    records = shaped(fits, gathered, space, where, source, meshing)
-    finish(fits, records, space, where, meshing)
-    warn(records)
+    records = write_meshes(fits, gathered, space, where, source, meshing)
+    write_results(fits, records, space, where, meshing)
+    warn_about_fits(records)
 
 
 if __name__ == "__main__":

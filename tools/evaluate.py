@@ -1,7 +1,7 @@
 """Score a shape space on scans that it has never seen: fit, mesh, and compare with the true surfaces.
 
     shapespace evaluate runs/people data/people.h5 --splits unseen_poses unseen_people
-    shapespace evaluate runs/people data/people.h5 --splits unseen_people --protocols surface l1 normals fscore iou
+    shapespace evaluate runs/people data/people.h5 --splits unseen_people --metrics surface l1 normals fscore iou
     shapespace evaluate runs/people data/people.h5 --method encode      (without optimisation)
     shapespace evaluate runs/people data/people.h5 --shard 2/4          (its part; see docs/trust.md)
 
@@ -22,10 +22,10 @@ import tyro
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace.data.store import Store
-from shapespace.evaluation import metrics
+from shapespace.data.store import ScanStore
 from shapespace.evaluation.baselines import screened_poisson
-from shapespace.evaluation.scores import Report, mesh_file, notable, report, scored
+from shapespace.evaluation.metrics import get_metric
+from shapespace.evaluation.scores import ScoreReport, best_median_worst, make_score_report, mesh_file, score_meshes
 from shapespace.fitting.fit import AdamOptions
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
@@ -34,14 +34,14 @@ from shapespace.io import scan_files
 from shapespace.rendering import colors, renderer, sheet
 from shapespace.space import Components, Method, ShapeSpace
 from shapespace.tools._inputs import from_store
-from shapespace.tools._outputs import of_fits, of_model, timed
-from shapespace.tools._resume import Piece, kept
-from shapespace.training.run import machine
+from shapespace.tools._outputs import fit_provenance, model_provenance, timed
+from shapespace.tools._resume import Chunk, resumable
+from shapespace.training.run import describe_hardware
 
 Way = Literal["auto", "lm", "adam", "encode", "refine", "poisson"]
 
 LIMIT = 20.0  # mm: where the colours of errors end
-_OF_SPACES = ("model", "family", "trained_seconds", "trained_steps", "weight_numbers", "weight_bytes")
+_OF_SPACES = ("model", "family", "training_seconds", "training_steps", "num_parameters", "parameter_bytes")
 
 
 def main(
@@ -53,7 +53,7 @@ def main(
     refine: RefineOptions,
     splits: tuple[str, ...] = ("unseen_poses", "unseen_people"),
     limit: int | None = None,
-    protocols: tuple[str, ...] = ("surface", "normals", "fscore"),
+    metrics: tuple[str, ...] = ("surface", "normals", "fscore"),
     method: Way = "auto",
     resolution: int = 128,
     components: Components = "largest",
@@ -83,30 +83,30 @@ def main(
             to end writes the result.
 
     """
-    space, packed = ShapeSpace.load(run), Store(store)
+    space, packed = ShapeSpace.load(run), ScanStore(store)
     folder = out or (run if run.is_dir() else run.parent if run.is_file() else Path("evaluated"))
-    for protocol in protocols:
-        metrics.protocol(protocol)  # a name that there is not is told at once
-    names = [(split, name) for split in splits for name in packed.select(split)[:limit]]
+    for protocol in metrics:
+        get_metric(protocol)  # a name that there is not is told at once
+    names = [(split, name) for split in splits for name in packed.scan_names(split)[:limit]]
 
-    work = _Work(space, packed, folder, method, lm, adam, refine, protocols, resolution, components, seed)
+    work = _Work(space, packed, folder, method, lm, adam, refine, metrics, resolution, components, seed)
     about = {
         "verb": "evaluate",
         "model": space.model.fingerprint(),
-        "scans": [(split, name, packed.origin(name)["sha256"]) for split, name in names],
-        "options": (packed.about, protocols, method, lm, adam, refine, resolution, components, seed),
+        "scans": [(split, name, packed.provenance(name)["sha256"]) for split, name in names],
+        "options": (packed.metadata, metrics, method, lm, adam, refine, resolution, components, seed),
     }
-    with kept(folder, about, names, work, space, shard) as whole:
+    with resumable(folder, about, names, work, space, shard) as whole:
         if whole is None:
             return
-        settings = {**of_model(run, space), "store": packed.path.name}
+        settings = {**model_provenance(run, space), "store": packed.path.name}
         settings |= {"method": method, "resolution": resolution, "components": components, "seed": seed}
-        settings |= {"machine": machine()}
+        settings |= {"machine": describe_hardware()}
         settings |= dict.fromkeys(_OF_SPACES) if method == "poisson" else _of_fits(method, whole)
         settings |= _seconds(method, whole)
         if whole.fits:
             save_fits(folder / "codes.safetensors", whole.fits, space.model)
-        told = report([row["scores"] for row in whole.told], protocols, settings)
+        told = make_score_report([row["scores"] for row in whole.metadata], metrics, settings)
         told.write(folder)
         _draw(told, packed, folder)
     told.show()
@@ -118,7 +118,7 @@ class _Work:
     """Fit, mesh and score some scans; the meshes are written. Of each scan its scores are told, and its seconds."""
 
     space: ShapeSpace
-    store: Store
+    store: ScanStore
     folder: Path
     method: Way
     lm: LMOptions
@@ -129,7 +129,7 @@ class _Work:
     components: Components
     seed: int
 
-    def __call__(self, names: Sequence[tuple[str, str]]) -> Piece:
+    def __call__(self, names: Sequence[tuple[str, str]]) -> Chunk:
         scans = [from_store(self.store, name) for _, name in names]
         took: dict[str, list[float]] = {"encode": [], "refine": [], "mesh": []}
         fits = list[Fit]()
@@ -148,52 +148,52 @@ class _Work:
             own = zip(timed(spaces, took["refine"]), fits, strict=True)
             meshes = (_mesh(its, fit, self.resolution, self.components) for its, fit in own)
         found = self._written(zip(names, timed(meshes, took["mesh"]), strict=True))
-        rows = scored(found, self.store, self.protocols, seed=self.seed)
+        rows = score_meshes(found, self.store, self.protocols, seed=self.seed)
         told: list[dict[str, Any]] = [
             {"scores": row} for row in tqdm(rows, total=len(names), desc="score", unit="scan")
         ]
         for word, seconds in took.items():
             told = [{**row, word: its} for row, its in zip(told, seconds, strict=True)] if seconds else told
-        return Piece(fits, told)
+        return Chunk(fits, told)
 
     def _written(
         self, found: Iterable[tuple[tuple[str, str], Trimesh | None]]
     ) -> Iterator[tuple[str, str, Trimesh | None]]:
         for (split, name), mesh in found:
             if mesh is not None:
-                truth = self.store.truth(name)
-                told = mesh if truth is None else colors.paint_distance(mesh, truth, limit=LIMIT)
+                truth = self.store.ground_truth(name)
+                told = mesh if truth is None else colors.color_by_distance(mesh, truth, limit=LIMIT)
                 scan_files.write_mesh(mesh_file(self.folder, split, name), told)
             yield split, name, mesh
 
 
-def _of_fits(method: str, whole: Piece) -> dict[str, Any]:
+def _of_fits(method: str, whole: Chunk) -> dict[str, Any]:
     """What `of_fits` tells, with the seconds of a scan as means over all."""
     first = whole.fits[0]
-    encoded = replace(first, seconds=mean(row["encode"] for row in whole.told))
-    return of_fits(method, [encoded], [replace(first, seconds=mean(fit.seconds for fit in whole.fits))])
+    encoded = replace(first, seconds=mean(row["encode"] for row in whole.metadata))
+    return fit_provenance(method, [encoded], [replace(first, seconds=mean(fit.seconds for fit in whole.fits))])
 
 
-def _seconds(method: str, whole: Piece) -> dict[str, float | None]:
+def _seconds(method: str, whole: Chunk) -> dict[str, float | None]:
     """Means per scan; the time in which a mesh came includes that in which its space was refined."""
-    refining = mean(row["refine"] for row in whole.told) if method == "refine" else 0.0
+    refining = mean(row["refine"] for row in whole.metadata) if method == "refine" else 0.0
     return {
         "refine_seconds": round(refining, 3) if method == "refine" else None,
-        "mesh_seconds": round(mean(row["mesh"] for row in whole.told) - refining, 3),
+        "mesh_seconds": round(mean(row["mesh"] for row in whole.metadata) - refining, 3),
     }
 
 
-def _draw(report: Report, store: Store, folder: Path) -> None:
+def _draw(report: ScoreReport, store: ScanStore, folder: Path) -> None:
     """Picture the best, the median and the worst scan of each split: scan, fit, distance to the truth, truth."""
     pictures = []
     for split in report.summary:
-        for word, row in notable(report.rows, split).items():
+        for word, row in best_median_worst(report.rows, split).items():
             name = row["name"]
             found = scan_files.read_mesh(mesh_file(folder, split, name))
-            truth = store.truth(name)
+            truth = store.ground_truth(name)
             assert truth is not None  # evaluate refuses scans without one
-            scan = renderer.mesh_of_scan(from_store(store, name))
-            painted = colors.paint_quality(found, limit=LIMIT)
+            scan = renderer.scan_to_mesh(from_store(store, name))
+            painted = colors.color_by_quality(found, limit=LIMIT)
             pictures.append((f"{split}, {word}: {name}", [scan, found, painted, truth]))
     if pictures:
         titles = ("scan", "fit", "distance of the fit to the truth", "truth")

@@ -4,11 +4,11 @@
     shapespace fit runs/people --store data/people.h5 --split unseen_people --out fitted
     shapespace fit humans scan.ply --method refine --out fitted         (then adapt the weights: detail, half a minute)
     shapespace fit runs/people scan.ply --method adam --out fitted      (the paper's protocol: minutes a scan)
-    shapespace fit humans view.png --samples 4 --out fitted             (and what else may be on the side nobody saw)
+    shapespace fit humans view.png --posterior-samples 4 --out fitted             (and what else may be on the side nobody saw)
     shapespace fit humans --store data/people.h5 --split unseen_people --shard 2/4         (its part; see docs/trust.md)
     shapespace fit humans - < scan.ply > mesh.ply                       (a scan from standard input, its mesh to output)
     shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
-    shapespace fit humans walk/*.ply --sequence --out walked            (the frames of a motion, jointly)
+    shapespace fit humans walk/*.ply --as-sequence --out walked            (the frames of a motion, jointly)
 
 Writes `codes.safetensors` (codes, places, covariances), `fits.json` (a verdict on each scan: residuals, how odd its
 code is, how much of the surface it saw; and seconds) and one PLY for each scan, in its unit and with its up axis; for
@@ -26,27 +26,34 @@ from shapespace.fitting.clutter import Clutter
 from shapespace.fitting.fit import AdamOptions
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
-from shapespace.fitting.sequence import SequenceOptions, in_time
+from shapespace.fitting.sequence import SequenceOptions, order_frames
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import PIPE, Named, Source, cleared, named
-from shapespace.tools._outputs import Meshing, apart, destination, finish, shaped, warn
-from shapespace.tools._resume import Piece, kept
+from shapespace.tools._inputs import PIPE, NamedScan, ScanInput, named_scans, remove_clutter
+from shapespace.tools._outputs import (
+    MeshOptions,
+    check_unique_names,
+    output_path,
+    warn_about_fits,
+    write_meshes,
+    write_results,
+)
+from shapespace.tools._resume import Chunk, resumable
 
 
 def main(
     run: Annotated[Path, tyro.conf.Positional],
     scans: Annotated[list[str], tyro.conf.Positional],
     *,
-    source: Annotated[Source, tyro.conf.arg(name="")],
-    meshing: Annotated[Meshing, tyro.conf.arg(name="")],
+    source: Annotated[ScanInput, tyro.conf.arg(name="")],
+    meshing: Annotated[MeshOptions, tyro.conf.arg(name="")],
     lm: LMOptions,
     adam: AdamOptions,
     refine: RefineOptions,
-    joint: SequenceOptions,
+    sequence: SequenceOptions,
     out: Path | None = None,
     method: Literal["auto", "lm", "adam", "refine"] = "auto",
     clutter: Clutter = "remove",
-    sequence: bool = False,
+    as_sequence: bool = False,
     strict: bool = False,
     seed: int = 0,
     shard: str | None = None,
@@ -77,27 +84,29 @@ def main(
             to end writes the result.
 
     """
-    if sequence and method not in ("auto", "lm"):
-        raise ValueError(f"--sequence fits by Levenberg-Marquardt, and --method {method} is asked for: leave it out.")
-    if shard is not None and sequence:
-        raise ValueError(f"--shard {shard} shares out many scans, and the frames of a --sequence are fitted as one.")
-    where = destination(out, scans, "fitted", meshing)
+    if as_sequence and method not in ("auto", "lm"):
+        raise ValueError(
+            f"--as-sequence fits by Levenberg-Marquardt, and --method {method} is asked for: leave it out."
+        )
+    if shard is not None and as_sequence:
+        raise ValueError(f"--shard {shard} shares out many scans, and the frames of a --as-sequence are fitted as one.")
+    where = output_path(out, scans, "fitted", meshing)
     if shard is not None and where == Path(PIPE):
         raise ValueError(f"--shard {shard} shares out many scans, and standard output takes one: say --out FOLDER.")
     space = ShapeSpace.load(run)
-    given, source = named(scans, source, bridge=sequence)
-    apart([scan.name for scan in given])
+    given, source = named_scans(scans, source, bridge=as_sequence)
+    check_unique_names([scan.name for scan in given])
 
-    def work(some: Sequence[Named]) -> Piece:
+    def work(some: Sequence[NamedScan]) -> Chunk:
         read = [scan.read() for scan in some]
-        read = cleared(space, in_time(read) if sequence else read, clutter, lm, seed)
-        if sequence:
-            fits = space.fit_sequence(read, joint, lm=lm, seed=seed)
+        read = remove_clutter(space, order_frames(read) if as_sequence else read, clutter, lm, seed)
+        if as_sequence:
+            fits = space.fit_sequence(read, sequence, lm=lm, seed=seed)
         else:
             fits = space.fit_scans(read, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
         refined = space.refine(read, fits, refine, seed=seed) if method == "refine" else None
-        fps = joint.fps if sequence else None
-        return Piece(fits, shaped(fits, read, space, where, source, meshing, refined, fps, seed=seed))
+        fps = sequence.fps if as_sequence else None
+        return Chunk(fits, write_meshes(fits, read, space, where, source, meshing, refined, fps, seed=seed))
 
     about = {
         "verb": "fit",
@@ -105,12 +114,12 @@ def main(
         "scans": [(scan.name, scan.digest()) for scan in given],
         "options": (source, meshing, method, lm, adam, refine, clutter, seed),
     }
-    at_once = sequence or where == Path(PIPE)
-    with nullcontext(work(given)) if at_once else kept(where, about, given, work, space, shard) as whole:
+    at_once = as_sequence or where == Path(PIPE)
+    with nullcontext(work(given)) if at_once else resumable(where, about, given, work, space, shard) as whole:
         if whole is not None:
-            finish(whole.fits, whole.told, space, where, meshing)
+            write_results(whole.fits, whole.metadata, space, where, meshing)
     if whole is not None:
-        warn(whole.told, strict=strict)
+        warn_about_fits(whole.metadata, strict=strict)
 
 
 if __name__ == "__main__":

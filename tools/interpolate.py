@@ -2,7 +2,7 @@
 
     shapespace interpolate runs/people standing.ply sitting.ply --out between
     shapespace interpolate runs/people 03/walk/000001 03/jump/000002 --store data/people.h5 --steps 12
-    shapespace interpolate runs/people fitted/codes.safetensors:a fitted/codes.safetensors:b --path spherical
+    shapespace interpolate runs/people fitted/codes.safetensors:a fitted/codes.safetensors:b --path slerp
 
 An end is a scan file, a name in a store (both are fitted first), or `codes.safetensors:NAME`. Writes the
 meshes, one animated GLB, a contact sheet with the path's area and volume curves (PNG), and `path.json` with the
@@ -18,12 +18,12 @@ import tyro
 from shapespace.evaluation import metrics
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.result import Fit, load_fits
-from shapespace.interpolation import Path as CodePath
+from shapespace.interpolation import InterpolationPath as CodePath
 from shapespace.io import scan_files
 from shapespace.io.atomic import replacing
 from shapespace.rendering import animation, sheet
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import Source, gather
+from shapespace.tools._inputs import ScanInput, read_scans
 
 
 def main(
@@ -31,7 +31,7 @@ def main(
     a: Annotated[str, tyro.conf.Positional],
     b: Annotated[str, tyro.conf.Positional],
     *,
-    source: Annotated[Source, tyro.conf.arg(name="")],
+    source: Annotated[ScanInput, tyro.conf.arg(name="")],
     lm: LMOptions,
     steps: int = 9,
     path: CodePath = "linear",
@@ -62,7 +62,7 @@ def main(
     for index, mesh in enumerate(meshes):
         file = out / f"{index:03d}.{format}"
         scan_files.write_mesh(file, mesh, unit=source.metres, up=source.up)
-    animation.animated_glb(meshes, out / "interpolation.glb")
+    animation.write_animated_glb(meshes, out / "interpolation.glb")
     area, volume = metrics.areas(meshes).tolist(), metrics.volumes(meshes).tolist()
     sheet.contact_sheet(
         [(f"{start.name} to {end.name}, {path}", meshes)],
@@ -77,12 +77,12 @@ def main(
 
 
 def _ends(
-    space: ShapeSpace, words: tuple[str, str], source: Source, lm: LMOptions, seed: int
-) -> tuple[list[Fit], Source]:
+    space: ShapeSpace, words: tuple[str, str], source: ScanInput, lm: LMOptions, seed: int
+) -> tuple[list[Fit], ScanInput]:
     """The two ends, read from a file of codes, or fitted together; and how their scans were read."""
     read = [_read(space, word) for word in words]
     unknown = [word for word, fit in zip(words, read, strict=True) if fit is None]
-    scans, source = gather(unknown, source, empty=True)
+    scans, source = read_scans(unknown, source, empty=True)
     fitted = iter(space.fit_scans(scans, lm=lm, seed=seed) if scans else [])
     return [next(fitted) if fit is None else fit for fit in read], source
 

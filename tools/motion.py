@@ -2,7 +2,7 @@
 
     shapespace motion runs/people data/people --pairs 12
     shapespace motion runs/occupancy data/people --method encode --paths linear
-    shapespace motion humans data/people --split unseen_people --paths linear shortest
+    shapespace motion humans data/people --split unseen_people --paths linear geodesic
     shapespace motion humans data/people --frames 12 --people 2                      (sequences, alone and jointly)
 
 DATA is a folder that `shapespace synthesize` made: it knows each pose, and so the poses between two of them, every
@@ -29,21 +29,21 @@ from trimesh import Trimesh
 
 from shapespace.evaluation import metrics, sequences
 from shapespace.evaluation import motion as evaluate
-from shapespace.evaluation.corruptions import CASES
-from shapespace.evaluation.motion import choose, true_motion
-from shapespace.evaluation.scores import plain
+from shapespace.evaluation.corruptions import CORRUPTIONS
+from shapespace.evaluation.motion import choose_pairs, true_motion
+from shapespace.evaluation.scores import to_json
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions
-from shapespace.interpolation import Path as CodePath
+from shapespace.interpolation import InterpolationPath as CodePath
 from shapespace.io import scan_files
 from shapespace.io.atomic import replacing
 from shapespace.models import registry
-from shapespace.models.base import DistanceModel
+from shapespace.models.base import SDFModel
 from shapespace.rendering import sheet
 from shapespace.space import ShapeSpace
-from shapespace.synthetic.people import read_plan
-from shapespace.tools._outputs import of_fits, of_model
+from shapespace.synthetic.people import read_synthesis
+from shapespace.tools._outputs import fit_provenance, model_provenance
 
 
 def main(
@@ -56,10 +56,10 @@ def main(
     pairs: int = 12,
     frames: int = 0,
     people: int = 2,
-    cases: tuple[str, ...] = ("complete", "one_view"),
+    cases: tuple[str, ...] = ("complete", "single_view"),
     joint: SequenceOptions,
     steps: int = 7,
-    paths: tuple[CodePath, ...] = ("linear", "spherical", "shortest"),
+    paths: tuple[CodePath, ...] = ("linear", "slerp", "geodesic"),
     resolution: int = 96,
     out: Path | None = None,
     seed: int = 0,
@@ -86,12 +86,12 @@ def main(
     """
     if steps < 3:
         raise ValueError(f"--steps {steps} leaves no shape between both ends to be scored: give at least 3.")
-    space, plan, where = ShapeSpace.load(run), read_plan(data), Path(run)
+    space, plan, where = ShapeSpace.load(run), read_synthesis(data), Path(run)
     folder = out or (where if where.is_dir() else where.parent if where.is_file() else Path()) / "motion"
     if frames:
-        if unknown := [name for name in cases if name not in CASES]:
-            raise ValueError(f"no case {unknown[0]!r}: there are {', '.join(CASES)}.")
-        chosen_motions = list(sequences.motions(plan, split, people, frames, seed))
+        if unknown := [name for name in cases if name not in CORRUPTIONS]:
+            raise ValueError(f"no case {unknown[0]!r}: there are {', '.join(CORRUPTIONS)}.")
+        chosen_motions = list(sequences.sample_motions(plan, split, people, frames, seed))
         _write_sequences(
             [
                 row
@@ -99,13 +99,13 @@ def main(
                 for motion in chosen_motions
                 for row in sequences.score(space, motion, case, lm, joint, resolution, seed)
             ],
-            {**of_model(where, space), "lm": asdict(lm), "joint": asdict(joint), "data": data.resolve().name}
+            {**model_provenance(where, space), "lm": asdict(lm), "joint": asdict(joint), "data": data.resolve().name}
             | {"split": split, "frames": frames, "resolution": resolution, "seed": seed},
             folder,
         )
         return
     ways = possible(paths, space)
-    chosen = choose(plan, split, pairs, seed)
+    chosen = choose_pairs(plan, split, pairs, seed)
     scans = [scan_files.read_scan(data / end.path, name=str(end.path)) for pair in chosen for end in pair]
     encoded = fits = space.encode_scans(scans, seed=seed)
     if method == "auto":
@@ -119,15 +119,15 @@ def main(
         a, b = fits[2 * index : 2 * index + 2]
         for path in ways:
             found = _found(space, a, b, steps, path, resolution)
-            rows.append({"a": a.name, "b": b.name, "path": path, **evaluate.motion(found, truth, seed=seed)})
+            rows.append({"a": a.name, "b": b.name, "path": path, **evaluate.score_path(found, truth, seed=seed)})
             if not index:
                 pictures.append((path if found else f"{path}: no surface", found or []))
         rows.append({"a": a.name, "b": b.name, "path": "truth", "sa_sigma": metrics.sa_sigma(truth)})
-    settings = {**of_model(where, space), **of_fits(method, encoded, fits), "data": data.resolve().name}
+    settings = {**model_provenance(where, space), **fit_provenance(method, encoded, fits), "data": data.resolve().name}
     settings |= {"split": split, "pairs": len(chosen), "steps": steps, "resolution": resolution, "seed": seed}
     medians = {name: _medians([row for row in rows if row["path"] == name]) for name in (*ways, "truth")}
     with replacing(folder / "motion.json") as part:
-        part.write_text(json.dumps(plain({"settings": settings, "medians": medians, "rows": rows}), indent=1))
+        part.write_text(json.dumps(to_json({"settings": settings, "medians": medians, "rows": rows}), indent=1))
     sheet.contact_sheet(pictures, folder / "motion.png")
     _show(medians, f"medians over {len(chosen)} pairs of {split}; mm, and square metres for sa_sigma")
     print(f"rows in {folder / 'motion.json'}, the first pair in {folder / 'motion.png'}")
@@ -136,7 +136,7 @@ def main(
 def _write_sequences(rows: list[dict[str, Any]], settings: Mapping[str, Any], folder: Path) -> None:
     page = sequences.page(rows)
     with replacing(folder / "sequences.json") as part:
-        part.write_text(json.dumps(plain({"settings": settings, "rows": rows}), indent=1))
+        part.write_text(json.dumps(to_json({"settings": settings, "rows": rows}), indent=1))
     with replacing(folder / "sequences.md") as part:
         part.write_text(page + "\n")
     print(f"{page}\ntable in {folder / 'sequences.md'}, rows in {folder / 'sequences.json'}")
@@ -147,10 +147,10 @@ def possible(paths: Sequence[CodePath], space: ShapeSpace) -> list[CodePath]:
 
     Raises `ValueError` if none is left.
     """
-    if isinstance(space.model, DistanceModel) or "shortest" not in paths:
+    if isinstance(space.model, SDFModel) or "geodesic" not in paths:
         return list(paths)
-    family = registry.family(space.sizes)
-    left: list[CodePath] = [path for path in paths if path != "shortest"]
+    family = registry.family_name(space.config)
+    left: list[CodePath] = [path for path in paths if path != "geodesic"]
     why = f"family {family} has no shortest path: that needs signed distances and codes that are vectors"
     if not left:
         raise ValueError(f"{why}. Score --paths linear.")

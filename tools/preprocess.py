@@ -2,7 +2,7 @@
 
     shapespace preprocess RECIPE ROOT OUT.h5
     shapespace preprocess synthetic data/scans data/scans.h5
-    shapespace preprocess dfaust D-FAUST dfaust.h5 --split train_all.json test_all.json --jobs 8 --max-bad 10
+    shapespace preprocess dfaust D-FAUST dfaust.h5 --split train_all.json test_all.json --jobs 8 --max-rejected 10
     shapespace preprocess folder my_scans my_scans.h5 --unit mm --up z --pattern "{subject}/{sequence}/{frame}.obj"
 
 A killed run is continued by the same line; a store that is there and complete is left as it is. Many processes, on one
@@ -19,17 +19,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shapespace.data.preprocess import pack
-from shapespace.data.scan_dataset import Recipe
-from shapespace.datasets import find_recipe
+from shapespace.data.preprocess import preprocess
+from shapespace.data.scan_dataset import ScanDataset
+from shapespace.datasets import get_dataset
 from shapespace.datasets.folder import Folder
 from shapespace.io.checks import Normals
 from shapespace.io.units import UNITS, Up
-from shapespace.tools._resume import share
+from shapespace.tools._resume import parse_shard
 
 
 def main(
-    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.h5")],
     points: int = 250_000,
@@ -39,7 +39,7 @@ def main(
     split: tuple[Path, ...] = (),
     pattern: str | None = None,
     normals: Normals = "auto",
-    max_bad: int = 0,
+    max_rejected: int = 0,
     jobs: int = 1,
     seed: int = 0,
     overwrite: bool = False,
@@ -70,34 +70,36 @@ def main(
     """
     if shard is None and "RANK" in os.environ:
         shard = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
-    chosen = _adapted(find_recipe(recipe), unit, up, scale, pattern)
-    packed = pack(
+    chosen = _adapted(get_dataset(dataset), unit, up, scale, pattern)
+    packed = preprocess(
         chosen,
         root,
         out,
         points=points,
         splits=split,
         normals=normals,
-        max_bad=max_bad,
+        max_rejected=max_rejected,
         jobs=jobs,
         seed=seed,
         overwrite=overwrite,
         progress=True,
-        shard=None if shard is None else share(shard),
+        shard=None if shard is None else parse_shard(shard),
     )
     for line in packed.notes:
         print(f"note: {line}.")
-    if packed.bad:
-        print(f"skipped {len(packed.bad):,} unusable scans: {', '.join(list(packed.bad)[:5])}")
+    if packed.rejected:
+        print(f"skipped {len(packed.rejected):,} unusable scans: {', '.join(list(packed.rejected)[:5])}")
     if packed.path != out:
         print(f"shard {shard} is in {packed.path}: the last one makes the store, or the line without --shard")
         return
-    print(f"{packed.truths:,} of {packed.scans:,} scans have a true surface.")
-    made = "store" if packed.fresh else "store, there already, nothing to do"
+    print(f"{packed.ground_truths:,} of {packed.scans:,} scans have a true surface.")
+    made = "store" if packed.created else "store, there already, nothing to do"
     print(f"{made}: {packed.path} ({packed.scans:,} scans, {packed.points:,} points, {packed.size:,} bytes)")
 
 
-def _adapted(recipe: Recipe, unit: str | None, up: Up | None, scale: float | None, pattern: str | None) -> Recipe:
+def _adapted(
+    recipe: ScanDataset, unit: str | None, up: Up | None, scale: float | None, pattern: str | None
+) -> ScanDataset:
     """Apply what the user said about the files to the recipe."""
     if pattern is not None:
         if not isinstance(recipe, Folder):

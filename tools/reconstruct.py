@@ -3,11 +3,11 @@
     shapespace reconstruct scan.ply --out surface
     shapespace reconstruct points.xyz --normals drop --out surface      (do not trust the normals of the file)
     shapespace reconstruct outline.csv --out curve                      (x, y or x, y, nx, ny)
-    shapespace reconstruct scan.ply --config single_paper --optim.minutes 10 --no-detail --out paper
+    shapespace reconstruct scan.ply --config single_scan_paper --optim.max-minutes 10 --no-detail --out paper
 
 Any object in any unit, but in one piece: what lies far off makes the rest small. Where the scan is open, the surface is
 closed as the field finds it. Writes `surface.ply` and `surface.png` (or `contour.svg`, `contour.png`), and what
-`shapespace train` leaves. `--config single` is the default; hints about normals go to stderr.
+`shapespace train` leaves. `--config single_scan` is the default; hints about normals go to stderr.
 """
 
 import sys
@@ -27,7 +27,7 @@ from shapespace.rendering import plots, renderer, sheet
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run
 
-CONFIG = "single"
+CONFIG = "single_scan"
 
 
 def main(
@@ -71,7 +71,7 @@ def _write_surface(found: Reconstruction, scan: Scan, out: Path, up: units.Up, r
     mesh = found.mesh(resolution=resolution)
     scan_files.write_mesh(out / "surface.ply", mesh, up=up)
     titles = (f"{len(scan):,} points", "surface")
-    sheet.contact_sheet([(scan.name, [renderer.mesh_of_scan(scan), mesh])], out / "surface.png", titles=titles)
+    sheet.contact_sheet([(scan.name, [renderer.scan_to_mesh(scan), mesh])], out / "surface.png", titles=titles)
     print(f"surface in {out / 'surface.ply'}, picture in {out / 'surface.png'}")
 
 

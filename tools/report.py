@@ -26,7 +26,7 @@ from shapespace.rendering import plots
 from shapespace.report import comparison, page, run_page
 from shapespace.report.page import Notes, Section
 from shapespace.tools import interpolate as tool
-from shapespace.tools._inputs import Source
+from shapespace.tools._inputs import ScanInput
 from shapespace.training.run import Run
 
 
@@ -44,11 +44,11 @@ def main(
     """
     if not runs:
         raise ValueError("no runs given: name the folders that `shapespace evaluate` has scored.")
-    scored, moved = comparison.gather(runs)
-    paths = run_page.walks(runs)
+    scored, moved = comparison.load_scores(runs)
+    paths = run_page.load_interpolations(runs)
     if interpolate and len(runs) == 1 and not paths and _goes(Run(runs[0])):
-        paths = run_page.walks(runs)
-    learned = run_page.gather(runs, scored, moved)
+        paths = run_page.load_interpolations(runs)
+    learned = run_page.load_runs(runs, scored, moved)
     names = list(dict.fromkeys([*(one.name for one in learned), *(one.run for one in scored)]))
     alone = len(learned or names) == 1  # with what was scored in its folder, as other spaces on the same scans
     folder = out or (runs[0] if len(runs) == 1 else Path("report"))
@@ -93,7 +93,7 @@ def _goes(run: Run) -> bool:
     try:
         with redirect_stdout(sys.stderr):  # ours is the page's
             tool.main(
-                run.folder, a, b, source=Source(), lm=LMOptions(), out=run.folder / "interpolation", resolution=96
+                run.folder, a, b, source=ScanInput(), lm=LMOptions(), out=run.folder / "interpolation", resolution=96
             )
     except ValueError as error:
         print(f"note: no path from {names[0]} to {names[1]}: {error}", file=sys.stderr)

@@ -20,24 +20,26 @@ import tyro
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.evaluation import metrics
 from shapespace.evaluation.baselines import screened_poisson
-from shapespace.evaluation.scores import pipes
-from shapespace.evaluation.surface_benchmarks import FieldError, benchmark, field_error, known_surfaces
+from shapespace.evaluation.scores import markdown_table
+from shapespace.evaluation.surface_benchmarks import FieldError, field_error, known_surfaces, load_benchmark
 from shapespace.fitting.refine import RefineOptions
 from shapespace.io.atomic import replacing
 from shapespace.io.scan_files import file_name
 from shapespace.reconstruct import DETAIL, Reconstruction, reconstruct
 from shapespace.rendering import renderer, sheet
-from shapespace.tools._config import expand, of_family
+from shapespace.tools._config import config_class, expand_config_option
 from shapespace.tools._inputs import from_store
 from shapespace.tools.ablate import call
-from shapespace.training.config import TrainConfig, Weights
+from shapespace.training.config import LossWeights, TrainConfig
 from shapespace.training.run import Run
 
 # A closed surface's points tell the distance everywhere.
-EVERYWHERE = RefineOptions(known=100_000, places=2048, steps=5000, reach=float("inf"), around=3.0)
+EVERYWHERE = RefineOptions(
+    max_points=100_000, field_points=2048, steps=5000, trust_distance=float("inf"), signed_distance_weight=3.0
+)
 
 # Mean relative error (table 1), and d_C and d_H to the truth (table 3, with normals), in the unit of the data.
 PUBLISHED_KNOWN = "about 0.3 %"
@@ -54,7 +56,7 @@ PUBLISHED_BENCHMARK = {
 class Single:
     """How one surface is reconstructed."""
 
-    recipe: str = "single"
+    config: str = "single_scan"
     """Config of the training: `single`, `single_paper`, or a YAML file."""
     minutes: float | None = None
     """Time of each training, if not what the config says."""
@@ -112,7 +114,7 @@ class ShapeSpaceExperiment:
     """Split to train on: the authors' `by scan` and `by human` are two trainings."""
     tests: tuple[str, ...] = ("unseen_poses", "unseen_people")
     """Splits to score."""
-    recipe: str = "igr"
+    config: str = "igr"
     """Config of the training; `igr_paper` is the paper's."""
     minutes: float | None = None
     """Time of the training, if not what the config says."""
@@ -155,7 +157,7 @@ def _known(experiment: KnownSurfaces) -> None:
         known = there[name]
         scan = known.points(experiment.points, np.random.default_rng(experiment.single.seed))
         found = _surface(scan, experiment.single, experiment.out / name, EVERYWHERE)
-        centre = found.place.frame.centre.numpy()
+        centre = found.place.frame.center.numpy()
         error = field_error(found.field, known, centre - found.space.scale, centre + found.space.scale)
         rows.append({"surface": name, **error._asdict()})
         tqdm.write(f"{name}: mean relative error {error.relative:.2%}, median {error.median:.2%}")
@@ -171,18 +173,18 @@ def _shown(error: FieldError) -> list[str]:
 
 
 def _detail(experiment: Detail) -> None:
-    store = Store(experiment.store)
+    store = ScanStore(experiment.store)
     rows: list[dict[str, Any]] = []
     pictures = []
-    for name in tqdm(store.select(experiment.split)[: experiment.limit], desc="detail", unit="scan"):
-        scan, truth = from_store(store, name), store.truth(name)
+    for name in tqdm(store.scan_names(experiment.split)[: experiment.limit], desc="detail", unit="scan"):
+        scan, truth = from_store(store, name), store.ground_truth(name)
         if truth is None:
             raise ValueError(f"scan {name} has no true surface in {store.path}: choose another --split.")
         ways = _three_ways(scan, experiment.single, experiment.out / file_name(name))
         for way, mesh in ways.items():
             scores = metrics.score(["surface", "normals"], mesh, truth, scan)
             rows.append({"scan": name, "way": way, **scores["surface"], "angle": scores["normals"]["angle"]})
-        pictures.append((name, [renderer.mesh_of_scan(scan), *ways.values(), truth]))
+        pictures.append((name, [renderer.scan_to_mesh(scan), *ways.values(), truth]))
     columns = [column for column in rows[0] if column not in ("scan", "way")]
     lines = [["way", *columns]]
     for way in dict.fromkeys(row["way"] for row in rows):
@@ -199,7 +201,7 @@ def _three_ways(scan: Any, single: Single, out: Path) -> dict[str, Trimesh]:
     poisson = screened_poisson(scan, count=100_000, depth=9)  # first: it says at once if its package is missing
     igr = _surface(scan, single, out / "igr", DETAIL)
     told = replace(single, detail=False)
-    only = Weights(surface=0.0, normal=0.0, eikonal=0.0, code=0.0, tangent=1.0, far=1.0)
+    only = LossWeights(surface=0.0, normal=0.0, eikonal=0.0, code_reg=0.0, tangent_plane=1.0, unsigned_distance=1.0)
     regressed = _surface(scan, told, out / "regression", DETAIL, only)
     return {
         "IGR": igr.mesh(resolution=single.resolution),
@@ -211,13 +213,15 @@ def _three_ways(scan: Any, single: Single, out: Path) -> dict[str, Trimesh]:
 def _benchmark(experiment: Benchmark) -> None:
     rows: list[dict[str, Any]] = []
     pictures = []
-    for case in tqdm(list(benchmark(experiment.folder, seed=experiment.single.seed)), desc="benchmark", unit="object"):
+    for case in tqdm(
+        list(load_benchmark(experiment.folder, seed=experiment.single.seed)), desc="benchmark", unit="object"
+    ):
         found = _surface(case.scan, experiment.single, experiment.out / case.name, DETAIL)
         mesh = found.mesh(resolution=experiment.single.resolution)
         scan = case.scan.sample(100_000, np.random.default_rng(0))
-        scores = metrics.score(["srb"], mesh, case.truth, scan, seed=experiment.single.seed)["srb"]
+        scores = metrics.score(["srb"], mesh, case.ground_truth, scan, seed=experiment.single.seed)["srb"]
         rows.append({"object": case.name, **scores})
-        pictures.append((case.name, [renderer.mesh_of_scan(case.scan), mesh]))
+        pictures.append((case.name, [renderer.scan_to_mesh(case.scan), mesh]))
     columns = [column for column in rows[0] if column != "object"]
     lines = [["object", *columns, "published d_C", "published d_H"]]
     for row in rows:
@@ -237,13 +241,13 @@ def _shape_space(experiment: ShapeSpaceExperiment) -> None:
     lines: list[list[Any]] = []
     if not (run / "trained").exists():
         resumed = (run / "checkpoint.pt").exists()
-        words = ["train", experiment.store, "--config", experiment.recipe, "--split", experiment.train, "--out", run]
-        time = [] if experiment.minutes is None else ["--optim.minutes", experiment.minutes]
+        words = ["train", experiment.store, "--config", experiment.config, "--split", experiment.train, "--out", run]
+        time = [] if experiment.minutes is None else ["--optim.max-minutes", experiment.minutes]
         lines.append(["train", "--resume", run] if resumed else [*words, *time])
     for method in experiment.methods:
         words = ["evaluate", run, experiment.store, "--method", method, "--splits", *experiment.tests]
         few = [] if experiment.limit is None else ["--limit", experiment.limit]
-        more = ["--resolution", experiment.resolution, "--protocols", "surface", "one_sided"]
+        more = ["--resolution", experiment.resolution, "--metrics", "surface", "one_sided"]
         lines.append([*words, *few, *more, "--out", run / method])
     lines.append(["report", run])
     for words in tqdm(lines, desc="shape space", unit="step"):
@@ -259,12 +263,12 @@ def _shape_space(experiment: ShapeSpaceExperiment) -> None:
 
 
 def _surface(
-    scan: Any, single: Single, out: Path, refine: RefineOptions, weights: Weights | None = None
+    scan: Any, single: Single, out: Path, refine: RefineOptions, weights: LossWeights | None = None
 ) -> Reconstruction:
-    words = expand(["--config", single.recipe, "--seed", str(single.seed)])
-    config: TrainConfig[Any] = tyro.cli(of_family(words), args=words)
+    words = expand_config_option(["--config", single.config, "--seed", str(single.seed)])
+    config: TrainConfig[Any] = tyro.cli(config_class(words), args=words)
     if single.minutes is not None:
-        config = replace(config, optim=replace(config.optim, minutes=single.minutes))
+        config = replace(config, optim=replace(config.optim, max_minutes=single.minutes))
     config = config if weights is None else replace(config, weights=weights)
     run = Run(out)
     run.create({"scan": scan.name, **asdict(config)})
@@ -273,7 +277,7 @@ def _surface(
 
 def _write(out: Path, lines: Sequence[Sequence[str]], rows: Sequence[Any], experiment: Any, said: str) -> None:
     """The table to the terminal and, with the rows, to the folder."""
-    page = f"{pipes(lines, 1)}\n\n{said}\n"
+    page = f"{markdown_table(lines, 1)}\n\n{said}\n"
     with replacing(out / "table.md") as part:
         part.write_text(page)
     with replacing(out / "rows.json") as part:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from shapespace.synthetic.people import Plan, check, claim, make, schedule, write_splits
+from shapespace.synthetic.people import SynthesisConfig, check, claim, list_captures, make, write_splits
 
 
 def main(
@@ -22,9 +22,9 @@ def main(
     people: int = 12,
     poses: int = 10,
     test_people: int = 4,
-    test_people_poses: int = 3,
+    poses_per_test_person: int = 3,
     test_poses: int = 1,
-    motion: float = 0.5,
+    motion_fraction: float = 0.5,
     seed: int = 0,
     jobs: int | None = None,
 ) -> None:
@@ -42,10 +42,10 @@ def main(
         jobs: processes; by default one per CPU core.
 
     """
-    plan = Plan(people, poses, test_people, test_people_poses, test_poses, motion, seed)
+    plan = SynthesisConfig(people, poses, test_people, poses_per_test_person, test_poses, motion_fraction, seed)
     check(plan, jobs)
     claim(out, plan)
-    captures = list(schedule(plan))
+    captures = list(list_captures(plan))
     make(out, captures, seed, jobs or os.cpu_count() or 1)
     write_splits(out, captures)
     counts = Counter(capture.split for capture in captures)

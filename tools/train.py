@@ -6,7 +6,7 @@
 
 `--config` names one of the package's configurations (igr, igr_autodecoder, igr_paper, tiny, teach; of other families
 occupancy, convolutional, multiscale, voxel, atlas) or a YAML file; every setting can be overridden behind it:
-`--optim.steps 5000`. The run's folder holds the model, the settings, a checkpoint
+`--optim.max-steps 5000`. The run's folder holds the model, the settings, a checkpoint
 to resume from and TensorBoard's events (`tensorboard --logdir runs`).
 """
 
@@ -22,10 +22,10 @@ import torch
 import torch.distributed as dist
 import tyro
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.io.atomic import claimed
 from shapespace.space import ShapeSpace
-from shapespace.tools._config import flatten, of_family
+from shapespace.tools._config import config_class, to_arguments
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run
 
@@ -53,7 +53,7 @@ def main(
     elif resume is not None and ((store, out, split) != (None,) * 3 or config != TrainConfig(type(config.model)())):
         raise ValueError(
             f"--resume {resume} goes on with the store, the split and the settings that it was begun with, and more is "
-            f"given here. With others, from its weights: shapespace train STORE --start {resume} --out OTHER ..."
+            f"given here. With others, from its weights: shapespace train STORE --init-from {resume} --out OTHER ..."
         )
     if resume is not None:
         store, split, config = _settings(Run(resume))
@@ -61,14 +61,14 @@ def main(
         raise ValueError("train needs a store and a folder: shapespace train STORE --out FOLDER, or --resume FOLDER.")
     folder = Run(resume or out or Path())
     rank, world = _join_processes()
-    scans = Store(store)
-    names = scans.select(split)
+    scans = ScanStore(store)
+    names = scans.scan_names(split)
     if rank == 0:
         if resume is None:
             folder.create({"store": str(store), "split": split, **asdict(config)})
         print(f"training on {len(names)} scans; watch: tensorboard --logdir {folder.folder}", file=sys.stderr)
     with _together(folder), claimed(folder.folder) if rank == 0 else nullcontext():
-        ShapeSpace.learn(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
+        ShapeSpace.train(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
         if world > 1:
             dist.barrier()
             dist.destroy_process_group()
@@ -80,8 +80,8 @@ def _settings(run: Run) -> tuple[Path, str | None, TrainConfig[Any]]:
     """What a run was told when it began."""
     said = run.settings()
     store, split = Path(said.pop("store")), said.pop("split")
-    words = list(flatten(said))
-    return store, split, tyro.cli(of_family(words), args=words)
+    words = list(to_arguments(said))
+    return store, split, tyro.cli(config_class(words), args=words)
 
 
 def _restarts() -> int:

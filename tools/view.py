@@ -16,18 +16,18 @@ import torch
 import tyro
 from trimesh import Trimesh
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import Source, gather
+from shapespace.tools._inputs import ScanInput, read_scans
 from shapespace.viewer.app import HOST, PORT, Viewer
-from shapespace.viewer.scene import Gallery
+from shapespace.viewer.scene import ScanCollection
 
 
 def main(
     run: Annotated[Path, tyro.conf.Positional],
     scans: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     *,
-    source: Annotated[Source, tyro.conf.arg(name="")],
+    source: Annotated[ScanInput, tyro.conf.arg(name="")],
     host: str = HOST,
     port: int = PORT,
 ) -> None:
@@ -42,13 +42,13 @@ def main(
 
     """
     space = ShapeSpace.load(run)
-    gathered, source = gather(scans, source, empty=True)
-    store = None if source.store is None else Store(source.store)
+    gathered, source = read_scans(scans, source, empty=True)
+    store = None if source.store is None else ScanStore(source.store)
 
     def truth(name: str) -> Trimesh | None:
-        return store.truth(name) if store is not None and name in store.names else None
+        return store.ground_truth(name) if store is not None and name in store.names else None
 
-    with Viewer(Gallery(space, gathered, truth), title=str(run), host=host, port=port) as viewer:
+    with Viewer(ScanCollection(space, gathered, truth), title=str(run), host=host, port=port) as viewer:
         # Pages are meshed in threads of their own. With one thread of torch to each they share the cores; with more
         # they wait for each other: on two busy cores a coarse mesh of `humans` took 0.16 s with one, 2.5 s with two.
         torch.set_num_threads(1)

@@ -13,23 +13,36 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from trimesh import Trimesh
 
-from shapespace.data.store import Source
-from shapespace.geometry.proximity import inside
+from shapespace.data.store import ScanSource
+from shapespace.geometry.proximity import contains
 from shapespace.geometry.scan import Scan
 
-_OF_THE_LOSS = ("surface", "normals", "lines", "shell", "box", "target", "query", "inside")
+_OF_THE_LOSS = (
+    "surface",
+    "normals",
+    "unoriented_normals",
+    "near_points",
+    "uniform_points",
+    "target_sdf",
+    "occupancy_points",
+    "occupancy",
+)
 
 Transform = Callable[[Any], Any]  # from torch-geometric `Data` to `Data`
 
 
-def shell(points: Float[Tensor, "*b n 3"], sigma: float, generator: Generator | None = None) -> Float[Tensor, "*b n 3"]:
+def sample_near_surface(
+    points: Float[Tensor, "*b n 3"], std: float, generator: Generator | None = None
+) -> Float[Tensor, "*b n 3"]:
     """One Gaussian neighbour for each point, with standard deviation `sigma` in the points' unit (IGR, section 4)."""
-    return points + sigma * torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)
+    return points + std * torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)
 
 
-def box(shape: tuple[int, ...], half: float, generator: Generator | None = None) -> Float[Tensor, "..."]:
+def sample_uniform(
+    shape: tuple[int, ...], half_extent: float, generator: Generator | None = None
+) -> Float[Tensor, "..."]:
     """Points (*shape, 3), uniform in [-half, half]^3."""
-    return (torch.rand((*shape, 3), generator=generator) * 2 - 1) * half
+    return (torch.rand((*shape, 3), generator=generator) * 2 - 1) * half_extent
 
 
 _POOL = 10_000  # points of each kind that are labelled for a scan
@@ -38,7 +51,7 @@ _POOL = 10_000  # points of each kind that are labelled for a scan
 _WIDTHS = (0.1, 0.01)
 
 
-class Labels:
+class OccupancyLabels:
     """Points about each scan's true surface that are known to be inside or outside; `count` are drawn at a time.
 
     A third of a scan's pool lies anywhere in the cube (Occupancy Networks), and a third each around the surface with a
@@ -46,8 +59,8 @@ class Labels:
     takes a tenth of a second.
     """
 
-    def __init__(self, store: Source, names: Sequence[str], count: int) -> None:
-        if bare := [name for name in names if not store.has_truth(name)]:
+    def __init__(self, store: ScanSource, names: Sequence[str], count: int) -> None:
+        if bare := [name for name in names if not store.has_ground_truth(name)]:
             raise ValueError(
                 f"{len(bare):,} of {len(names):,} scans of {store.path} have no true surface, {bare[0]} for one, and "
                 "labels come from that. Choose a split of scans that have one, or a recipe that learns from raw scans."
@@ -65,14 +78,14 @@ class Labels:
 
     def _made(self, row: int) -> tuple[Float[np.ndarray, "m 3"], Bool[np.ndarray, "m"]]:
         name, rng = self.names[row], np.random.default_rng(row)
-        truth = self.store.truth(name)
+        truth = self.store.ground_truth(name)
         assert truth is not None  # asked at the beginning
         world = torch.from_numpy(np.asarray(truth.vertices)).float()
         corners, faces = self.store.frame(name).to_model(world).numpy(), np.asarray(truth.faces)
         on = Scan(name, corners, faces=faces).sample(len(_WIDTHS) * _POOL, rng).points
         around = on + np.repeat(_WIDTHS, _POOL)[:, None] * rng.standard_normal(on.shape)
         points = np.concatenate([rng.uniform(-1, 1, (_POOL, 3)), around]).astype(np.float32)
-        return points, inside(points, Trimesh(corners, faces, process=False))
+        return points, contains(points, Trimesh(corners, faces, process=False))
 
 
 @dataclass(frozen=True)
@@ -89,24 +102,24 @@ class Batch:
     points: Float[Tensor, "b p 3"]
     surface: Float[Tensor, "b n 3"]
     normals: Float[Tensor, "b n 3"] | None
-    shell: Float[Tensor, "b n 3"]
-    box: Float[Tensor, "b m 3"]
-    shape: Int[Tensor, "b"]
-    lines: Float[Tensor, "b n 3"] | None = None
-    sloped: int = 1
-    target: Float[Tensor, "b m"] | None = None
-    query: Float[Tensor, "b l 3"] | None = None
-    inside: Bool[Tensor, "b l"] | None = None
+    near_points: Float[Tensor, "b n 3"]
+    uniform_points: Float[Tensor, "b m 3"]
+    scan_index: Int[Tensor, "b"]
+    unoriented_normals: Float[Tensor, "b n 3"] | None = None
+    gradient_stride: int = 1
+    target_sdf: Float[Tensor, "b m"] | None = None
+    occupancy_points: Float[Tensor, "b l 3"] | None = None
+    occupancy: Bool[Tensor, "b l"] | None = None
 
     @property
-    def labelled(self) -> int:
+    def num_occupancy_points(self) -> int:
         """How many points of each scan are known to be inside or not."""
-        return 0 if self.query is None else self.query.shape[1]
+        return 0 if self.occupancy_points is None else self.occupancy_points.shape[1]
 
     @property
     def loss_points(self) -> int:
         """How many points of each scan enter the loss."""
-        return 2 * self.surface.shape[1] + self.box.shape[1] + self.labelled
+        return 2 * self.surface.shape[1] + self.uniform_points.shape[1] + self.num_occupancy_points
 
     def to(self, device: torch.device | str) -> "Batch":
         """On another device."""
@@ -116,7 +129,7 @@ class Batch:
         """Some of the scans."""
         return self.map(lambda tensor: tensor[rows])
 
-    def part(self, index: int, count: int) -> "Batch":
+    def chunk(self, index: int, count: int) -> "Batch":
         """The same scans with one of `count` equal parts of the points of the loss."""
         cut = {name: getattr(self, name) for name in _OF_THE_LOSS}
         pieces: dict[str, Any] = {
@@ -134,11 +147,11 @@ class Batch:
 def collate(
     scans: Sequence[Scan],
     *,
-    surface: int | None = None,
-    sigma: float = 0.01,
-    half: float = 1.0,
-    sloped: int = 1,
-    shape: Sequence[int] | None = None,
+    surface_points: int | None = None,
+    near_std: float = 0.01,
+    half_extent: float = 1.0,
+    gradient_stride: int = 1,
+    scan_index: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Batch:
     """Scans of equally many points as one batch; off-surface points are drawn by `seed`.
@@ -147,25 +160,25 @@ def collate(
     z = 0 the other points lie in it too.
     """
     points = torch.from_numpy(np.stack([scan.points for scan in scans])).float()
-    normals = _stacked([scan.normals for scan in scans], surface)
-    lines = None if normals is not None else _stacked([_line(scan) for scan in scans], surface)
+    normals = _stacked([scan.normals for scan in scans], surface_points)
+    lines = None if normals is not None else _stacked([_line(scan) for scan in scans], surface_points)
     generator = torch.Generator().manual_seed(seed)
-    on = points[:, :surface]
+    on = points[:, :surface_points]
     space = torch.tensor([1.0, 1.0, 1.0 if points[..., 2].any() else 0.0])
     return Batch(
         points=points,
         surface=on,
         normals=normals,
-        shell=shell(on, sigma, generator) * space,
-        box=box((len(scans), max(1, on.shape[1] // 8)), half, generator) * space,
-        shape=torch.tensor([-1] * len(scans) if shape is None else list(shape)),
-        lines=lines,
-        sloped=sloped,
+        near_points=sample_near_surface(on, near_std, generator) * space,
+        uniform_points=sample_uniform((len(scans), max(1, on.shape[1] // 8)), half_extent, generator) * space,
+        scan_index=torch.tensor([-1] * len(scans) if scan_index is None else list(scan_index)),
+        unoriented_normals=lines,
+        gradient_stride=gradient_stride,
     )
 
 
 def _line(scan: Scan) -> Float[np.ndarray, "p 3"] | None:
-    return scan.lines if scan.normals is None else scan.normals
+    return scan.unoriented_normals if scan.normals is None else scan.normals
 
 
 def _stacked(vectors: Sequence[Float[np.ndarray, "p 3"] | None], count: int | None) -> Float[Tensor, "b n 3"] | None:
@@ -183,30 +196,38 @@ class StepDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        store: Source,
+        store: ScanSource,
         names: Sequence[str],
         *,
         scans: int,
         points: int,
-        surface: int | None = None,
-        sigma: float,
-        half: float,
-        sloped: int = 1,
+        surface_points: int | None = None,
+        near_std: float,
+        half_extent: float,
+        gradient_stride: int = 1,
         seed: int,
         rank: int = 0,
-        world: int = 1,
-        labels: int = 0,
+        world_size: int = 1,
+        occupancy_points: int = 0,
         transform: Transform | None = None,
     ) -> None:
         if not names:
             raise ValueError(f"no scans to train on in {store.path}: pack some, or choose another split")
-        if scans % world:
-            raise ValueError(f"a batch of {scans} scans does not divide among {world} processes: change --batch.scans")
+        if scans % world_size:
+            raise ValueError(
+                f"a batch of {scans} scans does not divide among {world_size} processes: change --batch.scans"
+            )
         self.store, self.names, self.transform = store, list(names), transform
         self.scans, self.points, self.seed = scans, points, seed
-        self.labels = Labels(store, self.names, labels) if labels else None
-        self.collate = partial(collate, surface=surface, sigma=sigma, half=half, sloped=sloped)
-        self.rank, self.world = rank, world
+        self.labels = OccupancyLabels(store, self.names, occupancy_points) if occupancy_points else None
+        self.collate = partial(
+            collate,
+            surface_points=surface_points,
+            near_std=near_std,
+            half_extent=half_extent,
+            gradient_stride=gradient_stride,
+        )
+        self.rank, self.world_size = rank, world_size
         self._asked = (-1, np.arange(0))  # the epoch that was asked for last, and its order
 
     def scans_of(self, step: int) -> list[str]:
@@ -214,7 +235,7 @@ class StepDataset(Dataset[Batch]):
         return [self.names[self._row(step * self.scans + slot)] for slot in range(self.scans)]
 
     def __getitem__(self, step: int) -> Batch:
-        slots = range(self.rank, self.scans, self.world)
+        slots = range(self.rank, self.scans, self.world_size)
         shape = [self._row(step * self.scans + slot) for slot in slots]
         drawn = [
             self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, step, slot)))
@@ -223,19 +244,19 @@ class StepDataset(Dataset[Batch]):
         if self.transform is not None:
             drawn = [Scan.from_data(self.transform(scan.to_data())) for scan in drawn]
         seed = int(np.random.default_rng((self.seed, step, self.scans + self.rank)).integers(2**62))
-        batch = self.collate(drawn, shape=shape, seed=seed)
+        batch = self.collate(drawn, scan_index=shape, seed=seed)
         return batch if self.labels is None else self._labelled(batch, self.labels, seed)
 
-    def visit(self, row: int) -> Batch:
+    def single_scan(self, row: int) -> Batch:
         """One training scan by itself, always with the same points: for looking at, and for the prior of the codes."""
         scan = self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, row)))
-        return self.collate([scan], shape=[row], seed=row)
+        return self.collate([scan], scan_index=[row], seed=row)
 
-    def _labelled(self, batch: Batch, labels: Labels, seed: int) -> Batch:
+    def _labelled(self, batch: Batch, labels: OccupancyLabels, seed: int) -> Batch:
         rng = np.random.default_rng(seed)
-        drawn = [labels.draw(row, rng) for row in batch.shape.tolist()]
+        drawn = [labels.draw(row, rng) for row in batch.scan_index.tolist()]
         query, known = (torch.from_numpy(np.stack(each)) for each in zip(*drawn, strict=True))
-        return replace(batch, query=query, inside=known)
+        return replace(batch, occupancy_points=query, occupancy=known)
 
     def _row(self, visit: int) -> int:
         epoch, place = divmod(visit, len(self.names))
@@ -246,10 +267,10 @@ class StepDataset(Dataset[Batch]):
         return int(order[place])
 
 
-def batches(dataset: StepDataset, start: int, stop: int, *, workers: int = 0) -> Iterator[Batch]:
+def batches(dataset: StepDataset, start: int, stop: int, *, num_workers: int = 0) -> Iterator[Batch]:
     """The batches of steps start to stop, read ahead by `workers` processes, or (0) by a thread, one batch ahead."""
-    if workers:
-        yield from DataLoader(dataset, batch_size=None, sampler=range(start, stop), num_workers=workers)
+    if num_workers:
+        yield from DataLoader(dataset, batch_size=None, sampler=range(start, stop), num_workers=num_workers)
     elif start < stop:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reading") as reader:
             ahead = reader.submit(dataset.__getitem__, start)

@@ -24,19 +24,31 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from shapespace.data.scan_dataset import Entry, Recipe, read_split
-from shapespace.data.store import Store
-from shapespace.data.store_writer import _clean, _copy, _difference, _finish, _open_part, _pieces, _Ready, _size, _write
+from shapespace.data.scan_dataset import ScanDataset, ScanEntry, read_split
+from shapespace.data.store import ScanStore
+from shapespace.data.store_writer import (
+    PreparedScan,
+    copy_shard,
+    describe_difference,
+    input_size,
+    open_part,
+    remove_unwanted,
+    shard_files,
+    write_index,
+    write_scan_group,
+)
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import MIN_POINTS
 from shapespace.io.checks import Normals
 
-OUTSIDE = 0.01  # of a scan's points may lie outside the model cube: raw scans have stray ones
-FAR = 0.04  # model units (5 cm for people): a true surface further away than this belongs to another frame
+MAX_OUTSIDE = 0.01  # of a scan's points may lie outside the model cube: raw scans have stray ones
+MAX_GROUND_TRUTH_DISTANCE = (
+    0.04  # model units (5 cm for people): a true surface further away than this belongs to another frame
+)
 
 
 @dataclass(frozen=True)
-class Packed:
+class PreprocessResult:
     """What packing left: the store, what is in it, and which scans were refused and why.
 
     `fresh` is False if the store was there already, made by the same line.
@@ -45,71 +57,71 @@ class Packed:
     path: Path
     scans: int
     points: int
-    truths: int
+    ground_truths: int
     size: int
-    bad: dict[str, str]
+    rejected: dict[str, str]
     notes: tuple[str, ...]
-    fresh: bool
+    created: bool
 
 
 @dataclass(frozen=True)
-class _Work:
+class ScanPreparer:
     """Read and draw one scan; a noun because it travels to other processes."""
 
-    recipe: Recipe
+    recipe: ScanDataset
     root: Path
     points: int
     normals: Normals
     seed: int
 
-    def __call__(self, entry: Entry) -> _Ready | str:
+    def __call__(self, entry: ScanEntry) -> PreparedScan | str:
         """Prepare the scan, or say in a sentence why it cannot be used."""
         try:
             return self._prepare(entry)
         except (ValueError, OSError) as error:
             return str(error)
 
-    def _prepare(self, entry: Entry) -> _Ready:
-        whole = self.recipe.read(entry, self.normals)
+    def _prepare(self, entry: ScanEntry) -> PreparedScan:
+        whole = self.recipe.read_scan(entry, self.normals)
         self.recipe.check_size(whole)
         drawn = whole.sample(self.points, _generator(self.seed, entry.name))
         if self.normals == "drop":
             drawn = replace(drawn, normals=None)
         frame = whole.frame(self.recipe.scale)
         estimated = drawn.normals is None
-        scan = drawn.with_normals().to_model(frame)
+        scan = drawn.estimate_normals().to_model(frame)
         outside = float((np.abs(scan.points).max(axis=1) > 1).mean())
-        if outside > OUTSIDE:
+        if outside > MAX_OUTSIDE:
             larger = self.recipe.scale * float(np.percentile(np.abs(scan.points), 99.5)) * 1.1
             raise ValueError(
                 f"scan {entry.name} has {outside:.0%} of its points outside [-1, 1]^3 when one model unit is "
                 f"{self.recipe.scale:g} m. Say --scale {larger:.3g}, the same for the whole data set."
             )
-        truth, note = self.recipe.truth(self.root, entry.name), ""
+        truth, note = self.recipe.ground_truth(self.root, entry.name), ""
         if truth is not None:
-            away, _, _ = proximity.to_mesh(drawn.points[:500].astype(np.float64), truth)
-            if np.median(away) > FAR * self.recipe.scale:
+            away, _, _ = proximity.closest_point(drawn.points[:500].astype(np.float64), truth)
+            if np.median(away) > MAX_GROUND_TRUTH_DISTANCE * self.recipe.scale:
                 note = f"{entry.name}: its true surface lies {np.median(away):.2f} m away, so it was left out"
                 truth = None
         digest = hashlib.sha256(whole.points.tobytes()).hexdigest()
-        return _Ready(entry, scan, frame, digest, truth, note, estimated)
+        return PreparedScan(entry, scan, frame, digest, truth, note, estimated)
 
 
-def pack(
-    recipe: Recipe,
+def preprocess(
+    dataset: ScanDataset,
     root: Path,
     out: Path,
     *,
     points: int = 250_000,
     splits: Sequence[Path] = (),
     normals: Normals = "auto",
-    max_bad: int = 0,
+    max_rejected: int = 0,
     jobs: int = 1,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = False,
     shard: tuple[int, int] | None = None,
-) -> Packed:
+) -> PreprocessResult:
     """Pack the scans under `root` into the store `out`.
 
     The default of 250,000 points, spread over the area of the faces and centred at their mean, is IGR's preparation of
@@ -138,22 +150,22 @@ def pack(
         OSError: Another process is packing the same.
 
     """
-    _check_numbers(points=(points, MIN_POINTS), jobs=(jobs, 1), max_bad=(max_bad, 0), seed=(seed, 0))
-    entries, wanted, bad = _plan(recipe, root, splits)
-    about = _about(recipe, points, normals, seed, wanted)
+    _check_numbers(points=(points, MIN_POINTS), jobs=(jobs, 1), max_bad=(max_rejected, 0), seed=(seed, 0))
+    entries, wanted, bad = _assign_splits(dataset, root, splits)
+    about = _about(dataset, points, normals, seed, wanted)
     if out.exists() and not overwrite:
-        return _already(out, about, entries, bad, max_bad)
-    work, pieces = _Work(recipe, root, points, normals, seed), _pieces(out)
+        return _already(out, about, entries, bad, max_rejected)
+    work, pieces = ScanPreparer(dataset, root, points, normals, seed), shard_files(out)
     if shard is not None:
         index, count = shard
         piece = out.with_name(f"{out.name}.{index + 1}of{count}")
         if overwrite or not piece.exists():
-            _pack(piece, work, entries[index::count], about, wanted, {}, [], jobs, overwrite, progress)
+            _preprocess(piece, work, entries[index::count], about, wanted, {}, [], jobs, overwrite, progress)
         pieces = [out.with_name(f"{out.name}.{number + 1}of{count}") for number in range(count)]
         if not all(each.exists() for each in pieces):
             return _report(piece, fresh=True)
     try:
-        bad = _pack(out, work, entries, about, wanted, bad, pieces, jobs, overwrite, progress, max_bad)
+        bad = _preprocess(out, work, entries, about, wanted, bad, pieces, jobs, overwrite, progress, max_rejected)
     except BlockingIOError:
         if shard is None:
             raise
@@ -163,10 +175,10 @@ def pack(
     return _report(out, fresh=True)
 
 
-def _pack(
+def _preprocess(
     out: Path,
-    work: _Work,
-    entries: list[Entry],
+    work: ScanPreparer,
+    entries: list[ScanEntry],
     about: dict[str, Any],
     wanted: dict[str, list[str]],
     bad: dict[str, str],
@@ -178,12 +190,12 @@ def _pack(
 ) -> dict[str, str]:
     """Pack the scans into `out` and name the bad ones, all borne without `max_bad`; what is in `pieces` is copied."""
     part = out.with_name(out.name + ".part")
-    with _open_part(part, about, overwrite) as file:
+    with open_part(part, about, overwrite) as file:
         for piece in pieces:
-            _copy(piece, file, entries, about, overwrite)
+            copy_shard(piece, file, entries, about, overwrite)
         bad = bad | _fill(file, work, entries, jobs, progress)
         names = [entry.name for entry in entries if entry.name not in bad]
-        _finish(file, names, wanted, bad)
+        write_index(file, names, wanted, bad)
     if max_bad is not None:
         if not names:
             part.unlink()
@@ -201,13 +213,13 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {value:,}. Give {least:,} or more.")
 
 
-def _plan(
-    recipe: Recipe, root: Path, files: Sequence[Path]
-) -> tuple[list[Entry], dict[str, list[str]], dict[str, str]]:
+def _assign_splits(
+    recipe: ScanDataset, root: Path, files: Sequence[Path]
+) -> tuple[list[ScanEntry], dict[str, list[str]], dict[str, str]]:
     """Settle which scans to pack, what the splits are, and which scans are wanted but not there."""
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}. {recipe.get}")
-    entries = recipe.find(root)
+        raise FileNotFoundError(f"there is no folder {root}. {recipe.instructions}")
+    entries = recipe.list_scans(root)
     if not files:
         return entries, recipe.splits(root), {}
     wanted = {path.stem: read_split(path) for path in files}
@@ -227,12 +239,15 @@ def _plan(
     return chosen, wanted, bad
 
 
-def _about(recipe: Recipe, points: int, normals: str, seed: int, wanted: dict[str, list[str]]) -> dict[str, Any]:
+def _about(recipe: ScanDataset, points: int, normals: str, seed: int, wanted: dict[str, list[str]]) -> dict[str, Any]:
     """Everything a store was made from but its files."""
-    kept = ("source", "licence", "unit", "up", "scale")
     return {
         "recipe": recipe.name,
-        **{key: getattr(recipe, key) for key in kept},
+        "source": recipe.source,
+        "licence": recipe.license,
+        "unit": recipe.unit,
+        "up": recipe.up,
+        "scale": recipe.scale,
         "points": points,
         "normals": normals,
         "seed": seed,
@@ -241,32 +256,36 @@ def _about(recipe: Recipe, points: int, normals: str, seed: int, wanted: dict[st
     }
 
 
-def _already(out: Path, about: dict[str, Any], entries: list[Entry], absent: dict[str, str], max_bad: int) -> Packed:
+def _already(
+    out: Path, about: dict[str, Any], entries: list[ScanEntry], absent: dict[str, str], max_bad: int
+) -> PreprocessResult:
     """Report on the store that is there, if the same line made it from the same files."""
     remedy = "Say --overwrite to replace it, or choose another name."
-    with Store(out) as store:
-        difference = _difference(store.about, about)
+    with ScanStore(out) as store:
+        difference = describe_difference(store.metadata, about)
         if difference:
             raise ValueError(f"{out} was packed with other arguments: {difference}. {remedy}")
-        changed = {entry.name for entry in entries}.union(absent).symmetric_difference([*store.names, *store.bad])
-        there = [entry for entry in entries if entry.name not in store.bad and entry.name not in changed]
-        changed |= {entry.name for entry in there if store.origin(entry.name)["bytes"] != _size(entry)}
+        changed = {entry.name for entry in entries}.union(absent).symmetric_difference([*store.names, *store.rejected])
+        there = [entry for entry in entries if entry.name not in store.rejected and entry.name not in changed]
+        changed |= {entry.name for entry in there if store.provenance(entry.name)["bytes"] != input_size(entry)}
         if changed:
             raise ValueError(
                 f"{out} was packed from other files: {len(changed):,} scans differ, {min(changed)} for one. {remedy}"
             )
-        _refuse(store.bad, len(store) + len(store.bad), max_bad)
+        _refuse(store.rejected, len(store) + len(store.rejected), max_bad)
     return _report(out, fresh=False)
 
 
-def _report(out: Path, fresh: bool) -> Packed:
+def _report(out: Path, fresh: bool) -> PreprocessResult:
     """Count what the store holds."""
-    with Store(out) as store:
+    with ScanStore(out) as store:
         points = sum(store.count(name) for name in store.names)
-        truths = sum(store.has_truth(name) for name in store.names)
-        notes = [store.origin(name)["note"] for name in store.names]
+        truths = sum(store.has_ground_truth(name) for name in store.names)
+        notes = [store.provenance(name)["note"] for name in store.names]
         size = out.stat().st_size
-        return Packed(out, len(store), points, truths, size, store.bad, tuple(filter(None, notes)), fresh)
+        return PreprocessResult(
+            out, len(store), points, truths, size, store.rejected, tuple(filter(None, notes)), fresh
+        )
 
 
 def _refuse(bad: dict[str, str], total: int, max_bad: int) -> None:
@@ -276,8 +295,8 @@ def _refuse(bad: dict[str, str], total: int, max_bad: int) -> None:
         raise ValueError(f"none of the {total:,} scans can be used:\n  {listed}")
     if len(bad) > max_bad:
         raise ValueError(
-            f"{len(bad):,} of {total:,} scans cannot be used, and --max-bad is {max_bad}. Mend or remove them and give "
-            f"the same line again (the good ones are kept), or say --max-bad {len(bad)}:\n  {listed}"
+            f"{len(bad):,} of {total:,} scans cannot be used, and --max-rejected is {max_bad}. Mend or remove them and give "
+            f"the same line again (the good ones are kept), or say --max-rejected {len(bad)}:\n  {listed}"
         )
 
 
@@ -290,12 +309,14 @@ def _generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, *np.frombuffer(digest, dtype=np.uint32).tolist()])
 
 
-def _prepared(work: _Work, entries: list[Entry], jobs: int) -> Iterator[tuple[Entry, _Ready | str]]:
+def _prepared(
+    work: ScanPreparer, entries: list[ScanEntry], jobs: int
+) -> Iterator[tuple[ScanEntry, PreparedScan | str]]:
     """Prepare scans in the order of `entries`, with at most two waiting for each process."""
     if jobs == 1 or len(entries) < 2:
         yield from ((entry, work(entry)) for entry in entries)
         return
-    waiting: deque[tuple[Entry, Future[_Ready | str]]] = deque()
+    waiting: deque[tuple[ScanEntry, Future[PreparedScan | str]]] = deque()
     context = get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
@@ -322,16 +343,16 @@ def _prepared(work: _Work, entries: list[Entry], jobs: int) -> Iterator[tuple[En
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def _fill(file: h5py.File, work: _Work, entries: list[Entry], jobs: int, progress: bool) -> dict[str, str]:
+def _fill(file: h5py.File, work: ScanPreparer, entries: list[ScanEntry], jobs: int, progress: bool) -> dict[str, str]:
     """Write the scans that are not in the file yet; give those that cannot be used, and why."""
     bad = {}
-    done = _clean(file, entries)
+    done = remove_unwanted(file, entries)
     todo = [entry for entry in entries if entry.name not in done]
     with tqdm(total=len(entries), initial=len(done), unit="scan", disable=not progress) as bar:
         for entry, ready in _prepared(work, todo, jobs):
             bar.update()
             if not isinstance(ready, str):
-                _write(file, ready, work.root)
+                write_scan_group(file, ready, work.root)
                 continue
             bad[entry.name] = ready
             if progress:

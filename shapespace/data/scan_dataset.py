@@ -16,7 +16,7 @@ from shapespace.io.units import Up, check_size
 
 
 @dataclass(frozen=True)
-class Entry:
+class ScanEntry:
     """One scan of a data set: its name `subject/sequence/frame`, and its file (`index`: which item inside the file)."""
 
     name: str
@@ -25,7 +25,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
+class ScanDataset(ABC):
     """A data set's card: how to find, read and split its scans.
 
     `unit` is metres per file unit and `up` the file's axis that points up. `scale` is metres per model unit, one for
@@ -35,22 +35,22 @@ class Recipe(ABC):
 
     name: str
     source: str
-    licence: str
-    get: str
+    license: str
+    instructions: str
     unit: float = 1.0
     up: Up = "y"
     scale: float = 1.25
 
     @abstractmethod
-    def find(self, root: Path) -> list[Entry]:
+    def list_scans(self, root: Path) -> list[ScanEntry]:
         """List the scans under `root`, sorted by name; FileNotFoundError with `get` if there are none."""
 
     @abstractmethod
-    def read(self, entry: Entry, normals: Normals = "auto") -> Scan:
+    def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
         """Read one scan: metres, y up."""
 
     @abstractmethod
-    def truth(self, root: Path, name: str) -> Trimesh | None:
+    def ground_truth(self, root: Path, name: str) -> Trimesh | None:
         """Read the true surface of a scan (metres, y up), or None where there is none."""
 
     def splits(self, root: Path) -> dict[str, list[str]]:
@@ -63,10 +63,10 @@ class Recipe(ABC):
 
     def missing(self, what: Path, seen: str = "") -> FileNotFoundError:
         """Make the error for data that are not there: what was seen instead, what to get, and where to put it."""
-        return FileNotFoundError(f"there is nothing like {what}. {seen + ' ' if seen else ''}{self.get}")
+        return FileNotFoundError(f"there is nothing like {what}. {seen + ' ' if seen else ''}{self.instructions}")
 
 
-def frame_of(stem: str) -> str:
+def frame_number(stem: str) -> str:
     """Find the frame in `<sequence>.<digits>` or `<anything>_<digits>`, folders or none before it: the digits."""
     digits = re.search(r"(\d+)$", stem)
     if not digits:
@@ -76,9 +76,9 @@ def frame_of(stem: str) -> str:
     return digits.group()
 
 
-def checked(entries: Iterable[Entry]) -> list[Entry]:
+def check_entries(entries: Iterable[ScanEntry]) -> list[ScanEntry]:
     """Sort entries by name, and refuse names that are no `subject/sequence/frame` or that come twice."""
-    found: dict[str, Entry] = {}
+    found: dict[str, ScanEntry] = {}
     for entry in entries:
         parts = entry.name.split("/")
         if len(parts) != 3 or not all(part.strip(".") for part in parts) or entry.name.startswith("_"):
@@ -119,7 +119,7 @@ def read_split(path: Path) -> list[str]:
 
 def _nested_names(content: Any) -> list[str]:
     return [
-        f"{subject}/{sequence}/{frame_of(stem)}"
+        f"{subject}/{sequence}/{frame_number(stem)}"
         for subject, sequences in content["scans"].items()
         for sequence, stems in sequences.items()
         for stem in stems

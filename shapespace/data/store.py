@@ -23,19 +23,19 @@ from trimesh import Trimesh
 from shapespace.data.scan_dataset import read_split
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
-from shapespace.io.errors import suggest
-from shapespace.io.hdf5 import MAX_READ, has, held, readable, told, written
+from shapespace.io.errors import did_you_mean
+from shapespace.io.hdf5 import MAX_READ, check_stored, damage_as_error, get_attribute, get_member, has_member
 
 FORMAT = 1
 
 
 @runtime_checkable
-class Source(Protocol):
+class ScanSource(Protocol):
     """What a training asks of its scans, wherever they are; see `Store`."""
 
     path: Path
     scale: float
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
         """Draw points of a scan, in the model frame."""
@@ -43,41 +43,41 @@ class Source(Protocol):
     def frame(self, name: str) -> Frame:
         """Where the scan lies in the world."""
 
-    def has_truth(self, name: str) -> bool:
+    def has_ground_truth(self, name: str) -> bool:
         """Whether the scan has a true surface."""
 
-    def truth(self, name: str) -> Trimesh | None:
+    def ground_truth(self, name: str) -> Trimesh | None:
         """The true surface, or None."""
 
 
-class InMemory:
+class InMemoryStore:
     """A few scans that need no packing, where a store is asked for. They have no true surfaces."""
 
-    def __init__(self, scans: Mapping[str, Scan], *, scale: float, about: dict[str, Any]) -> None:
+    def __init__(self, scans: Mapping[str, Scan], *, scale: float, metadata: dict[str, Any]) -> None:
         """Scans without faces, by name, in metres; `scale` is metres of one model unit."""
-        self.path, self.scale, self.about = Path("memory"), scale, about
+        self.path, self.scale, self.metadata = Path("memory"), scale, metadata
         self._frames = {name: scan.frame(scale) for name, scan in scans.items()}
         self._scans = {name: scan.to_model(self._frames[name]) for name, scan in scans.items()}
 
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
         """Draw `count` points, each by itself, in the model frame."""
         scan = self._scans[name]
-        return scan.take(rng.integers(len(scan), size=count))
+        return scan.select(rng.integers(len(scan), size=count))
 
     def frame(self, name: str) -> Frame:
         """Where the scan lies in the world."""
         return self._frames[name]
 
-    def has_truth(self, name: str) -> bool:
+    def has_ground_truth(self, name: str) -> bool:
         """Never."""
         return False
 
-    def truth(self, name: str) -> Trimesh | None:
+    def ground_truth(self, name: str) -> Trimesh | None:
         """None."""
         return None
 
 
-class Store:
+class ScanStore:
     """A packed data set, read in blocks; opened anew in each process that uses it, so it may be pickled or forked.
 
     Args:
@@ -101,14 +101,14 @@ class Store:
         self._file: h5py.File | None = None
         self._pid = -1
         self._drawn: dict[str, dict[str, _Rows]] = {}  # where the vectors of each scan lie that was drawn from
-        with _open(self.path) as file, readable(self.path, _remedy(self.path)):
-            self.names: list[str] = _texts(held(file, "_names"))
+        with _open(self.path) as file, damage_as_error(self.path, _remedy(self.path)):
+            self.names: list[str] = _texts(get_member(file, "_names"))
             self._known = frozenset(self.names)
-            splits = held(file, "_splits")
-            self.splits: dict[str, list[str]] = {split: _texts(held(splits, split)) for split in splits}
-            self.about: dict[str, Any] = dict(json.loads(told(file, "about")))
-            self.bad: dict[str, str] = dict(json.loads(text) for text in _texts(held(file, "_bad")))
-            self.scale = float(told(file, "scale"))
+            splits = get_member(file, "_splits")
+            self.splits: dict[str, list[str]] = {split: _texts(get_member(splits, split)) for split in splits}
+            self.metadata: dict[str, Any] = dict(json.loads(get_attribute(file, "about")))
+            self.rejected: dict[str, str] = dict(json.loads(text) for text in _texts(get_member(file, "_bad")))
+            self.scale = float(get_attribute(file, "scale"))
             if not 0 < self.scale < float("inf"):
                 raise ValueError(f"its scale is {self.scale}")
 
@@ -118,7 +118,7 @@ class Store:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __enter__(self) -> "Store":
+    def __enter__(self) -> "ScanStore":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,7 +130,7 @@ class Store:
             self._file.close()
         self._file, self._drawn = None, {}
 
-    def select(self, split: str | None) -> list[str]:
+    def scan_names(self, split: str | None) -> list[str]:
         """Name the scans of a split: one of `splits`, the path of a split file (JSON), or None for all scans.
 
         Raises:
@@ -143,7 +143,7 @@ class Store:
             return list(self.splits[split])
         if not split.endswith(".json"):
             raise ValueError(
-                f"{self.path} has no split {split!r}. {suggest(split, sorted(self.splits))} "
+                f"{self.path} has no split {split!r}. {did_you_mean(split, sorted(self.splits))} "
                 "A path that ends in .json is read as a split file."
             )
         names = read_split(Path(split))
@@ -158,8 +158,8 @@ class Store:
     def frame(self, name: str) -> Frame:
         """Where the scan lies in the world."""
         with self._scan(name) as group:
-            centre = np.asarray(told(group, "centre"), dtype=np.float32).reshape(3)
-            return Frame(torch.from_numpy(centre), torch.tensor(np.float32(told(group, "scale"))))
+            centre = np.asarray(get_attribute(group, "centre"), dtype=np.float32).reshape(3)
+            return Frame(torch.from_numpy(centre), torch.tensor(np.float32(get_attribute(group, "scale"))))
 
     def count(self, name: str) -> int:
         """How many points the scan has in the store."""
@@ -169,17 +169,19 @@ class Store:
     def has_normals(self, name: str) -> bool:
         """Whether the scan came with normals or faces; those of other scans are estimated from their points."""
         with self._scan(name) as group:
-            return has(group, "normals") and not ("estimated" in group.attrs and told(group, "estimated"))
+            return has_member(group, "normals") and not (
+                "estimated" in group.attrs and get_attribute(group, "estimated")
+            )
 
-    def has_truth(self, name: str) -> bool:
+    def has_ground_truth(self, name: str) -> bool:
         """Whether the scan has a true surface."""
         with self._scan(name) as group:
-            return has(group, "truth")
+            return has_member(group, "truth")
 
-    def origin(self, name: str) -> dict[str, Any]:
+    def provenance(self, name: str) -> dict[str, Any]:
         """Where the scan comes from: `file` under the root, its `bytes`, `sha256` of the points read, and a `note`."""
         with self._scan(name) as group:
-            return {key: told(group, key) for key in ("file", "bytes", "sha256", "note")}
+            return {key: get_attribute(group, key) for key in ("file", "bytes", "sha256", "note")}
 
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
         """Draw `count` points (with normals or lines, and sensors where there are any), in the model frame.
@@ -194,20 +196,21 @@ class Store:
         if name not in self._drawn:
             with self._scan(name) as group:
                 points = _where(group, "points")
-                beside = [key for key in ("normals", "sensors", "lines") if has(group, key)]
+                beside = [key for key in ("normals", "sensors", "lines") if has_member(group, key)]
                 self._drawn[name] = {"points": points} | {key: _where(group, key, points.length) for key in beside}
         rows = self._drawn[name]
         start = int(rng.integers(rows["points"].length))
-        with readable(self.path, _remedy(self.path)):
-            return Scan(name, **{key: place.block(handle, start, count) for key, place in rows.items()})
+        with damage_as_error(self.path, _remedy(self.path)):
+            drawn = {key: place.block(handle, start, count) for key, place in rows.items()}
+        return Scan(name, drawn["points"], drawn.get("normals"), drawn.get("sensors"), None, drawn.get("lines"))
 
-    def truth(self, name: str) -> Trimesh | None:
+    def ground_truth(self, name: str) -> Trimesh | None:
         """Read the true surface (metres, y up), or None where there is none."""
         with self._scan(name) as group:
-            if not has(group, "truth"):
+            if not has_member(group, "truth"):
                 return None
             vertices = _rows(group, "truth")
-            faces = written(held(group.file, f"_topologies/{told(vertices, 'topology')}"))[:]
+            faces = check_stored(get_member(group.file, f"_topologies/{get_attribute(vertices, 'topology')}"))[:]
             if faces.dtype.kind != "i" or faces.shape[1:] != (3,) or faces.min() < 0 or faces.max() >= len(vertices):
                 raise ValueError(f"the true surface of {name} has faces that are none")
             return Trimesh(vertices[:], faces, process=False)
@@ -217,9 +220,9 @@ class Store:
         """Find the scan's group, through a file handle of this process; damage found there becomes a sentence."""
         file = self._opened()
         if name not in self._known:
-            raise ValueError(f"{self.path} has no scan {name!r}. {suggest(name, self.names)}")
-        with readable(self.path, _remedy(self.path)):
-            yield held(file, name)
+            raise ValueError(f"{self.path} has no scan {name!r}. {did_you_mean(name, self.names)}")
+        with damage_as_error(self.path, _remedy(self.path)):
+            yield get_member(file, name)
 
     def _opened(self) -> h5py.File:
         """The file, through a handle of this process."""
@@ -251,7 +254,7 @@ class _Rows(NamedTuple):
 
 def _rows(group: h5py.Group, key: str, count: int | None = None) -> h5py.Dataset:
     """Vectors of a scan: float32 (n, 3), at least one, and `count` if so many there must be."""
-    data = written(held(group, key))
+    data = check_stored(get_member(group, key))
     if data.dtype != np.float32 or data.ndim != 2 or data.shape[1] != 3 or not len(data):
         raise ValueError(f"its {data.name} is an array of {data.dtype} {data.shape}, not float32 (n, 3)")
     if count is not None and len(data) != count:
@@ -281,9 +284,9 @@ def _open(path: Path) -> h5py.File:
     except OSError as error:
         raise ValueError(f"{path} is damaged or no HDF5 file ({error}). {rebuild}") from error
     try:
-        with readable(path, rebuild):
-            version = told(file, "format") if "format" in file.attrs else None
-            whole = all(has(file, key) for key in ("_names", "_splits", "_bad"))
+        with damage_as_error(path, rebuild):
+            version = get_attribute(file, "format") if "format" in file.attrs else None
+            whole = all(has_member(file, key) for key in ("_names", "_splits", "_bad"))
     except ValueError:
         file.close()
         raise
@@ -302,7 +305,7 @@ def _texts(data: h5py.Dataset) -> list[str]:
     """All texts, a few at a time: many of them may be one and the same text of the file."""
     texts: list[str] = []
     left = MAX_READ // 10
-    for start in range(0, len(written(data)), 64):
+    for start in range(0, len(check_stored(data)), 64):
         texts += [text.decode() for text in data[start : start + 64]]
         left -= sum(map(len, texts[-64:]))
         if left < 0:

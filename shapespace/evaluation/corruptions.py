@@ -13,29 +13,29 @@ from scipy.spatial.transform import Rotation
 from trimesh import Trimesh, creation
 
 from shapespace.fitting.clutter import Clutter
-from shapespace.fitting.levenberg_marquardt import Pose
+from shapespace.fitting.levenberg_marquardt import Alignment
 from shapespace.geometry import proximity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
 from shapespace.io.units import UNITS, guess_unit
-from shapespace.synthetic.scanner import Scanner
+from shapespace.synthetic.scanner import VirtualScanner
 
 COMPLETE = "complete"
 
 _ASIDE = 0.15  # metres between a person and the furniture
 _POINTS_OF_A_THING = 20_000
-_CAMERA = Scanner(azimuths=1, elevations=(0.0,))
+_CAMERA = VirtualScanner(azimuths=1, elevations=(0.0,))
 
-Spoil = Callable[[Scan, Trimesh, np.random.Generator], tuple[Scan, Trimesh]]
+Corrupt = Callable[[Scan, Trimesh, np.random.Generator], tuple[Scan, Trimesh]]
 
 
 @dataclass(frozen=True)
-class Case:
+class Corruption:
     """A way to spoil a scan (and to move its truth along), and what is told of it when it is fitted."""
 
-    about: str
-    spoil: Spoil
-    pose: Pose = "near"
+    description: str
+    apply: Corrupt
+    alignment: Alignment = "local"
     encode: bool = False
     """By the encoder alone."""
     clutter: Clutter = "remove"
@@ -44,17 +44,17 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class CorruptedScan:
     """A scan that was spoilt in several ways at once, in the unit of its file, and its true surface in metres."""
 
     how: tuple[str, ...]
     scan: Scan
     unit: float
-    truth: Trimesh
+    ground_truth: Trimesh
 
 
 def _bare(scan: Scan) -> Scan:
-    return replace(scan, normals=None, sensors=None, lines=None, faces=None)
+    return replace(scan, normals=None, sensors=None, unoriented_normals=None, faces=None)
 
 
 def _noisy(scan: Scan, rng: np.random.Generator, size: float = 0.005) -> Scan:
@@ -95,7 +95,7 @@ def _thing(mesh: Trimesh, name: str) -> Scan:
     return whole.sample(_POINTS_OF_A_THING, np.random.default_rng(0))
 
 
-def things() -> list[Scan]:
+def non_people() -> list[Scan]:
     """Scans of what is no person, about as large as one."""
     upright = _turn(np.pi / 2, (1, 0, 0))
     made = {
@@ -159,7 +159,9 @@ def _aside(thing: Trimesh, truth: Trimesh, rng: np.random.Generator) -> Trimesh:
     outline = _thing(placed, "").points.astype(np.float64)
     body = np.asarray(truth.vertices, dtype=np.float64)
     away = next(
-        step for step in np.arange(0, 5, 0.02) if proximity.to_points(outline + step * ahead, body)[0].min() > _ASIDE
+        step
+        for step in np.arange(0, 5, 0.02)
+        if proximity.nearest_point(outline + step * ahead, body)[0].min() > _ASIDE
     )
     return placed.apply_translation(away * ahead)
 
@@ -174,67 +176,71 @@ def _with_points_of(scan: Scan, truth: Trimesh, other: Trimesh, rng: np.random.G
     return Scan(scan.name, np.concatenate([scan.points, more.points]), both)
 
 
-def _seen(truth: Trimesh, others: Sequence[Trimesh], rng: np.random.Generator, name: str, scanner: Scanner) -> Scan:
+def _seen(
+    truth: Trimesh, others: Sequence[Trimesh], rng: np.random.Generator, name: str, scanner: VirtualScanner
+) -> Scan:
     """A person among other things, seen by cameras, as a mesh."""
     scene = _together([truth, *others])
     return scanner.scan(np.asarray(scene.vertices), np.asarray(scene.faces), rng, name)
 
 
-def _furnished(scan: Scan, truth: Trimesh, rng: np.random.Generator, scanner: Scanner) -> Scan:
+def _furnished(scan: Scan, truth: Trimesh, rng: np.random.Generator, scanner: VirtualScanner) -> Scan:
     others = [_floor(truth), _aside(_chair(), truth, rng), _aside(_table(), truth, rng)]
     return _seen(truth, others, rng, scan.name, scanner)
 
 
-CASES = {
-    COMPLETE: Case("as the store has it", lambda scan, truth, rng: (scan, truth), band=True),
-    "encoded": Case("the same, by the encoder alone", lambda scan, truth, rng: (scan, truth), encode=True),
-    "points": Case("points alone, without normals and sensors", lambda scan, truth, rng: (_bare(scan), truth)),
-    "few": Case("500 points, alone", lambda scan, truth, rng: (_bare(scan).sample(500, rng), truth)),
-    "noise": Case("points alone, 5 mm of noise along each axis", lambda scan, truth, rng: (_noisy(scan, rng), truth)),
-    "outliers": Case(
+CORRUPTIONS = {
+    COMPLETE: Corruption("as the store has it", lambda scan, truth, rng: (scan, truth), band=True),
+    "encoded": Corruption("the same, by the encoder alone", lambda scan, truth, rng: (scan, truth), encode=True),
+    "points": Corruption("points alone, without normals and sensors", lambda scan, truth, rng: (_bare(scan), truth)),
+    "sparse": Corruption("500 points, alone", lambda scan, truth, rng: (_bare(scan).sample(500, rng), truth)),
+    "noise": Corruption(
+        "points alone, 5 mm of noise along each axis", lambda scan, truth, rng: (_noisy(scan, rng), truth)
+    ),
+    "outliers": Corruption(
         "points alone, 30 % of them anywhere in a box about the scan",
         lambda scan, truth, rng: (_with_outliers(scan, rng), truth),
     ),
-    "one_view": Case(
+    "single_view": Corruption(
         "seen by one depth camera", lambda scan, truth, rng: (_one_view(scan, truth, rng), truth), band=True
     ),
-    "one_view_encoded": Case(
+    "one_view_encoded": Corruption(
         "the same, by the encoder alone",
         lambda scan, truth, rng: (_one_view(scan, truth, rng), truth),
         encode=True,
     ),
-    "heading": Case(
+    "heading": Corruption(
         "facing anywhere",
         lambda scan, truth, rng: _turned(scan, truth, Rotation.from_rotvec([0, rng.uniform(-np.pi, np.pi), 0])),
-        "heading",
+        "yaw",
     ),
-    "turned": Case(
+    "rotated": Corruption(
         "turned about all axes",
         lambda scan, truth, rng: _turned(scan, truth, Rotation.random(random_state=rng)),
-        "rotation",
+        "full",
     ),
-    "floor": Case(
+    "floor": Corruption(
         "on a floor of two metres",
         lambda scan, truth, rng: (_with_points_of(scan, truth, _floor(truth), rng), truth),
     ),
-    "floor_kept": Case(
+    "floor_kept": Corruption(
         "the same, the floor left in (`--clutter keep`)",
         lambda scan, truth, rng: (_with_points_of(scan, truth, _floor(truth), rng), truth),
         clutter="keep",
     ),
-    "furnished": Case(
+    "cluttered": Corruption(
         "on a floor, 15 cm from a chair and from a table, all seen by 16 cameras, as a mesh",
-        lambda scan, truth, rng: (_furnished(scan, truth, rng, Scanner()), truth),
+        lambda scan, truth, rng: (_furnished(scan, truth, rng, VirtualScanner()), truth),
     ),
-    "furnished_view": Case(
+    "furnished_view": Corruption(
         "the same, seen by one of them",
         lambda scan, truth, rng: (_furnished(scan, truth, rng, _CAMERA), truth),
     ),
-    "unit": Case("in mm, cm, m or inches, untold", lambda scan, truth, rng: (_in_a_unit(scan, rng), truth)),
+    "unit": Corruption("in mm, cm, m or inches, untold", lambda scan, truth, rng: (_in_a_unit(scan, rng), truth)),
 }
 
 
-def drawn(scan: Scan, truth: Trimesh, rng: np.random.Generator) -> Drawn:
+def random_corruption(scan: Scan, truth: Trimesh, rng: np.random.Generator) -> CorruptedScan:
     """Spoil a scan in several ways at once: each way comes with a chance of its own."""
     others: list[Trimesh] = []
     how: list[str] = []
@@ -253,7 +259,7 @@ def drawn(scan: Scan, truth: Trimesh, rng: np.random.Generator) -> Drawn:
         scan = _seen(truth, others, rng, scan.name, _CAMERA)
     elif others:
         scan = _with_points_of(scan, truth, _together(others), rng)
-    if happens("turned", 0.15):
+    if happens("rotated", 0.15):
         scan, truth = _turned(scan, truth, Rotation.random(random_state=rng))
     if happens("points alone", 0.5):
         scan = _bare(scan)
@@ -265,10 +271,10 @@ def drawn(scan: Scan, truth: Trimesh, rng: np.random.Generator) -> Drawn:
         scan = _with_outliers(scan, rng, float(rng.uniform(0.02, 0.3)))
     if happens("duplicates", 0.2):
         twice = np.concatenate([np.arange(len(scan)), rng.integers(len(scan), size=len(scan) // 2)])
-        scan = scan.take(twice) if scan.faces is None else scan
+        scan = scan.select(twice) if scan.faces is None else scan
     if happens("NaN", 0.15):
         points = scan.points.copy()
         points[rng.random(len(points)) < 0.02] = np.nan
         scan = replace(scan, points=points)
     unit = float(rng.choice(list(UNITS.values()))) if happens("unit", 0.5) else 1.0
-    return Drawn(tuple(how), scan, unit, truth)
+    return CorruptedScan(tuple(how), scan, unit, truth)

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from trimesh import Trimesh
 
-from shapespace.geometry.proximity import each_other, inside, to_mesh, to_points
+from shapespace.geometry.proximity import closest_point, contains, mutual_nearest, nearest_point
 from shapespace.geometry.scan import Scan
 from shapespace.synthetic.body import Body
 
@@ -32,12 +32,12 @@ Summary = dict[str, dict[str, dict[str, Statistics]]]
 Score = Callable[..., Row]  # (found, truth, scan or None, rng, *, counts and thresholds)
 _Score = TypeVar("_Score", bound=Score)
 
-VISIBLE = 0.010  # metres: a true point this close to a point of the scan was seen
-MILLIMETRES = 1e3  # in a metre
+VISIBLE_DISTANCE = 0.010  # metres: a true point this close to a point of the scan was seen
+MILLIMETERS = 1e3  # in a metre
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Metric:
     """A named way to measure: `units` of its columns, `scan_units` of those that exist only beside a raw scan."""
 
     score: Score
@@ -62,25 +62,25 @@ class Protocol:
         return dict.fromkeys(self.units if scan is None else self.all_units, float("nan"))
 
 
-PROTOCOLS: dict[str, Protocol] = {}
+METRICS: dict[str, Metric] = {}
 
 
-def protocol(name: str) -> Protocol:
+def get_metric(name: str) -> Metric:
     """Look up a protocol by its name.
 
     Raises:
         ValueError: There is no such protocol.
 
     """
-    if name in PROTOCOLS:
-        return PROTOCOLS[name]
-    near = get_close_matches(name, PROTOCOLS, n=1)
+    if name in METRICS:
+        return METRICS[name]
+    near = get_close_matches(name, METRICS, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
-    raise ValueError(f"there is no protocol named {name!r}. {hint}Choose among {', '.join(PROTOCOLS)}.")
+    raise ValueError(f"there is no protocol named {name!r}. {hint}Choose among {', '.join(METRICS)}.")
 
 
 def score(
-    names: Sequence[str], found: Trimesh | None, truth: Trimesh, scan: Scan | None = None, *, seed: int = 0
+    names: Sequence[str], predicted: Trimesh | None, ground_truth: Trimesh, scan: Scan | None = None, *, seed: int = 0
 ) -> dict[str, Row]:
     """Rows of one scan by the named protocols: `{protocol: {column: value}}`.
 
@@ -90,14 +90,14 @@ def score(
     """
     rows = {}
     for name in names:
-        chosen = protocol(name)
+        chosen = get_metric(name)
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        usable = found is not None and _is_surface(found)
-        rows[name] = chosen.score(found, truth, scan, rng) if usable else chosen.failed(scan)
+        usable = predicted is not None and _is_surface(predicted)
+        rows[name] = chosen.score(predicted, ground_truth, scan, rng) if usable else chosen.failed(scan)
     return rows
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> Summary:
+def summarize(rows: Sequence[Mapping[str, Any]]) -> Summary:
     """Condense rows `{"name", "split", protocol: {column: value}}` to `{split: {protocol: {column: statistics}}}`.
 
     Statistics are mean, median, p5 and p95 (5th and 95th percentiles) over the scans that have a value, their `count`,
@@ -122,7 +122,7 @@ def _register(units: dict[str, str], scan_units: dict[str, str] | None = None) -
     """Enter a function in `PROTOCOLS` under its own name."""
 
     def enter(function: _Score) -> _Score:
-        PROTOCOLS[function.__name__] = Protocol(function, units, scan_units or {})
+        METRICS[function.__name__] = Metric(function, units, scan_units or {})
         return function
 
     return enter
@@ -132,16 +132,18 @@ def _register(units: dict[str, str], scan_units: dict[str, str] | None = None) -
 
 
 @_register(
-    {"truth_to_found": "mm", "found_to_truth": "mm"},
-    {"visible_truth_to_found": "mm", "hidden_truth_to_found": "mm"},
+    {"completeness": "mm", "accuracy": "mm"},
+    {"visible_completeness": "mm", "hidden_completeness": "mm"},
 )
-def surface(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000) -> Row:
+def surface_distance(
+    found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000
+) -> Row:
     """Mean exact distance from samples of each surface to the triangles of the other (mm, unsquared, each way alone).
 
-    The primary protocol, ours: exact distances have no sampling floor, so that zero means equal. `truth_to_found` says
-    what is missing, `found_to_truth` what was invented (ghost sheets, blobs). Beside a scan,
-    `visible_truth_to_found` is the former over the true points that the scan saw (within 10 mm of one of its points),
-    `hidden_truth_to_found` over the others, if there are any: no sensor sees the mouth, the eye sockets or the soles.
+    The primary protocol, ours: exact distances have no sampling floor, so that zero means equal. `completeness` says
+    what is missing, `accuracy` what was invented (ghost sheets, blobs). Beside a scan,
+    `visible_completeness` is the former over the true points that the scan saw (within 10 mm of one of its points),
+    `hidden_completeness` over the others, if there are any: no sensor sees the mouth, the eye sockets or the soles.
 
     Raises:
         ValueError: The scan lies nowhere near the truth.
@@ -149,17 +151,19 @@ def surface(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Ge
     """
     a, b = _samples(truth, found, count, rng)
     missed, invented = _exact(a.points, found), _exact(b.points, truth)
-    row = {"truth_to_found": MILLIMETRES * missed.mean(), "found_to_truth": MILLIMETRES * invented.mean()}
+    row = {"completeness": MILLIMETERS * missed.mean(), "accuracy": MILLIMETERS * invented.mean()}
     if scan is not None:
         seen = _seen(a.points, scan)
-        row["visible_truth_to_found"] = MILLIMETRES * missed[seen].mean()
+        row["visible_completeness"] = MILLIMETERS * missed[seen].mean()
         if not seen.all():
-            row["hidden_truth_to_found"] = MILLIMETRES * missed[~seen].mean()
+            row["hidden_completeness"] = MILLIMETERS * missed[~seen].mean()
     return _floats(row)
 
 
 @_register({"chamfer": "mm"})
-def l1(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 100_000) -> Row:
+def chamfer_l1(
+    found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 100_000
+) -> Row:
     """Half the sum of both mean sample-to-sample distances (mm, unsquared, both ways).
 
     Chamfer-L1 of Occupancy Networks (Mescheder et al., CVPR 2019, section 4) and of Dual Octree Graph Networks (Wang
@@ -167,43 +171,45 @@ def l1(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generat
     with 100,000 samples and 3.9 mm with 30,000.
     """
     there, back = _both(*_samples(truth, found, count, rng))
-    return _floats({"chamfer": MILLIMETRES * 0.5 * (there.mean() + back.mean())})
+    return _floats({"chamfer": MILLIMETERS * 0.5 * (there.mean() + back.mean())})
 
 
 @_register({"chamfer": "mm²"})
-def sq_sum(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000) -> Row:
+def chamfer_l2(
+    found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000
+) -> Row:
     """Sum of both mean squared sample-to-sample distances (square mm, squared, both ways).
 
     DeepSDF (Park et al., CVPR 2019, section 6) and SAL (Atzmon & Lipman, CVPR 2020).
     """
     there, back = _both(*_samples(truth, found, count, rng))
-    return _floats({"chamfer": MILLIMETRES**2 * (np.square(there).mean() + np.square(back).mean())})
+    return _floats({"chamfer": MILLIMETERS**2 * (np.square(there).mean() + np.square(back).mean())})
 
 
 @_register(
-    {"truth_to_found": "mm", "found_to_truth": "mm"},
-    {"scan_to_found": "mm", "found_to_scan": "mm"},
+    {"completeness": "mm", "accuracy": "mm"},
+    {"scan_to_mesh": "mm", "mesh_to_scan": "mm"},
 )
-def one_sided(
+def one_sided_chamfer(
     found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000
 ) -> Row:
     """Mean sample-to-sample distances, each way alone, to the truth and to the raw scan (mm, unsquared).
 
     SALD (Atzmon & Lipman, ICLR 2021) and DiGS (Ben-Shabat et al., CVPR 2022, table 4), where the truth is the
-    registration. `scan_to_found` does not see ghost sheets, `found_to_truth` does.
+    registration. `scan_to_mesh` does not see ghost sheets, `accuracy` does.
     """
     a, b = _samples(truth, found, count, rng)
     there, back = _both(a, b)
-    row = {"truth_to_found": MILLIMETRES * there.mean(), "found_to_truth": MILLIMETRES * back.mean()}
+    row = {"completeness": MILLIMETERS * there.mean(), "accuracy": MILLIMETERS * back.mean()}
     if scan is not None:
         there, back = _both(scan.sample(count, rng), b)
-        row |= {"scan_to_found": MILLIMETRES * there.mean(), "found_to_scan": MILLIMETRES * back.mean()}
+        row |= {"scan_to_mesh": MILLIMETERS * there.mean(), "mesh_to_scan": MILLIMETERS * back.mean()}
     return _floats(row)
 
 
 @_register(
     {"chamfer": "mm", "hausdorff": "mm"},
-    {"scan_to_found": "mm", "scan_to_found_max": "mm"},
+    {"scan_to_mesh": "mm", "scan_to_mesh_max": "mm"},
 )
 def srb(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 1_000_000) -> Row:
     """Sample-to-sample distance: half the sum of both means, larger maximum; one-sided from the scan (mm, unsquared).
@@ -215,16 +221,16 @@ def srb(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Genera
     b = _sample(found, count, rng, "found")
     there, back = _both(a, b)
     row = {
-        "chamfer": MILLIMETRES * 0.5 * (there.mean() + back.mean()),
-        "hausdorff": MILLIMETRES * max(there.max(), back.max()),
+        "chamfer": MILLIMETERS * 0.5 * (there.mean() + back.mean()),
+        "hausdorff": MILLIMETERS * max(there.max(), back.max()),
     }
     if scan is not None:
-        ahead, _ = to_points(scan.points, b.points)
-        row |= {"scan_to_found": MILLIMETRES * ahead.mean(), "scan_to_found_max": MILLIMETRES * ahead.max()}
+        ahead, _ = nearest_point(scan.points, b.points)
+        row |= {"scan_to_mesh": MILLIMETERS * ahead.mean(), "scan_to_mesh_max": MILLIMETERS * ahead.max()}
     return _floats(row)
 
 
-@_register({"truth_to_found": "mm", "found_to_truth": "mm", "both": "mm"})
+@_register({"completeness": "mm", "accuracy": "mm", "both": "mm"})
 def hausdorff(
     found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000
 ) -> Row:
@@ -235,12 +241,14 @@ def hausdorff(
     a, b = _samples(truth, found, count, rng)
     there = _exact(np.concatenate([np.asarray(truth.vertices), a.points]), found).max()
     back = _exact(np.concatenate([np.asarray(found.vertices), b.points]), truth).max()
-    row = {"truth_to_found": there, "found_to_truth": back, "both": max(there, back)}
-    return _floats({column: MILLIMETRES * value for column, value in row.items()})
+    row = {"completeness": there, "accuracy": back, "both": max(there, back)}
+    return _floats({column: MILLIMETERS * value for column, value in row.items()})
 
 
-@_register({"truth_to_found": "|cos|", "found_to_truth": "|cos|", "consistency": "|cos|", "angle": "degrees"})
-def normals(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000) -> Row:
+@_register({"completeness": "|cos|", "accuracy": "|cos|", "consistency": "|cos|", "angle": "degrees"})
+def normal_consistency(
+    found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000
+) -> Row:
     """Mean |cos| between the normals of samples and of the nearest faces, each way; their mean; mean angle (degrees).
 
     Normal consistency of Occupancy Networks (Mescheder et al., CVPR 2019, section 4): 1 is best. The angle is that of
@@ -249,7 +257,7 @@ def normals(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Ge
     a, b = _samples(truth, found, count, rng)
     there, back = _cosines(a, found), _cosines(b, truth)
     angle = np.degrees(np.arccos(np.concatenate([there, back]))).mean()
-    ways = {"truth_to_found": there.mean(), "found_to_truth": back.mean()}
+    ways = {"completeness": there.mean(), "accuracy": back.mean()}
     return _floats({**ways, "consistency": 0.5 * (there.mean() + back.mean()), "angle": angle})
 
 
@@ -268,10 +276,12 @@ def fscore(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Gen
 
 
 @_register({"hands": "mm", "feet": "mm", "rest": "mm"})
-def parts(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000) -> Row:
+def part_distance(
+    found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000
+) -> Row:
     """Mean exact distance from samples of the true hands, feet and the rest to the found triangles (mm, unsquared).
 
-    Ours: the column `truth_to_found` of `surface`, part by part (`Body.parts`). What is found has no parts, so the way
+    Ours: the column `completeness` of `surface`, part by part (`Body.parts`). What is found has no parts, so the way
     back is not told apart.
 
     Raises:
@@ -288,7 +298,7 @@ def parts(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Gene
     for part, its in body.parts().items():
         faces = body.faces[its[body.faces].sum(axis=1) >= 2]
         samples = _sample(Trimesh(truth.vertices, faces, process=False), count, rng, "true")
-        row[part] = MILLIMETRES * _exact(samples.points, found).mean()
+        row[part] = MILLIMETERS * _exact(samples.points, found).mean()
     return _floats(row)
 
 
@@ -306,7 +316,7 @@ def iou(found: Trimesh, truth: Trimesh, scan: Scan | None, rng: np.random.Genera
     corners = np.concatenate([np.asarray(found.vertices), np.asarray(truth.vertices)])
     low, high = corners.min(axis=0), corners.max(axis=0)
     points = low + rng.random((count, 3)) * (high - low)
-    in_found, in_truth = inside(points, found), inside(points, truth)
+    in_found, in_truth = contains(points, found), contains(points, truth)
     if not in_truth.any():
         raise ValueError(
             f"the true mesh ({len(truth.faces):,} faces) encloses none of {count:,} points of the joint box: it is "
@@ -349,11 +359,11 @@ def sdf_error(
     distance: IGR's experiment on known signed distances. The truth must be closed. Points as in `eikonal_error`.
     """
     points = _near(truth, rng, count, spread)
-    distance = np.where(inside(points, truth), -1.0, 1.0) * _exact(points, truth)
+    distance = np.where(contains(points, truth), -1.0, 1.0) * _exact(points, truth)
     held = value(points)
     error = np.abs(held - distance).mean()
     share = (np.sign(held) == np.sign(distance)).mean()
-    return _floats({"absolute": MILLIMETRES * error, "relative": error / np.abs(distance).mean(), "sign": share})
+    return _floats({"absolute": MILLIMETERS * error, "relative": error / np.abs(distance).mean(), "sign": share})
 
 
 # -------------------------------------------------------------------------------------------------------- along a path
@@ -407,22 +417,22 @@ def _near(mesh: Trimesh, rng: np.random.Generator, count: int, spread: float) ->
 
 
 def _exact(points: Float[np.ndarray, "n 3"], mesh: Trimesh) -> Float[np.ndarray, "n"]:
-    distance, _, _ = to_mesh(points.astype(np.float64), mesh)
+    distance, _, _ = closest_point(points.astype(np.float64), mesh)
     return distance
 
 
 def _both(a: Scan, b: Scan) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "m"]]:
     """From each point of a to the nearest of b, and from each of b to the nearest of a."""
-    return each_other(a.points, b.points)
+    return mutual_nearest(a.points, b.points)
 
 
 def _seen(points: Float[np.ndarray, "n 3"], scan: Scan) -> Bool[np.ndarray, "n"]:
     """Which points the scan saw."""
-    seen = to_points(points, scan.points)[0] <= VISIBLE
+    seen = nearest_point(points, scan.points)[0] <= VISIBLE_DISTANCE
     if not seen.any():
         middle, true_middle = scan.points.mean(axis=0), points.mean(axis=0)
         raise ValueError(
-            f"scan {scan.name} lies nowhere within {VISIBLE * MILLIMETRES:.0f} mm of its truth: its centre is "
+            f"scan {scan.name} lies nowhere within {VISIBLE_DISTANCE * MILLIMETERS:.0f} mm of its truth: its centre is "
             f"{np.round(middle, 3)}, that of the truth {np.round(true_middle, 3)} (metres). "
             "Are both in the same unit and frame, and of the same capture?"
         )
@@ -431,7 +441,7 @@ def _seen(points: Float[np.ndarray, "n 3"], scan: Scan) -> Bool[np.ndarray, "n"]
 
 def _cosines(samples: Scan, mesh: Trimesh) -> Float[np.ndarray, "n"]:
     """|cos| between the samples' normals and those of the nearest faces; 0 at a face without area."""
-    _, face, _ = to_mesh(samples.points, mesh)
+    _, face, _ = closest_point(samples.points, mesh)
     corners = np.asarray(mesh.vertices, dtype=np.float64)[np.asarray(mesh.faces)[face]]
     cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     unit = cross / np.linalg.norm(cross, axis=1, keepdims=True).clip(1e-30)

@@ -11,21 +11,21 @@ import numpy as np
 from tqdm import tqdm
 from trimesh import Trimesh
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.evaluation import corruptions, metrics
-from shapespace.evaluation.corruptions import CASES, COMPLETE, Case, Drawn
-from shapespace.evaluation.scores import pipes
+from shapespace.evaluation.corruptions import COMPLETE, CORRUPTIONS, CorruptedScan, Corruption
+from shapespace.evaluation.scores import markdown_table
 from shapespace.fitting.levenberg_marquardt import LMOptions
-from shapespace.fitting.quality import Verdict, judge
+from shapespace.fitting.quality import FitQuality, assess
 from shapespace.fitting.result import Fit
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import write_scan
 from shapespace.rendering import renderer, sheet
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import Source, cleared, from_store, gather
+from shapespace.tools._inputs import ScanInput, from_store, read_scans, remove_clutter
 
-COLUMNS = ("truth_to_found", "found_to_truth", "visible_truth_to_found")
+COLUMNS = ("completeness", "accuracy", "visible_completeness")
 
 
 WELL = 20.0  # mm, mean of both directions: a drawn case is fitted well below this
@@ -51,7 +51,7 @@ _ENDS = (WELL_FITTED, ODD, UNSURE, POOR_AND_ODD, POOR_AND_UNSURE, REFUSED, UNNAM
 
 def _cases(
     space: ShapeSpace,
-    store: Store,
+    store: ScanStore,
     names: list[str],
     chosen: list[str],
     lm: LMOptions,
@@ -63,32 +63,34 @@ def _cases(
     seen: list[Trimesh] = []
     found: list[Trimesh] = []
     for name in tqdm(chosen, desc="robust", unit="case"):
-        spoilt = [_spoilt(CASES[name], store, scan, [seed, index]) for index, scan in enumerate(names)]
-        fits, alone = _fitted(space, CASES[name], [scan for scan, _ in spoilt], lm, seed)
+        spoilt = [_spoilt(CORRUPTIONS[name], store, scan, [seed, index]) for index, scan in enumerate(names)]
+        fits, alone = _fitted(space, CORRUPTIONS[name], [scan for scan, _ in spoilt], lm, seed)
         for fit, fitted, (scan, truth) in zip(fits, alone, spoilt, strict=True):
-            row = _row(space, fit, scan, fitted, truth, resolution, band=CASES[name].band)
+            row = _row(space, fit, scan, fitted, truth, resolution, band=CORRUPTIONS[name].band)
             rows.append({"case": name, "scan": fit.name, **row})
-        seen.append(renderer.mesh_of_scan(spoilt[0][0]))
+        seen.append(renderer.scan_to_mesh(spoilt[0][0]))
         found.append(space.mesh(fits[0], resolution=resolution))
     sheet.contact_sheet([("scan", seen), ("fit", found)], out / "robust.png", titles=chosen)
     return rows
 
 
-def _spoilt(case: Case, store: Store, name: str, seed: list[int]) -> tuple[Scan, Trimesh]:
-    return case.spoil(from_store(store, name), _truth(store, name), np.random.default_rng(seed))
+def _spoilt(case: Corruption, store: ScanStore, name: str, seed: list[int]) -> tuple[Scan, Trimesh]:
+    return case.apply(from_store(store, name), _truth(store, name), np.random.default_rng(seed))
 
 
-def _truth(store: Store, name: str) -> Trimesh:
-    truth = store.truth(name)
+def _truth(store: ScanStore, name: str) -> Trimesh:
+    truth = store.ground_truth(name)
     if truth is None:
         raise ValueError(f"scan {name} has no true surface in {store.path}: choose another --split.")
     return truth
 
 
-def _fitted(space: ShapeSpace, case: Case, scans: list[Scan], lm: LMOptions, seed: int) -> tuple[list[Fit], list[Scan]]:
+def _fitted(
+    space: ShapeSpace, case: Corruption, scans: list[Scan], lm: LMOptions, seed: int
+) -> tuple[list[Fit], list[Scan]]:
     """The fits, and what of the scans was fitted."""
-    options = replace(lm, pose=case.pose)
-    alone = scans if case.clutter == "keep" else space.without_clutter(scans, lm=options, seed=seed)
+    options = replace(lm, alignment=case.alignment)
+    alone = scans if case.clutter == "keep" else space.remove_clutter(scans, lm=options, seed=seed)
     if case.encode:
         return space.encode_scans(alone, seed=seed), alone
     return space.fit_scans(alone, lm=options, seed=seed), alone
@@ -100,8 +102,8 @@ def _row(
     """Scores against the truth, where the scan saw it; the verdict is on what of the scan was fitted."""
     mesh = space.mesh(fit, resolution=resolution)
     scores = metrics.score(["surface"], mesh, truth, scan)["surface"]
-    verdict = judge(fit.code, space.model.prior, fit.residuals, fitted, mesh)
-    row = {**{column: scores[column] for column in COLUMNS}, "oddness": verdict.oddness, "seconds": fit.seconds}
+    verdict = assess(fit.code, space.model.prior, fit.residuals, fitted, mesh)
+    row = {**{column: scores[column] for column in COLUMNS}, "oddness": verdict.ood_score, "seconds": fit.seconds}
     return {**row, "in_band": _in_band(space, fit, mesh, truth)} if band else row
 
 
@@ -110,7 +112,7 @@ def _in_band(space: ShapeSpace, fit: Fit, mesh: Trimesh, truth: Trimesh) -> floa
     deviation = space.uncertainty(fit, mesh)
     whole = Scan("", np.asarray(truth.vertices), faces=np.asarray(truth.faces))
     points = whole.sample(_ASKED, np.random.default_rng(0)).points.astype(np.float64)
-    distance, face, _ = proximity.to_mesh(points, mesh)
+    distance, face, _ = proximity.closest_point(points, mesh)
     return float((distance <= BAND * deviation[np.asarray(mesh.faces)[face]].mean(axis=1)).mean())
 
 
@@ -125,7 +127,7 @@ def _page(rows: list[dict[str, Any]], cases: list[str], scans: int) -> str:
         ratios = [median(case, column) / median(COMPLETE, column) if there else np.nan for column in COLUMNS[:2]]
         ratio = " / ".join(f"{value:.2f}" for value in ratios) if there else "-"
         lines.append([case, *(f"{median(case, column):.2f}" for column in columns), ratio])
-    described = "\n".join(f"- `{case}`: {CASES[case].about}" for case in cases)
+    described = "\n".join(f"- `{case}`: {CORRUPTIONS[case].description}" for case in cases)
     held = ""
     for case in cases:
         shares = [row["in_band"] for row in rows if row["case"] == case and "in_band" in row]
@@ -135,24 +137,24 @@ def _page(rows: list[dict[str, Any]], cases: list[str], scans: int) -> str:
                 f"(by scan {min(shares):.1%} to {max(shares):.1%})\n"
             )
     return (
-        f"{pipes(lines, 1)}\n\nMedians over {scans} scans against the whole true surface, protocol `surface`, mm; the "
+        f"{markdown_table(lines, 1)}\n\nMedians over {scans} scans against the whole true surface, protocol `surface`, mm; the "
         f"last column is the ratio of the first two to those of complete scans.\n\n{described}\n"
         + (f"\nThe 90 % band of the uncertainty:\n\n{held}" if held else "")
     )
 
 
 def _things(
-    space: ShapeSpace, store: Store, names: list[str], lm: LMOptions, resolution: int, seed: int
+    space: ShapeSpace, store: ScanStore, names: list[str], lm: LMOptions, resolution: int, seed: int
 ) -> list[dict[str, Any]]:
     """People, and what is none, as they are: fitted by the pose of `lm`."""
     people = [from_store(store, name) for name in names]
-    others = [*corruptions.things(), *(corruptions.upside_down(scan) for scan in people[:1])]
+    others = [*corruptions.non_people(), *(corruptions.upside_down(scan) for scan in people[:1])]
     rows = []
     for kind, scans in (("people", people), ("others", others)):
         for fit, scan in zip(space.fit_scans(scans, lm=lm, seed=seed), scans, strict=True):
-            verdict = judge(fit.code, space.model.prior, fit.residuals, scan, space.mesh(fit, resolution=resolution))
+            verdict = assess(fit.code, space.model.prior, fit.residuals, scan, space.mesh(fit, resolution=resolution))
             rows.append(
-                {"kind": kind, "name": fit.name, "residual_mm": 1000 * verdict.median, "oddness": verdict.oddness}
+                {"kind": kind, "name": fit.name, "residual_mm": 1000 * verdict.median, "oddness": verdict.ood_score}
             )
     return rows
 
@@ -166,16 +168,16 @@ def _page_of_things(rows: list[dict[str, Any]]) -> str:
     lines = [["scan", "median residual", "oddness"], [f"{count} people", between("residual_mm"), between("oddness")]]
     others = sorted((row for row in rows if row["kind"] == "others"), key=lambda row: float(row["oddness"]))
     lines += [[row["name"], f"{row['residual_mm']:.1f}", f"{row['oddness']:.1f}"] for row in others]
-    return f"{pipes(lines, 1)}\n\nHow odd the codes of people are, and those of what is no person; residuals in mm.\n"
+    return f"{markdown_table(lines, 1)}\n\nHow odd the codes of people are, and those of what is no person; residuals in mm.\n"
 
 
 def _tried(
-    space: ShapeSpace, store: Store, names: list[str], lm: LMOptions, resolution: int, seed: list[int], folder: Path
+    space: ShapeSpace, store: ScanStore, names: list[str], lm: LMOptions, resolution: int, seed: list[int], folder: Path
 ) -> dict[str, Any]:
     """One drawn case, from a file, as `shapespace fit` does it; how it ended, and what was said."""
     rng = np.random.default_rng(seed)
     name = names[int(rng.integers(len(names)))]
-    case = corruptions.drawn(from_store(store, name), _truth(store, name), rng)
+    case = corruptions.random_corruption(from_store(store, name), _truth(store, name), rng)
     row = {"scan": name, "how": list(case.how)}
     try:
         with redirect_stderr(io.StringIO()):  # notes
@@ -186,14 +188,16 @@ def _tried(
         return {**row, "end": BROKEN, "said": f"{type(mistake).__name__}: {mistake}"}
     well = error < WELL
     end = WELL_FITTED if well else UNNAMED
-    if not verdict.plausible:
+    if not verdict.in_distribution:
         end = ODD if well else POOR_AND_ODD
-    elif verdict.unsure:
+    elif verdict.low_confidence:
         end = UNSURE if well else POOR_AND_UNSURE
-    return {**row, "end": end, "error": error, "oddness": verdict.oddness, "coverage": verdict.coverage}
+    return {**row, "end": end, "error": error, "oddness": verdict.ood_score, "coverage": verdict.coverage}
 
 
-def _as_a_file(space: ShapeSpace, case: Drawn, lm: LMOptions, resolution: int, folder: Path) -> tuple[float, Verdict]:
+def _as_a_file(
+    space: ShapeSpace, case: CorruptedScan, lm: LMOptions, resolution: int, folder: Path
+) -> tuple[float, FitQuality]:
     """The error of the fit (mm, mean of both directions), and what is said of it."""
     path = folder / "scan.ply"
     if np.isfinite(case.scan.points).all():
@@ -201,12 +205,12 @@ def _as_a_file(space: ShapeSpace, case: Drawn, lm: LMOptions, resolution: int, f
     else:  # no PLY of ours has such points
         path = folder / "scan.npy"
         np.save(path, case.scan.points / np.float32(case.unit))
-    scans, _ = gather([str(path)], Source())
-    (alone,) = cleared(space, scans, "remove", lm, 0)
+    scans, _ = read_scans([str(path)], ScanInput())
+    (alone,) = remove_clutter(space, scans, "remove", lm, 0)
     (fit,) = space.fit_scans([alone], lm=lm)
     mesh = space.mesh(fit, resolution=resolution)
-    scores = metrics.score(["surface"], mesh, case.truth, None)["surface"]
-    verdict = judge(fit.code, space.model.prior, fit.residuals, alone, mesh)
+    scores = metrics.score(["surface"], mesh, case.ground_truth, None)["surface"]
+    verdict = assess(fit.code, space.model.prior, fit.residuals, alone, mesh)
     return float(np.mean([scores[column] for column in COLUMNS[:2]])), verdict
 
 
@@ -221,6 +225,6 @@ def _page_of_drawn(rows: list[dict[str, Any]]) -> str:
         if row["end"] in (UNNAMED, BROKEN)
     ]
     return (
-        f"{pipes(lines, 1)}\n\n{len(rows)} cases drawn: a scan, and ways to spoil it. Fitted well is below {WELL:g} mm "
+        f"{markdown_table(lines, 1)}\n\n{len(rows)} cases drawn: a scan, and ways to spoil it. Fitted well is below {WELL:g} mm "
         "(mean of both directions against the whole true surface).\n" + "".join(f"{line}\n" for line in told)
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from trimesh import Trimesh
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.evaluation import metrics
 from shapespace.io.atomic import replacing
 from shapespace.io.scan_files import file_name
@@ -21,7 +21,7 @@ STATISTICS = ("median", "mean", "p5", "p95")
 
 
 @dataclass(frozen=True)
-class Report:
+class ScoreReport:
     """Rows of scores with what is needed to read them.
 
     `rows` are `{"name", "split", protocol: {column: value}}`, NaN where nothing was found; `summary` is
@@ -30,7 +30,7 @@ class Report:
     besides (run, resolution, method, seed, largest component or not).
     """
 
-    protocols: Mapping[str, str]
+    metrics: Mapping[str, str]
     units: Mapping[str, Mapping[str, str]]
     rows: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | int]]]]
@@ -48,13 +48,13 @@ class Report:
         """Everything, as JSON; numbers that are not finite are null."""
         protocols = {
             name: {"description": sentence, "units": dict(self.units.get(name, {}))}
-            for name, sentence in self.protocols.items()
+            for name, sentence in self.metrics.items()
         }
         whole = {"protocols": protocols, "settings": self.settings, "summary": self.summary, "rows": self.rows}
-        return json.dumps(plain(whole), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return json.dumps(to_json(whole), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     def csv(self) -> str:
-        """One line per scan under a header such as `surface.truth_to_found [mm]`; empty where there is no value."""
+        """One line per scan under a header such as `surface.completeness [mm]`; empty where there is no value."""
         columns = list(dict.fromkeys((name, column) for row in self.rows for name, column, _ in _values(row)))
         lines = [["name", "split", *(f"{name}.{self._title(name, column)}" for name, column in columns)]]
         for row in self.rows:
@@ -71,7 +71,7 @@ class Report:
         for split, protocols in self.summary.items():
             lines = [[split, *STATISTICS, "scans"]]
             for name, columns in protocols.items():
-                lines += [[f"  {name}.{self._title(name, c)}", *spread(s)] for c, s in columns.items()]
+                lines += [[f"  {name}.{self._title(name, c)}", *format_statistics(s)] for c, s in columns.items()]
             blocks.append(_aligned(lines))
         return "\n\n".join(blocks)
 
@@ -86,13 +86,13 @@ class Report:
             lines = [["protocol", "column", "unit", *STATISTICS, "scans"]]
             for name, columns in protocols.items():
                 units = self.units.get(name, {})
-                lines += [[name, c, units.get(c, ""), *spread(s)] for c, s in columns.items()]
-            parts.append(f"## {split}\n\n{pipes(lines)}")
+                lines += [[name, c, units.get(c, ""), *format_statistics(s)] for c, s in columns.items()]
+            parts.append(f"## {split}\n\n{markdown_table(lines)}")
         failed = [f"- {row['name']} ({row['split']})" for row in self.rows if _has_failed(row)]
         if failed:
             parts.append("## No surface found\n\nThese scans are in no mean, median or percentile above.\n")
             parts[-1] += "\n" + "\n".join(failed)
-        described = [f"- **{name}**: {sentence}" for name, sentence in self.protocols.items()]
+        described = [f"- **{name}**: {sentence}" for name, sentence in self.metrics.items()]
         parts.append("## Protocols\n\n" + "\n".join(described))
         if self.settings:
             parts.append("## Settings\n\n" + "\n".join(f"- {key}: {_word(v)}" for key, v in self.settings.items()))
@@ -109,7 +109,7 @@ def mesh_file(folder: Path, split: str, name: str) -> Path:
     return folder / "meshes" / file_name(split) / f"{file_name(name)}.ply"
 
 
-def notable(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Mapping[str, Any]]:
+def best_median_worst(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Mapping[str, Any]]:
     """The rows of the best, the median and the worst scan of a split; empty where nothing was found.
 
     They are ordered by the sum of the columns of their first protocol.
@@ -135,12 +135,12 @@ def _has_failed(row: Mapping[str, Any]) -> bool:
     return any(math.isnan(value) for _, _, value in _values(row))
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """The same in JSON's own types: no NaN, no numpy, no paths."""
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): to_json(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [to_json(each) for each in value]
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a numpy or torch number
         value = value.item()
     if isinstance(value, float):
@@ -148,7 +148,7 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def spread(statistics: Mapping[str, Any]) -> list[str]:
+def format_statistics(statistics: Mapping[str, Any]) -> list[str]:
     """`STATISTICS`, all with the decimals that give the median three digits, and how many scans they are of."""
     median = _finite(statistics["median"])
     decimals = 2 - math.floor(math.log10(abs(median))) if median else 2
@@ -173,7 +173,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cells) for cells in padded)
 
 
-def pipes(lines: Sequence[Sequence[str]], words: int = 3) -> str:
+def markdown_table(lines: Sequence[Sequence[str]], words: int = 3) -> str:
     """A Markdown table whose source is aligned too; the first columns are words, the others numbers."""
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[k]) for line in cells)) for k in range(len(cells[0]))]
@@ -186,39 +186,41 @@ def pipes(lines: Sequence[Sequence[str]], words: int = 3) -> str:
 
 
 def _word(value: Any) -> str:
-    word = plain(value)
+    word = to_json(value)
     return word if isinstance(word, str) else json.dumps(word, ensure_ascii=False)
 
 
 SCAN_POINTS = 50_000  # of the packed scan, to tell which of the true surface was seen
 
 
-def scored(
-    found: Iterable[tuple[str, str, Trimesh | None]], store: Store, protocols: Sequence[str], *, seed: int = 0
+def score_meshes(
+    predicted: Iterable[tuple[str, str, Trimesh | None]], store: ScanStore, names: Sequence[str], *, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Yield a row of scores for each of `found`: split, name in the store, mesh in metres (None: no surface was found).
 
     Raises `ValueError` for a protocol that there is not, and for a scan without a true surface.
     """
-    for split, name, mesh in found:
-        truth = store.truth(name)
+    for split, name, mesh in predicted:
+        truth = store.ground_truth(name)
         if truth is None:
             raise ValueError(
                 f"scan {name} has no true surface in {store.path}: scores need registrations beside the scans. "
                 "Pack them together (see the recipe), or evaluate another split."
             )
         packed = store.sample(name, min(SCAN_POINTS, store.count(name)), np.random.default_rng(seed))
-        scores = metrics.score(protocols, mesh, truth, packed.to_world(store.frame(name)), seed=seed)
+        scores = metrics.score(names, mesh, truth, packed.to_world(store.frame(name)), seed=seed)
         yield {"name": name, "split": split, **scores}
 
 
-def report(rows: Sequence[Mapping[str, Any]], protocols: Sequence[str], settings: Mapping[str, Any]) -> Report:
+def make_score_report(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], settings: Mapping[str, Any]
+) -> ScoreReport:
     """The rows with their summary, and what is needed to read them."""
-    chosen = {name: metrics.protocol(name) for name in protocols}
-    return Report(
-        protocols={name: protocol.description for name, protocol in chosen.items()},
+    chosen = {name: metrics.get_metric(name) for name in names}
+    return ScoreReport(
+        metrics={name: protocol.description for name, protocol in chosen.items()},
         units={name: protocol.all_units for name, protocol in chosen.items()},
         rows=rows,
-        summary=metrics.summarise(rows),
+        summary=metrics.summarize(rows),
         settings=settings,
     )

@@ -17,11 +17,11 @@ from trimesh import Trimesh
 
 from shapespace.geometry import primitives, proximity
 from shapespace.geometry.isosurface import isosurface
-from shapespace.geometry.proximity import inside
+from shapespace.geometry.proximity import contains
 from shapespace.geometry.scan import Scan
 from shapespace.io import formats, scan_files, units
 from shapespace.synthetic.body import Body
-from shapespace.synthetic.scanner import Scanner
+from shapespace.synthetic.scanner import VirtualScanner
 
 Distance = Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n"]]
 
@@ -29,7 +29,7 @@ _CELLS = 256  # along the edge of the cube in which a shape in closed form is me
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownSurface:
     """A closed surface as a fine mesh, with its exact signed distance, negative inside; metres.
 
     `moved` takes points near the surface onto it, and gives its normals there; without it, the mesh is the surface.
@@ -38,20 +38,20 @@ class Known:
     name: str
     mesh: Trimesh
     distance: Distance
-    moved: Callable[[Float[np.ndarray, "n 3"]], tuple[np.ndarray, np.ndarray]] | None = None
+    project: Callable[[Float[np.ndarray, "n 3"]], tuple[np.ndarray, np.ndarray]] | None = None
 
     def points(self, count: int, rng: np.random.Generator) -> Scan:
         """Points of the surface, with its normals."""
         scan = Scan(self.name, np.asarray(self.mesh.vertices), faces=np.asarray(self.mesh.faces)).sample(count, rng)
-        return scan if self.moved is None else Scan(self.name, *self.moved(scan.points.astype(np.float64)))
+        return scan if self.project is None else Scan(self.name, *self.project(scan.points.astype(np.float64)))
 
 
-def known_surfaces() -> dict[str, Known]:
+def known_surfaces() -> dict[str, KnownSurface]:
     """A sphere, a box, a torus, a union of capsules, and a watertight body in its rest pose."""
     centre, half = torch.tensor([0.1, -0.05, 0.2]), torch.tensor([0.5, 0.3, 0.4])
     capsules = partial(_capsules, radius=0.15)
     body = Body.load()
-    vertices, _ = body.rest(body.draw(np.random.default_rng(0)))
+    vertices, _ = body.rest_pose(body.sample_shape(np.random.default_rng(0)))
     middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     found = [
         _in_closed_form("sphere", partial(primitives.sphere, centre=centre, radius=0.6)),
@@ -69,7 +69,7 @@ def _capsules(x: Float[Tensor, "n 3"], radius: float) -> Float[Tensor, "n"]:
     return primitives.union(*(primitives.capsule(x, torch.zeros(3), end, radius) for end in ends))
 
 
-def _in_closed_form(name: str, field: Callable[[Tensor], Tensor]) -> Known:
+def _in_closed_form(name: str, field: Callable[[Tensor], Tensor]) -> KnownSurface:
     mesh = isosurface(field, resolution=_CELLS)
 
     def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
@@ -84,15 +84,15 @@ def _in_closed_form(name: str, field: Callable[[Tensor], Tensor]) -> Known:
             x = x - value[:, None] * slope
         return x.detach().numpy(), slope.numpy()
 
-    return Known(name, mesh, distance, moved)
+    return KnownSurface(name, mesh, distance, moved)
 
 
-def _of_mesh(name: str, mesh: Trimesh) -> Known:
+def _of_mesh(name: str, mesh: Trimesh) -> KnownSurface:
     def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
-        away, _, _ = proximity.to_mesh(points, mesh)
-        return np.where(inside(points, mesh), -away, away)
+        away, _, _ = proximity.closest_point(points, mesh)
+        return np.where(contains(points, mesh), -away, away)
 
-    return Known(name, mesh, distance)
+    return KnownSurface(name, mesh, distance)
 
 
 class FieldError(NamedTuple):
@@ -110,7 +110,12 @@ class FieldError(NamedTuple):
 
 
 def field_error(
-    field: Distance, known: Known, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"], *, count: int = 100_000
+    field: Distance,
+    known: KnownSurface,
+    low: Float[np.ndarray, "3"],
+    high: Float[np.ndarray, "3"],
+    *,
+    count: int = 100_000,
 ) -> FieldError:
     """Errors of a field (metres in, metres out) between the corners of a box."""
     points = np.random.default_rng(0).uniform(low, high, (count, 3))
@@ -126,15 +131,15 @@ def field_error(
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """One object of a benchmark: its points (with normals or without), and its true surface or points of it."""
 
     name: str
     scan: Scan
-    truth: Trimesh
+    ground_truth: Trimesh
 
 
-def benchmark(folder: Path, *, seed: int = 0) -> Iterator[Case]:
+def load_benchmark(folder: Path, *, seed: int = 0) -> Iterator[BenchmarkCase]:
     """The objects of a folder, in the layout of Deep Geometric Prior (Williams et al., CVPR 2019).
 
     `scans/NAME.ply` holds the points of an object and `ground_truth/NAME.xyz` (or a mesh) its truth. Where there are no
@@ -160,15 +165,15 @@ def benchmark(folder: Path, *, seed: int = 0) -> Iterator[Case]:
         faces = known.faces if known.faces is not None else np.empty((0, 3), dtype=int)
         truth = Trimesh(known.points, faces, process=False)
         if scans:
-            yield Case(name, scan_files.read_scan(scans[name], name=name, unit=millimetre), truth)
+            yield BenchmarkCase(name, scan_files.read_scan(scans[name], name=name, unit=millimetre), truth)
         else:
-            yield Case(name, _seen(known, np.random.default_rng([seed, index])), truth)
+            yield BenchmarkCase(name, _seen(known, np.random.default_rng([seed, index])), truth)
 
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in formats.suffixes())
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in formats.readable_suffixes())
 
 
 def _seen(known: Scan, rng: np.random.Generator) -> Scan:
@@ -178,6 +183,6 @@ def _seen(known: Scan, rng: np.random.Generator) -> Scan:
             f"{known.name} has no scan, and its truth is points without faces, which cameras cannot see. Give a mesh."
         )
     size = float(np.ptp(known.points, axis=0).max()) / 1.5
-    scan = Scanner().scan(known.points / size, known.faces, rng, known.name)
+    scan = VirtualScanner().scan(known.points / size, known.faces, rng, known.name)
     assert scan.sensors is not None  # the cameras'
     return Scan(known.name, scan.points * size, sensors=scan.sensors * size, faces=scan.faces)

@@ -10,25 +10,27 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from shapespace.fitting.quality import ODD
+from shapespace.fitting.quality import OOD_THRESHOLD
 from shapespace.geometry import proximity, segmentation
 from shapespace.geometry.scan import MIN_POINTS, Scan
 
-NEAR = 0.03  # metres: a part of the person lies this close to what was fitted, at half of its points
-LARGE = 0.05  # share of the points from which on a part is asked about; what is less is left to the robust fit
-PERSON = 0.25  # share of the largest part's points from which on a part may be the person: a leg alone looks like one
+MAX_PART_DISTANCE = 0.03  # metres: a part of the person lies this close to what was fitted, at half of its points
+MIN_PART_SHARE = 0.05  # share of the points from which on a part is asked about; what is less is left to the robust fit
+MIN_PERSON_SHARE = (
+    0.25  # share of the largest part's points from which on a part may be the person: a leg alone looks like one
+)
 _DENSE = 50_000  # points among which strays are told: fewer would stand too far apart
 _SAMPLED = 10_000  # points by which planes and parts are found
 
 
-class Tried(NamedTuple):
+class QuickFit(NamedTuple):
     """A quick fit: the oddness of its code, and the distance of points (metres) from its surface."""
 
-    oddness: float
+    ood_score: float
     distance: Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n"]]
 
 
-def without_clutter(scan: Scan, attempt: Callable[[Scan], Tried] | None, *, seed: int = 0) -> Scan:
+def remove_clutter(scan: Scan, quick_fit: Callable[[Scan], QuickFit] | None, *, seed: int = 0) -> Scan:
     """The scan (metres) without planes that bound it and parts that are not the person's; itself if there are none.
 
     `attempt` fits a part; without it only planes are taken out. What is left has at least as many points as a fit
@@ -37,20 +39,20 @@ def without_clutter(scan: Scan, attempt: Callable[[Scan], Tried] | None, *, seed
     if len(scan) < MIN_POINTS:
         return scan
     rng = np.random.default_rng(seed)
-    sample = scan.sample(_DENSE, rng).without_strays().sample(_SAMPLED, rng)
-    found = segmentation.planes(sample.points, rng)
-    sample = sample.take(np.flatnonzero(_off(found, sample.points)))
+    sample = scan.sample(_DENSE, rng).remove_statistical_outliers().sample(_SAMPLED, rng)
+    found = segmentation.bounding_planes(sample.points, rng)
+    sample = sample.select(np.flatnonzero(_off(found, sample.points)))
     if len(sample) < MIN_POINTS:
         return scan
-    parts = segmentation.parts(sample.points)
+    parts = segmentation.connected_parts(sample.points)
     kept = np.ones(parts.max() + 1, dtype=np.bool_)
-    if attempt is not None:
-        kept = _one_person(sample, parts, attempt)
+    if quick_fit is not None:
+        kept = parts_of_person(sample, parts, quick_fit)
     if not found and kept.all():
         return scan
     off = _off(found, scan.points)
-    _, near = proximity.to_points(scan.points, sample.points)
-    alone = scan.within(off & kept[parts[near]])
+    _, near = proximity.nearest_point(scan.points, sample.points)
+    alone = scan.mask(off & kept[parts[near]])
     return alone if len(alone) >= MIN_POINTS else scan
 
 
@@ -58,30 +60,33 @@ def _off(planes: list[segmentation.Plane], points: Float[np.ndarray, "n 3"]) -> 
     return ~np.any([plane.below(points) for plane in planes], axis=0) if planes else np.ones(len(points), np.bool_)
 
 
-def _one_person(scan: Scan, parts: Int[np.ndarray, "n"], attempt: Callable[[Scan], Tried]) -> Bool[np.ndarray, "p"]:
+def parts_of_person(
+    scan: Scan, parts: Int[np.ndarray, "n"], quick_fit: Callable[[Scan], QuickFit]
+) -> Bool[np.ndarray, "p"]:
     """Which parts of a sample are one person: all that the fit of all explains, or else those that go together.
 
     The largest part that looks like a person is taken for one, and others are added while the fit of all of them does.
     A part much smaller than the largest is no person: the less there is, the easier it is to look like one.
     """
 
-    def fit(which: list[int]) -> Tried:
-        return attempt(scan.take(np.flatnonzero(np.isin(parts, which))))
+    def fit(which: list[int]) -> QuickFit:
+        return quick_fit(scan.select(np.flatnonzero(np.isin(parts, which))))
 
-    def explains(tried: Tried, which: list[int]) -> bool:
+    def explains(tried: QuickFit, which: list[int]) -> bool:
         away = [float(np.median(tried.distance(scan.points[parts == part]))) for part in which]
-        return tried.oddness <= ODD and max(away) < NEAR
+        return tried.ood_score <= OOD_THRESHOLD and max(away) < MAX_PART_DISTANCE
 
     sizes = np.bincount(parts)
     kept = np.ones(len(sizes), dtype=np.bool_)
     order = np.argsort(-sizes).tolist()
-    large = [part for part in order if sizes[part] >= max(LARGE * len(parts), MIN_POINTS)]
+    large = [part for part in order if sizes[part] >= max(MIN_PART_SHARE * len(parts), MIN_POINTS)]
     if len(large) < 2 or explains(fit(large), large):
         return kept
     alone = {part: fit([part]) for part in large}
-    whole = [part for part in large if sizes[part] >= PERSON * sizes[large[0]]]
+    whole = [part for part in large if sizes[part] >= MIN_PERSON_SHARE * sizes[large[0]]]
     first = next(
-        (part for part in whole if alone[part].oddness <= ODD), min(whole, key=lambda part: alone[part].oddness)
+        (part for part in whole if alone[part].ood_score <= OOD_THRESHOLD),
+        min(whole, key=lambda part: alone[part].ood_score),
     )
     person, tried = [first], alone[first]
     for part in large:

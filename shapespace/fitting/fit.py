@@ -12,15 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from shapespace.data.loader import collate
-from shapespace.fitting.levenberg_marquardt import LMOptions, descend
-from shapespace.fitting.residuals import Problem, draw, oriented, residuals, with_normals
+from shapespace.fitting.levenberg_marquardt import LMOptions, levenberg_marquardt
+from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
-from shapespace.models.base import DistanceModel, ShapeModel
-from shapespace.models.code import Code, join
-from shapespace.nn.parallel import spread
-from shapespace.training.objective import Objective, in_pieces
+from shapespace.models.base import SDFModel, ShapeModel
+from shapespace.models.code import Code, concatenate
+from shapespace.nn.parallel import parallel_map
+from shapespace.training.objective import Objective, chunked_gradients
 
 _CLOSER = (24.0, 12.0)  # degrees: half-way from one start to the next, and half of that
 _ENCODED, _ASKED = 4096, 256  # points of a scan that the encoder sees, and that tell poses apart
@@ -36,20 +36,20 @@ class AdamOptions:
     """Number of steps."""
     lr: float = 5e-3
     """Learning rate; a tenth of it from half-way."""
-    sigma: float = 0.01
+    near_std: float = 0.01
     """Standard deviation of the points around the scan."""
-    half: float = 1.8
+    half_extent: float = 1.8
     """Half the edge of the box of the other off-surface points."""
-    start: Literal["random", "encoder", "mean"] = "random"
+    init: Literal["random", "encoder", "mean"] = "random"
     """N(0, 1 / 256) as the paper's, the encoder's code, or the mean of the training codes."""
 
 
 # For families that the paper's protocol is not about: a random grid is far from any shape's.
-FROM_ENCODER = AdamOptions(points=2048, steps=200, lr=1e-2, half=1.0, start="encoder")
+ADAM_FROM_ENCODER = AdamOptions(points=2048, steps=200, lr=1e-2, half_extent=1.0, init="encoder")
 
 
 @dataclass(frozen=True)
-class Fitted:
+class BatchFit:
     """Codes of one batch of scans, and how well they fit."""
 
     code: Code
@@ -67,15 +67,17 @@ def encode(model: ShapeModel, scans: Sequence[Scan], *, points: int = _ENCODED, 
     device = next(model.parameters()).device
 
     def codes(some: Sequence[Scan]) -> Code:
-        return model.encode(collate([draw(scan, points, seed) for scan in some]).to(device))
+        return model.encode(collate([resample(scan, points, seed) for scan in some]).to(device))
 
     with torch.no_grad():
-        return join(list(spread(codes, [scans[first : first + chunk] for first in range(0, len(scans), chunk)])))
+        return concatenate(
+            list(parallel_map(codes, [scans[first : first + chunk] for first in range(0, len(scans), chunk)]))
+        )
 
 
 def fit_lm(
-    model: DistanceModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 16
-) -> Fitted:
+    model: SDFModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 16
+) -> BatchFit:
     """Fit the codes of scans (model frame) by Levenberg-Marquardt, `chunk` scans at a time.
 
     Each scan starts from its encoder's code and from the mean of the training codes, in the likely ones of the poses
@@ -98,7 +100,7 @@ def fit_adam(
     options: AdamOptions | None = None,
     *,
     seed: int = 0,
-) -> Fitted:
+) -> BatchFit:
     """Fit the codes of scans (model frame) as the paper does, one scan at a time."""
     options = options or AdamOptions()
     return _joined([_fit_adam_one(model, scan, weights, options, seed) for scan in scans])
@@ -106,38 +108,40 @@ def fit_adam(
 
 def _fit_adam_one(
     model: ShapeModel, scan: Scan, weights: Mapping[str, float], options: AdamOptions, seed: int
-) -> Fitted:
+) -> BatchFit:
     model.eval()
     device = next(model.parameters()).device
     start = encode(model, [scan], seed=seed)
-    if options.start == "random":
+    if options.init == "random":
         noise = torch.randn(start.flat.shape, generator=torch.Generator().manual_seed(seed)) / 256
-        start = start.like(noise.to(device))
-    elif options.start == "mean":
+        start = start.unflatten(noise.to(device))
+    elif options.init == "mean":
         if model.prior is None:
             raise ValueError("codes that are grids have no mean to start from: start from the encoder.")
-        start = start.like(model.prior.mean[None])
-    scan = with_normals(scan, seed)
-    weights = {**weights, "lesson": 0.0}
+        start = start.unflatten(model.prior.mean[None])
+    scan = estimate_normals(scan, seed)
+    weights = {**weights, "distillation": 0.0}
     flat = start.flat.clone().requires_grad_()
     optimiser = torch.optim.Adam([flat], lr=options.lr)
-    loss = Objective(model, weights).of_code
-    with _asleep(model):
+    loss = Objective(model, weights).loss
+    with frozen(model):
         for step in tqdm(range(options.steps), desc=f"fit {scan.name}", unit="step"):
             if step == options.steps // 2:
                 optimiser.param_groups[0]["lr"] = options.lr / 10
-            drawn = draw(scan, options.points, hash((seed, step)) % 2**32)
-            batch = collate([drawn], sigma=options.sigma, half=options.half, seed=hash((seed, step)) % 2**32).to(device)
-            by_code = in_pieces(loss, batch, start.like(flat.detach()), ()).gradients
+            drawn = resample(scan, options.points, hash((seed, step)) % 2**32)
+            batch = collate(
+                [drawn], near_std=options.near_std, half_extent=options.half_extent, seed=hash((seed, step)) % 2**32
+            ).to(device)
+            by_code = chunked_gradients(loss, batch, start.unflatten(flat.detach()), ()).gradients
             flat.grad = torch.cat([part.flatten(1) for part in by_code if part is not None], dim=1)
             optimiser.step()
-    code = start.like(flat.detach())
-    residual = residuals(model, [scan], code, seed) if isinstance(model, DistanceModel) else flat.new_zeros(1, 0)
-    return Fitted(code, None, residual, [None])
+    code = start.unflatten(flat.detach())
+    residual = residuals(model, [scan], code, seed) if isinstance(model, SDFModel) else flat.new_zeros(1, 0)
+    return BatchFit(code, None, residual, [None])
 
 
 @contextmanager
-def _asleep(model: ShapeModel) -> Iterator[None]:
+def frozen(model: ShapeModel) -> Iterator[None]:
     """No gradients for the weights."""
     awake = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in awake:
@@ -149,44 +153,55 @@ def _asleep(model: ShapeModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _fit_lm_chunk(model: DistanceModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> Fitted:
+def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> BatchFit:
     model.eval()
-    begun = [_Start(index, scan.with_sensors(), None) for index, scan in enumerate(scans)]
-    if options.pose in ("heading", "rotation"):
-        begun = [one.placed(frame) for one in begun for frame in _poses(model, one.scan, options.pose, options, seed)]
-    few = options.on_trial()
+    begun = [_Start(index, scan.infer_sensor(), None) for index, scan in enumerate(scans)]
+    if options.alignment in ("yaw", "full"):
+        begun = [
+            one.placed(frame)
+            for one in begun
+            for frame in search_alignment(model, one.scan, options.alignment, options, seed)
+        ]
+    few = options.coarse()
     encoded = encode(model, [one.scan for one in begun], seed=seed)
-    trial = Problem(model, [draw(one.scan, few.points, seed) for one in begun], encoded, few, seed)
+    trial = FitProblem(model, [resample(one.scan, few.num_points, seed) for one in begun], encoded, few, seed)
     every = torch.arange(len(begun), device=encoded.flat.device)
     flat = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
-    tried = descend(trial.objective(every.repeat(2)), trial.at_rest(flat), max_steps=options.trial, ftol=options.gain)
+    tried = levenberg_marquardt(
+        trial.objective(every.repeat(2)), trial.with_identity(flat), max_steps=options.trial_steps, ftol=options.ftol
+    )
 
-    count = options.keep if options.pose in ("heading", "rotation") else 1
-    going = _best(tried.cost, [begun[row].of for row in every.repeat(2).tolist()], count, options.worse)
-    codes, poses = trial.split(tried.flat[going])
+    count = options.max_starts if options.alignment in ("yaw", "full") else 1
+    going = best_per_scan(
+        tried.cost, [begun[row].of for row in every.repeat(2).tolist()], count, options.max_cost_ratio
+    )
+    codes, poses = trial.split(tried.x[going])
     kept = [begun[row % len(begun)] for row in going]
     if trial.posed:
         kept = [one.placed(similarity.frame_of(found)) for one, found in zip(kept, poses, strict=True)]
-    start = encoded.like(codes)
-    drawn = [draw(with_normals(one.scan, seed), options.points, seed) for one in kept]
-    known = [oriented(model, scan, start[index]) for index, scan in enumerate(drawn)]
-    problem = Problem(model, known, start, options, seed)
+    start = encoded.unflatten(codes)
+    drawn = [resample(estimate_normals(one.scan, seed), options.num_points, seed) for one in kept]
+    known = [orient_normals(model, scan, start[index]) for index, scan in enumerate(drawn)]
+    problem = FitProblem(model, known, start, options, seed)
     rows = torch.arange(len(kept), device=codes.device)
-    state = descend(
-        problem.objective(rows), problem.at_rest(codes), max_steps=options.steps - options.trial, ftol=options.gain
+    state = levenberg_marquardt(
+        problem.objective(rows),
+        problem.with_identity(codes),
+        max_steps=options.max_steps - options.trial_steps,
+        ftol=options.ftol,
     )
 
-    best = _best(state.cost, [one.of for one in kept], 1)
-    codes, poses = problem.split(state.flat[best])
+    best = best_per_scan(state.cost, [one.of for one in kept], 1)
+    codes, poses = problem.split(state.x[best])
     found = [kept[row] for row in best]
     if problem.posed:
         found = [one.placed(similarity.frame_of(by)) for one, by in zip(found, poses, strict=True)]
     covariance = torch.cholesky_inverse(torch.linalg.cholesky(state.hessian[best]))[
         :, : codes.shape[1], : codes.shape[1]
     ]
-    code = encoded.like(codes)
+    code = encoded.unflatten(codes)
     residual = residuals(model, [one.scan for one in found], code, seed)
-    return Fitted(code, covariance, residual, [one.frame for one in found])
+    return BatchFit(code, covariance, residual, [one.frame for one in found])
 
 
 class _Start(NamedTuple):
@@ -198,34 +213,42 @@ class _Start(NamedTuple):
 
     def placed(self, frame: Frame) -> "_Start":
         """Moved once more."""
-        return _Start(self.of, self.scan.to_model(frame), frame if self.frame is None else self.frame.then(frame))
+        return _Start(self.of, self.scan.to_model(frame), frame if self.frame is None else self.frame.compose(frame))
 
 
-def _poses(model: DistanceModel, scan: Scan, unknown: similarity.Unknown, options: LMOptions, seed: int) -> list[Frame]:
+def search_alignment(
+    model: SDFModel, scan: Scan, unknown: similarity.Unknown, options: LMOptions, seed: int
+) -> list[Frame]:
     """How the scan may lie: frames in which its encoder's code fits it best, without a step of a fit.
 
     A right pose fits several times better than a wrong one even so. The likely ones among coarse starts go each its own
     way to the best of its neighbours.
     """
-    thin = draw(scan, _ENCODED, seed)
+    thin = resample(scan, _ENCODED, seed)
 
     def misfit(frames: Sequence[Frame]) -> Float[Tensor, "k"]:
         moved = [thin.to_model(frame) for frame in frames]
         return residuals(model, moved, encode(model, moved, seed=seed), seed, _ASKED).mean(dim=1)
 
-    starts = _turns(similarity.starts(unknown))
-    likely = [starts[row] for row in misfit(starts).argsort()[: options.likely].tolist()]
+    starts = as_frames(similarity.rotation_grid(unknown))
+    likely = [starts[row] for row in misfit(starts).argsort()[: options.max_candidates].tolist()]
     for angle in _CLOSER:
-        nearby = [[frame.then(turn) for turn in _turns(similarity.around(unknown, angle))] for frame in likely]
+        nearby = [
+            [frame.then(turn) for turn in as_frames(similarity.rotation_neighborhood(unknown, angle))]
+            for frame in likely
+        ]
         likely = [frames[int(misfit(frames).argmin())] for frames in nearby]
-    return [likely[row] for row in _best(misfit(likely), [0] * len(likely), options.likely, options.worse)]
+    return [
+        likely[row]
+        for row in best_per_scan(misfit(likely), [0] * len(likely), options.max_candidates, options.max_cost_ratio)
+    ]
 
 
-def _turns(rotations: Float[np.ndarray, "k 3 3"]) -> list[Frame]:
+def as_frames(rotations: Float[np.ndarray, "k 3 3"]) -> list[Frame]:
     return [Frame(torch.zeros(3), torch.tensor(1.0), rotation) for rotation in torch.from_numpy(rotations).float()]
 
 
-def _best(cost: Float[Tensor, "r"], of: Sequence[int], count: int, worse: float = np.inf) -> list[int]:
+def best_per_scan(cost: Float[Tensor, "r"], of: Sequence[int], count: int, worse: float = np.inf) -> list[int]:
     """The rows that cost least, scan after scan: of each `count`, without those that cost `worse` times the best's."""
     rows = []
     for index in sorted(set(of)):
@@ -234,10 +257,10 @@ def _best(cost: Float[Tensor, "r"], of: Sequence[int], count: int, worse: float 
     return rows
 
 
-def _joined(parts: Sequence[Fitted]) -> Fitted:
+def _joined(parts: Sequence[BatchFit]) -> BatchFit:
     covariances = [part.covariance for part in parts if part.covariance is not None]
-    return Fitted(
-        join([part.code for part in parts]),
+    return BatchFit(
+        concatenate([part.code for part in parts]),
         torch.cat(covariances) if len(covariances) == len(parts) else None,
         torch.cat([part.residual for part in parts]),
         [frame for part in parts for frame in part.frames],

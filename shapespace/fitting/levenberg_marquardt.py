@@ -8,67 +8,67 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Pose = Literal["given", "near", "heading", "rotation"]
+Alignment = Literal["fixed", "local", "yaw", "full"]
 
 
 @dataclass(frozen=True)
 class LMOptions:
     """Levenberg-Marquardt on the code. Lengths are model units."""
 
-    points: int = 2048
+    num_points: int = 2048
     """Points drawn from the scan."""
-    steps: int = 20
+    max_steps: int = 20
     """Largest number of steps."""
-    offset: float = 0.02
+    normal_offset: float = 0.02
     """f is also asked to be +-offset at this distance along the normals, on either side of the scan. Scans without get
     estimated ones; where outside cannot be told by the points, it is where the field rises after the trial steps."""
-    huber: float = 0.005
+    huber_delta: float = 0.005
     """Residuals beyond this count linearly (Huber 1964)."""
-    noise: float = 0.005
+    noise_std: float = 0.005
     """Standard deviation of one residual: what a scan's word weighs against the prior's."""
-    evidence: float = 2000.0
+    effective_samples: float = 2000.0
     """How many independent residuals the points are worth: neighbours tell the same thing."""
-    free: int = 1024
+    free_space_points: int = 1024
     """With sensors, points on their rays that are asked to be outside."""
-    clear: float = 0.3
+    free_space_ratio: float = 0.3
     """Share of the distance to the nearest point of the scan that f is asked to have there, at least. A whole scan
     would allow 1; where nothing was seen the surface may be nearer."""
-    gain: float = 1e-3
+    ftol: float = 1e-3
     """Stop when a step lowers the cost by less than this share."""
-    trial: int = 4
+    trial_steps: int = 4
     """Steps, with a quarter of the points, after which only the best start of each scan goes on."""
-    pose: Pose = "near"
+    alignment: Alignment = "local"
     """How the scan lies: as the training scans do (given); nearly so (near), as scans of a part of a person do, whose
     middle is not the person's; upright, facing anywhere (heading); or in any way (rotation). What is not given is found
     together with the code."""
-    turn: float = 0.15
+    rotation_std: float = 0.15
     """Standard deviation of the turn about each axis that is found beside a start, in radians."""
-    shift: float = 0.15
+    translation_std: float = 0.15
     """Standard deviation of the shift along each axis."""
-    size: float = 0.01
+    scale_std: float = 0.01
     """Standard deviation of the change of size, as a share: stature is in the code."""
-    likely: int = 4
+    max_candidates: int = 4
     """Where the rotation is unknown, starts that are tried at most: those in which the encoder's code fits best."""
-    keep: int = 3
+    max_starts: int = 3
     """How many of them go on at most, after the trial; the one that fits best at the end is taken."""
-    worse: float = 2.0
+    max_cost_ratio: float = 2.0
     """Starts that fit this many times worse than the best one are given up."""
 
-    def on_trial(self) -> "LMOptions":
+    def coarse(self) -> "LMOptions":
         """The same with a quarter of the points: they tell starts apart."""
-        return replace(self, points=max(1, self.points // 4), free=self.free // 4)
+        return replace(self, num_points=max(1, self.num_points // 4), free_space_points=self.free_space_points // 4)
 
 
-class State(NamedTuple):
+class LMState(NamedTuple):
     """Points of a search with the cost of each, its gradient and its Gauss-Newton matrix."""
 
-    flat: Float[Tensor, "r k"]
+    x: Float[Tensor, "r k"]
     cost: Float[Tensor, "r"]
     gradient: Float[Tensor, "r k"]
     hessian: Float[Tensor, "r k k"]
 
 
-Objective = Callable[[Int[Tensor, "s"], Float[Tensor, "s k"]], State]
+Objective = Callable[[Int[Tensor, "s"], Float[Tensor, "s k"]], LMState]
 """The state at given points of some rows of the batch."""
 
 Solve = Callable[[Float[Tensor, "s k k"], Float[Tensor, "s k"]], Float[Tensor, "s k"]]
@@ -80,14 +80,14 @@ def dense_cholesky(matrix: Float[Tensor, "s k k"], right: Float[Tensor, "s k"]) 
     return torch.cholesky_solve(right[..., None], torch.linalg.cholesky(matrix))[..., 0]
 
 
-def descend(
+def levenberg_marquardt(
     objective: Objective,
     start: Float[Tensor, "r k"],
     *,
     max_steps: int,
     ftol: float,
     solve: Solve = dense_cholesky,
-) -> State:
+) -> LMState:
     """Levenberg-Marquardt with the gain-ratio rule for the damping (Madsen, Nielsen & Tingleff 2004, section 3.2).
 
     Rows of the batch are independent; each stops when a step lowers its cost by less than `ftol` of it.
@@ -96,11 +96,11 @@ def descend(
     state = objective(rows, start)
     damping, growth = torch.full_like(state.cost, 1e-2), torch.full_like(state.cost, 2.0)
     for _ in range(max_steps):
-        now, lift = State(*(part[rows] for part in state)), damping[rows]
+        now, lift = LMState(*(part[rows] for part in state)), damping[rows]
         diagonal = now.hessian.diagonal(dim1=-2, dim2=-1)
         step = -solve(now.hessian + torch.diag_embed(lift[:, None] * diagonal), now.gradient)
         promised = 0.5 * (step * (lift[:, None] * diagonal * step - now.gradient)).sum(dim=-1)
-        trial = objective(rows, now.flat + step)
+        trial = objective(rows, now.x + step)
         gained = now.cost - trial.cost
         ratio = gained / promised.clamp(min=1e-12)
         better = gained > 0

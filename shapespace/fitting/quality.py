@@ -17,68 +17,70 @@ from shapespace.geometry.scan import Scan
 from shapespace.models.code import Code
 from shapespace.nn.latent import GaussianPrior
 
-SEEN = 0.020  # metres: surface this close to a point of the scan was seen
-ODD = 8.0  # people that `humans` had never seen have 1.4 to 4.3, balls, boxes, chairs and the like 12 to 32
-ODD_IF_SEEN = 13.0  # the oddness, for each share of the surface that was seen, above which a fit is unsure, if above 1
+SEEN_DISTANCE = 0.020  # metres: surface this close to a point of the scan was seen
+OOD_THRESHOLD = 8.0  # people that `humans` had never seen have 1.4 to 4.3, balls, boxes, chairs and the like 12 to 32
+OOD_PER_COVERAGE = (
+    13.0  # the oddness, for each share of the surface that was seen, above which a fit is unsure, if above 1
+)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FitQuality:
     """Of one fit. Lengths are metres; what cannot be told is NaN."""
 
     median: float
     """Distance of the surface from the scan, at half of its points it is less."""
     p95: float
     """The same at 95 % of them."""
-    oddness: float
+    ood_score: float
     """Squared Mahalanobis distance of the code from the training codes, over the count of its numbers: 1 for those."""
     coverage: float
     """Share of the surface that the scan saw, to within 2 cm."""
 
     @property
-    def plausible(self) -> bool:
+    def in_distribution(self) -> bool:
         """Whether the scan looks like those that the space was learned from, as far as this can be told."""
-        return not self.oddness > ODD
+        return not self.ood_score > OOD_THRESHOLD
 
     @property
-    def unsure(self) -> bool:
+    def low_confidence(self) -> bool:
         """Whether the code is odder than the share of the surface that was seen accounts for, though not odd as such.
 
         Such a fit may be near its scan and be another body, or another pose, elsewhere.
         """
-        return self.plausible and bool(self.oddness > np.maximum(1, ODD_IF_SEEN * self.coverage))
+        return self.in_distribution and bool(self.ood_score > np.maximum(1, OOD_PER_COVERAGE * self.coverage))
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """The same for people; what cannot be told is left out."""
         said = []
         if np.isfinite(self.median):
             said.append(f"Half of the scan is within {1e3 * self.median:.1f} mm, 95 % within {1e3 * self.p95:.1f} mm.")
-        if np.isfinite(self.oddness):
-            like = "looks like" if self.plausible else "does not look like"
+        if np.isfinite(self.ood_score):
+            like = "looks like" if self.in_distribution else "does not look like"
             said.append(
                 f"The scan {like} those that the space was learned from: the oddness of its code is "
-                f"{self.oddness:.1f} (1 for those, odd above {ODD:g})."
+                f"{self.ood_score:.1f} (1 for those, odd above {OOD_THRESHOLD:g})."
             )
         if np.isfinite(self.coverage):
-            rest = ", and the code is too odd for so little: the rest may be wrong" if self.unsure else ""
+            rest = ", and the code is too odd for so little: the rest may be wrong" if self.low_confidence else ""
             said.append(f"The scan saw {self.coverage:.0%} of the surface{rest}.")
         return " ".join(said)
 
 
-def judge(
+def assess(
     code: Code, prior: GaussianPrior | None, residuals: Float[np.ndarray, "n"], scan: Scan, mesh: Trimesh | None
-) -> Verdict:
+) -> FitQuality:
     """The verdict on a code of one; scan, mesh and residuals in metres, where the scan lies."""
     median, p95 = np.percentile(residuals, [50, 95]) if len(residuals) else (np.nan, np.nan)
     coverage = np.nan
     if mesh is not None and len(mesh.vertices) and len(scan):
-        coverage = float((proximity.to_points(np.asarray(mesh.vertices), scan.points)[0] < SEEN).mean())
-    return Verdict(float(median), float(p95), np.nan if prior is None else oddness(code, prior), coverage)
+        coverage = float((proximity.nearest_point(np.asarray(mesh.vertices), scan.points)[0] < SEEN_DISTANCE).mean())
+    return FitQuality(float(median), float(p95), np.nan if prior is None else ood_score(code, prior), coverage)
 
 
 @torch.no_grad()
-def oddness(code: Code, prior: GaussianPrior) -> float:
+def ood_score(code: Code, prior: GaussianPrior) -> float:
     """Squared Mahalanobis distance of a code (of one) from the training codes, over the count of its numbers."""
     away = code.flat[0] - prior.mean
     return float(away @ prior.precision() @ away) / len(away)

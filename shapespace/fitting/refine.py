@@ -19,16 +19,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shapespace.data.loader import Batch, collate
-from shapespace.fitting.residuals import draw, oriented
+from shapespace.fitting.residuals import orient_normals, resample
 from shapespace.geometry import proximity
 from shapespace.geometry.mls import MovingLeastSquares
 from shapespace.geometry.scan import Scan
-from shapespace.models.base import DistanceModel
+from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
-from shapespace.nn.mlp import Linearised
-from shapespace.training.objective import Objective, in_pieces
-from shapespace.training.optimizers import cosine, optimisers
+from shapespace.nn.mlp import Linearization
+from shapespace.training.objective import Objective, chunked_gradients
+from shapespace.training.optimizers import cosine, make_optimizers
 
 _WIDTHS = 0.03, 0.09  # standard deviations of the places around scan and fit, in model units
 _ASKED = 8192  # places at which a field that is told everywhere is asked, at each look, where it is wrong
@@ -43,40 +43,40 @@ _PRIOR = 0.05  # what the model's field weighs beside the points, each of which 
 class RefineOptions:
     """The training's optimisers on the decoder, for one scan. Lengths are model units."""
 
-    known: int = 50_000
+    max_points: int = 50_000
     """Points that are taken from the scan, at most."""
     points: int = 512
     """Points of these that are drawn at every step, and as many around them."""
-    places: int = 512
+    field_points: int = 512
     """Places further off, at which scan or fit tells the distance, that are drawn at every step."""
     steps: int = 300
     """Number of steps."""
     lr: float = 1e-3
     """Adam's learning rate; both fall along half a cosine."""
-    lr_hidden: float = 6e-3
+    lr_muon: float = 6e-3
     """Muon's, for the products between hidden layers."""
-    sigma: float = 0.01
+    near_std: float = 0.01
     """Standard deviation of the points around the scan."""
-    reach: float = 0.03
+    trust_distance: float = 0.03
     """How far from its points the scan is trusted, at least; beyond, the field stays as it was fitted. `inf` for scans
     without holes: their points tell the distance everywhere."""
-    around: float = 1.0
+    signed_distance_weight: float = 1.0
     """Weight of the mean difference from what scan or fit say about the field around."""
-    held: float = 0.1
+    validation_fraction: float = 0.1
     """Share of the scan that is kept apart to say which weights to take, and which width."""
-    look: int = 20
+    eval_every: int = 20
     """Steps between two looks at that share."""
 
 
 def refine(
-    model: DistanceModel,
+    model: SDFModel,
     scan: Scan,
     code: Code,
     weights: Mapping[str, float],
     options: RefineOptions | None = None,
     *,
     seed: int = 0,
-) -> DistanceModel:
+) -> SDFModel:
     """A copy of the model, adapted to one scan (model frame) whose code (a batch of one) was fitted, with its detail.
 
     `weights` are those of the training's terms, but for those about the code. A scan without normals gets estimated
@@ -84,50 +84,59 @@ def refine(
     """
     options = options or RefineOptions()
     rng = np.random.default_rng(seed)
-    scan = oriented(model, scan.sample(options.known, rng).with_normals(), code)
+    scan = orient_normals(model, scan.sample(options.max_points, rng).estimate_normals(), code)
     order = rng.permutation(len(scan))
-    shown, held = np.split(order, [len(scan) - max(1, round(options.held * len(scan)))])
+    shown, held = np.split(order, [len(scan) - max(1, round(options.validation_fraction * len(scan)))])
     check = torch.from_numpy(scan.points[held[:4096]]).float()[None]
-    told = scan.take(shown)
-    places, targets = _around(model, told, code, options.reach, rng)
+    told = scan.select(shown)
+    places, targets = field_targets(model, told, code, options.trust_distance, rng)
 
     refined = copy.deepcopy(model).eval()
     learned = [p for name, p in refined.named_parameters() if not name.startswith("encoder.")]
-    optimiser = optimisers(refined, lr=options.lr, lr_codes=0.0, lr_hidden=options.lr_hidden)
-    rates, schedule = [group["lr"] for group in optimiser.param_groups], cosine(warmup=10)
-    loss = Objective(refined, {**weights, "far": options.around, "code": 0.0, "lesson": 0.0}).of_code
+    optimiser = make_optimizers(refined, lr=options.lr, lr_codes=0.0, lr_muon=options.lr_muon)
+    rates, schedule = [group["lr"] for group in optimiser.param_groups], cosine(warmup_steps=10)
+    loss = Objective(
+        refined,
+        {
+            **weights,
+            "unsigned_distance": 0.0,
+            "signed_distance": options.signed_distance_weight,
+            "code_reg": 0.0,
+            "distillation": 0.0,
+        },
+    ).loss
 
-    everywhere = not np.isfinite(options.reach)
+    everywhere = not np.isfinite(options.trust_distance)
 
     best, kept = float("inf"), refined.state_dict()
     for step in range(options.steps + 1):
-        if step % options.look == 0:
+        if step % options.eval_every == 0:
             with torch.no_grad():
                 error = float(refined.field(check, code).abs().mean())
             if error < best:
                 best, kept = error, copy.deepcopy(refined.state_dict())
-            wrong = _wrong(refined, code, places, targets, rng) if everywhere else None
+            wrong = error_weights(refined, code, places, targets, rng) if everywhere else None
         if step == options.steps:
             break
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step, step / options.steps)
-        seen = draw(told, options.points, int(rng.integers(2**32)))
-        batch = collate([seen], sigma=options.sigma, sloped=4, seed=step)
-        some = torch.from_numpy(rng.integers(len(places), size=options.places))
+        seen = resample(told, options.points, int(rng.integers(2**32)))
+        batch = collate([seen], near_std=options.near_std, gradient_stride=4, seed=step)
+        some = torch.from_numpy(rng.integers(len(places), size=options.field_points))
         if wrong is not None:  # half of them, each as often as it is wrong
             some[::2] = torch.from_numpy(rng.choice(wrong.places, size=len(some[::2]), p=wrong.share))
-        batch = replace(batch, box=places[some][None], target=targets[some][None])
-        gradients = in_pieces(loss, batch, code, learned).gradients[len(code.tensors) :]
+        batch = replace(batch, uniform_points=places[some][None], target_sdf=targets[some][None])
+        gradients = chunked_gradients(loss, batch, code, learned).gradients[len(code.tensors) :]
         for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.grad = gradient
         optimiser.step()
     refined.load_state_dict(kept)
     if everywhere and isinstance(refined, IGR):
-        _solve_last(refined, code, places, targets)
+        solve_last_layer(refined, code, places, targets)
     return _with_detail(refined, told, code, check)
 
 
-class _Wrong(NamedTuple):
+class ErrorWeights(NamedTuple):
     """Some of the places, and their shares of the relative error."""
 
     places: Int[np.ndarray, "n"]
@@ -135,21 +144,21 @@ class _Wrong(NamedTuple):
 
 
 @torch.no_grad()
-def _wrong(
-    model: DistanceModel,
+def error_weights(
+    model: SDFModel,
     code: Code,
     places: Float[Tensor, "n 3"],
     targets: Float[Tensor, "n"],
     rng: np.random.Generator,
-) -> _Wrong:
+) -> ErrorWeights:
     asked = rng.integers(len(places), size=_ASKED)
     off = (model.field(places[asked][None], code)[0] - targets[asked]).abs() / (targets[asked].abs() + _CLOSE)
     share = off.double().numpy() + 1e-12
-    return _Wrong(asked, share / share.sum())
+    return ErrorWeights(asked, share / share.sum())
 
 
 @torch.no_grad()
-def _solve_last(model: IGR, code: Code, places: Float[Tensor, "n 3"], targets: Float[Tensor, "n"]) -> None:
+def solve_last_layer(model: IGR, code: Code, places: Float[Tensor, "n 3"], targets: Float[Tensor, "n"]) -> None:
     """Give the last layer the weights of the least mean |f - d| / (|d| + close), the rest of the network as it is.
 
     Iteratively reweighted least squares; of the weights on the way, those that it began with included, the best.
@@ -171,13 +180,13 @@ def _solve_last(model: IGR, code: Code, places: Float[Tensor, "n 3"], targets: F
     out.weight[0], out.bias[0] = best[:-1].float(), best[-1].float()
 
 
-class Detailed(DistanceModel):
+class DetailedModel(SDFModel):
     """An adapted model, with what is left between it and the scan taken from the points themselves.
 
     Where there are points, the field is their moving least squares, and it passes into the model's where they end.
     """
 
-    def __init__(self, model: DistanceModel, scan: Scan, width: float) -> None:
+    def __init__(self, model: SDFModel, scan: Scan, width: float) -> None:
         """`width` is that of the weights, in model units; the scan has normals."""
         super().__init__()
         assert scan.normals is not None
@@ -188,13 +197,13 @@ class Detailed(DistanceModel):
         """As the model does."""
         return self.model.encode(batch)
 
-    def terms(self, batch: Batch, code: Code) -> dict[str, Tensor]:
+    def loss_terms(self, batch: Batch, code: Code) -> dict[str, Tensor]:
         """Those of the model."""
-        return self.model.terms(batch, code)
+        return self.model.loss_terms(batch, code)
 
-    def linearise(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearised:
+    def linearize(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearization:
         """That of the model: the detail moves the surface by a millimetre or two."""
-        return self.model.linearise(x, code)
+        return self.model.linearize(x, code)
 
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """The model's field, and the scan's heights where it has points; no graph."""
@@ -204,19 +213,19 @@ class Detailed(DistanceModel):
         return torch.where(weight > 0, (height + _PRIOR * smooth) / (weight + _PRIOR), smooth)
 
 
-def _with_detail(model: DistanceModel, scan: Scan, code: Code, held: Float[Tensor, "1 n 3"]) -> DistanceModel:
+def _with_detail(model: SDFModel, scan: Scan, code: Code, held: Float[Tensor, "1 n 3"]) -> SDFModel:
     """The width, in units of the distance to a point's sixth neighbour, under which the held points are met best.
 
     Where none meets them better than the model does (few points, or noisy ones), there is no detail.
     """
-    spacing = proximity.spacing(scan.points, neighbour=6)
-    candidates = [model, *(Detailed(model, scan, factor * spacing) for factor in (0.5, 0.7, 1.0, 1.4))]
+    spacing = proximity.median_spacing(scan.points, neighbor=6)
+    candidates = [model, *(DetailedModel(model, scan, factor * spacing) for factor in (0.5, 0.7, 1.0, 1.4))]
     with torch.no_grad():
         return min(candidates, key=lambda made: float(made.field(held, code).abs().mean()))
 
 
-def _around(
-    model: DistanceModel, scan: Scan, code: Code, reach: float, rng: np.random.Generator
+def field_targets(
+    model: SDFModel, scan: Scan, code: Code, reach: float, rng: np.random.Generator
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n"]]:
     """Places around the scan, around the fitted surface and in the box, and what the field should be there.
 
@@ -232,14 +241,14 @@ def _around(
 
     close, anywhere = [known], 40_000
     if np.isfinite(reach):
-        close += [np.asarray(mesh.vertices) for mesh in model.surface(code, resolution=64)]
+        close += [np.asarray(mesh.vertices) for mesh in model.extract_surface(code, resolution=64)]
     else:  # the scan alone has a say, everywhere
         anywhere *= 3
     places = np.concatenate(
         [*(spread(points, 40_000, width) for points in close for width in _WIDTHS), rng.uniform(-1, 1, (anywhere, 3))]
     )
     whole = not np.isfinite(reach)
-    distance, index, height = _signed(places, known, normals, whole=whole)
+    distance, index, height = signed_distance_to_points(places, known, normals, whole=whole)
     with torch.no_grad():
         off = model.field(torch.from_numpy(scan.points[index]).float()[None], code)[0].abs().numpy()
         fitted = model.field(torch.from_numpy(places).float()[None], code)[0].numpy()
@@ -249,7 +258,7 @@ def _around(
     return torch.from_numpy(places[kept]).float(), torch.from_numpy(target[kept]).float()
 
 
-def _signed(
+def signed_distance_to_points(
     places: Float[np.ndarray, "q 3"],
     points: Float[np.ndarray, "n 3"],
     normals: Float[np.ndarray, "n 3"],
@@ -264,24 +273,24 @@ def _signed(
     the side is that of the points around together, each the less the farther: beyond a sharp edge the nearest may be of
     the face that looks away.
     """
-    away, index = proximity.to_points(places, points)
+    away, index = proximity.nearest_point(places, points)
     height = ((places - points[index]) * normals[index]).sum(axis=1)
-    gap = proximity.spacing(points, neighbour=6)
+    gap = proximity.median_spacing(points, neighbor=6)
     over = np.square(away) - np.square(height) < gap**2
     side, distance = np.where(height < 0, -1.0, 1.0), np.where(over, np.abs(height), away)
     if whole:
         beyond = np.flatnonzero(~over)
-        around = proximity.neighbours(places[beyond], points, _PLANES)
+        around = proximity.k_nearest(places[beyond], points, _PLANES)
         apart = places[beyond, None] - points[around]
         farther = np.linalg.norm(apart, axis=2) - away[beyond, None]
         heights = (apart * normals[around]).sum(axis=2) * np.maximum(1 - farther / gap, 0)
         side[beyond] = np.where(heights.sum(axis=1) < 0, -1.0, 1.0)
-        met = _above(places[beyond], points[around], normals[around] * side[beyond, None, None])
+        met = distance_to_halfspaces(places[beyond], points[around], normals[around] * side[beyond, None, None])
         distance[beyond] = np.clip(met, away[beyond] - gap, away[beyond])
     return side * distance, index, height
 
 
-def _above(
+def distance_to_halfspaces(
     places: Float[np.ndarray, "q 3"], points: Float[np.ndarray, "q k 3"], normals: Float[np.ndarray, "q k 3"]
 ) -> Float[np.ndarray, "q"]:
     """Distance of each place to what lies below all of its k planes, by Hildreth's method (1957)."""

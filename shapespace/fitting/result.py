@@ -13,7 +13,7 @@ from torch import Tensor
 from shapespace.geometry.frame import Frame
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.base import ShapeModel
-from shapespace.models.code import Code, join
+from shapespace.models.code import Code, concatenate
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Fit:
     """Of the flat code, by Laplace's approximation; none for first-order fits and for encoding alone."""
     name: str = ""
     seconds: float = 0.0
-    bridged: bool = False
+    interpolated: bool = False
     """Whether it is a frame of a sequence that the others tell about, without a scan of its own that counted."""
 
 
 def save_fits(path: FilePath, fits: Sequence[Fit], model: ShapeModel) -> None:
     """Codes of many scans in one safetensors file: numbers, places, names, and which model they belong to."""
-    code = join([fit.code for fit in fits])
+    code = concatenate([fit.code for fit in fits])
     tensors: dict[str, Tensor] = {f"code.{index}": part for index, part in enumerate(code.parts)}
-    tensors["centre"] = torch.stack([fit.frame.centre for fit in fits])
+    tensors["centre"] = torch.stack([fit.frame.center for fit in fits])
     tensors["scale"] = torch.stack([fit.frame.scale for fit in fits])
     if any(fit.frame.rotation is not None for fit in fits):
         still = torch.eye(3)

@@ -13,7 +13,7 @@ def second_differences(count: int) -> Float[Tensor, "m n"]:
     return whole[:-2] - 2 * whole[1:-1] + whole[2:]
 
 
-def solve(
+def solve_block_tridiagonal(
     own: Float[Tensor, "n k k"], stiffness: Float[Tensor, "k k"], right: Float[Tensor, "n k"]
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k k"]]:
     """Solve A x = right, and give the blocks on the diagonal of A's inverse (all float64).

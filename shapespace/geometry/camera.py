@@ -9,9 +9,11 @@ from trimesh import Trimesh
 
 from shapespace.geometry.scan import Scan
 
-JUMP = 0.03  # metres between neighbouring pixels: more than a grazing body shows, less than an arm is from the trunk
+MAX_DEPTH_JUMP = (
+    0.03  # metres between neighbouring pixels: more than a grazing body shows, less than an arm is from the trunk
+)
 
-_UPRIGHT = np.diag([1.0, -1.0, -1.0, 1.0])  # from x right, y down, z ahead to x right, y up, z behind
+UPRIGHT_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0])  # from x right, y down, z ahead to x right, y up, z behind
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,24 @@ class Camera:
     near: float = 0.0
     far: float = np.inf
 
-    def placed(self, turn: Float[np.ndarray, "3 3"], unit: float) -> "Camera":
+    def in_world(self, turn: Float[np.ndarray, "3 3"], unit: float) -> "Camera":
         """The camera in our world (metres, y up), by the turn from its own one and metres per unit of that.
 
         Without a place it stands at the origin, level, and looks along -z, so that people who look at it face +z.
         """
-        pose = _UPRIGHT
+        pose = UPRIGHT_CAMERA
         if self.to_world is not None:
             pose = np.eye(4)
             pose[:3, :3], pose[:3, 3] = turn @ self.to_world[:3, :3], unit * turn @ self.to_world[:3, 3]
         return replace(self, to_world=pose)
 
-    def within(self, near: float, far: float) -> "Camera":
+    def with_limits(self, near: float, far: float) -> "Camera":
         """The camera with limits (metres) beside its own: the narrower ones hold."""
         return replace(self, near=float(np.maximum(self.near, near)), far=float(np.minimum(self.far, far)))
 
 
 @dataclass(frozen=True)
-class View:
+class DepthImage:
     """One depth image and the camera that took it, which must be placed before anything is asked of it.
 
     `depth` is along the optical axis, in metres; 0, less, or not finite where nothing was measured.
@@ -84,22 +86,22 @@ class View:
             x, y = (column - camera.cx) / camera.fx * z, (row - camera.cy) / camera.fy * z
             return np.stack([x, y, z], axis=1) @ self.pose[:3, :3].T + self.pose[:3, 3]
 
-    def scan(self, jump: float = JUMP) -> Scan:
+    def to_scan(self, max_depth_jump: float = MAX_DEPTH_JUMP) -> Scan:
         """The surface that spans neighbouring pixels no further apart in depth than `jump` (metres); float64.
 
         Normals are the means of those of the triangles around a point, so that all face the camera. Pixels that belong
         to no triangle, as at the edge of an outline, are left out.
         """
-        used, faces = triangulate(self.seen, self.depth, jump)
+        used, faces = triangulate(self.seen, self.depth, max_depth_jump)
         points = self.unproject(used)
         with np.errstate(over="ignore", invalid="ignore"):
             normals = np.array(Trimesh(points, faces, process=False).vertex_normals).reshape(-1, 3)
         return Scan("", points, normals, np.tile(self.pose[:3, 3], (len(points), 1)), faces)
 
 
-def joined(views: Sequence[View], name: str = "", *, jump: float = JUMP) -> Scan:
+def merge_depth_images(images: Sequence[DepthImage], name: str = "", *, max_depth_jump: float = MAX_DEPTH_JUMP) -> Scan:
     """What several cameras saw at one time, as one scan: a patch for each, unmerged; see `View.scan`."""
-    parts = [view.scan(jump) for view in views]
+    parts = [view.to_scan(max_depth_jump) for view in images]
     starts = np.cumsum([0, *(len(part) for part in parts)])
     faces = [part.faces + start for part, start in zip(parts, starts, strict=False) if part.faces is not None]
     return Scan(
@@ -112,7 +114,7 @@ def joined(views: Sequence[View], name: str = "", *, jump: float = JUMP) -> Scan
 
 
 def triangulate(
-    seen: Bool[np.ndarray, "*c rows columns"], depth: Float[np.ndarray, "*c rows columns"], jump: float
+    seen: Bool[np.ndarray, "*c rows columns"], depth: Float[np.ndarray, "*c rows columns"], max_depth_jump: float
 ) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "m 3"]]:
     """Two triangles in each square of neighbouring pixels, where the corners are seen and within `jump` in depth.
 
@@ -125,7 +127,7 @@ def triangulate(
     c, d = place[..., below, above], place[..., below, below]
     triangles = np.stack([np.stack([a, c, b], -1), np.stack([b, c, d], -1)], axis=-2).reshape(-1, 3)
     triangles = triangles[seen.reshape(-1)[triangles].all(axis=1)]
-    triangles = triangles[np.ptp(depth.reshape(-1)[triangles], axis=1) <= jump]
+    triangles = triangles[np.ptp(depth.reshape(-1)[triangles], axis=1) <= max_depth_jump]
     used = np.zeros(seen.size, dtype=np.bool_)
     used[triangles] = True
     return np.flatnonzero(used), (np.cumsum(used, dtype=np.int32) - 1)[triangles].astype(np.int32)

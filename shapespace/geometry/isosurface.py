@@ -107,7 +107,9 @@ def _fastest(values: Float[np.ndarray, "c 8"], corners: Float[np.ndarray, "8 3"]
     return float(max(np.abs(values[:, a] - values[:, b]).max() for a, b in pairs) / edge)
 
 
-def by_signs(field: Field, *, resolution: int, half: float = 1.0, level: float = 0.0, coarse: int = 32) -> Trimesh:
+def isosurface_by_sign(
+    field: Field, *, resolution: int, half: float = 1.0, level: float = 0.0, coarse: int = 32
+) -> Trimesh:
     """The same for a field that is no distance: cells with corners on both sides are halved, and their neighbours.
 
     Multiresolution extraction of Occupancy Networks (Mescheder et al., CVPR 2019, section 3.3), from a grid of
@@ -171,7 +173,7 @@ def evaluate(field: Field, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray
         return torch.cat([field(part).cpu() for part in parts]).double().numpy()
 
 
-def largest(mesh: Trimesh) -> Trimesh:
+def largest_component(mesh: Trimesh) -> Trimesh:
     """The connected component with the largest area (IGR keeps the largest component)."""
     parts = mesh.split(only_watertight=False)
     return max(parts, key=lambda part: float(part.area)) if len(parts) > 1 else mesh

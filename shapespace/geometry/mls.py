@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial import cKDTree
 
-_NEIGHBOURS = 48  # points that are asked about each place
+_NEIGHBORS = 48  # points that are asked about each place
 
 
 class MovingLeastSquares:
@@ -17,7 +17,7 @@ class MovingLeastSquares:
 
     def __call__(self, places: Float[np.ndarray, "q 3"]) -> tuple[Float[np.ndarray, "q"], Float[np.ndarray, "q"]]:
         """Sum of weight times height at each place, and sum of the weights; both 0 where no point is near."""
-        found = self._tree.query(places, k=_NEIGHBOURS, distance_upper_bound=3 * self.width)
+        found = self._tree.query(places, k=_NEIGHBORS, distance_upper_bound=3 * self.width)
         distance, index = np.asarray(found[0]), np.asarray(found[1])
         near = np.isfinite(distance[:, 0])
         height, weight = np.zeros(len(places)), np.zeros(len(places))

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from scipy.ndimage import maximum_filter
 from scipy.spatial import cKDTree
 
-NEIGHBOURS = 16  # of a point, itself among them
+NEIGHBORS = 16  # of a point, itself among them
 AROUND = 48  # neighbours that tell round from hollow: some 8 cm of a person in 2,000 points
 IN_PLANE = 6  # the same for points of a curve: as far to either side
 VIEWS = 48
@@ -20,7 +20,7 @@ BARED = 0.6  # of the points of one view, those seen steeply, are hidden by no o
 WHOLE = 0.7  # of the points must be told by the views, one way only, or the scan is not seen from all around
 
 
-class Oriented(NamedTuple):
+class OrientedNormals(NamedTuple):
     """Unit normals, and whether the points cover the surface from all around, without which outside is a guess."""
 
     normals: Float[np.ndarray, "n 3"]
@@ -38,7 +38,7 @@ def estimate(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     The direction of least variance among the nearest neighbours (Hoppe et al., SIGGRAPH 1992, section 3.1).
     """
     wide = points.astype(np.float64)
-    near = wide[_neighbours(wide)[0]]
+    near = wide[_neighbors(wide)[0]]
     near -= near.mean(axis=1, keepdims=True)
     spread = np.einsum("nka,nkb->nab", near, near)
     if is_flat(points):
@@ -47,12 +47,12 @@ def estimate(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     return np.asarray(axes[:, :, 0], dtype=points.dtype)
 
 
-def facing(lines: Float[np.ndarray, "n 3"], towards: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+def orient_towards(lines: Float[np.ndarray, "n 3"], towards: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     """Turn each line to the side of a vector."""
     return np.where((lines * towards).sum(axis=1, keepdims=True) < 0, -lines, lines)
 
 
-def outward(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"]) -> Oriented:
+def orient_outward(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"]) -> OrientedNormals:
     """Turn each line to the side from which one can leave: what is outside can be seen from afar, what is inside not.
 
     The points are drawn as depth maps in many directions. A place just beside a point, on the side of the viewer, is
@@ -60,7 +60,7 @@ def outward(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"]) -
     of views also turn the facets of Takayama et al., A Simple Method for Correcting Facet Orientations, 2014.)
     """
     wide, axis = points.astype(np.float64), lines.astype(np.float64)
-    index, reach = _neighbours(wide)
+    index, reach = _neighbors(wide)
     cell = float(np.median(reach))
     votes = np.zeros((len(wide), 2))
     for view in _directions(VIEWS, flat=is_flat(points)):
@@ -78,10 +78,12 @@ def outward(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"]) -
         around = (side[index, None] * axis[index]).sum(axis=1)
         side = np.where(side == 0, np.sign((around * axis).sum(axis=1)), side)
     side = np.where(side == 0, 1.0, side)
-    return Oriented((side[:, None] * lines).astype(points.dtype), bool(told.mean() > WHOLE))
+    return OrientedNormals((side[:, None] * lines).astype(points.dtype), bool(told.mean() > WHOLE))
 
 
-def seen_from(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3"] | None:
+def single_view_direction(
+    points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"]
+) -> Float[np.ndarray, "3"] | None:
     """The direction from which one camera saw all the points, or None if they were seen from more sides.
 
     What one camera sees looks its way: the lines lie about a direction, and no point hides another. Which of its ends:
@@ -97,7 +99,7 @@ def seen_from(points: Float[np.ndarray, "n 3"], lines: Float[np.ndarray, "n 3"])
     out = ((wide - wide[index].mean(axis=1)) * axis).sum(axis=1) * np.sign(along)
     if np.mean(out > 0) < 0.5:
         towards, along = -towards, -along
-    cell = float(np.median(_neighbours(wide)[1]))
+    cell = float(np.median(_neighbors(wide)[1]))
     steep = np.abs(along) > STEEP
     beside = wide + 1.5 * cell * np.sign(along)[:, None] * axis
     return towards if _visible(wide, beside[steep], towards, cell).mean() > BARED else None
@@ -120,9 +122,9 @@ def _visible(
     return np.asarray(places @ view >= hiding[tuple(pixels(places))])
 
 
-def _neighbours(points: Float[np.ndarray, "n 3"]) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n"]]:
+def _neighbors(points: Float[np.ndarray, "n 3"]) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n"]]:
     """Nearest neighbours of each point, itself among them, and the distance to the farthest."""
-    count = min(IN_PLANE if is_flat(points) else NEIGHBOURS, len(points))
+    count = min(IN_PLANE if is_flat(points) else NEIGHBORS, len(points))
     distance, index = cKDTree(points).query(points, k=count, workers=-1)
     shape = len(points), count
     return np.reshape(index, shape), np.reshape(distance, shape)[:, -1]

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from trimesh import Trimesh
 
 
-def to_mesh(
+def closest_point(
     points: Float[np.ndarray, "n 3"], mesh: Trimesh
 ) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"], Float[np.ndarray, "n 3"]]:
     """Exact unsigned distance from each point to the mesh, the nearest face, and the nearest point on it.
@@ -28,14 +28,14 @@ def to_mesh(
     return _put_back(np.sqrt(squared), asking), _put_back(face.astype(np.int64), asking), _put_back(closest, asking)
 
 
-def to_points(
+def nearest_point(
     points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"]
 ) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     """Distance from each point to the nearest of the others, and its index."""
     return _nearest(_tree(points), _tree(others))
 
 
-def each_other(
+def mutual_nearest(
     a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "m 3"]
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "m"]]:
     """Distance from each point of a to the nearest of b, and from each of b to the nearest of a."""
@@ -43,22 +43,20 @@ def each_other(
     return _nearest(tree_a, tree_b)[0], _nearest(tree_b, tree_a)[0]
 
 
-def spacing(points: Float[np.ndarray, "n 3"], *, neighbour: int) -> float:
+def median_spacing(points: Float[np.ndarray, "n 3"], *, neighbor: int) -> float:
     """Median distance from a point (of two thousand) to its so-manieth neighbour."""
-    distance, _ = _tree(points).query(points[:2000], k=[neighbour + 1])  # its own nearest is itself
+    distance, _ = _tree(points).query(points[:2000], k=[neighbor + 1])  # its own nearest is itself
     return float(np.median(distance))
 
 
-def reach(points: Float[np.ndarray, "n 3"], *, neighbour: int) -> Float[np.ndarray, "n"]:
+def kth_neighbor_distance(points: Float[np.ndarray, "n 3"], *, neighbor: int) -> Float[np.ndarray, "n"]:
     """Distance from each point to its so-manieth neighbour."""
     tree = _tree(points)
-    distance, _ = tree.query(tree.data[tree.indices], k=[neighbour + 1], workers=-1)  # its own nearest is itself
+    distance, _ = tree.query(tree.data[tree.indices], k=[neighbor + 1], workers=-1)  # its own nearest is itself
     return _put_back(np.asarray(distance)[:, 0], tree)
 
 
-def neighbours(
-    points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"], count: int
-) -> Int[np.ndarray, "n k"]:
+def k_nearest(points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"], count: int) -> Int[np.ndarray, "n k"]:
     """Which of the others are nearest to each point: `count` of them, or all if they are fewer."""
     _, index = _tree(others).query(points, k=np.arange(min(count, len(others))) + 1, workers=-1)
     return np.asarray(index)
@@ -93,7 +91,7 @@ def _triangles(mesh: Trimesh) -> tuple[igl.AABB, Float[np.ndarray, "v 3"], Int[n
     return tree, vertices, faces
 
 
-def inside(points: Float[np.ndarray, "n 3"], mesh: Trimesh) -> Bool[np.ndarray, "n"]:
+def contains(points: Float[np.ndarray, "n 3"], mesh: Trimesh) -> Bool[np.ndarray, "n"]:
     """Where the winding number is beyond a half, for either orientation of the faces.
 
     Barill et al., Fast Winding Numbers, SIGGRAPH 2018: small holes do no harm, sheets have no inside.

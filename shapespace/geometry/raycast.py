@@ -6,14 +6,14 @@ from embreex.rtcore_scene import EmbreeScene
 from jaxtyping import Float, Int
 
 
-class Rays:
+class Raycaster:
     """Rays against one mesh; single precision, any unit."""
 
     def __init__(self, vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]):
         self._scene = EmbreeScene()
         TriangleMesh(self._scene, vertices.astype(np.float32), faces.astype(np.int32))
 
-    def first(
+    def first_hit(
         self, origins: Float[np.ndarray, "n 3"], directions: Float[np.ndarray, "n 3"]
     ) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
         """Distance along each ray to its first hit, in lengths of its direction, and the face hit, or -1.

@@ -30,7 +30,7 @@ class Scan:
     normals: Float[np.ndarray, "n 3"] | None = None
     sensors: Float[np.ndarray, "n 3"] | None = None
     faces: Int[np.ndarray, "m 3"] | None = None
-    lines: Float[np.ndarray, "n 3"] | None = None
+    unoriented_normals: Float[np.ndarray, "n 3"] | None = None
 
     def __len__(self) -> int:
         return len(self.points)
@@ -43,7 +43,7 @@ class Scan:
         """
         if self.faces is None:
             chosen = rng.permutation(len(self))[:count]
-            return self.take(chosen)
+            return self.select(chosen)
         corners = self.points[self.faces]
         cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         doubled = np.linalg.norm(cross, axis=1)
@@ -84,24 +84,24 @@ class Scan:
             "Remove the faces to use its vertices as points."
         )
 
-    def take(self, chosen: Int[np.ndarray, "k"]) -> "Scan":
+    def select(self, chosen: Int[np.ndarray, "k"]) -> "Scan":
         """Keep only the chosen points (and drop the faces)."""
         return Scan(
             self.name,
             self.points[chosen],
             None if self.normals is None else self.normals[chosen],
             None if self.sensors is None else self.sensors[chosen],
-            lines=None if self.lines is None else self.lines[chosen],
+            unoriented_normals=None if self.unoriented_normals is None else self.unoriented_normals[chosen],
         )
 
-    def within(self, kept: Bool[np.ndarray, "n"]) -> "Scan":
+    def mask(self, kept: Bool[np.ndarray, "n"]) -> "Scan":
         """Keep only these points, and the faces all of whose corners they are."""
-        few = self.take(np.flatnonzero(kept))
+        few = self.select(np.flatnonzero(kept))
         if self.faces is None:
             return few
         return replace(few, faces=(np.cumsum(kept) - 1)[self.faces[kept[self.faces].all(axis=1)]])
 
-    def without_strays(self) -> "Scan":
+    def remove_statistical_outliers(self) -> "Scan":
         """The same scan without points that stand alone, if these are many; meshes are left as they are.
 
         A point stands alone if its eighth neighbour is thrice as far as that of most points (after Rusu et al., Towards
@@ -109,41 +109,41 @@ class Scan:
         """
         if self.faces is not None or len(self) <= _NEIGHBOUR:
             return self
-        away = proximity.reach(self.points, neighbour=_NEIGHBOUR)
+        away = proximity.kth_neighbor_distance(self.points, neighbor=_NEIGHBOUR)
         alone = away > _ALONE * np.median(away)
-        return self.take(np.flatnonzero(~alone)) if alone.mean() > _MANY else self
+        return self.select(np.flatnonzero(~alone)) if alone.mean() > _MANY else self
 
-    def with_normals(self) -> "Scan":
+    def estimate_normals(self) -> "Scan":
         """The same scan; one that has neither normals nor faces gets some, estimated from its points.
 
         They look to the sensors where these are known, else to where one can leave (`geometry.normals.outward`). A scan
         without sensors that was not seen from all around gets lines: which way is out cannot be told by points alone.
         """
-        if self.normals is not None or self.lines is not None or self.faces is not None:
+        if self.normals is not None or self.unoriented_normals is not None or self.faces is not None:
             return self
         lines = normals.estimate(self.points)
         if self.sensors is not None:
-            return replace(self, normals=normals.facing(lines, self.sensors - self.points))
-        oriented = normals.outward(self.points, lines)
-        return replace(self, normals=oriented.normals) if oriented.whole else replace(self, lines=lines)
+            return replace(self, normals=normals.orient_towards(lines, self.sensors - self.points))
+        oriented = normals.orient_outward(self.points, lines)
+        return replace(self, normals=oriented.normals) if oriented.whole else replace(self, unoriented_normals=lines)
 
-    def with_sensors(self) -> "Scan":
+    def infer_sensor(self) -> "Scan":
         """The same scan; bare points that one camera saw (`geometry.normals.seen_from`) get it back, from afar."""
         if self.sensors is not None or self.normals is not None or self.faces is not None or len(self) < _NEIGHBOUR:
             return self
         few = self.sample(_FEW, np.random.default_rng(0)).points
-        towards = normals.seen_from(few, normals.estimate(few))
+        towards = normals.single_view_direction(few, normals.estimate(few))
         if towards is None:
             return self
         return replace(self, sensors=(self.points + _AFAR * towards).astype(self.points.dtype))
 
     def to_model(self, frame: Frame) -> "Scan":
         """The same scan in the model frame."""
-        return self._moved(frame.to_model, frame.turned)
+        return self._moved(frame.to_model, frame.rotate)
 
     def to_world(self, frame: Frame) -> "Scan":
         """The way back from `to_model`."""
-        return self._moved(frame.to_world, frame.turned_back)
+        return self._moved(frame.to_world, frame.rotate_back)
 
     def _moved(
         self, move: Callable[[torch.Tensor], torch.Tensor], turn: Callable[[torch.Tensor], torch.Tensor]
@@ -158,14 +158,14 @@ class Scan:
             points=by(move, self.points),
             normals=by(turn, self.normals),
             sensors=by(move, self.sensors),
-            lines=by(turn, self.lines),
+            unoriented_normals=by(turn, self.unoriented_normals),
         )
 
     def to_data(self) -> Any:
         """As a torch-geometric `Data` (`pos`, `normal`, `sensor`, `line`, `name`), for its transforms and loaders."""
         from torch_geometric.data import Data  # three seconds: only where it is wanted
 
-        optional = {"normal": self.normals, "sensor": self.sensors, "line": self.lines}
+        optional = {"normal": self.normals, "sensor": self.sensors, "line": self.unoriented_normals}
         tensors = {key: torch.from_numpy(value).float() for key, value in optional.items() if value is not None}
         return Data(pos=torch.from_numpy(self.points).float(), name=self.name, **tensors)
 
@@ -178,7 +178,7 @@ class Scan:
             data.pos.numpy(),
             None if normal is None else normal.numpy(),
             None if sensor is None else sensor.numpy(),
-            lines=None if line is None else line.numpy(),
+            unoriented_normals=None if line is None else line.numpy(),
         )
 
 

@@ -42,23 +42,23 @@ class Plane:
         return np.asarray(self.height(points) < self.thickness)
 
 
-def planes(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[Plane]:
+def bounding_planes(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[Plane]:
     """Find the planes that bound points of even density, the largest first: nearly all others lie on one side.
 
     By RANSAC (Fischler & Bolles 1981) on triples of neighbours, then least squares on what a guess caught.
     """
     found: list[Plane] = []
     rest = points.astype(np.float64)
-    cell = max(_CELL, 3 * proximity.spacing(rest, neighbour=1)) if len(rest) > 1 else _CELL
+    cell = max(_CELL, 3 * proximity.median_spacing(rest, neighbor=1)) if len(rest) > 1 else _CELL
     while len(found) < _PLANES and len(rest) > 3 and (plane := _largest(rest, cell, rng)) is not None:
         found.append(plane)
         rest = rest[~plane.below(rest)]
     return found
 
 
-def parts(points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:
+def connected_parts(points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:
     """Number the parts of points of even density: a chain of steps shorter than the gap joins what is one."""
-    gap = max(GAP, 4 * proximity.spacing(points, neighbour=1))
+    gap = max(GAP, 4 * proximity.median_spacing(points, neighbor=1))
     a, b = cKDTree(points).query_pairs(gap, output_type="ndarray").T
     graph = coo_array((np.ones(len(a), dtype=np.bool_), (a, b)), shape=(len(points), len(points)))
     return np.asarray(connected_components(graph, directed=False)[1])

@@ -15,7 +15,7 @@ from shapespace.io.atomic import replacing
 FORMAT = 1
 
 
-def _state(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
     """The state of a training, with at least these `keys`.
 
     A file from a stranger cannot run code, nor unpack to more than it holds.
@@ -39,7 +39,7 @@ def _state(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
     if form != FORMAT:
         raise ValueError(
             f"{path} has format {form}, this version reads {FORMAT}. Train again, or from its model: "
-            f"shapespace train STORE --start {path.parent} --out OTHER, or go on with the version that wrote it."
+            f"shapespace train STORE --init-from {path.parent} --out OTHER, or go on with the version that wrote it."
         )
     return dict(state)
 
@@ -58,7 +58,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {kind} at {path}: give the folder of a run, or a .safetensors file that it wrote.")
-    about = _described(path, kind)
+    about = read_metadata(path, kind)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -67,7 +67,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, about
 
 
-def _described(path: Path, kind: str) -> dict[str, Any]:
+def read_metadata(path: Path, kind: str) -> dict[str, Any]:
     """What a safetensors file of ours tells of itself."""
     try:
         with safe_open(path, framework="pt") as file:

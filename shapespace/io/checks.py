@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 Normals = Literal["auto", "require", "drop"]
 
 
-def _rows(path: Path, values: Any, what: str, count: int | None = None) -> Float[np.ndarray, "n 3"]:
+def check_rows(path: Path, values: Any, what: str, count: int | None = None) -> Float[np.ndarray, "n 3"]:
     """`values` as finite (n, 3) float64, one row per point if a count is given."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] != 3:
@@ -28,8 +28,8 @@ def _rows(path: Path, values: Any, what: str, count: int | None = None) -> Float
     return array
 
 
-def _points(path: Path, values: Any, least: int) -> Float[np.ndarray, "n 3"]:
-    points = _rows(path, values, "points")
+def check_points(path: Path, values: Any, least: int) -> Float[np.ndarray, "n 3"]:
+    points = check_rows(path, values, "points")
     if len(points) < least:
         raise ValueError(f"{path} holds {len(points)} points, and at least {least} are needed. Is it the right file?")
     if not np.ptp(points, axis=0).any():
@@ -37,7 +37,7 @@ def _points(path: Path, values: Any, least: int) -> Float[np.ndarray, "n 3"]:
     return points
 
 
-def _faces(path: Path, values: Any, count: int) -> Int[np.ndarray, "m 3"] | None:
+def check_faces(path: Path, values: Any, count: int) -> Int[np.ndarray, "m 3"] | None:
     """Triangles (quads are cut in two), or None if there are none."""
     faces = np.asarray(values if values is not None else [])
     if not faces.size:
@@ -56,11 +56,11 @@ def _faces(path: Path, values: Any, count: int) -> Int[np.ndarray, "m 3"] | None
     return np.asarray(triangles, dtype=np.int32)
 
 
-def _normals(path: Path, values: Any, count: int) -> Float[np.ndarray, "n 3"] | None:
+def check_normals(path: Path, values: Any, count: int) -> Float[np.ndarray, "n 3"] | None:
     """Check the normals and make them unit vectors; None if the file has none."""
     if values is None:
         return None
-    normals = _rows(path, values, "normals", count)
+    normals = check_rows(path, values, "normals", count)
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
     bad = int((lengths < 1e-6).sum())
     if bad:

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from shapespace.geometry.camera import _UPRIGHT, Camera, View, joined
+from shapespace.geometry.camera import UPRIGHT_CAMERA, Camera, DepthImage, merge_depth_images
 from shapespace.geometry.scan import MIN_POINTS, Scan
-from shapespace.io.errors import _BadFileError, _readable
-from shapespace.io.units import _moved, _turn
+from shapespace.io.errors import BadFileError, damage_as_error
+from shapespace.io.units import axis_rotation, transform
 
 _OTHER_NAMES = {"fx": "fl_x", "fy": "fl_y", "width": "w", "height": "h"}  # what nerfstudio says
 
@@ -89,7 +89,7 @@ def _pose(about: Mapping[str, Any]) -> Float[np.ndarray, "4 4"] | None:
             f"{key} is no rigid motion. Give four rows of four numbers: a rotation without scale or mirror, beside it "
             "the camera's place, and 0 0 0 1 below."
         )
-    return pose @ _UPRIGHT if key == "transform_matrix" else pose  # nerfstudio: y up, z behind the camera
+    return pose @ UPRIGHT_CAMERA if key == "transform_matrix" else pose  # nerfstudio: y up, z behind the camera
 
 
 def _limits(about: Mapping[str, Any]) -> tuple[float, float]:
@@ -132,25 +132,25 @@ _NOTHING = 1e9  # metres: no depth of an EXR image is as large
 CAMERAS = ("camera.json", "intrinsic.json", "camera_intrinsic.json")  # the last two are what Open3D's recorders write
 
 
-def _read_image(path: Path) -> list[View]:
+def read_depth_image(path: Path) -> list[DepthImage]:
     about, described = _camera_of(path)
     camera = _camera(about, described)
-    return [View(_depths(path, about, described, camera), camera)]
+    return [DepthImage(_depths(path, about, described, camera), camera)]
 
 
-def _read_capture(path: Path) -> list[View]:
+def read_capture(path: Path) -> list[DepthImage]:
     """All depth images that a JSON names, or that of its own name."""
     about = _json(path)
     frames = about.get("frames", [{}])
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise _BadFileError(f"{path}: frames must be a list that names the depth_file_path of each image, one or more.")
+        raise BadFileError(f"{path}: frames must be a list that names the depth_file_path of each image, one or more.")
     described = [{**about, **frame} for frame in frames]
     images = [_image_of(path, camera) for camera in described]
     cameras = [_camera(path, camera) for camera in described]
     if sum(camera.width * camera.height for camera in cameras) > MAX_PIXELS:
-        raise _BadFileError(f"{path} names images of more than {MAX_PIXELS:,} pixels together. Give fewer at once.")
+        raise BadFileError(f"{path} names images of more than {MAX_PIXELS:,} pixels together. Give fewer at once.")
     shots = zip(images, cameras, described, strict=True)
-    return [View(_depths(image, path, told, camera), camera) for image, camera, told in shots]
+    return [DepthImage(_depths(image, path, told, camera), camera) for image, camera, told in shots]
 
 
 def _image_of(path: Path, camera: dict[str, Any]) -> Path:
@@ -158,12 +158,12 @@ def _image_of(path: Path, camera: dict[str, Any]) -> Path:
     near = [image.name for image in map(path.with_suffix, (".png", ".npy", ".exr")) if image.exists()]
     name = camera.get("depth_file_path") or (near[0] if near and "frames" not in camera else None)
     if not isinstance(name, str):
-        raise _BadFileError(
+        raise BadFileError(
             f"{path} names no depth image{' for some frame' if 'frames' in camera else ', and none has its name'}. Add "
             '"depth_file_path": the PNG, NPY or EXR, seen from the JSON.'
         )
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise _BadFileError(
+        raise BadFileError(
             f"{path} names {name}, and only images beside or below it are read. Move it to the folder that holds them."
         )
     return path.parent / name
@@ -176,9 +176,9 @@ def _camera_of(image: Path) -> tuple[Path, dict[str, Any]]:
         if path.is_file():
             about = _json(path)
             if "frames" in about:
-                raise _BadFileError(f"{image} is one of the images of {path}. Give that file: it is the whole capture.")
+                raise BadFileError(f"{image} is one of the images of {path}. Give that file: it is the whole capture.")
             return path, about
-    raise _BadFileError(
+    raise BadFileError(
         f"{image} is a depth image without a camera: there is neither {image.with_suffix('.json').name} beside it nor "
         f"{' or '.join(CAMERAS)} there or in the folder above. Write one with fx, fy, cx, cy, width and height."
     )
@@ -188,17 +188,17 @@ def _camera(path: Path, described: dict[str, Any]) -> Camera:
     try:
         return camera_from_json(described)
     except ValueError as error:
-        raise _BadFileError(f"{path}: {error}") from error
+        raise BadFileError(f"{path}: {error}") from error
 
 
 def _depths(image: Path, about: Path, described: dict[str, Any], camera: Camera) -> Float[np.ndarray, "r c"]:
     """The values of an image, in metres."""
     if not image.is_file():
-        raise _BadFileError(f"there is no depth image {image}, which {about} describes. Check depth_file_path.")
-    with _readable(image):
+        raise BadFileError(f"there is no depth image {image}, which {about} describes. Check depth_file_path.")
+    with damage_as_error(image):
         if image.suffix.lower() == ".png":
-            if not shows_depth(image):
-                raise _BadFileError(
+            if not is_depth_image(image):
+                raise BadFileError(
                     f"{image} is no PNG of 16-bit grey, as depth images are: colours, or 8 bits, hold no distances. "
                     "Export the depth itself, in millimetres."
                 )
@@ -210,7 +210,7 @@ def _depths(image: Path, about: Path, described: dict[str, Any], camera: Camera)
         else:
             mapped = np.load(image, mmap_mode="r", allow_pickle=False)
             if mapped.ndim != 2 or mapped.dtype.kind not in "fiu":
-                raise _BadFileError(
+                raise BadFileError(
                     f"{image} is an array of {mapped.dtype} {mapped.shape}, not numbers (rows, columns). Save it so."
                 )
             _check_size(image, about, mapped.shape[::-1], camera)
@@ -218,7 +218,7 @@ def _depths(image: Path, about: Path, described: dict[str, Any], camera: Camera)
     try:
         factor = metres_per_value(described, whole=values.dtype.kind != "f")
     except ValueError as error:
-        raise _BadFileError(f"{about}: {error}") from error
+        raise BadFileError(f"{about}: {error}") from error
     with np.errstate(over="ignore"):
         return values.astype(np.float64) * factor
 
@@ -228,7 +228,7 @@ def _exr_values(image: Path, about: Path, camera: Camera) -> Float[np.ndarray, "
     try:
         import OpenEXR
     except ModuleNotFoundError as missing:
-        raise _BadFileError(
+        raise BadFileError(
             f"{image} is an EXR image, and its reader is not installed: pip install 'shapespace[exr]', or save NPY."
         ) from missing
     with OpenEXR.File(str(image), header_only=True) as file:
@@ -236,7 +236,7 @@ def _exr_values(image: Path, about: Path, camera: Camera) -> Float[np.ndarray, "
         names = [channel.name for channel in file.header()["channels"]]
     _check_size(image, about, (high[0] - low[0] + 1, high[1] - low[1] + 1), camera)
     if len(names) != 1:
-        raise _BadFileError(f"{image} has the channels {', '.join(names)[:60]}, and depth is one alone. Save that one.")
+        raise BadFileError(f"{image} has the channels {', '.join(names)[:60]}, and depth is one alone. Save that one.")
     with OpenEXR.File(str(image), separate_channels=True) as file:
         values = np.array(file.channels()[names[0]].pixels)
     return np.where(values < _NOTHING, values, 0)
@@ -246,15 +246,15 @@ def _check_size(image: Path, about: Path, size: tuple[int, ...], camera: Camera)
     """Refuse an image of another size than its camera's, before it is decoded."""
     wide, high = size
     if wide * high > MAX_PIXELS:
-        raise _BadFileError(f"{image} has {wide} x {high} pixels, more than {MAX_PIXELS:,}. Give a smaller one.")
+        raise BadFileError(f"{image} has {wide} x {high} pixels, more than {MAX_PIXELS:,}. Give a smaller one.")
     if (wide, high) != (camera.width, camera.height):
-        raise _BadFileError(
+        raise BadFileError(
             f"{image} has {wide} x {high} pixels, and {about} describes {camera.width} x {camera.height}. Give the "
             "camera of this image, in pixels of its size."
         )
 
 
-def shows_depth(path: Path) -> bool:
+def is_depth_image(path: Path) -> bool:
     """Whether a PNG is 16-bit grey: depth images are, and pictures and textures are not."""
     with path.open("rb") as file:
         start = file.read(26)
@@ -264,18 +264,18 @@ def shows_depth(path: Path) -> bool:
 def _json(path: Path) -> dict[str, Any]:
     """A JSON that holds an object."""
     if path.stat().st_size > 10_000_000:
-        raise _BadFileError(f"{path} has {path.stat().st_size:,} bytes: that is no description of cameras.")
-    with _readable(path):
+        raise BadFileError(f"{path} has {path.stat().st_size:,} bytes: that is no description of cameras.")
+    with damage_as_error(path):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise _BadFileError(f"{path} holds no JSON object. Write one with fx, fy, cx, cy, width and height.")
+        raise BadFileError(f"{path} holds no JSON object. Write one with fx, fy, cx, cy, width and height.")
     return content
 
 
-def _seen(path: Path, views: list[View], name: str, unit: float, up: str, jump: float) -> Scan:
+def scan_of_depth_images(path: Path, views: list[DepthImage], name: str, unit: float, up: str, jump: float) -> Scan:
     """The scan that depth images make, in metres, y up."""
-    placed = [replace(view, camera=view.camera.placed(_turn(up), unit)) for view in views]
-    scan = joined(placed, name, jump=jump)
+    placed = [replace(view, camera=view.camera.in_world(axis_rotation(up), unit)) for view in views]
+    scan = merge_depth_images(placed, name, max_depth_jump=jump)
     if len(scan) < MIN_POINTS:
         measured = np.concatenate([view.depth[view.measured] for view in views])
         ignored = len(measured) - sum(int(view.seen.sum()) for view in views)
@@ -286,5 +286,7 @@ def _seen(path: Path, views: list[View], name: str, unit: float, up: str, jump: 
             f"pixels measured something, at {low:.3g} to {high:.3g} m{beyond}, and neighbours {jump:g} m apart are not "
             "joined. Is it in millimetres, or does its JSON say depth_unit_scale_factor?"
         )
-    moved: dict[str, Any] = {of: _moved(path, getattr(scan, of), np.eye(3)) for of in ("points", "normals", "sensors")}
+    moved: dict[str, Any] = {
+        of: transform(path, getattr(scan, of), np.eye(3)) for of in ("points", "normals", "sensors")
+    }
     return replace(scan, **moved)

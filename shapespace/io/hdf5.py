@@ -11,7 +11,7 @@ import h5py
 MAX_READ = 1_000_000_000  # bytes of one array: a few bytes of a packed or an unwritten one may unfold to anything
 
 
-def held(group: h5py.Group, path: str) -> Any:
+def get_member(group: h5py.Group, path: str) -> Any:
     """The group or data set at `path` below `group`; in it and on the way to it, nothing leads out of the file.
 
     Soft and external links, virtual data sets and raw data in other files would have other files read in the place of
@@ -24,7 +24,7 @@ def held(group: h5py.Group, path: str) -> Any:
     """
     place: Any = group
     for part in path.split("/"):
-        if not isinstance(place, h5py.Group) or not has(place, part):
+        if not isinstance(place, h5py.Group) or not has_member(place, part):
             raise KeyError(f"it has no {path}")
         if place.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
             raise ValueError(f"its {path} is a link to another place, and only what the file itself holds is read")
@@ -34,12 +34,12 @@ def held(group: h5py.Group, path: str) -> Any:
     return place
 
 
-def has(group: h5py.Group, name: str) -> bool:
+def has_member(group: h5py.Group, name: str) -> bool:
     """Whether the group has a member of that name; h5py's `in` would follow a link to find out."""
     return bool(group.id.links.exists(name.encode()))
 
 
-def told(group: h5py.Group | h5py.Dataset, name: str) -> Any:
+def get_attribute(group: h5py.Group | h5py.Dataset, name: str) -> Any:
     """An attribute: numbers or a text. HDF5 itself may crash on what a damaged file makes of them.
 
     Raises:
@@ -56,7 +56,7 @@ def _check_kind(kind: h5py.h5t.TypeID, name: str) -> None:
         raise ValueError(f"its {name} is neither numbers nor text")
 
 
-def written(data: h5py.Dataset) -> h5py.Dataset:
+def check_stored(data: h5py.Dataset) -> h5py.Dataset:
     """The data set, if it takes as much room in the file as in memory: plain, and written to its end.
 
     Raises:
@@ -71,7 +71,7 @@ def written(data: h5py.Dataset) -> h5py.Dataset:
 
 
 @contextmanager
-def readable(path: Path, remedy: str) -> Iterator[None]:
+def damage_as_error(path: Path, remedy: str) -> Iterator[None]:
     """Turn whatever h5py raises on a damaged file into one sentence that names the file and ends with the remedy."""
     try:
         yield

@@ -16,14 +16,14 @@ from jaxtyping import Int
 from trimesh import Trimesh
 from trimesh.visual import ColorVisuals
 
-from shapespace.geometry.camera import JUMP, View
+from shapespace.geometry.camera import MAX_DEPTH_JUMP, DepthImage
 from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.io.atomic import replacing
-from shapespace.io.checks import Normals, _faces, _normals, _points, _rows
-from shapespace.io.depth_images import _seen
-from shapespace.io.errors import _readable
-from shapespace.io.formats import _PLY_BYTES, _measured, _Raw, _readers, _sniffed
-from shapespace.io.units import Up, _moved, _turn, from_world
+from shapespace.io.checks import Normals, check_faces, check_normals, check_points, check_rows
+from shapespace.io.depth_images import scan_of_depth_images
+from shapespace.io.errors import damage_as_error
+from shapespace.io.formats import PLY_BYTES, RawScan, drop_unmeasured, readers, sniff_format
+from shapespace.io.units import Up, axis_rotation, from_world, transform
 
 logging.getLogger("trimesh").addHandler(logging.NullHandler())  # what it could not read becomes our sentence
 
@@ -40,9 +40,9 @@ def read_scan(
     unit: float = 1.0,
     up: Up = "y",
     normals: Normals = "auto",
-    jump: float = JUMP,
-    near: float = 0.0,
-    far: float = np.inf,
+    max_depth_jump: float = MAX_DEPTH_JUMP,
+    min_depth: float = 0.0,
+    max_depth: float = np.inf,
 ) -> Scan:
     """Read a scan: any mesh or point file that trimesh reads, NPY, NPZ, XYZ, TXT or CSV, or depth images.
 
@@ -73,25 +73,25 @@ def read_scan(
     """
     path = Path(path)
     raw = _read(path)
-    if not isinstance(raw, _Raw):
-        limited = [replace(view, camera=view.camera.within(near, far)) for view in raw]
-        seen = _seen(path, limited, name or path.stem, unit, up, jump)
+    if not isinstance(raw, RawScan):
+        limited = [replace(view, camera=view.camera.with_limits(min_depth, max_depth)) for view in raw]
+        seen = scan_of_depth_images(path, limited, name or path.stem, unit, up, max_depth_jump)
         return replace(seen, normals=None) if normals == "drop" else seen
-    raw = _measured(raw)
-    points, faces = _points(path, raw.points, MIN_POINTS), _faces(path, raw.faces, len(raw.points))
-    vectors = None if normals == "drop" or faces is not None else _normals(path, raw.normals, len(points))
+    raw = drop_unmeasured(raw)
+    points, faces = check_points(path, raw.points, MIN_POINTS), check_faces(path, raw.faces, len(raw.points))
+    vectors = None if normals == "drop" or faces is not None else check_normals(path, raw.normals, len(points))
     if normals == "require" and faces is None and vectors is None:
         raise ValueError(
             f"{path} holds {len(points):,} points without faces or normals, and normals are required. "
             "Use a mesh or a file with normals, or say --normals auto and train without them."
         )
-    sensors = None if raw.sensors is None else _rows(path, raw.sensors, "sensors", len(points))
-    turn = _turn(up)
+    sensors = None if raw.sensors is None else check_rows(path, raw.sensors, "sensors", len(points))
+    turn = axis_rotation(up)
     return Scan(
         name or path.stem,
-        _moved(path, points, unit * turn),
-        None if vectors is None else _moved(path, vectors, turn),
-        None if sensors is None else _moved(path, sensors, unit * turn),
+        transform(path, points, unit * turn),
+        None if vectors is None else transform(path, vectors, turn),
+        None if sensors is None else transform(path, sensors, unit * turn),
         faces,
     )
 
@@ -106,7 +106,9 @@ def read_bytes(
 
     """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "stdin" / f"stdin{_sniffed(data[:4096])}"  # a folder of its own: no camera lies above it
+        path = (
+            Path(folder) / "stdin" / f"stdin{sniff_format(data[:4096])}"
+        )  # a folder of its own: no camera lies above it
         path.parent.mkdir()
         path.write_bytes(data)
         try:
@@ -127,13 +129,13 @@ def read_mesh(path: str | os.PathLike[str], *, unit: float = 1.0, up: Up = "y") 
     """
     path = Path(path)
     raw = _read(path)
-    if not isinstance(raw, _Raw):
-        seen = _seen(path, raw, path.stem, unit, up, JUMP)
+    if not isinstance(raw, RawScan):
+        seen = scan_of_depth_images(path, raw, path.stem, unit, up, MAX_DEPTH_JUMP)
         return Trimesh(seen.points, seen.faces, process=False)
-    points, faces = _points(path, raw.points, 3), _faces(path, raw.faces, len(raw.points))
+    points, faces = check_points(path, raw.points, 3), check_faces(path, raw.faces, len(raw.points))
     if faces is None:
         raise ValueError(f"{path} holds {len(points):,} points and no faces. Choose a file with a mesh.")
-    mesh = Trimesh(_moved(path, points, unit * _turn(up)), faces, process=False)
+    mesh = Trimesh(transform(path, points, unit * axis_rotation(up)), faces, process=False)
     if raw.quality is not None and len(raw.quality) == len(points):
         mesh.vertex_attributes["quality"] = unit * np.asarray(raw.quality, dtype=np.float64).reshape(-1)
     return mesh
@@ -150,9 +152,9 @@ def read_faces(path: str | os.PathLike[str]) -> Int[np.ndarray, "m 3"]:
     path = Path(path)
     if path.suffix.lower() != ".npy":
         return np.asarray(read_mesh(path).faces, dtype=np.int32)
-    with _readable(path):
+    with damage_as_error(path):
         values = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    faces = _faces(path, values, np.iinfo(np.int32).max)
+    faces = check_faces(path, values, np.iinfo(np.int32).max)
     if faces is None:
         raise ValueError(f"{path} holds no faces. Copy or download it again.")
     return faces
@@ -164,17 +166,17 @@ def write_scan(path: str | os.PathLike[str], scan: Scan, *, unit: float = 1.0, u
     Vertices have x, y, z, and where the scan has them nx, ny, nz and `sensor`: the row of the extra element `sensor`
     (x, y, z), which holds each origin once.
     """
-    turn = _turn(up).T
-    columns: dict[str, np.ndarray] = dict(zip("xyz", _moved(path, scan.points, turn / unit).T, strict=True))
+    turn = axis_rotation(up).T
+    columns: dict[str, np.ndarray] = dict(zip("xyz", transform(path, scan.points, turn / unit).T, strict=True))
     if scan.normals is not None:
-        columns |= dict(zip(("nx", "ny", "nz"), _moved(path, scan.normals, turn).T, strict=True))
+        columns |= dict(zip(("nx", "ny", "nz"), transform(path, scan.normals, turn).T, strict=True))
     elements: list[tuple[str, dict[str, np.ndarray]]] = [("vertex", columns)]
     if scan.faces is not None:
         elements.append(("face", {"vertex_indices": scan.faces.astype("<i4")}))
     if scan.sensors is not None:
         origins, index = np.unique(scan.sensors, axis=0, return_inverse=True)
         columns["sensor"] = index.reshape(-1).astype("u1" if len(origins) <= 256 else "<i4")
-        elements.append(("sensor", dict(zip("xyz", _moved(path, origins, turn / unit).T, strict=True))))
+        elements.append(("sensor", dict(zip("xyz", transform(path, origins, turn / unit).T, strict=True))))
     _write(Path(path), _ply_bytes(elements))
 
 
@@ -216,25 +218,25 @@ def mesh_bytes(mesh: Trimesh, path: Path = Path("mesh.ply"), *, unit: float = 1.
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def _read(path: Path) -> _Raw | list[View]:
+def _read(path: Path) -> RawScan | list[DepthImage]:
     """Read the file, after the checks that come before any format."""
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}. Check the path, and that the data set was unpacked there.")
-    readers = _readers()
-    if path.is_dir() or path.suffix.lower() not in readers:
+    known = readers()
+    if path.is_dir() or path.suffix.lower() not in known:
         what = "is a folder" if path.is_dir() else f"has the unknown suffix {path.suffix!r}"
-        raise ValueError(f"{path} {what}. Give a file whose name ends in one of {', '.join(sorted(readers))}.")
+        raise ValueError(f"{path} {what}. Give a file whose name ends in one of {', '.join(sorted(known))}.")
     if not path.is_file():
         raise ValueError(f"{path} is a pipe or a device. Give a file, or - to read standard input.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes). Copy or download it again.")
-    with _readable(path), warnings.catch_warnings(action="ignore"):
-        return readers[path.suffix.lower()](path)
+    with damage_as_error(path), warnings.catch_warnings(action="ignore"):
+        return known[path.suffix.lower()](path)
 
 
-_PLY_BYTES |= dict.fromkeys(b"short ushort int16 uint16 float16".split(), 2)
-_PLY_BYTES |= dict.fromkeys(b"int uint int32 uint32 float float32".split(), 4)
-_PLY_BYTES |= dict.fromkeys(b"double float64 int64 uint64".split(), 8)
+PLY_BYTES |= dict.fromkeys(b"short ushort int16 uint16 float16".split(), 2)
+PLY_BYTES |= dict.fromkeys(b"int uint int32 uint32 float float32".split(), 4)
+PLY_BYTES |= dict.fromkeys(b"double float64 int64 uint64".split(), 8)
 
 
 # ------------------------------------------------------------------------------------------------------------ checking

@@ -16,7 +16,7 @@ UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}  # metres per file uni
 
 
 # Rows are the world axes in file axes: each is a turn (no mirror) that brings the file's up axis to +y.
-_TURNS: dict[str, list[list[int]]] = {
+AXIS_ROTATIONS: dict[str, list[list[int]]] = {
     "y": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "-y": [[1, 0, 0], [0, -1, 0], [0, 0, -1]],
     "z": [[1, 0, 0], [0, 0, 1], [0, -1, 0]],
@@ -28,21 +28,23 @@ _TURNS: dict[str, list[list[int]]] = {
 
 def to_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "y") -> Float[np.ndarray, "n 3"]:
     """Bring points of a file's unit (metres per file unit) and up axis into metres, y up; float32."""
-    return _moved("points", vectors, unit * _turn(up))
+    return transform("points", vectors, unit * axis_rotation(up))
 
 
 def from_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "y") -> Float[np.ndarray, "n 3"]:
     """The way back from `to_world`."""
-    return np.asarray(vectors @ (_turn(up) / unit))
+    return np.asarray(vectors @ (axis_rotation(up) / unit))
 
 
-def _turn(up: str) -> Float[np.ndarray, "3 3"]:
-    if up not in _TURNS:
-        raise ValueError(f"up axis {up!r} is none of {', '.join(_TURNS)}. Name the axis of the file that points up.")
-    return np.array(_TURNS[up], dtype=np.float64)
+def axis_rotation(up: str) -> Float[np.ndarray, "3 3"]:
+    if up not in AXIS_ROTATIONS:
+        raise ValueError(
+            f"up axis {up!r} is none of {', '.join(AXIS_ROTATIONS)}. Name the axis of the file that points up."
+        )
+    return np.array(AXIS_ROTATIONS[up], dtype=np.float64)
 
 
-def _moved(
+def transform(
     path: str | os.PathLike[str], vectors: Float[np.ndarray, "n 3"], matrix: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "n 3"]:
     """`matrix` applied to each row, float32."""

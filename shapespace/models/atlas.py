@@ -13,7 +13,7 @@ from trimesh import Trimesh
 from shapespace.data.loader import Batch
 from shapespace.models.base import ShapeModel
 from shapespace.models.code import Code
-from shapespace.models.encoders import Encoder, PointEncoder
+from shapespace.models.encoders import Encoder, PointNetEncoder
 from shapespace.nn import losses
 from shapespace.nn.latent import GaussianPrior
 from shapespace.nn.pointnet import PointNet
@@ -22,9 +22,9 @@ from shapespace.nn.pointnet import PointNet
 class Patches(nn.Module):
     """One small MLP for each patch, from (u, v) in the unit square and the code to a place (section 4)."""
 
-    def __init__(self, *, code: int, patches: int, width: int) -> None:
+    def __init__(self, *, code_dim: int, patches: int, width: int) -> None:
         super().__init__()
-        sizes = [2 + code, width, width // 2, width // 4, 3]
+        sizes = [2 + code_dim, width, width // 2, width // 4, 3]
         pairs = list(pairwise(sizes))
         self.weights = nn.ParameterList(torch.randn(patches, a, b) * math.sqrt(2 / a) for a, b in pairs)
         self.biases = nn.ParameterList(torch.randn(patches, 1, b) * 0.1 for _, b in pairs)
@@ -54,7 +54,7 @@ class Atlas(ShapeModel):
         """Codes of a batch."""
         return self.encoder(batch)
 
-    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+    def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """Chamfer distance between random points of the patches and as many of the scan (eq. 1)."""
         each = -(-batch.surface.shape[1] // self.patches)
         uv = torch.rand(len(code), self.patches, each, 2, device=batch.surface.device)
@@ -62,7 +62,7 @@ class Atlas(ShapeModel):
         return {"chamfer": losses.chamfer(found, batch.surface)}
 
     @torch.no_grad()
-    def surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
+    def extract_surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
         """One mesh for each code: every patch as a square of about `resolution^2 / patches` cells, open at its rim."""
         side = max(2, round(resolution / math.sqrt(self.patches)) + 1)
         axis = torch.linspace(0, 1, side)
@@ -81,10 +81,10 @@ class Atlas(ShapeModel):
 
 
 @dataclass(frozen=True)
-class AtlasSizes:
+class AtlasConfig:
     """Sizes of an `Atlas` model. The defaults are the paper's (section 5)."""
 
-    code: int = 1024
+    code_dim: int = 1024
     """Numbers in a code."""
     patches: int = 25
     """Squares that make up the surface."""
@@ -98,10 +98,13 @@ class AtlasSizes:
     """Features over which the encoder takes the maximum."""
 
 
-def build_atlas(sizes: AtlasSizes) -> Atlas:
+def build_atlas(config: AtlasConfig) -> Atlas:
     """Parametric patches."""
     pointnet = PointNet(
-        code=sizes.code, count=sizes.encoder_points, width=sizes.encoder_width, features=sizes.encoder_features
+        code_dim=config.code_dim,
+        num_points=config.encoder_points,
+        width=config.encoder_width,
+        features=config.encoder_features,
     )
-    decoder = Patches(code=sizes.code, patches=sizes.patches, width=sizes.width)
-    return Atlas(PointEncoder(pointnet), decoder, GaussianPrior(code=sizes.code))
+    decoder = Patches(code_dim=config.code_dim, patches=config.patches, width=config.width)
+    return Atlas(PointNetEncoder(pointnet), decoder, GaussianPrior(code_dim=config.code_dim))

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from trimesh import Trimesh
 
 from shapespace.data.loader import Batch
-from shapespace.geometry.isosurface import by_signs, isosurface
+from shapespace.geometry.isosurface import isosurface, isosurface_by_sign
 from shapespace.models.code import Code
 from shapespace.nn.latent import GaussianPrior
 from shapespace.nn.losses import Scalar
-from shapespace.nn.mlp import Linearised
+from shapespace.nn.mlp import Linearization
 
 
 class ShapeModel(nn.Module, ABC):
@@ -26,11 +26,11 @@ class ShapeModel(nn.Module, ABC):
         """Codes of a batch of scans, in one forward pass."""
 
     @abstractmethod
-    def terms(self, batch: Batch, code: Code) -> dict[str, Scalar]:
+    def loss_terms(self, batch: Batch, code: Code) -> dict[str, Scalar]:
         """The unweighted terms of the loss; training and fitting use the same."""
 
     @abstractmethod
-    def surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
+    def extract_surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
         """One mesh for each code, outward, in the model frame."""
 
     def fingerprint(self) -> str:
@@ -46,16 +46,16 @@ class FieldModel(ShapeModel):
     """A family whose shape is a level set: the surface is `field == level`, inside is below."""
 
     level: float = 0.0
-    distance: bool = True  # the field changes by about 1 per unit, so that it tells where no surface is
+    is_sdf: bool = True  # the field changes by about 1 per unit, so that it tells where no surface is
 
     @abstractmethod
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """The field at model points; negative inside."""
 
     @torch.no_grad()
-    def surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
+    def extract_surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
         """One mesh for each code, by sparse marching cubes in [-1, 1]^3 of `resolution` cells along an edge."""
-        device, mesher = code.parts[0].device, isosurface if self.distance else by_signs
+        device, mesher = code.parts[0].device, isosurface if self.is_sdf else isosurface_by_sign
 
         def mesh(one: Code) -> Trimesh:
             return mesher(
@@ -67,11 +67,11 @@ class FieldModel(ShapeModel):
         return [mesh(code[index]) for index in range(len(code))]
 
 
-class DistanceModel(FieldModel):
+class SDFModel(FieldModel):
     """A field that is a signed distance in model units, of one vector: its code can be fitted by second order."""
 
     prior: GaussianPrior
 
     @abstractmethod
-    def linearise(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearised:
+    def linearize(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearization:
         """The field, its gradient in x and its Jacobian in the flat code; no graph."""

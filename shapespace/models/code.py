@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Curve = Literal["linear", "spherical"]
+Curve = Literal["linear", "slerp"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Code:
     """
 
     parts: tuple[Tensor, ...]
-    cost: Float[Tensor, "b"] | None = None
-    lesson: Float[Tensor, "b"] | None = None
+    kl: Float[Tensor, "b"] | None = None
+    distillation: Float[Tensor, "b"] | None = None
 
     def __len__(self) -> int:
         return len(self.parts[0])
@@ -37,7 +37,7 @@ class Code:
         """All numbers of each code in one row."""
         return torch.cat([part.flatten(1) for part in self.parts], dim=1)
 
-    def like(self, flat: Float[Tensor, "c k"]) -> "Code":
+    def unflatten(self, flat: Float[Tensor, "c k"]) -> "Code":
         """Rows of numbers as codes of this kind: the way back from `flat`."""
         sizes = [part[0].numel() for part in self.parts]
         pieces = flat.split(sizes, dim=1)
@@ -46,13 +46,13 @@ class Code:
     @property
     def tensors(self) -> list[Tensor]:
         """The parts, and what the encoder added."""
-        return [*self.parts, *(extra for extra in (self.cost, self.lesson) if extra is not None)]
+        return [*self.parts, *(extra for extra in (self.kl, self.distillation) if extra is not None)]
 
-    def of(self, tensors: Sequence[Tensor]) -> "Code":
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "Code":
         """Codes of this kind from such a list: the way back from `tensors`."""
         rest = iter(tensors)
         parts = tuple(next(rest) for _ in self.parts)
-        cost, lesson = (None if extra is None else next(rest) for extra in (self.cost, self.lesson))
+        cost, lesson = (None if extra is None else next(rest) for extra in (self.kl, self.distillation))
         return Code(parts, cost, lesson)
 
     def to(self, device: torch.device | str) -> "Code":
@@ -60,7 +60,7 @@ class Code:
         return replace(self, parts=tuple(part.to(device) for part in self.parts))
 
 
-def join(codes: Sequence[Code]) -> Code:
+def concatenate(codes: Sequence[Code]) -> Code:
     """Several batches as one."""
     return Code(tuple(torch.cat(parts) for parts in zip(*(code.parts for code in codes), strict=True)))
 
@@ -78,11 +78,11 @@ def between(a: Code, b: Code, steps: int, path: Curve = "linear") -> Code:
     t = torch.linspace(0, 1, steps, device=a.flat.device)[:, None]
     start, end = a.flat, b.flat
     if path == "linear":
-        return a.like(torch.lerp(start, end, t))
+        return a.unflatten(torch.lerp(start, end, t))
     lengths = start.norm(), end.norm()
     cosine = (start * end).sum() / (lengths[0] * lengths[1]).clamp(min=1e-12)
     angle = cosine.clamp(-1, 1).arccos()
     if angle.sin() < 1e-4:  # same or opposite direction: the great circle is not defined, the straight line is
-        return a.like(torch.lerp(start, end, t))
+        return a.unflatten(torch.lerp(start, end, t))
     direction = (((1 - t) * angle).sin() * start / lengths[0] + (t * angle).sin() * end / lengths[1]) / angle.sin()
-    return a.like(direction * torch.lerp(lengths[0], lengths[1], t))
+    return a.unflatten(direction * torch.lerp(lengths[0], lengths[1], t))

@@ -16,7 +16,7 @@ from shapespace.nn import feature_grid, losses
 from shapespace.nn.feature_grid import LocalPointNet, UNet
 from shapespace.nn.resnet import ResidualBlock
 
-Learn = Literal["labels", "scans"]
+Supervision = Literal["occupancy", "scans"]
 
 _PLANES = ((0, 2), (0, 1), (1, 2))  # the axes that span each plane
 
@@ -24,13 +24,13 @@ _PLANES = ((0, 2), (0, 1), (1, 2))  # the axes that span each plane
 class ConvolutionalEncoder(nn.Module):
     """Features of points, averaged on three planes and in a volume, and mixed there by U-Nets (section 3.1)."""
 
-    def __init__(self, *, features: int, width: int, count: int, plane: int, grid: int, depth: int) -> None:
+    def __init__(self, *, features: int, width: int, num_points: int, plane: int, grid: int, depth: int) -> None:
         super().__init__()
         if not plane and not grid:
             raise ValueError("a convolutional code needs --model.plane or --model.grid: both are 0.")
-        feature_grid.check_halvings("plane", plane, depth - 1)
-        feature_grid.check_halvings("grid", grid, depth - 1)
-        self.count, self.plane, self.grid = count, plane, grid
+        feature_grid.check_divisible("plane", plane, depth - 1)
+        feature_grid.check_divisible("grid", grid, depth - 1)
+        self.count, self.plane, self.grid = num_points, plane, grid
         self.points = LocalPointNet(features=features, width=width)
         sizes = {"channels": features, "width": width, "depth": depth}
         self.planes = UNet(dimensions=2, **sizes) if plane else None
@@ -41,11 +41,11 @@ class ConvolutionalEncoder(nn.Module):
         points = batch.points[:, : self.count]
         places = []
         if self.planes is not None:
-            places += [(feature_grid.cells(points[..., axes], self.plane), self.plane**2) for axes in _PLANES]
+            places += [(feature_grid.cell_index(points[..., axes], self.plane), self.plane**2) for axes in _PLANES]
         if self.volume is not None:
-            places.append((feature_grid.cells(points, self.grid), self.grid**3))
+            places.append((feature_grid.cell_index(points, self.grid), self.grid**3))
         features = self.points(points, places)
-        means = [feature_grid.mean_of(features, cell, count) for cell, count in places]
+        means = [feature_grid.scatter_mean(features, cell, count) for cell, count in places]
         parts = []
         if self.planes is not None:
             parts += [self.planes(mean.unflatten(2, (self.plane,) * 2)) for mean in means[: len(_PLANES)]]
@@ -75,11 +75,11 @@ class LocalMLP(nn.Module):
 class Convolutional(FieldModel):
     """Features on planes and in a volume, read at each point by interpolation, tell a small MLP what the field is."""
 
-    def __init__(self, encoder: ConvolutionalEncoder, decoder: LocalMLP, learn: Learn) -> None:
+    def __init__(self, encoder: ConvolutionalEncoder, decoder: LocalMLP, supervision: Supervision) -> None:
         super().__init__()
         self.encoder, self.decoder, self.prior = encoder, decoder, None
 
-        self.distance = learn == "scans"
+        self.is_sdf = supervision == "scans"
 
     def encode(self, batch: Batch) -> Code:
         """Codes of a batch."""
@@ -90,21 +90,21 @@ class Convolutional(FieldModel):
         parts, features = list(code.parts), torch.zeros(())
         if self.encoder.planes is not None:
             for axes in _PLANES:
-                features = features + feature_grid.read(parts.pop(0), x[..., axes])
+                features = features + feature_grid.interpolate(parts.pop(0), x[..., axes])
         if self.encoder.volume is not None:
-            features = features + feature_grid.read(parts.pop(0), x)
+            features = features + feature_grid.interpolate(parts.pop(0), x)
         found = self.decoder(x, features)
-        return sdf.from_sphere(x, found) if self.distance else -found
+        return sdf.sphere_residual(x, found) if self.is_sdf else -found
 
-    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+    def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """Cross-entropy of labels (section 3.3); or IGR's terms, which the paper has not."""
-        if self.distance:
-            return sdf.terms(sdf.by_autograd(self.field), self.field, batch, code)
+        if self.is_sdf:
+            return sdf.loss_terms(sdf.autograd_gradient(self.field), self.field, batch, code)
         return {"occupancy": occupancy(self, batch, code)}
 
 
 @dataclass(frozen=True)
-class ConvolutionalSizes:
+class ConvolutionalConfig:
     """Sizes of a `Convolutional` model. The defaults are the paper's three planes (section 4 and supplementary)."""
 
     features: int = 32
@@ -121,20 +121,20 @@ class ConvolutionalSizes:
     """Residual blocks of the decoder."""
     encoder_points: int = 3000
     """Points that the encoder reads of a scan."""
-    learn: Learn = "labels"
+    supervision: Supervision = "occupancy"
     """From labels of inside and outside, as in the paper, or by IGR's loss from raw scans alone."""
 
 
-def build_convolutional(sizes: ConvolutionalSizes) -> Convolutional:
+def build_convolutional(config: ConvolutionalConfig) -> Convolutional:
     """A convolutional occupancy network, or its like that learns distances."""
     encoder = ConvolutionalEncoder(
-        features=sizes.features,
-        width=sizes.width,
-        count=sizes.encoder_points,
-        plane=sizes.plane,
-        grid=sizes.grid,
-        depth=sizes.depth,
+        features=config.features,
+        width=config.width,
+        num_points=config.encoder_points,
+        plane=config.plane,
+        grid=config.grid,
+        depth=config.depth,
     )
     return Convolutional(
-        encoder, LocalMLP(features=sizes.features, width=sizes.width, blocks=sizes.blocks), sizes.learn
+        encoder, LocalMLP(features=config.features, width=config.width, blocks=config.blocks), config.supervision
     )

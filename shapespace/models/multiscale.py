@@ -11,7 +11,7 @@ from shapespace.data.loader import Batch
 from shapespace.models import sdf
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
-from shapespace.models.convolutional import Learn
+from shapespace.models.convolutional import Supervision
 from shapespace.models.occupancy import occupancy
 from shapespace.nn import feature_grid, losses
 
@@ -22,10 +22,10 @@ class PyramidEncoder(nn.Module):
     Level l has `width * 2^l` channels at the grid's resolution over 2^l.
     """
 
-    def __init__(self, *, count: int, grid: int, width: int, levels: int) -> None:
+    def __init__(self, *, num_points: int, grid: int, width: int, levels: int) -> None:
         super().__init__()
-        feature_grid.check_halvings("grid", grid, levels - 1)
-        self.count, self.grid = count, grid
+        feature_grid.check_divisible("grid", grid, levels - 1)
+        self.count, self.grid = num_points, grid
         self.channels = [width * 2**level for level in range(levels)]
         self.pool = nn.MaxPool3d(2)
         self.levels = nn.ModuleList(
@@ -42,7 +42,7 @@ class PyramidEncoder(nn.Module):
     def forward(self, batch: Batch) -> Code:
         """Codes of a batch in one pass: the marked cells, and the features of each level."""
         points = batch.points[:, : self.count]
-        cell = feature_grid.cells(points, self.grid)
+        cell = feature_grid.cell_index(points, self.grid)
         marks = points.new_zeros(len(points), self.grid**3).scatter(1, cell, 1.0)
         parts = [marks.view(-1, 1, *(self.grid,) * 3)]
         for level, block in enumerate(self.levels):
@@ -55,7 +55,7 @@ class Multiscale(FieldModel):
 
     around: Tensor
 
-    def __init__(self, encoder: PyramidEncoder, *, width: int, step: float, learn: Learn) -> None:
+    def __init__(self, encoder: PyramidEncoder, *, width: int, step: float, supervision: Supervision) -> None:
         """`step` is the distance of the neighbours, in model units."""
         super().__init__()
         self.encoder, self.prior = encoder, None
@@ -71,7 +71,7 @@ class Multiscale(FieldModel):
         around = torch.cat([torch.zeros(1, 3), step * torch.eye(3), -step * torch.eye(3)])
         self.register_buffer("around", around, persistent=False)
 
-        self.distance = learn == "scans"
+        self.is_sdf = supervision == "scans"
 
     def encode(self, batch: Batch) -> Code:
         """Codes of a batch."""
@@ -80,19 +80,19 @@ class Multiscale(FieldModel):
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """Minus the logit, or the signed distance in model units if it is learned from scans."""
         places = (x[:, :, None] + self.around).flatten(1, 2)
-        features = torch.cat([feature_grid.read(part, places) for part in code.parts], dim=-1)
+        features = torch.cat([feature_grid.interpolate(part, places) for part in code.parts], dim=-1)
         found = self.decoder(features.view(*x.shape[:2], -1))[..., 0]
-        return sdf.from_sphere(x, found) if self.distance else -found
+        return sdf.sphere_residual(x, found) if self.is_sdf else -found
 
-    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+    def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """Cross-entropy of labels (section 3.2); or IGR's terms, which the paper has not."""
-        if self.distance:
-            return sdf.terms(sdf.by_autograd(self.field), self.field, batch, code)
+        if self.is_sdf:
+            return sdf.loss_terms(sdf.autograd_gradient(self.field), self.field, batch, code)
         return {"occupancy": occupancy(self, batch, code)}
 
 
 @dataclass(frozen=True)
-class MultiscaleSizes:
+class MultiscaleConfig:
     """Sizes of a `Multiscale` model. The defaults are those of IF-Nets for dense point clouds (supplementary)."""
 
     grid: int = 128
@@ -107,11 +107,13 @@ class MultiscaleSizes:
     """Distance of the six neighbours at which features are read too, in model units."""
     encoder_points: int = 3000
     """Points that the encoder reads of a scan."""
-    learn: Learn = "labels"
+    supervision: Supervision = "occupancy"
     """From labels of inside and outside, as in the paper, or by IGR's loss from raw scans alone."""
 
 
-def build_multiscale(sizes: MultiscaleSizes) -> Multiscale:
+def build_multiscale(config: MultiscaleConfig) -> Multiscale:
     """An IF-Net, or its like that learns distances."""
-    encoder = PyramidEncoder(count=sizes.encoder_points, grid=sizes.grid, width=sizes.features, levels=sizes.levels)
-    return Multiscale(encoder, width=sizes.width, step=sizes.step, learn=sizes.learn)
+    encoder = PyramidEncoder(
+        num_points=config.encoder_points, grid=config.grid, width=config.features, levels=config.levels
+    )
+    return Multiscale(encoder, width=config.width, step=config.step, supervision=config.supervision)

@@ -8,7 +8,7 @@ from torch import Tensor
 from shapespace.data.loader import Batch
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
-from shapespace.models.encoders import Encoder, PointEncoder
+from shapespace.models.encoders import Encoder, PointNetEncoder
 from shapespace.nn import losses
 from shapespace.nn.latent import GaussianPrior
 from shapespace.nn.resnet import ConditionalMLP, ResidualPointNet
@@ -19,7 +19,7 @@ class Occupancy(FieldModel):
 
     def __init__(self, encoder: Encoder, decoder: ConditionalMLP, prior: GaussianPrior) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.prior, self.distance = encoder, decoder, prior, False
+        self.encoder, self.decoder, self.prior, self.is_sdf = encoder, decoder, prior, False
 
     def encode(self, batch: Batch) -> Code:
         """Codes of a batch."""
@@ -29,7 +29,7 @@ class Occupancy(FieldModel):
         """Minus the logit: negative where inside is likelier than outside."""
         return -self.decoder(x, code.parts[0])
 
-    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+    def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """Cross-entropy of labels (section 3.2)."""
         return {"occupancy": occupancy(self, batch, code)}
 
@@ -40,19 +40,19 @@ def occupancy(model: FieldModel, batch: Batch, code: Code) -> losses.Scalar:
     The latter is not in the papers, which never fit a code: a point of the shell is inside if it lies below the plane
     of its neighbour on the scan. Raises `ValueError` for scans with neither.
     """
-    if batch.query is not None and batch.inside is not None:
-        return losses.occupancy(-model.field(batch.query, code), batch.inside)
+    if batch.occupancy_points is not None and batch.occupancy is not None:
+        return losses.occupancy(-model.field(batch.occupancy_points, code), batch.occupancy)
     if batch.normals is None:
         raise ValueError("labels need a true surface, and scans without any need normals: this batch has neither.")
-    below = ((batch.shell - batch.surface) * batch.normals).sum(dim=-1) < 0
-    return losses.occupancy(-model.field(batch.shell, code), below)
+    below = ((batch.near_points - batch.surface) * batch.normals).sum(dim=-1) < 0
+    return losses.occupancy(-model.field(batch.near_points, code), below)
 
 
 @dataclass(frozen=True)
-class OccupancySizes:
+class OccupancyConfig:
     """Sizes of an `Occupancy` model. The defaults are those of Occupancy Networks for point clouds (supplementary)."""
 
-    code: int = 512
+    code_dim: int = 512
     """Numbers in a code."""
     width: int = 256
     """Units in each hidden layer of the decoder."""
@@ -64,8 +64,8 @@ class OccupancySizes:
     """Units of the encoder's layers."""
 
 
-def build_occupancy(sizes: OccupancySizes) -> Occupancy:
+def build_occupancy(config: OccupancyConfig) -> Occupancy:
     """An occupancy network."""
-    encoder = ResidualPointNet(code=sizes.code, count=sizes.encoder_points, width=sizes.encoder_width)
-    decoder = ConditionalMLP(code=sizes.code, width=sizes.width, blocks=sizes.blocks)
-    return Occupancy(PointEncoder(encoder), decoder, GaussianPrior(code=sizes.code))
+    encoder = ResidualPointNet(code_dim=config.code_dim, num_points=config.encoder_points, width=config.encoder_width)
+    decoder = ConditionalMLP(code_dim=config.code_dim, width=config.width, blocks=config.blocks)
+    return Occupancy(PointNetEncoder(encoder), decoder, GaussianPrior(code_dim=config.code_dim))

@@ -11,26 +11,28 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from shapespace.models.atlas import AtlasSizes, build_atlas
+from shapespace.models.atlas import AtlasConfig, build_atlas
 from shapespace.models.base import ShapeModel
 from shapespace.models.convolutional import (
-    ConvolutionalSizes,
+    ConvolutionalConfig,
     build_convolutional,
 )
-from shapespace.models.igr import IGRSizes, build_igr
-from shapespace.models.multiscale import MultiscaleSizes, build_multiscale
-from shapespace.models.occupancy import OccupancySizes, build_occupancy
-from shapespace.models.voxel import VoxelSizes, build_voxel
+from shapespace.models.igr import IGRConfig, build_igr
+from shapespace.models.multiscale import MultiscaleConfig, build_multiscale
+from shapespace.models.occupancy import OccupancyConfig, build_occupancy
+from shapespace.models.voxel import VoxelConfig, build_voxel
 
-Sizes = IGRSizes | OccupancySizes | ConvolutionalSizes | MultiscaleSizes | VoxelSizes | AtlasSizes
+ModelConfig = IGRConfig | OccupancyConfig | ConvolutionalConfig | MultiscaleConfig | VoxelConfig | AtlasConfig
 
 
-def model(sizes: Sizes, *, shapes: int = 0) -> ShapeModel:
+def build_model(config: ModelConfig, *, num_scans: int = 0) -> ShapeModel:
     """A model of the family whose sizes these are; a table has room for the codes of `shapes` training scans."""
-    return FAMILIES[family(sizes)].build(sizes, shapes)
+    return FAMILIES[family_name(config)].build(config, num_scans)
 
 
-def restored(name: str, sizes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Sizes, ShapeModel]:
+def restore_model(
+    name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[ModelConfig, ShapeModel]:
     """The sizes and the model that a file tells of, with the file's weights.
 
     A stranger may have written it: nothing far larger than the weights that are there is built.
@@ -41,28 +43,31 @@ def restored(name: str, sizes: Mapping[str, Any], tensors: Mapping[str, Tensor])
     """
     if name not in FAMILIES:
         raise ValueError(f"family {name!r} is none of {', '.join(FAMILIES)}")
-    usual = {field.name: field.default for field in fields(FAMILIES[name].sizes)}
-    for key, value in sizes.items():
+    usual = {field.name: field.default for field in fields(FAMILIES[name].config)}
+    for key, value in config.items():
         if key not in usual or not isinstance(value, float if (kind := type(usual[key])) is float else kind):
             raise ValueError(f"there is no size {key} of {value!r}")
-        if isinstance(value, int) and not 0 <= value <= _MOST.get(key, 2**20):
-            raise ValueError(f"its size {key} is {value:,}, and 0 to {_MOST.get(key, 2**20):,} can be")
+        if isinstance(value, int) and not 0 <= value <= MAX_SIZES.get(key, 2**20):
+            raise ValueError(f"its size {key} is {value:,}, and 0 to {MAX_SIZES.get(key, 2**20):,} can be")
     count = sum(tensor.numel() for tensor in tensors.values())
-    if (code := sizes.get("code", usual.get("code", 0))) ** 2 > count:
+    if (code := config.get("code_dim", usual.get("code_dim", 0))) ** 2 > count:
         raise ValueError(f"codes of {code:,} numbers do not go with {count:,} weights")
-    found: Sizes = FAMILIES[name].sizes(**sizes)
+    found: ModelConfig = FAMILIES[name].config(**config)
     table = next((tensor for key, tensor in tensors.items() if key.endswith("table.codes")), ())
-    with _of_at_most(count):
-        built = model(found, shapes=len(table))
+    with limit_parameters(count):
+        built = build_model(found, num_scans=len(table))
     built.load_state_dict(dict(tensors))
     return found, built
 
 
-_MOST = {"grid": 512, "plane": 4096}  # of sizes that take memory at their second or third power when a scan is encoded
+MAX_SIZES = {
+    "grid": 512,
+    "plane": 4096,
+}  # of sizes that take memory at their second or third power when a scan is encoded
 
 
 @contextmanager
-def _of_at_most(count: int) -> Iterator[None]:
+def limit_parameters(count: int) -> Iterator[None]:
     """Refuse to build a model of more than `count` numbers, before they are written.
 
     Some are in no file (buffers that are not persistent), and some are registered twice while a module is built.
@@ -86,23 +91,23 @@ def _of_at_most(count: int) -> Iterator[None]:
             hook.remove()
 
 
-def family(sizes: Sizes) -> str:
+def family_name(config: ModelConfig) -> str:
     """The name of the family whose sizes these are."""
-    return next(name for name, its in FAMILIES.items() if type(sizes) is its.sizes)
+    return next(name for name, its in FAMILIES.items() if type(config) is its.config)
 
 
 class Family(NamedTuple):
     """What makes a family: its sizes, and the way from them to a model."""
 
-    sizes: type[Any]
+    config: type[Any]
     build: Callable[[Any, int], ShapeModel]
 
 
 FAMILIES: dict[str, Family] = {
-    "igr": Family(IGRSizes, lambda sizes, shapes: build_igr(sizes, shapes=shapes)),
-    "occupancy": Family(OccupancySizes, lambda sizes, _: build_occupancy(sizes)),
-    "convolutional": Family(ConvolutionalSizes, lambda sizes, _: build_convolutional(sizes)),
-    "multiscale": Family(MultiscaleSizes, lambda sizes, _: build_multiscale(sizes)),
-    "voxel": Family(VoxelSizes, lambda sizes, shapes: build_voxel(sizes, shapes=shapes)),
-    "atlas": Family(AtlasSizes, lambda sizes, _: build_atlas(sizes)),
+    "igr": Family(IGRConfig, lambda sizes, shapes: build_igr(sizes, num_scans=shapes)),
+    "occupancy": Family(OccupancyConfig, lambda sizes, _: build_occupancy(sizes)),
+    "convolutional": Family(ConvolutionalConfig, lambda sizes, _: build_convolutional(sizes)),
+    "multiscale": Family(MultiscaleConfig, lambda sizes, _: build_multiscale(sizes)),
+    "voxel": Family(VoxelConfig, lambda sizes, shapes: build_voxel(sizes, num_scans=shapes)),
+    "atlas": Family(AtlasConfig, lambda sizes, _: build_atlas(sizes)),
 }

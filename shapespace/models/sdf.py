@@ -15,42 +15,43 @@ Field = Callable[[Tensor, C], Tensor]
 FieldAndGradient = Callable[[Tensor, C], tuple[Tensor, Tensor]]
 
 
-class _Sloped(NamedTuple):
+class ValueAndGradient(NamedTuple):
     """Values at some points, and gradients at every so-manieth of them."""
 
     value: Float[Tensor, "b n"]
     gradient: Float[Tensor, "b k 3"]
 
 
-def terms(both: FieldAndGradient[C], field: Field[C], batch: Batch, code: C) -> dict[str, losses.Scalar]:
+def loss_terms(both: FieldAndGradient[C], field: Field[C], batch: Batch, code: C) -> dict[str, losses.Scalar]:
     """IGR eq. 2, and the terms `tangent` and `far`.
 
     Scans without normals have lines, which are turned outward where the gradient is known; scans without either have no
-    `normal` and no `tangent`. The value is computed at all points, the gradient at every `batch.sloped`-th.
+    `normal` and no `tangent`. The value is computed at all points, the gradient at every `batch.gradient_stride`-th.
     """
     on, near, anywhere = _values(both, field, batch, code)
-    every = batch.sloped
+    every = batch.gradient_stride
     found = {
         "surface": losses.surface(on.value),
         "eikonal": losses.eikonal(torch.cat([near.gradient, anywhere.gradient], dim=1)),
-        "far": losses.far(anywhere.value, batch.box, batch.points)
-        if batch.target is None
-        else losses.told(anywhere.value, batch.target),
     }
+    if batch.target_sdf is None:
+        found["unsigned_distance"] = losses.unsigned_distance(anywhere.value, batch.uniform_points, batch.points)
+    else:
+        found["signed_distance"] = losses.signed_distance(anywhere.value, batch.target_sdf)
     if batch.normals is not None:
         found["normal"] = losses.normal(on.gradient, batch.normals[:, ::every])
-        found["tangent"] = losses.tangent(near.value, batch.shell, batch.surface, batch.normals)
-    elif batch.lines is not None:
-        normals = losses.outward(batch.lines[:, ::every], on.gradient)
-        planes = batch.shell[:, ::every], batch.surface[:, ::every], normals
+        found["tangent_plane"] = losses.tangent_plane(near.value, batch.near_points, batch.surface, batch.normals)
+    elif batch.unoriented_normals is not None:
+        normals = losses.orient_normals(batch.unoriented_normals[:, ::every], on.gradient)
+        planes = batch.near_points[:, ::every], batch.surface[:, ::every], normals
         found["normal"] = losses.normal(on.gradient, normals)
-        found["tangent"] = losses.tangent(near.value[:, ::every], *planes)
+        found["tangent_plane"] = losses.tangent_plane(near.value[:, ::every], *planes)
     return found
 
 
-def _values(both: FieldAndGradient[C], field: Field[C], batch: Batch, code: C) -> list[_Sloped]:
-    """Values at surface, shell and box, and gradients at every `batch.sloped`-th point of each."""
-    kinds, every = (batch.surface, batch.shell, batch.box), batch.sloped
+def _values(both: FieldAndGradient[C], field: Field[C], batch: Batch, code: C) -> list[ValueAndGradient]:
+    """Values at surface, shell and box, and gradients at every `batch.gradient_stride`-th point of each."""
+    kinds, every = (batch.surface, batch.near_points, batch.uniform_points), batch.gradient_stride
     sloped = [kind[:, ::every] for kind in kinds]
     sizes = [kind.shape[1] for kind in sloped]
     value, gradient = both(torch.cat(sloped, dim=1), code)
@@ -62,10 +63,12 @@ def _values(both: FieldAndGradient[C], field: Field[C], batch: Batch, code: C) -
         order = [torch.cat([(~where).nonzero(), where.nonzero()])[:, 0].argsort() for where in left]
         halves = zip(values, more, order, strict=True)
         values = tuple(torch.cat([some, others], dim=1)[:, back] for some, others, back in halves)
-    return [_Sloped(*pair) for pair in zip(values, gradients, strict=True)]
+    return [ValueAndGradient(*pair) for pair in zip(values, gradients, strict=True)]
 
 
-def from_sphere(x: Float[Tensor, "b q 3"], change: Float[Tensor, "b q"], radius: float = 0.5) -> Float[Tensor, "b q"]:
+def sphere_residual(
+    x: Float[Tensor, "b q 3"], change: Float[Tensor, "b q"], radius: float = 0.5
+) -> Float[Tensor, "b q"]:
     """A field that is told as its difference from the distance to a sphere: it knows where outside is from the start.
 
     IGR has such a start by its initialisation; networks of local features have none, and without one the terms of a
@@ -74,7 +77,7 @@ def from_sphere(x: Float[Tensor, "b q 3"], change: Float[Tensor, "b q"], radius:
     return x.norm(dim=-1) - radius + 0.1 * change
 
 
-def by_autograd(field: Field[C]) -> FieldAndGradient[C]:
+def autograd_gradient(field: Field[C]) -> FieldAndGradient[C]:
     """A field with its gradient, through which one can differentiate again."""
 
     def both(x: Tensor, code: C) -> tuple[Tensor, Tensor]:
@@ -87,7 +90,7 @@ def by_autograd(field: Field[C]) -> FieldAndGradient[C]:
     return both
 
 
-def by_differences(field: Field[C], step: float) -> FieldAndGradient[C]:
+def finite_difference_gradient(field: Field[C], step: float) -> FieldAndGradient[C]:
     """A field with its gradient by central differences over `step` to either side."""
 
     def both(x: Tensor, code: C) -> tuple[Tensor, Tensor]:

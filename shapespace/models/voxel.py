@@ -11,7 +11,7 @@ from shapespace.models import sdf
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.nn import feature_grid, losses
-from shapespace.nn.latent import Codebook
+from shapespace.nn.latent import CodeTable
 
 
 class Voxel(FieldModel):
@@ -23,37 +23,39 @@ class Voxel(FieldModel):
 
     sphere: Tensor
 
-    def __init__(self, table: Codebook, *, grid: int, radius: float) -> None:
+    def __init__(self, table: CodeTable, *, grid: int, init_radius: float) -> None:
         super().__init__()
         self.table, self.grid, self.prior = table, grid, None
         axis = torch.linspace(-1, 1, grid)
         nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
-        self.register_buffer("sphere", nodes.norm(dim=-1) - radius, persistent=False)
+        self.register_buffer("sphere", nodes.norm(dim=-1) - init_radius, persistent=False)
 
     def encode(self, batch: Batch) -> Code:
         """The grids of training scans; their mean for others."""
-        return Code((self.table(batch.shape).view(-1, *(self.grid,) * 3),))
+        return Code((self.table(batch.scan_index).view(-1, *(self.grid,) * 3),))
 
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """Signed distance in model units, negative inside."""
-        return feature_grid.read((self.sphere + code.parts[0])[:, None], x)[..., 0]
+        return feature_grid.interpolate((self.sphere + code.parts[0])[:, None], x)[..., 0]
 
-    def terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+    def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
         """IGR's terms; the gradient by differences over one cell, since that of a trilinear field jumps."""
-        both = sdf.by_differences(self.field, 2 / (self.grid - 1))
-        return sdf.terms(both, self.field, batch, code) | {"code": code.flat.norm(dim=-1).mean()}
+        both = sdf.finite_difference_gradient(self.field, 2 / (self.grid - 1))
+        return sdf.loss_terms(both, self.field, batch, code) | {"code_reg": code.flat.norm(dim=-1).mean()}
 
 
 @dataclass(frozen=True)
-class VoxelSizes:
+class VoxelConfig:
     """Sizes of a `Voxel` model."""
 
     grid: int = 32
     """Nodes along each axis."""
-    radius: float = 0.5
+    init_radius: float = 0.5
     """Radius, in model units, of the sphere that every shape is at the start."""
 
 
-def build_voxel(sizes: VoxelSizes, *, shapes: int = 0) -> Voxel:
+def build_voxel(config: VoxelConfig, *, num_scans: int = 0) -> Voxel:
     """A table of grids, one for each of `shapes` training scans."""
-    return Voxel(Codebook(shapes=shapes, code=sizes.grid**3), grid=sizes.grid, radius=sizes.radius)
+    return Voxel(
+        CodeTable(num_scans=num_scans, code_dim=config.grid**3), grid=config.grid, init_radius=config.init_radius
+    )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shapespace.nn.resnet import ResidualBlock
 
 
-def read(grid: Float[Tensor, "b c *r"], x: Float[Tensor, "b q d"]) -> Float[Tensor, "b q c"]:
+def interpolate(grid: Float[Tensor, "b c *r"], x: Float[Tensor, "b q d"]) -> Float[Tensor, "b q c"]:
     """Multilinear interpolation of features at x; twice differentiable, which `grid_sample` is not.
 
     Places outside have the features of the nearest place on the cube's surface.
@@ -31,7 +31,7 @@ def read(grid: Float[Tensor, "b c *r"], x: Float[Tensor, "b q d"]) -> Float[Tens
     return found.transpose(1, 2)
 
 
-def cells(x: Float[Tensor, "b n d"], resolution: int) -> Int[Tensor, "b n"]:
+def cell_index(x: Float[Tensor, "b n d"], resolution: int) -> Int[Tensor, "b n"]:
     """The node of an r^d grid that is nearest to each point, as one number."""
     place = ((x.clamp(-1, 1) + 1) / 2 * (resolution - 1)).round().long()
     return _node(place, torch.full((x.shape[-1],), resolution, device=x.device))
@@ -44,7 +44,7 @@ def _node(place: Int[Tensor, "b q d"], sizes: Int[Tensor, "d"]) -> Int[Tensor, "
     return node
 
 
-def mean_of(features: Float[Tensor, "b n c"], cell: Int[Tensor, "b n"], count: int) -> Float[Tensor, "b c m"]:
+def scatter_mean(features: Float[Tensor, "b n c"], cell: Int[Tensor, "b n"], count: int) -> Float[Tensor, "b c m"]:
     """Mean of the features of the points in each of `count` cells; zero where there are none."""
     index = cell[:, None].expand(-1, features.shape[-1], -1)
     total = features.new_zeros(len(features), features.shape[-1], count).scatter_add(2, index, features.transpose(1, 2))
@@ -54,14 +54,14 @@ def mean_of(features: Float[Tensor, "b n c"], cell: Int[Tensor, "b n"], count: i
     return total / held.clamp(min=1)
 
 
-def largest_of(features: Float[Tensor, "b n c"], cell: Int[Tensor, "b n"], count: int) -> Float[Tensor, "b n c"]:
+def scatter_max(features: Float[Tensor, "b n c"], cell: Int[Tensor, "b n"], count: int) -> Float[Tensor, "b n c"]:
     """For each point, the largest features among the points in its cell."""
     index = cell[..., None].expand_as(features)
     empty = features.new_zeros(len(features), count, features.shape[-1])
     return empty.scatter_reduce(1, index, features, "amax", include_self=False).gather(1, index)
 
 
-def check_halvings(name: str, size: int, times: int) -> None:
+def check_divisible(name: str, size: int, times: int) -> None:
     """Raise `ValueError` if a grid of this size (a setting of the model, `name`) cannot be halved so often."""
     if size % 2**times:
         raise ValueError(f"--model.{name} {size} cannot be halved {times} times: take a multiple of {2**times}.")
@@ -83,7 +83,7 @@ class LocalPointNet(nn.Module):
         found = self.enter(points)
         for index, block in enumerate(self.blocks):
             if index:
-                pooled = torch.stack([largest_of(found, cell, count) for cell, count in places]).sum(dim=0)
+                pooled = torch.stack([scatter_max(found, cell, count) for cell, count in places]).sum(dim=0)
                 found = torch.cat([found, pooled], dim=-1)
             found = block(found)
         return self.out(found)

@@ -9,6 +9,20 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 Scalar = Float[Tensor, ""]
 
+# Order of summation: floating-point sums depend on it, and the same seed gives the same bits in every version.
+_ORDER = (
+    "chamfer",
+    "code_reg",
+    "eikonal",
+    "unsigned_distance",
+    "signed_distance",
+    "distillation",
+    "normal",
+    "occupancy",
+    "surface",
+    "tangent_plane",
+)
+
 
 def surface(value: Float[Tensor, "b n"]) -> Scalar:
     """Mean |f| on the scan: the surface is where f is zero (IGR eq. 2)."""
@@ -20,13 +34,13 @@ def normal(gradient: Float[Tensor, "b n 3"], normals: Float[Tensor, "b n 3"]) ->
     return (gradient - normals).norm(dim=-1).mean()
 
 
-def outward(lines: Float[Tensor, "b n 3"], gradient: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n 3"]:
+def orient_normals(unoriented: Float[Tensor, "b n 3"], gradient: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n 3"]:
     """Normals of a scan that has none: its lines, each turned to the side on which the field rises at present.
 
     Not in IGR. The field starts as a sphere inside the body and is one for all scans, so that most lines are turned
     outward from the beginning, and the others follow their neighbours.
     """
-    return torch.where((lines * gradient.detach()).sum(dim=-1, keepdim=True) < 0, -lines, lines)
+    return torch.where((unoriented * gradient.detach()).sum(dim=-1, keepdim=True) < 0, -unoriented, unoriented)
 
 
 def eikonal(gradient: Float[Tensor, "b n 3"]) -> Scalar:
@@ -34,9 +48,9 @@ def eikonal(gradient: Float[Tensor, "b n 3"]) -> Scalar:
     return (gradient.norm(dim=-1) - 1).square().mean()
 
 
-def tangent(
+def tangent_plane(
     value: Float[Tensor, "b n"],
-    shell: Float[Tensor, "b n 3"],
+    near_points: Float[Tensor, "b n 3"],
     points: Float[Tensor, "b n 3"],
     normals: Float[Tensor, "b n 3"],
 ) -> Scalar:
@@ -45,19 +59,21 @@ def tangent(
     The planes are those of Hoppe et al. (SIGGRAPH 1992, section 3.3). Not in IGR: the same points, already evaluated
     for the Eikonal term, also tell sign and distance.
     """
-    return (value - ((shell - points) * normals).sum(dim=-1)).abs().mean()
+    return (value - ((near_points - points) * normals).sum(dim=-1)).abs().mean()
 
 
-def far(value: Float[Tensor, "b m"], box: Float[Tensor, "b m 3"], points: Float[Tensor, "b p 3"]) -> Scalar:
+def unsigned_distance(
+    value: Float[Tensor, "b m"], uniform_points: Float[Tensor, "b m 3"], points: Float[Tensor, "b p 3"]
+) -> Scalar:
     """Mean ||f(y)| - d(y)| anywhere in the box, where d is the distance to the nearest point of the scan.
 
     The unsigned loss of Atzmon & Lipman (SAL, CVPR 2020, eq. 4): it needs neither normals nor a closed surface. Not in
     IGR, where ghost sheets in empty space take long to go.
     """
-    return (value.abs() - torch.cdist(box, points).amin(dim=-1)).abs().mean()
+    return (value.abs() - torch.cdist(uniform_points, points).amin(dim=-1)).abs().mean()
 
 
-def told(value: Float[Tensor, "b m"], target: Float[Tensor, "b m"]) -> Scalar:
+def signed_distance(value: Float[Tensor, "b m"], target: Float[Tensor, "b m"]) -> Scalar:
     """Mean |f - s| where the signed distance s is known: `far` with a sign. Not in IGR; for refining."""
     return (value - target).abs().mean()
 
@@ -67,13 +83,17 @@ def occupancy(logit: Float[Tensor, "b l"], inside: Bool[Tensor, "b l"]) -> Scala
     return binary_cross_entropy_with_logits(logit, inside.to(logit.dtype))
 
 
-def chamfer(found: Float[Tensor, "b n 3"], points: Float[Tensor, "b m 3"]) -> Scalar:
+def chamfer(predicted: Float[Tensor, "b n 3"], points: Float[Tensor, "b m 3"]) -> Scalar:
     """Mean squared distance to the nearest point, one way and the other, added (AtlasNet, CVPR 2018, eq. 1)."""
-    apart = torch.cdist(found, points, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = torch.cdist(predicted, points, compute_mode="donot_use_mm_for_euclid_dist")
     return apart.amin(dim=2).square().mean() + apart.amin(dim=1).square().mean()
 
 
-def weigh(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
+def _place(term: str) -> tuple[int, str]:
+    return (_ORDER.index(term) if term in _ORDER else len(_ORDER), term)
+
+
+def weighted_sum(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
     """The loss: the sum of weight times term. A weight of zero takes its term out of the loss.
 
     Raises `ValueError` for a term without a weight, or a weight without its term.
@@ -85,8 +105,11 @@ def weigh(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
         raise ValueError(
             f"weights without a term: {', '.join(missing)}; this model on this batch has {', '.join(sorted(terms))}. "
             "Scans with neither normals nor lines have no terms `normal` and `tangent`: pack them anew, or add "
-            "--weights.normal 0 --weights.tangent 0."
+            "--weights.normal 0 --weights.tangent-plane 0."
         )
     if not wanted:
         raise ValueError("every weight of the loss is zero: nothing would be learned. Set one under `weights`.")
-    return sum((weights[name] * terms[name] for name in sorted(wanted)), start=next(iter(terms.values())).new_zeros(()))
+    return sum(
+        (weights[name] * terms[name] for name in sorted(wanted, key=_place)),
+        start=next(iter(terms.values())).new_zeros(()),
+    )

@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from shapespace.nn.parallel import PIECE, spread
+from shapespace.nn.parallel import CHUNK_POINTS, parallel_map
 
 # Below it softplus is zero to the last bits of float32, and a CPU is spared the subnormal numbers of its exponential,
 # which are slow.
 _SATURATION = -30.0
 
 
-class Linearised(NamedTuple):
+class Linearization(NamedTuple):
     """A field to first order: value, gradient in x, Jacobian in the code."""
 
     value: Float[Tensor, "b q"]
@@ -41,39 +41,39 @@ class SkipMLP(nn.Module):
     the type of the weights, and so has everything once training is over.
     """
 
-    products: torch.dtype | None = None
+    matmul_dtype: torch.dtype | None = None
 
     def __init__(
         self,
         *,
-        code: int,
+        code_dim: int,
         width: int,
         depth: int,
         skip: int,
         beta: float = 100.0,
-        radius: float = 1.0,
+        init_radius: float = 1.0,
         modulated: bool = False,
-        space: int = 3,
+        dims: int = 3,
     ) -> None:
         super().__init__()
         if not 0 < skip < depth:
             raise ValueError(f"the input re-enters at layer {skip}, but the layers between are 1 to {depth - 1}")
-        if width <= code + space:
+        if width <= code_dim + dims:
             raise ValueError(
-                f"width {width} leaves nothing beside the input of {code} + {space} at the skip layer: "
-                f"take a width above {code + space}, or a smaller code"
+                f"width {width} leaves nothing beside the input of {code_dim} + {dims} at the skip layer: "
+                f"take a width above {code_dim + dims}, or a smaller code"
             )
         self.skip, self.beta = skip, beta
-        narrow = width - code - space  # what enters the skip layer is `width` wide, the input included
+        narrow = width - code_dim - dims  # what enters the skip layer is `width` wide, the input included
         outs = [narrow if layer == skip - 1 else width for layer in range(depth)]
-        self.point_in = nn.Linear(space, outs[0])
-        self.code_in = _of_code(code, outs[0])
+        self.point_in = nn.Linear(dims, outs[0])
+        self.code_in = _of_code(code_dim, outs[0])
         self.hidden = nn.ModuleList(nn.Linear(outs[layer - 1], outs[layer]) for layer in range(1, depth))
-        self.point_skip = nn.Linear(space, width, bias=False)
-        self.code_skip = _of_code(code, width)
+        self.point_skip = nn.Linear(dims, width, bias=False)
+        self.code_skip = _of_code(code_dim, width)
         self.out = nn.Linear(width, 1)
         between = [layer for layer in range(1, depth) if layer != skip] if modulated else []
-        self.code_hidden = nn.ModuleDict({str(layer): _of_code(code, outs[layer]) for layer in between})
+        self.code_hidden = nn.ModuleDict({str(layer): _of_code(code_dim, outs[layer]) for layer in between})
         for linear in (self.point_in, self.code_in, self.point_skip, self.code_skip, *self.layers()):
             nn.init.normal_(linear.weight, 0.0, math.sqrt(2 / linear.out_features))
             if linear.bias is not None:
@@ -83,7 +83,7 @@ class SkipMLP(nn.Module):
         for linear in self._modulations().values():
             nn.init.zeros_(linear.weight)
         nn.init.normal_(self.out.weight, math.sqrt(math.pi / width), 1e-5)
-        nn.init.constant_(self.out.bias, -radius)
+        nn.init.constant_(self.out.bias, -init_radius)
 
     def layers(self) -> list[nn.Linear]:
         """Hidden layers after the first."""
@@ -104,7 +104,7 @@ class SkipMLP(nn.Module):
         """
         hidden: list[Tensor] = [layer.weight for layer in self.layers()]
         entry = self.point_in.weight
-        fill = self._fill
+        fill = self._padding
         hidden[self.skip - 1] = pad(hidden[self.skip - 1] * math.sqrt(0.5), (0, fill))
         if self.skip > 1:
             hidden[self.skip - 2] = pad(hidden[self.skip - 2], (0, 0, 0, fill))
@@ -126,27 +126,31 @@ class SkipMLP(nn.Module):
         for layer, linear in self._modulations().items():
             found[layer] = linear.weight * self.beta
         if (narrow := found[self.skip - 1]) is not None:
-            found[self.skip - 1] = pad(narrow, (0, 0, 0, self._fill))
+            found[self.skip - 1] = pad(narrow, (0, 0, 0, self._padding))
         return found
 
-    def shifts(self, code: Float[Tensor, "b k"]) -> list[Tensor]:
+    def layer_biases(self, code: Float[Tensor, "b k"]) -> list[Tensor]:
         """What is added in each layer, in the sweeps' units: (b, width), or (1, width) where no code enters."""
         biases = [layer.bias * self.beta for layer in (self.point_in, *self.layers())]
-        biases[self.skip - 1] = pad(biases[self.skip - 1], (0, self._fill))
+        biases[self.skip - 1] = pad(biases[self.skip - 1], (0, self._padding))
         return [
             bias[None] if by_code is None else torch.addmm(bias, code, by_code.T)
             for bias, by_code in zip(biases, self.code_weights(), strict=True)
         ]
 
     @property
-    def _fill(self) -> int:
+    def _padding(self) -> int:
         return -self.layers()[self.skip - 1].in_features % 16
 
     def forward(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q"]:
         """Field at x: negative inside."""
         if torch.is_grad_enabled():
             return self._sweep(x, code, sloped=False)[0]
-        w, shifts, size = self.weights(), self.shifts(code), PIECE if x.device.type == "cpu" else max(x.shape[1], 1)
+        w, shifts, size = (
+            self.weights(),
+            self.layer_biases(code),
+            CHUNK_POINTS if x.device.type == "cpu" else max(x.shape[1], 1),
+        )
 
         def value(block: tuple[Tensor, int]) -> Tensor:
             part, row = block
@@ -156,7 +160,7 @@ class SkipMLP(nn.Module):
             return _read(height, w)
 
         blocks = [(part, row) for row in range(len(x)) for part in x[row : row + 1].split(size, dim=1)]
-        return torch.cat(list(spread(value, blocks))).view(x.shape[:2])
+        return torch.cat(list(parallel_map(value, blocks))).view(x.shape[:2])
 
     def value_and_gradient(
         self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]
@@ -165,29 +169,29 @@ class SkipMLP(nn.Module):
         return self._sweep(x, code, sloped=True)
 
     def _sweep(self, x: Tensor, code: Tensor, *, sloped: bool) -> tuple[Tensor, Tensor]:
-        products = self.products if self.training else None
-        flat = (*self.weights().flat, *self.shifts(code))
+        products = self.matmul_dtype if self.training else None
+        flat = (*self.weights().flat, *self.layer_biases(code))
         return _ValueAndGradient.apply(x, self.skip, sloped, products, *flat)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def features(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q w"]:
         """What the last layer reads (no graph): the field is `out(features)`, linear in the weights of `out`."""
-        for last, _ in _layers(x, self.shifts(code), self.weights(), self.skip):
+        for last, _ in _layers(x, self.layer_biases(code), self.weights(), self.skip):
             height = last
         return (height / self.beta).view(*x.shape[:2], -1)
 
     @torch.no_grad()
-    def linearise(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Linearised:
+    def linearize(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Linearization:
         """Field, spatial gradient and code Jacobian (no graph): one sweep up, one down."""
         w = self.weights()
-        heights, slopes = _climb(x, self.shifts(code), w, self.skip)
-        deltas = _descend(slopes, w)
+        heights, slopes = _forward_pass(x, self.layer_biases(code), w, self.skip)
+        deltas = _input_gradient_pass(slopes, w)
         jacobian = deltas[0].new_zeros(len(deltas[0]), code.shape[1])
         for delta, by_code in zip(deltas, self.code_weights(), strict=True):
             if by_code is not None:
                 jacobian.addmm_(delta, by_code)
         value, gradient = _read(heights[-1], w), _gradient(deltas, w, self.skip)
-        return Linearised(value.view(x.shape[:2]), gradient.view(x.shape), jacobian.view(*x.shape[:2], -1))
+        return Linearization(value.view(x.shape[:2]), gradient.view(x.shape), jacobian.view(*x.shape[:2], -1))
 
 
 def _of_code(code: int, units: int) -> nn.Linear:
@@ -197,7 +201,7 @@ def _of_code(code: int, units: int) -> nn.Linear:
         return nn.Linear(code, units, bias=False)
 
 
-class InPlane(nn.Module):
+class PlanarMLP(nn.Module):
     """A network of the plane (`space` 2) in space: it does not hear of z, and has no gradient there."""
 
     def __init__(self, network: SkipMLP) -> None:
@@ -224,9 +228,9 @@ class InPlane(nn.Module):
         """The last layer."""
         return self.network.out
 
-    def linearise(self, x: Float[Tensor, "b q 3"], code: Float[Tensor, "b k"]) -> Linearised:
+    def linearize(self, x: Float[Tensor, "b q 3"], code: Float[Tensor, "b k"]) -> Linearization:
         """Field, spatial gradient and code Jacobian (no graph)."""
-        found = self.network.linearise(x[..., :2], code)
+        found = self.network.linearize(x[..., :2], code)
         return found._replace(gradient=pad(found.gradient, (0, 1)))
 
 
@@ -259,7 +263,7 @@ class _Weights(NamedTuple):
         return cls(a, b, c, d, tuple(rest[: depth - 1])), rest[depth - 1 :]
 
 
-def soft_step(z: Float[Tensor, "n w"]) -> tuple[Float[Tensor, "n w"], Float[Tensor, "n w"]]:
+def softplus_and_derivative(z: Float[Tensor, "n w"]) -> tuple[Float[Tensor, "n w"], Float[Tensor, "n w"]]:
     """Softplus `log(1 + exp z)` and its slope; overwrites z.
 
     `softplus(z) = z - log(sigmoid(z))`: the sigmoid has to be known anyway, for the slope.
@@ -288,11 +292,11 @@ def _layers(x: Tensor, shifts: Sequence[Tensor], w: _Weights, skip: int) -> Iter
         else:
             z = height @ w.hidden[layer - 1].T
             z.view(*x.shape[:2], -1).add_(shift[:, None].to(products))
-        height, slope = soft_step(z)
+        height, slope = softplus_and_derivative(z)
         yield height, slope
 
 
-def _climb(x: Tensor, shifts: Sequence[Tensor], w: _Weights, skip: int) -> tuple[list[Tensor], list[Tensor]]:
+def _forward_pass(x: Tensor, shifts: Sequence[Tensor], w: _Weights, skip: int) -> tuple[list[Tensor], list[Tensor]]:
     """Heights and slopes of all layers."""
     steps = list(_layers(x, shifts, w, skip))
     return [height for height, _ in steps], [slope for _, slope in steps]
@@ -302,7 +306,7 @@ def _read(height: Tensor, w: _Weights) -> Tensor:
     return torch.addmv(w.out_bias, height.to(w.out.dtype), w.out[0])
 
 
-def _descend(slopes: Sequence[Tensor], w: _Weights) -> list[Tensor]:
+def _input_gradient_pass(slopes: Sequence[Tensor], w: _Weights) -> list[Tensor]:
     """Down through the transposed weights: d f / d z of each layer."""
     deltas = [slopes[-1] * w.out.to(slopes[-1].dtype)]
     for weight, slope in zip(reversed(w.hidden), reversed(slopes[:-1]), strict=True):
@@ -329,8 +333,8 @@ class _ValueAndGradient(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         w, shifts = _Weights.of(flat)
         w = w.cast(products)
-        heights, slopes = _climb(x, shifts, w, skip)
-        deltas = _descend(slopes, w) if sloped else []
+        heights, slopes = _forward_pass(x, shifts, w, skip)
+        deltas = _input_gradient_pass(slopes, w) if sloped else []
         ctx.save_for_backward(x, *flat, *heights, *slopes, *deltas)
         ctx.skip, ctx.products, ctx.flat = skip, products, len(flat)
         gradient = _gradient(deltas, w, skip).view(x.shape) if sloped else torch.zeros_like(x)

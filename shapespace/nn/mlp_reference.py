@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 from shapespace.nn.mlp import SkipMLP
 
 
-class PlainMLP(SkipMLP):
+class ReferenceMLP(SkipMLP):
     """The same network and the same weights, computed as the paper's code does."""
 
     def forward(self, x: Float[Tensor, "b q d"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q"]:
@@ -39,16 +39,16 @@ class PlainMLP(SkipMLP):
         return found, gradient
 
 
-def twin(net: SkipMLP) -> PlainMLP:
+def reference_of(net: SkipMLP) -> ReferenceMLP:
     """The twin of a network: the same tensors."""
-    plain = PlainMLP(
-        code=net.code_in.in_features,
+    plain = ReferenceMLP(
+        code_dim=net.code_in.in_features,
         width=net.point_skip.out_features,
         depth=len(net.hidden) + 1,
         skip=net.skip,
         beta=net.beta,
         modulated=net.modulated,
-        space=net.point_in.in_features,
+        dims=net.point_in.in_features,
     )
     for name, parameter in net.named_parameters():
         plain.get_submodule(name.rpartition(".")[0]).register_parameter(name.rpartition(".")[2], parameter)

@@ -16,10 +16,10 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PIECE = 1200  # points whose activations stay in a core's caches
+CHUNK_POINTS = 1200  # points whose activations stay in a core's caches
 
 
-def spread(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def parallel_map(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """Yield `work(item)` for each item, in order, from as many threads as torch is set to use.
 
     Each thread computes by itself, with the caller's grad mode. With one thread, or from within one, the items are

@@ -17,15 +17,15 @@ class PointNet(nn.Module):
     so a code of many points would not be the code of few.
     """
 
-    def __init__(self, *, code: int, count: int, width: int, features: int, variational: bool = False) -> None:
+    def __init__(self, *, code_dim: int, num_points: int, width: int, features: int, variational: bool = False) -> None:
         super().__init__()
         from torch_geometric.nn import MLP  # three seconds: only where a model is built
 
-        self.count = count
+        self.count = num_points
         self.points = MLP([3, width // 2, width, features], norm=None, plain_last=False)
         self.pooled = MLP([features, features // 2, features // 2], norm=None, plain_last=False)
-        self.mean = nn.Linear(features // 2, code)
-        self.log_variance = nn.Linear(features // 2, code) if variational else None
+        self.mean = nn.Linear(features // 2, code_dim)
+        self.log_variance = nn.Linear(features // 2, code_dim) if variational else None
         self._spread()
 
     def _spread(self) -> None:
@@ -58,6 +58,6 @@ def sample_normal(mean: Float[Tensor, "b k"], log_variance: Float[Tensor, "b k"]
     return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
 
 
-def divergence(mean: Float[Tensor, "b k"], log_variance: Float[Tensor, "b k"]) -> Float[Tensor, "b"]:
+def kl_divergence(mean: Float[Tensor, "b k"], log_variance: Float[Tensor, "b k"]) -> Float[Tensor, "b"]:
     """Kullback-Leibler divergence of N(mean, exp(log_variance)) from N(0, 1) (Kingma & Welling 2014, appendix B)."""
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=-1)

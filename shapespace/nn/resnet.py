@@ -23,10 +23,10 @@ class ResidualBlock(nn.Module):
 class ConditionalNorm(nn.Module):
     """Batch normalisation whose factor and shift are read from the code."""
 
-    def __init__(self, *, code: int, width: int) -> None:
+    def __init__(self, *, code_dim: int, width: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(width, affine=False)
-        self.factor, self.shift = nn.Linear(code, width), nn.Linear(code, width)
+        self.factor, self.shift = nn.Linear(code_dim, width), nn.Linear(code_dim, width)
         for linear, start in ((self.factor, 1.0), (self.shift, 0.0)):
             nn.init.zeros_(linear.weight)
             nn.init.constant_(linear.bias, start)
@@ -40,9 +40,9 @@ class ConditionalNorm(nn.Module):
 class ConditionalBlock(nn.Module):
     """A residual block with conditional normalisation before each product."""
 
-    def __init__(self, *, code: int, width: int) -> None:
+    def __init__(self, *, code_dim: int, width: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(ConditionalNorm(code=code, width=width) for _ in range(2))
+        self.norms = nn.ModuleList(ConditionalNorm(code_dim=code_dim, width=width) for _ in range(2))
         self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
         nn.init.zeros_(self.second.weight)
 
@@ -55,11 +55,11 @@ class ConditionalBlock(nn.Module):
 class ConditionalMLP(nn.Module):
     """From points and a code to one number each: blocks under conditional batch normalisation."""
 
-    def __init__(self, *, code: int, width: int, blocks: int) -> None:
+    def __init__(self, *, code_dim: int, width: int, blocks: int) -> None:
         super().__init__()
         self.enter = nn.Linear(3, width)
-        self.blocks = nn.ModuleList(ConditionalBlock(code=code, width=width) for _ in range(blocks))
-        self.norm = ConditionalNorm(code=code, width=width)
+        self.blocks = nn.ModuleList(ConditionalBlock(code_dim=code_dim, width=width) for _ in range(blocks))
+        self.norm = ConditionalNorm(code_dim=code_dim, width=width)
         self.out = nn.Linear(width, 1)
 
     def forward(self, x: Float[Tensor, "b q 3"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q"]:
@@ -76,12 +76,12 @@ class ResidualPointNet(nn.Module):
     It reads the first `count` points of a scan, which lie in random order.
     """
 
-    def __init__(self, *, code: int, count: int, width: int) -> None:
+    def __init__(self, *, code_dim: int, num_points: int, width: int) -> None:
         super().__init__()
-        self.count = count
+        self.count = num_points
         self.enter = nn.Linear(3, 2 * width)
         self.blocks = nn.ModuleList(ResidualBlock(2 * width, width) for _ in range(5))
-        self.out = nn.Linear(width, code)
+        self.out = nn.Linear(width, code_dim)
 
     def forward(self, points: Float[Tensor, "b n 3"]) -> tuple[Float[Tensor, "b k"], None]:
         """The code; it has no variance."""

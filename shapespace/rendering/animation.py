@@ -14,21 +14,21 @@ from trimesh import Scene, Trimesh
 from trimesh.exchange.gltf import export_glb
 
 from shapespace.io.atomic import replacing
-from shapespace.rendering.colors import own_colours
+from shapespace.rendering.colors import vertex_colors
 from shapespace.rendering.renderer import (
     CLAY,
-    _axes,
-    _Figure,
-    _paper_colour,
-    _row,
-    _Shot,
-    _stand,
-    _vertex_normals,
-    _Window,
+    Figure,
+    Shot,
+    Window,
+    camera_axes,
+    draw_row,
+    paper_color,
+    stand_on_floor,
+    vertex_normals,
 )
 
 
-def film(
+def write_animation(
     scenes: Sequence[Sequence[Trimesh]],
     path: str | PathLike[str],
     *,
@@ -55,20 +55,21 @@ def film(
 
     """
     path = Path(path)
-    if path.suffix.lower() not in FILMS:
-        raise ValueError(f"cannot write a film as {path}: give a name that ends in one of {', '.join(FILMS)}.")
+    if path.suffix.lower() not in WRITERS:
+        raise ValueError(f"cannot write a film as {path}: give a name that ends in one of {', '.join(WRITERS)}.")
     if not scenes or not scenes[0] or len({len(scene) for scene in scenes}) > 1:
         raise ValueError(f"{path}: scenes of {sorted({len(scene) for scene in scenes})} meshes make no film: give as "
                          "many for each moment, one at least.")  # fmt: skip
-    write = FILMS[path.suffix.lower()]
+    write = WRITERS[path.suffix.lower()]
     if write is _mp4:
         _ffmpeg()  # nobody should hear so after the work
     angles = azimuth + turn * np.arange(len(scenes)) / len(scenes)
-    shots: list[_Shot] = [
-        (_stand(scene), _axes(float(angle), elevation)) for scene, angle in zip(scenes, angles, strict=True)
+    shots: list[Shot] = [
+        (stand_on_floor(scene), camera_axes(float(angle), elevation))
+        for scene, angle in zip(scenes, angles, strict=True)
     ]
-    window = _Window.around(shots, size)
-    frames = [_row(*shot, window) for shot in tqdm(shots, desc="film", unit="frame")]
+    window = Window.around(shots, size)
+    frames = [draw_row(*shot, window) for shot in tqdm(shots, desc="film", unit="frame")]
     with replacing(path) as part:
         write([Image.fromarray(frame) for frame in frames], part, seconds / len(frames))
 
@@ -95,7 +96,7 @@ def _mp4(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
     writer = _ffmpeg().write_frames(str(path), size, fps=1 / seconds, macro_block_size=2, quality=7, output_params=told)
     writer.send(None)
     for frame in frames:
-        writer.send(np.ascontiguousarray(ImageOps.pad(frame, size, color=_paper_colour())).tobytes())
+        writer.send(np.ascontiguousarray(ImageOps.pad(frame, size, color=paper_color())).tobytes())
     writer.close()
 
 
@@ -109,7 +110,7 @@ def _ffmpeg() -> Any:
     return imageio_ffmpeg
 
 
-FILMS: Mapping[str, Callable[[Sequence[Image.Image], Path, float], None]] = {
+WRITERS: Mapping[str, Callable[[Sequence[Image.Image], Path, float], None]] = {
     ".gif": _gif,
     ".webp": partial(_pillow, "WEBP", quality=80, method=4),
     ".apng": partial(_pillow, "PNG"),
@@ -117,7 +118,7 @@ FILMS: Mapping[str, Callable[[Sequence[Image.Image], Path, float], None]] = {
 }
 
 
-def animated_glb(
+def write_animated_glb(
     meshes: Sequence[Trimesh], path: str | PathLike[str], *, seconds: float = 3.0, back: bool = True
 ) -> None:
     """Write meshes as one GLB that shows them in turn, again and again; `seconds` from the first to the last.
@@ -148,7 +149,7 @@ def animated_glb(
         part.write_bytes(_glb(scene, finish))
 
 
-def painted_glb(mesh: Trimesh) -> bytes:
+def colored_glb(mesh: Trimesh) -> bytes:
     """A mesh as GLB, smooth and dull, in its own colours of vertices or in clay: as `animated_glb` has its frames."""
     return _glb(Scene([_smooth(mesh)]), lambda _, tree: _add_materials(tree))
 
@@ -167,12 +168,12 @@ def _frame(k: int) -> str:
 def _smooth(mesh: Trimesh) -> Trimesh:
     """A copy with the used vertices only, unit vertex normals, and the vertex colours, linear as glTF has them."""
     used, faces = np.unique(np.asarray(mesh.faces), return_inverse=True)
-    own = own_colours(mesh)
-    figure = _Figure(np.asarray(mesh.vertices, dtype=np.float64)[used], faces.reshape(-1, 3), np.zeros((len(used), 3)))
+    own = vertex_colors(mesh)
+    figure = Figure(np.asarray(mesh.vertices, dtype=np.float64)[used], faces.reshape(-1, 3), np.zeros((len(used), 3)))
     return Trimesh(
         figure.vertices,
         figure.faces,
-        vertex_normals=_vertex_normals(figure),
+        vertex_normals=vertex_normals(figure),
         vertex_colors=None if own is None else _linear(own[used]),
         process=False,
     )

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 Errors = Sequence[float | None]  # mm, one for each scan; none where no surface was found
-Way = tuple[str, str]  # a run and a method
-Panel = Mapping[Way, Errors]
+RunAndMethod = tuple[str, str]  # a run and a method
+Panel = Mapping[RunAndMethod, Errors]
 
 INK, RULE = "#2b2a28", "#a09b94"  # INK takes the colour of the page's text where the drawing is part of one
-COLOURS = ("#2f7fb8", "#d2622a", "#3f9b6b", "#b9639a", "#c99a1e", "#6f6bb5", "#8a8578", "#40a5b0")
+COLORS = ("#2f7fb8", "#d2622a", "#3f9b6b", "#b9639a", "#c99a1e", "#6f6bb5", "#8a8578", "#40a5b0")
 DASHES: dict[str, str | tuple[int, tuple[float, ...]]] = {
     "encode": (0, (4.0, 1.5)),
     "adam": (0, (9.0, 1.0)),
@@ -56,7 +56,7 @@ def cumulative(errors: Errors) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray
     return np.concatenate([[0.0], found]), np.arange(len(found) + 1) / max(len(errors), 1)
 
 
-def reach(panels: Iterable[Panel]) -> float:
+def axis_limit(panels: Iterable[Panel]) -> float:
     """How far the errors are shown (mm): to the largest of all, or only to three times the largest median."""
     curves = (cumulative(errors)[0][1:] for panel in panels for errors in panel.values())
     found = [errors for errors in curves if len(errors)]
@@ -72,15 +72,15 @@ def error_curves(panels: Mapping[str, Panel], *, columns: int = 2) -> "Figure":
 
     runs = list(dict.fromkeys(run for panel in panels.values() for run, _ in panel))
     rows = -(-len(panels) // columns)
-    limits = [reach(list(panels.values())[column::columns]) for column in range(columns)]
+    limits = [axis_limit(list(panels.values())[column::columns]) for column in range(columns)]
     with rc_context(STYLE):
         figure = Figure(layout="constrained")
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
-        drawn: dict[Way, Line2D] = {}
+        drawn: dict[RunAndMethod, Line2D] = {}
         for index, (title, panel) in enumerate(panels.items()):
             _frame(axes[index], title, limits[index % columns])
             for way, errors in panel.items():
-                drawn[way] = _curve(axes[index], way, errors, COLOURS[runs.index(way[0]) % len(COLOURS)])
+                drawn[way] = _curve(axes[index], way, errors, COLORS[runs.index(way[0]) % len(COLORS)])
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         ways = sorted(drawn, key=lambda way: runs.index(way[0]))
@@ -100,7 +100,7 @@ def _frame(axis: "Axes", title: str, limit: float) -> None:
     axis.grid(color=RULE, alpha=0.35, linewidth=0.6)
 
 
-def _curve(axis: "Axes", way: Way, errors: Errors, colour: str) -> "Line2D":
+def _curve(axis: "Axes", way: RunAndMethod, errors: Errors, colour: str) -> "Line2D":
     """A staircase that goes on to the right edge."""
     x, share = cumulative(errors)
     x, share = np.append(x, max(x[-1], axis.get_xlim()[1])), np.append(share, share[-1])
@@ -123,7 +123,7 @@ def training_curves(panels: Mapping[str, Mapping[str, Float[np.ndarray, "n 2"]]]
             axis.set_title(title, loc="left", fontsize=9)
             axis.grid(color=RULE, alpha=0.35, linewidth=0.6)
             for run, curve in panel.items():
-                colour = COLOURS[runs.index(run) % len(COLOURS)]
+                colour = COLORS[runs.index(run) % len(COLORS)]
                 (drawn[run],) = axis.plot(*thinned(curve).T, color=colour, linewidth=1.2)
             if all(np.nanmin(curve[:, 1], initial=1.0) > 0 for curve in panel.values()):
                 axis.set_yscale("log")
@@ -159,7 +159,7 @@ def level_lines(
         axis.contourf(*axes, values, levels=levels, cmap="RdBu", alpha=0.55)
         axis.contour(*axes, values, levels=levels, colors=[RULE], linewidths=0.4, linestyles="solid")
         axis.contour(*axes, values, levels=[0], colors=[INK], linewidths=1.8)
-        axis.plot(few[:, 0], few[:, 1], ".", markersize=2.5, color=COLOURS[1])
+        axis.plot(few[:, 0], few[:, 1], ".", markersize=2.5, color=COLORS[1])
         axis.set_aspect("equal")
     return figure
 

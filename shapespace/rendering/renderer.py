@@ -14,26 +14,26 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter
 from trimesh import Trimesh, creation
 
-from shapespace.geometry.proximity import to_points
-from shapespace.geometry.raycast import Rays
+from shapespace.geometry.proximity import nearest_point
+from shapespace.geometry.raycast import Raycaster
 from shapespace.geometry.scan import Scan
-from shapespace.rendering.colors import own_colours
+from shapespace.rendering.colors import vertex_colors
 
-Picture = UInt8[np.ndarray, "h w 3"]
+RGBImage = UInt8[np.ndarray, "h w 3"]
 
 CLAY = (0.86, 0.70, 0.60)
 PAPER = (0.965, 0.960, 0.950)
-KEY = np.array([-0.45, 0.65, 0.62])  # towards the light: before, above, and at the left
-WARMTH = (0.92, 1.0, 1.06)  # exponents of the light in red, green, blue: shadows are warmer than lights
+LIGHT_DIRECTION = np.array([-0.45, 0.65, 0.62])  # towards the light: before, above, and at the left
+SHADOW_TINT = (0.92, 1.0, 1.06)  # exponents of the light in red, green, blue: shadows are warmer than lights
 OVERSAMPLING = 2  # rays per pixel, along each axis
 SHADOW_HEIGHT = 0.8  # metres: what is this far above the floor shades it to 1 / e
-MAX_BEADS = 20_000
+MAX_POINT_MARKERS = 20_000
 
 
 # -------------------------------------------------------------------------------------------------------- one picture
 
 
-def render(meshes: Sequence[Trimesh], *, size: int = 512, azimuth: float = 25.0, elevation: float = 10.0) -> Picture:
+def render(meshes: Sequence[Trimesh], *, size: int = 512, azimuth: float = 25.0, elevation: float = 10.0) -> RGBImage:
     """Draw meshes side by side on one floor, in one scale, seen by an orthographic camera.
 
     Args:
@@ -49,22 +49,22 @@ def render(meshes: Sequence[Trimesh], *, size: int = 512, azimuth: float = 25.0,
     """
     if not meshes:
         raise ValueError("a picture was asked of no meshes. Give it at least one.")
-    figures, axes = _stand(meshes), _axes(azimuth, elevation)
-    window = _Window.around([(figures, axes)], size)
-    return _row(figures, axes, window)
+    figures, axes = stand_on_floor(meshes), camera_axes(azimuth, elevation)
+    window = Window.around([(figures, axes)], size)
+    return draw_row(figures, axes, window)
 
 
 def thumbnail(mesh: Trimesh, size: int) -> UInt8[np.ndarray, "s s 3"]:
     """A mesh on a square of so many pixels."""
-    return np.asarray(ImageOps.pad(Image.fromarray(render([mesh], size=size)), (size, size), color=_paper_colour()))
+    return np.asarray(ImageOps.pad(Image.fromarray(render([mesh], size=size)), (size, size), color=paper_color()))
 
 
-def mesh_of_scan(scan: Scan) -> Trimesh:
+def scan_to_mesh(scan: Scan) -> Trimesh:
     """A scan as something to draw: its faces if it has any, else a bead on each point (of 20,000 at most)."""
     if scan.faces is not None:
         return Trimesh(scan.points, scan.faces, process=False)
-    points = scan.points[:: -(-len(scan) // MAX_BEADS)].astype(np.float64)
-    apart, _ = to_points(points[::2], points[1::2])
+    points = scan.points[:: -(-len(scan) // MAX_POINT_MARKERS)].astype(np.float64)
+    apart, _ = nearest_point(points[::2], points[1::2])
     radius = max(0.7 * float(np.median(apart)), 0.002)
     bead = creation.icosahedron()
     vertices = points[:, None] + radius * np.asarray(bead.vertices)
@@ -73,7 +73,7 @@ def mesh_of_scan(scan: Scan) -> Trimesh:
 
 
 @dataclass(frozen=True)
-class _Figure:
+class Figure:
     """A mesh moved to stand at the origin of the floor y = 0; colours from 0 to 1."""
 
     vertices: Float[np.ndarray, "n 3"]
@@ -82,7 +82,7 @@ class _Figure:
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """What one cell shows: `pixel` metres per pixel, around a vertical line through the figure's middle."""
 
     pixel: float
@@ -91,7 +91,7 @@ class _Window:
     rows: int
 
     @classmethod
-    def around(cls, shots: Sequence["_Shot"], size: int) -> "_Window":
+    def around(cls, shots: Sequence["Shot"], size: int) -> "Window":
         """The window of `size` pixels height that shows any figure of any shot whole."""
         flat = [figure.vertices @ axes[:2].T for figures, axes in shots for figure in figures]
         seen = np.concatenate([*flat, np.array([[0.1, 0.0]])])
@@ -100,9 +100,9 @@ class _Window:
         pixel = (high - low + 2 * margin) / size
         return cls(pixel, high + margin, 2 * int(np.ceil((half + margin) / pixel)), size)
 
-    def refined(self, factor: int) -> "_Window":
+    def refined(self, factor: int) -> "Window":
         """The same with `factor` times as many rows and columns."""
-        return _Window(self.pixel / factor, self.high, self.columns * factor, self.rows * factor)
+        return Window(self.pixel / factor, self.high, self.columns * factor, self.rows * factor)
 
     def centres(self) -> tuple[Float[np.ndarray, "w"], Float[np.ndarray, "h"]]:
         """Where the pixels lie: to the right of the middle, and up (from the top row on)."""
@@ -110,10 +110,10 @@ class _Window:
         return across, self.high - (np.arange(self.rows) + 0.5) * self.pixel
 
 
-_Shot = tuple[Sequence[_Figure], Float[np.ndarray, "3 3"]]  # what is seen, and the camera's axes
+Shot = tuple[Sequence[Figure], Float[np.ndarray, "3 3"]]  # what is seen, and the camera's axes
 
 
-def _axes(azimuth: float, elevation: float) -> Float[np.ndarray, "3 3"]:
+def camera_axes(azimuth: float, elevation: float) -> Float[np.ndarray, "3 3"]:
     """Rows: the camera's right, its up, and the direction towards the viewer."""
     a, e = np.radians([azimuth, elevation])
     back = np.array([np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)])
@@ -121,67 +121,67 @@ def _axes(azimuth: float, elevation: float) -> Float[np.ndarray, "3 3"]:
     return np.stack([right, np.cross(back, right), back])
 
 
-def _stand(meshes: Sequence[Trimesh]) -> list[_Figure]:
+def stand_on_floor(meshes: Sequence[Trimesh]) -> list[Figure]:
     """Bring each mesh to the middle, keeping heights above the floor that the lowest of them sets."""
     floor = min((float(mesh.vertices[:, 1].min()) for mesh in meshes if len(mesh.faces)), default=0.0)
     return [_figure(mesh, floor) for mesh in meshes]
 
 
-def _figure(mesh: Trimesh, floor: float) -> _Figure:
+def _figure(mesh: Trimesh, floor: float) -> Figure:
     faces = np.asarray(mesh.faces)
     vertices = np.asarray(mesh.vertices, dtype=np.float64)
     if not len(faces):
-        return _Figure(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64), np.zeros((0, 3)))
+        return Figure(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64), np.zeros((0, 3)))
     middle = 0.5 * (vertices.min(axis=0) + vertices.max(axis=0))
     middle[1] = floor
-    own = own_colours(mesh)
-    return _Figure(vertices - middle, faces, np.tile(CLAY, (len(vertices), 1)) if own is None else own[:, :3] / 255.0)
+    own = vertex_colors(mesh)
+    return Figure(vertices - middle, faces, np.tile(CLAY, (len(vertices), 1)) if own is None else own[:, :3] / 255.0)
 
 
 # --------------------------------------------------------------------------------------------------------- the shader
 
 
-def _row(figures: Sequence[_Figure], axes: Float[np.ndarray, "3 3"], window: _Window) -> Picture:
+def draw_row(figures: Sequence[Figure], axes: Float[np.ndarray, "3 3"], window: Window) -> RGBImage:
     return np.concatenate([_draw(figure, axes, window) for figure in figures], axis=1)
 
 
-def _draw(figure: _Figure, axes: Float[np.ndarray, "3 3"], window: _Window) -> Picture:
+def _draw(figure: Figure, axes: Float[np.ndarray, "3 3"], window: Window) -> RGBImage:
     """One cell: the figure over the paper with its shadow."""
     if not len(figure.faces):
-        return _absent(window)
+        return no_surface(window)
     paper = np.tile(np.array(PAPER), (window.rows, window.columns, 1))
     seen = figure.vertices @ axes.T  # to the right, up, towards the viewer
-    rays = Rays(seen, figure.faces)
+    rays = Raycaster(seen, figure.faces)
     drawn = _shaded(figure, seen, rays, axes, window)
     paper *= 1 - 0.35 * _shadow(figure, rays, axes, window)[..., None]
     return _bytes(drawn[..., :3] + (1 - drawn[..., 3:]) * paper)
 
 
 def _shaded(
-    figure: _Figure,
+    figure: Figure,
     seen: Float[np.ndarray, "n 3"],
-    rays: Rays,
+    rays: Raycaster,
     axes: Float[np.ndarray, "3 3"],
-    window: _Window,
+    window: Window,
 ) -> Float[np.ndarray, "h w 4"]:
     """Red, green, blue (each times cover) and cover of each pixel: means over its rays."""
     fine = window.refined(OVERSAMPLING)
     row, column, face, points = _cast(seen, rays, fine)
     corners = figure.faces[face]
     weights = _barycentric(points, seen[:, :2][corners])
-    normals = np.einsum("kc,kcd->kd", weights, (_vertex_normals(figure) @ axes.T)[corners])
+    normals = np.einsum("kc,kcd->kd", weights, (vertex_normals(figure) @ axes.T)[corners])
     normals *= np.where(_facing(seen, corners), 1.0, -1.0)[:, None]
     normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
     colours = np.einsum("kc,kcd->kd", weights, figure.colours[corners])
     depth = np.einsum("kc,kc->k", weights, seen[:, 2][corners])
     pixel = row // OVERSAMPLING * window.columns + column // OVERSAMPLING
     light = _light(normals, axes) * (1 - _crease(depth, pixel, seen[:, 2].min(), window))
-    shown = np.column_stack([(colours * light[:, None] ** WARMTH).clip(0, 1), np.ones(len(face))])
+    shown = np.column_stack([(colours * light[:, None] ** SHADOW_TINT).clip(0, 1), np.ones(len(face))])
     return _pooled(shown, pixel, window) / OVERSAMPLING**2
 
 
 def _cast(
-    seen: Float[np.ndarray, "n 3"], rays: Rays, window: _Window
+    seen: Float[np.ndarray, "n 3"], rays: Raycaster, window: Window
 ) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"], Int[np.ndarray, "k"], Float[np.ndarray, "k 2"]]:
     """For the pixels that see the figure: row, column, face, and the point of the picture plane (metres)."""
     across, up = window.centres()
@@ -191,14 +191,14 @@ def _cast(
     origins[..., 0], origins[..., 1] = across[columns], up[rows, None]
     origins[..., 2] = seen[:, 2].max() + 0.1
     ahead = np.tile(np.array([0, 0, -1], dtype=np.float32), (origins.size // 3, 1))
-    _, first = rays.first(origins.reshape(-1, 3), ahead)
+    _, first = rays.first_hit(origins.reshape(-1, 3), ahead)
     hit = np.flatnonzero(first >= 0)
     row, column = rows[hit // max(len(columns), 1)], columns[hit % max(len(columns), 1)]
     return row, column, first[hit].astype(np.int64), np.stack([across[column], up[row]], axis=1)
 
 
 def _pooled(
-    values: Float[np.ndarray, "k c"], pixel: Int[np.ndarray, "k"], window: _Window
+    values: Float[np.ndarray, "k c"], pixel: Int[np.ndarray, "k"], window: Window
 ) -> Float[np.ndarray, "h w c"]:
     """Sums over the rays of each pixel."""
     count = window.rows * window.columns
@@ -229,14 +229,14 @@ def _light(normals: Float[np.ndarray, "k 3"], axes: Float[np.ndarray, "3 3"]) ->
     """Key light over the viewer's left shoulder, head light, sky, and a darker rim; normals in the camera's axes."""
     ahead = normals[:, 2].clip(0, 1)
     sky = 0.5 + 0.5 * normals @ axes[:, 1]  # the world's up, seen by the camera
-    lit = 0.22 + 0.30 * ahead + 0.50 * (normals @ KEY).clip(0, 1) + 0.24 * sky
-    half = KEY + np.array([0.0, 0.0, 1.0])
+    lit = 0.22 + 0.30 * ahead + 0.50 * (normals @ LIGHT_DIRECTION).clip(0, 1) + 0.24 * sky
+    half = LIGHT_DIRECTION + np.array([0.0, 0.0, 1.0])
     gloss = 0.08 * (normals @ half / np.linalg.norm(half)).clip(0, 1) ** 24
     return np.asarray((lit + gloss) * (0.68 + 0.32 * ahead**0.4))
 
 
 def _crease(
-    depth: Float[np.ndarray, "k"], pixel: Int[np.ndarray, "k"], far: float, window: _Window
+    depth: Float[np.ndarray, "k"], pixel: Int[np.ndarray, "k"], far: float, window: Window
 ) -> Float[np.ndarray, "k"]:
     """Darkening, 0 to 1, of what lies behind its neighbours on the picture; `depth` grows towards the viewer.
 
@@ -250,7 +250,9 @@ def _crease(
     return np.asarray(0.5 * behind.clip(0, 1))
 
 
-def _shadow(figure: _Figure, rays: Rays, axes: Float[np.ndarray, "3 3"], window: _Window) -> Float[np.ndarray, "h w"]:
+def _shadow(
+    figure: Figure, rays: Raycaster, axes: Float[np.ndarray, "3 3"], window: Window
+) -> Float[np.ndarray, "h w"]:
     """How dark the floor is, 0 to 1, under what hangs low above it; nothing for a camera that does not look down."""
     shadow = np.zeros((window.rows, window.columns))
     if axes[2, 1] < 0.05:
@@ -263,12 +265,12 @@ def _shadow(figure: _Figure, rays: Rays, axes: Float[np.ndarray, "3 3"], window:
     # The point of the floor (world height 0) behind a point of the picture, in the camera's axes.
     floor = np.column_stack([plane, -plane[:, 1] * axes[1, 1] / axes[2, 1]])
     overhead = np.tile(axes[:, 1], (len(floor), 1))  # the world's up
-    height, _ = rays.first(floor + 1e-4 * overhead, overhead)
+    height, _ = rays.first_hit(floor + 1e-4 * overhead, overhead)
     shadow[np.ix_(rows, columns)] = np.exp(-height / SHADOW_HEIGHT).reshape(len(rows), len(columns))
     return gaussian_filter(shadow, 0.012 * window.rows)
 
 
-def _vertex_normals(figure: _Figure) -> Float[np.ndarray, "n 3"]:
+def vertex_normals(figure: Figure) -> Float[np.ndarray, "n 3"]:
     """Unit normals, averaged over the faces by area; up where there are none."""
     corners = figure.vertices[figure.faces]
     cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -278,7 +280,7 @@ def _vertex_normals(figure: _Figure) -> Float[np.ndarray, "n 3"]:
     return np.where(lengths > 0, summed / lengths.clip(1e-30), [0.0, 1.0, 0.0])
 
 
-def _bytes(image: Float[np.ndarray, "h w 3"]) -> Picture:
+def _bytes(image: Float[np.ndarray, "h w 3"]) -> RGBImage:
     return (255 * image.clip(0, 1) + 0.5).astype(np.uint8)
 
 
@@ -294,21 +296,21 @@ def _bytes(image: Float[np.ndarray, "h w 3"]) -> Picture:
 INK, PALE = (52, 50, 48), (160, 156, 150)
 
 
-def _absent(window: _Window) -> Picture:
-    image = _paper(window.columns, window.rows)
+def no_surface(window: Window) -> RGBImage:
+    image = blank(window.columns, window.rows)
     middle = (window.columns // 2, window.rows // 2)
-    ImageDraw.Draw(image).text(middle, "no surface", fill=PALE, font=_font(14), anchor="mm")
+    ImageDraw.Draw(image).text(middle, "no surface", fill=PALE, font=font(14), anchor="mm")
     return np.asarray(image)
 
 
-def _paper(width: int, height: int) -> Image.Image:
-    return Image.new("RGB", (width, height), _paper_colour())
+def blank(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), paper_color())
 
 
-def _paper_colour() -> tuple[int, int, int]:
+def paper_color() -> tuple[int, int, int]:
     red, green, blue = _bytes(np.array(PAPER).reshape(1, 1, 3)).reshape(3).tolist()
     return red, green, blue
 
 
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
     return ImageFont.load_default(size=size)

@@ -10,8 +10,18 @@ from PIL import Image, ImageDraw
 from trimesh import Trimesh
 
 from shapespace.io.atomic import replacing
-from shapespace.rendering.colors import ERROR_RAMP, _ramp
-from shapespace.rendering.renderer import INK, PALE, Picture, _axes, _font, _paper, _row, _stand, _Window
+from shapespace.rendering.colors import ERROR_RAMP, ramp
+from shapespace.rendering.renderer import (
+    INK,
+    PALE,
+    RGBImage,
+    Window,
+    blank,
+    camera_axes,
+    draw_row,
+    font,
+    stand_on_floor,
+)
 
 Values = Sequence[float] | Float[np.ndarray, "_"]
 
@@ -45,16 +55,16 @@ def contact_sheet(
     """
     if not any(meshes for _, meshes in rows):
         raise ValueError(f"{path}: a contact sheet was given no meshes in {len(rows)} rows. Give it at least one.")
-    axes = _axes(azimuth, elevation)
-    figures = [_stand(meshes) for _, meshes in rows]
-    window = _Window.around([(row, axes) for row in figures], size)
+    axes = camera_axes(azimuth, elevation)
+    figures = [stand_on_floor(meshes) for _, meshes in rows]
+    window = Window.around([(row, axes) for row in figures], size)
     blocks: list[Image.Image] = []
     for (label, _), row in zip(rows, figures, strict=True):
         blocks.append(_line(label))
         if titles and len(blocks) == 1:
             blocks.append(_titles(titles, window.columns))
         if row:
-            blocks.append(Image.fromarray(_row(row, axes, window)))
+            blocks.append(Image.fromarray(draw_row(row, axes, window)))
     if limit is not None:
         blocks.append(Image.fromarray(legend(limit)))
     if curves:
@@ -64,7 +74,7 @@ def contact_sheet(
         _stacked(blocks).save(part, format="PNG")
 
 
-def chart(curves: Mapping[str, Values], *, width: int = 380, height: int = 170) -> Picture:
+def chart(curves: Mapping[str, Values], *, width: int = 380, height: int = 170) -> RGBImage:
     """Draw curves along a path, side by side, each under its name and on its own scale; NaN leaves a gap.
 
     A curve that hardly changes looks flat: its scale spans at least 4 % of its mean.
@@ -73,7 +83,7 @@ def chart(curves: Mapping[str, Values], *, width: int = 380, height: int = 170) 
     return np.concatenate(panels, axis=1)
 
 
-def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -> Picture:
+def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -> RGBImage:
     left, right, top, bottom = 64, width - 24, 34, height - 26
     known = np.flatnonzero(np.isfinite(values))
     finite = values[known] if len(known) else np.zeros(1)
@@ -81,7 +91,7 @@ def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -
     low = 0.5 * (finite.min() + finite.max() - reach)
     x = left + (right - left) * np.arange(len(values)) / max(len(values) - 1, 1)
     y = bottom - (bottom - top) * (values - low) / reach
-    large = _paper(4 * width, 4 * height)  # drawn large and reduced: soft lines
+    large = blank(4 * width, 4 * height)  # drawn large and reduced: soft lines
     pen = ImageDraw.Draw(large)
     for level in (top, bottom):
         pen.line([(4 * left, 4 * level), (4 * right, 4 * level)], fill=PALE, width=3)
@@ -91,44 +101,44 @@ def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -
         pen.ellipse([4 * x[k] - 12, 4 * y[k] - 12, 4 * x[k] + 12, 4 * y[k] + 12], fill=ERROR_RAMP[3])
     small = large.resize((width, height), Image.Resampling.BOX)
     pen = ImageDraw.Draw(small)
-    pen.text((left, 6), _plain(name), fill=INK, font=_font(14))
+    pen.text((left, 6), _plain(name), fill=INK, font=font(14))
     decimals = max(0, 1 - int(np.floor(np.log10(reach))))
     for level, value in ((top, low + reach), (bottom, low)):
-        pen.text((left - 8, level), f"{value:.{decimals}f}", fill=INK, font=_font(12), anchor="rm")
-    pen.text((left, height - 20), "start", fill=PALE, font=_font(12))
-    pen.text((right, height - 20), "end", fill=PALE, font=_font(12), anchor="ra")
+        pen.text((left - 8, level), f"{value:.{decimals}f}", fill=INK, font=font(12), anchor="rm")
+    pen.text((left, height - 20), "start", fill=PALE, font=font(12))
+    pen.text((right, height - 20), "end", fill=PALE, font=font(12), anchor="ra")
     return np.asarray(small)
 
 
-def legend(limit: float) -> Picture:
+def legend(limit: float) -> RGBImage:
     """Draw the colours of `colours`, and so of `paint_distance`, from 0 to `limit` mm."""
-    image = _paper(380, 46)
-    bar = _ramp(np.linspace(0, 1, 240))
+    image = blank(380, 46)
+    bar = ramp(np.linspace(0, 1, 240))
     image.paste(Image.fromarray(np.tile(bar, (12, 1, 1))), (8, 6))
     pen = ImageDraw.Draw(image)
     for share, word in ((0.0, "0"), (0.5, f"{limit / 2:g}"), (1.0, f"{limit:g} mm and more")):
-        pen.text((8 + 240 * share, 24), word, fill=INK, font=_font(13), anchor="la" if share in (0, 1) else "ma")
+        pen.text((8 + 240 * share, 24), word, fill=INK, font=font(13), anchor="la" if share in (0, 1) else "ma")
     return np.asarray(image)
 
 
 def _titles(titles: Sequence[str], cell: int) -> Image.Image:
-    image = _paper(cell * len(titles), 24)
+    image = blank(cell * len(titles), 24)
     for k, title in enumerate(titles):
-        ImageDraw.Draw(image).text(((k + 0.5) * cell, 4), _plain(title), fill=INK, font=_font(15), anchor="ma")
+        ImageDraw.Draw(image).text(((k + 0.5) * cell, 4), _plain(title), fill=INK, font=font(15), anchor="ma")
     return image
 
 
 def _line(words: str) -> Image.Image:
-    font = _font(16)
-    image = _paper(int(font.getlength(_plain(words))) + 16, 28)
-    ImageDraw.Draw(image).text((8, 6), _plain(words), fill=INK, font=font)
+    letters = font(16)
+    image = blank(int(letters.getlength(_plain(words))) + 16, 28)
+    ImageDraw.Draw(image).text((8, 6), _plain(words), fill=INK, font=letters)
     return image
 
 
 def _stacked(blocks: Sequence[Image.Image], margin: int = 20) -> Image.Image:
     """Blocks under one another, to the left, on paper."""
     width = max(block.width for block in blocks) + 2 * margin
-    page = _paper(width, sum(block.height for block in blocks) + 2 * margin)
+    page = blank(width, sum(block.height for block in blocks) + 2 * margin)
     top = margin
     for block in blocks:
         page.paste(block, (margin, top))

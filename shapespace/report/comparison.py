@@ -12,12 +12,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from shapespace.evaluation.scores import STATISTICS, spread
+from shapespace.evaluation.scores import STATISTICS, format_statistics
 from shapespace.rendering import plots
 from shapespace.report.page import Chart, Notes, Section, Table, Text
 from shapespace.training.run import Run
 
-COLUMNS = {"truth_to_found": "truth → found", "found_to_truth": "found → truth"}  # of protocol surface
+COLUMNS = {"completeness": "truth → found", "accuracy": "found → truth"}  # of protocol surface
 PARTS = ("hands", "feet", "rest")  # of protocol parts
 CURVES = "curves.png"  # beside the page
 UNEQUAL = 1.05  # trainings whose times differ by more than this factor were not of the same length
@@ -25,7 +25,7 @@ MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRun:
     """One `scores.json`. What it does not tell is none."""
 
     path: Path
@@ -34,11 +34,11 @@ class Scored:
     run: str
     family: str | None
     method: str
-    minutes: float | None
+    training_minutes: float | None
     """Of training."""
     steps: int | None
     settings: Mapping[str, Any]
-    protocols: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     summary: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
 
@@ -64,7 +64,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Moved:
+class MotionScores:
     """One `motion.json`."""
 
     path: Path
@@ -81,33 +81,33 @@ class Moved:
 # -------------------------------------------------------------------------------------------------------------- gather
 
 
-def gather(folders: Sequence[Path]) -> tuple[list[Scored], list[Moved]]:
+def load_scores(folders: Sequence[Path]) -> tuple[list[ScoredRun], list[MotionScores]]:
     """Everything that was scored at or below these folders, in their order; of a run that was not, nothing.
 
     Raises `FileNotFoundError` for a folder that is no run and has no scores, and `ValueError` for a file that is not
     what its name says.
     """
-    scored: dict[Path, Scored] = {}
-    moved: dict[Path, Moved] = {}
+    scored: dict[Path, ScoredRun] = {}
+    moved: dict[Path, MotionScores] = {}
     for folder in folders:
-        files = below(folder, "scores.json")
+        files = find_files(folder, "scores.json")
         if not files and not Run(folder).config.is_file():
             what = "has no scores.json, nor has a folder below it" if folder.is_dir() else "is no folder"
             raise FileNotFoundError(f"{folder} {what}: score the run first, shapespace evaluate {folder} STORE.")
         scored |= {file.resolve(): _read_scores(file) for file in files}
-        moved |= {file.resolve(): _read_motion(file) for file in below(folder, "motion.json")}
+        moved |= {file.resolve(): _read_motion(file) for file in find_files(folder, "motion.json")}
     names = runs(folders, list(scored.values()), list(moved.values()))
     apart = _told_apart([replace(one, run=_called(one, names)) for one in scored.values()])
     return apart, [replace(one, run=_called(one, names)) for one in moved.values()]
 
 
-def runs(folders: Sequence[Path], scored: Sequence[Scored], moved: Sequence[Moved]) -> dict[Path, str]:
+def runs(folders: Sequence[Path], scored: Sequence[ScoredRun], moved: Sequence[MotionScores]) -> dict[Path, str]:
     """The runs among these folders and around these files, and how they are called.
 
     A run is called as its folder is, with as many folders before it as it takes to tell namesakes apart.
     """
     given = [folder.resolve() for folder in folders if Run(folder).config.is_file()]
-    found: list[Scored | Moved] = [*scored, *moved]
+    found: list[ScoredRun | MotionScores] = [*scored, *moved]
     homes = [*given, *(one.home for one in found if one.home)]
     names = {}
     for home in dict.fromkeys(homes):
@@ -117,40 +117,40 @@ def runs(folders: Sequence[Path], scored: Sequence[Scored], moved: Sequence[Move
     return names
 
 
-def _called(one: Scored | Moved, names: Mapping[Path, str]) -> str:
+def _called(one: ScoredRun | MotionScores, names: Mapping[Path, str]) -> str:
     return one.run if one.home is None else names[one.home]
 
 
-def below(folder: Path, name: str) -> list[Path]:
+def find_files(folder: Path, name: str) -> list[Path]:
     """The files of that name in a folder and in those below it, the nearest first."""
     return sorted(folder.rglob(name), key=lambda file: (len(file.parts), file))
 
 
-def _read_scores(file: Path) -> Scored:
+def _read_scores(file: Path) -> ScoredRun:
     held = _read(file, ("settings", "protocols", "summary", "rows"), ("method",), verb="evaluate")
     settings = held["settings"]
-    seconds, steps, home = settings.get("trained_seconds"), settings.get("trained_steps"), _home(file, settings)
-    if home and "trained_steps" not in settings and (progress := Run(home).progress()):
+    seconds, steps, home = settings.get("training_seconds"), settings.get("training_steps"), _home(file, settings)
+    if home and "training_steps" not in settings and (progress := Run(home).progress()):
         seconds, steps = progress.seconds, progress.steps
-    return Scored(
+    return ScoredRun(
         path=file,
         home=home,
         run=str(settings.get("run") or file.resolve().parent.name),
         family=Run(home).family() if home and "family" not in settings else settings.get("family"),
         method=settings["method"],
-        minutes=None if seconds is None else seconds / 60,
+        training_minutes=None if seconds is None else seconds / 60,
         steps=steps,
         settings=settings,
-        protocols=held["protocols"],
+        metrics=held["protocols"],
         summary=held["summary"],
         rows=held["rows"],
     )
 
 
-def _read_motion(file: Path) -> Moved:
+def _read_motion(file: Path) -> MotionScores:
     held = _read(file, ("settings", "medians"), ("run", "family", "method", "split", "pairs"), verb="motion")
     settings, medians = held["settings"], held["medians"]
-    return Moved(
+    return MotionScores(
         file, _home(file, settings), settings["run"], settings["family"], settings["method"], settings, medians
     )
 
@@ -170,16 +170,16 @@ def _read(file: Path, keys: Iterable[str], settings: Iterable[str], *, verb: str
 
 def _home(file: Path, settings: Mapping[str, Any]) -> Path | None:
     """The folder of the run around a file, unless the file says that its model was of no run."""
-    if settings.get("trained_steps", 0) is None:
+    if settings.get("training_steps", 0) is None:
         return None
     return next((folder for folder in file.resolve().parents if Run(folder).config.is_file()), None)
 
 
-def _told_apart(scored: Sequence[Scored]) -> list[Scored]:
+def _told_apart(scored: Sequence[ScoredRun]) -> list[ScoredRun]:
     """The same, those of one run by one method being called as the folders in which they lie."""
     times = Counter((one.run, one.method) for one in scored)
 
-    def name(one: Scored) -> str:
+    def name(one: ScoredRun) -> str:
         folder = one.path.resolve().parent
         where = Path(folder.name) if one.home is None else folder.relative_to(one.home)
         return f"{one.run}/{where}" if where.parts and times[one.run, one.method] > 1 else one.run
@@ -190,7 +190,7 @@ def _told_apart(scored: Sequence[Scored]) -> list[Scored]:
 # ---------------------------------------------------------------------------------------------------------------- care
 
 
-def cautions(scored: Sequence[Scored], moved: Sequence[Moved]) -> list[str]:
+def comparison_warnings(scored: Sequence[ScoredRun], moved: Sequence[MotionScores]) -> list[str]:
     """What forbids or weakens a comparison, in sentences that name the runs."""
     found = []
     for key, what in (("store", "stores"), ("resolution", "resolutions of the meshes"), ("components", "components")):
@@ -201,21 +201,21 @@ def cautions(scored: Sequence[Scored], moved: Sequence[Moved]) -> list[str]:
         if len({one.names(split) for one in within}) > 1:
             other = [f"As many scans of {split}, but not the same ones."]
             found += _differing(f"Different numbers of scans of {split}", counts) or other
-    for name in dict.fromkeys(name for one in scored for name in one.protocols):
-        if len({one.protocols[name]["description"] for one in scored if name in one.protocols}) > 1:
+    for name in dict.fromkeys(name for one in scored for name in one.metrics):
+        if len({one.metrics[name]["description"] for one in scored if name in one.metrics}) > 1:
             found.append(f"Protocol {name} was not measured in the same way (other settings, or another version).")
     for key in ("data", "split", "pairs", "steps", "resolution"):
         values = [(label(one), one.settings.get(key)) for one in moved]
         found += _differing(f"Interpolated poses: different {key}", values)
     found = [f"{sentence} The errors cannot be compared." for sentence in found]
-    minutes = {one.run: one.minutes for one in scored if one.minutes}
+    minutes = {one.run: one.training_minutes for one in scored if one.training_minutes}
     if minutes and max(minutes.values()) > UNEQUAL * min(minutes.values()):
         told = ", ".join(f"{value:.1f} ({run})" for run, value in minutes.items())
         found.append(f"Trained for different times, minutes: {told}.")
     return found
 
 
-def splits(scored: Sequence[Scored]) -> list[str]:
+def splits(scored: Sequence[ScoredRun]) -> list[str]:
     """All splits that were scored, in the order in which they come."""
     return list(dict.fromkeys(split for one in scored for split in one.summary))
 
@@ -232,7 +232,7 @@ def _differing(what: str, values: Iterable[tuple[str, Any]]) -> list[str]:
     return [f"{what}: {'; '.join(listed)}."]
 
 
-def label(one: Scored | Moved) -> str:
+def label(one: ScoredRun | MotionScores) -> str:
     """A run and a method, in words."""
     return f"{one.run} by {one.method}"
 
@@ -240,7 +240,7 @@ def label(one: Scored | Moved) -> str:
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def errors(scored: Sequence[Scored], split: str) -> Table:
+def errors(scored: Sequence[ScoredRun], split: str) -> Table:
     """A line for each run and method: medians over the scans of a split, mm."""
     them = [one for one in scored if one.names(split)]
     parts = [part for part in PARTS if any(one.median(split, "parts", part) is not None for one in them)]
@@ -257,7 +257,7 @@ def errors(scored: Sequence[Scored], split: str) -> Table:
     return Table(["run", "family", "method", *COLUMNS.values(), *parts, "scans", "no surface"], lines)
 
 
-def motions(moved: Sequence[Moved]) -> Table:
+def motions(moved: Sequence[MotionScores]) -> Table:
     """A line for each run, method and path: medians over the pairs of poses, mm."""
     lines = [
         [
@@ -275,7 +275,7 @@ def motions(moved: Sequence[Moved]) -> Table:
     return Table(["run", "family", "method", "path", "split", *COLUMNS.values(), "pairs", "no surface"], lines, words=5)
 
 
-def costs(scored: Sequence[Scored]) -> Table:
+def costs(scored: Sequence[ScoredRun]) -> Table:
     """A line for each run and method: what was spent, and what must be kept."""
     refined = any(one.settings.get("refine_seconds") is not None for one in scored)
     seconds = ("encode", "fit", "refine", "mesh") if refined else ("encode", "fit", "mesh")
@@ -283,14 +283,14 @@ def costs(scored: Sequence[Scored]) -> Table:
     lines = []
     for one in scored:
         told = one.settings.get
-        size = told("weight_bytes")
-        cells = [_number(one.minutes, 1), _number(one.steps, 0), _number(told("weight_numbers"), 0)]
-        cells += [_number(None if size is None else size / MEGABYTE, 2), _number(told("code_numbers"), 0)]
+        size = told("parameter_bytes")
+        cells = [_number(one.training_minutes, 1), _number(one.steps, 0), _number(told("num_parameters"), 0)]
+        cells += [_number(None if size is None else size / MEGABYTE, 2), _number(told("code_dim"), 0)]
         lines.append([*_who(one), *cells, *(_number(told(f"{name}_seconds"), 3) for name in seconds)])
     return Table(["run", "family", "method", *head], lines)
 
 
-def everything(scored: Sequence[Scored], split: str) -> Table:
+def everything(scored: Sequence[ScoredRun], split: str) -> Table:
     """A line for each column of each protocol, a column for each run and method: medians over the scans of a split."""
     them = [one for one in scored if one.names(split)]
     columns = dict.fromkeys(
@@ -298,16 +298,22 @@ def everything(scored: Sequence[Scored], split: str) -> Table:
     )
     lines = []
     for name, column in columns:
-        units = (one.protocols.get(name, {}).get("units", {}).get(column) for one in them)
+        units = (one.metrics.get(name, {}).get("units", {}).get(column) for one in them)
         unit = next((unit for unit in units if unit), "")
         lines.append([name, column, unit, *(_number(one.median(split, name, column), 3) for one in them)])
     return Table(["protocol", "column", "unit", *(label(one) for one in them)], lines)
 
 
-def percentiles(scored: Sequence[Scored], split: str) -> Table:
+def percentiles(scored: Sequence[ScoredRun], split: str) -> Table:
     """A line for each run, method and column of each protocol: statistics over the scans of a split."""
     lines = [
-        [label(one), name, column, one.protocols.get(name, {}).get("units", {}).get(column, ""), *spread(statistics)]
+        [
+            label(one),
+            name,
+            column,
+            one.metrics.get(name, {}).get("units", {}).get(column, ""),
+            *format_statistics(statistics),
+        ]
         for one in scored
         for name, columns in one.summary.get(split, {}).items()
         for column, statistics in columns.items()
@@ -315,7 +321,7 @@ def percentiles(scored: Sequence[Scored], split: str) -> Table:
     return Table(["run", "protocol", "column", "unit", *STATISTICS, "scans"], lines, words=4)
 
 
-def _who(one: Scored | Moved) -> list[str]:
+def _who(one: ScoredRun | MotionScores) -> list[str]:
     return [one.run, one.family or "-", one.method]
 
 
@@ -326,12 +332,12 @@ def _number(value: float | int | None, decimals: int) -> str:
 # ------------------------------------------------------------------------------------------------------------ sections
 
 
-def sections(scored: Sequence[Scored], moved: Sequence[Moved], curves: str | None) -> list[Section]:
+def sections(scored: Sequence[ScoredRun], moved: Sequence[MotionScores], curves: str | None) -> list[Section]:
     """What the scores say; `curves` is the drawing of `panels` as an element of it, if there is one."""
     page: list[Section] = []
     if not scored:
         return page
-    if care := cautions(scored, moved):
+    if care := comparison_warnings(scored, moved):
         page.append(Section("Before comparing", [Notes(care, warning=True)]))
     page += [Section(f"Errors: {split}", [errors(scored, split)]) for split in splits(scored)]
     page[-1] = replace(page[-1], parts=[*page[-1].parts, Text(_explained(scored))])
@@ -342,7 +348,7 @@ def sections(scored: Sequence[Scored], moved: Sequence[Moved], curves: str | Non
     return page
 
 
-def details(scored: Sequence[Scored], *, alone: bool) -> list[Section]:
+def details(scored: Sequence[ScoredRun], *, alone: bool) -> list[Section]:
     """What the scores say besides: costs, every column of every protocol, and how the numbers were made.
 
     Of a run `alone` every column has percentiles, of several medians side by side.
@@ -354,7 +360,7 @@ def details(scored: Sequence[Scored], *, alone: bool) -> list[Section]:
     return [Section("Costs", [costs(scored), Text(COSTS)]), *tables, _measured(scored)]
 
 
-def panels(scored: Sequence[Scored]) -> dict[str, plots.Panel]:
+def panels(scored: Sequence[ScoredRun]) -> dict[str, plots.Panel]:
     """The errors of all scans by protocol `surface`: a panel for each split and way, in it the runs and methods."""
     found: dict[str, plots.Panel] = {}
     for split in splits(scored):
@@ -380,7 +386,7 @@ COSTS = (
 )
 
 
-def _explained(scored: Sequence[Scored]) -> str:
+def _explained(scored: Sequence[ScoredRun]) -> str:
     parts = any(one.names(split) and "parts" in one.summary[split] for one in scored for split in splits(scored))
     about = " Hands, feet and the rest are protocol parts, truth → found." if parts else ""
     return (
@@ -390,7 +396,7 @@ def _explained(scored: Sequence[Scored]) -> str:
     )
 
 
-def _measured(scored: Sequence[Scored]) -> Section:
+def _measured(scored: Sequence[ScoredRun]) -> Section:
     """Settings, and what each protocol is."""
 
     def told(key: str) -> str:
@@ -405,6 +411,6 @@ def _measured(scored: Sequence[Scored]) -> Section:
         f"Store: {told('store')}. Scans: {', '.join(counts)}.",
         f"Meshes: resolution {told('resolution')}, components {told('components')}. Seed: {told('seed')}.",
     ]
-    described = {name: about["description"] for one in scored for name, about in one.protocols.items()}
+    described = {name: about["description"] for one in scored for name, about in one.metrics.items()}
     sentences = [f"Protocol {name}: {sentence}" for name, sentence in described.items()]
     return Section("How it was measured", [Notes([*settings, *sentences])])

@@ -22,7 +22,7 @@ from PIL import Image
 from trimesh import Trimesh
 
 from shapespace.rendering import colors, renderer
-from shapespace.report.page import Part, tame
+from shapespace.report.page import Part, escape_markdown
 
 MOST_FACES = 12_000
 MOST_VERTICES = 2**16  # what a face can name
@@ -41,7 +41,7 @@ def pack(mesh: Trimesh, *, faces: int = MOST_FACES) -> str:
     low = places.min(axis=0).astype("<f4")
     step = np.float32(max(float(np.ptp(places, axis=0).max()), 1e-9) / STEPS)
     grid = ((places - low.astype(np.float64)) / float(step)).round().clip(0, STEPS).astype("<u2")
-    own = colors.own_colours(mesh)
+    own = colors.vertex_colors(mesh)
     colours = b"" if own is None else np.ascontiguousarray(own[source, :3]).tobytes()
     head = _HEAD.pack(len(grid), len(corners), own is not None, *low.tolist(), float(step))
     return base64.b64encode(head + grid.tobytes() + corners.astype("<u2").tobytes() + colours).decode()
@@ -87,7 +87,7 @@ def _reduced(mesh: Trimesh, most: int) -> tuple[Float[np.ndarray, "v 3"], Int[np
 
 
 @dataclass(frozen=True)
-class Figure:
+class MeshFigure:
     """A mesh, or several in turn, with a caption."""
 
     frames: Sequence[Trimesh]
@@ -97,10 +97,10 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Turnables(Part):
+class MeshViews(Part):
     """Meshes side by side, turned together; `limit` is where the colours of errors end (mm), none for no legend."""
 
-    figures: Sequence[Figure]
+    figures: Sequence[MeshFigure]
     limit: float | None = None
     faces: int = MOST_FACES
     """Most faces of each mesh."""
@@ -116,9 +116,9 @@ class Turnables(Part):
 
     def markdown(self) -> str:
         """Their captions: Markdown cannot turn."""
-        return "\n".join(f"- {tame(figure.caption)}" for figure in self.figures)
+        return "\n".join(f"- {escape_markdown(figure.caption)}" for figure in self.figures)
 
-    def _figure(self, figure: Figure) -> str:
+    def _figure(self, figure: MeshFigure) -> str:
         frames = " ".join(pack(frame, faces=self.faces) for frame in figure.frames)
         clay = " ".join(f"{255 * channel:.0f}" for channel in renderer.CLAY)
         words = escape(figure.caption, quote=True)

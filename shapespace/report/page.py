@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import ClassVar
 
-from shapespace.evaluation.scores import pipes
+from shapespace.evaluation.scores import markdown_table
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf8; --ink: #2b2a28; --pale: #7a7670; --line: #dedad3; --warn: #f6e7c6 }
@@ -74,7 +74,7 @@ class Text(Part):
 
     def markdown(self) -> str:
         """A paragraph."""
-        return tame(self.words)
+        return escape_markdown(self.words)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Notes(Part):
 
     def markdown(self) -> str:
         """A list."""
-        return "\n".join(f"- {'**Take care.** ' if self.warning else ''}{tame(line)}" for line in self.lines)
+        return "\n".join(f"- {'**Take care.** ' if self.warning else ''}{escape_markdown(line)}" for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,9 @@ class Table(Part):
 
     def markdown(self) -> str:
         """A table whose source is aligned too."""
-        return pipes([[tame(cell) for cell in line] for line in (self.head, *self.lines)], self.words)
+        return markdown_table(
+            [[escape_markdown(cell) for cell in line] for line in (self.head, *self.lines)], self.words
+        )
 
     def _cell(self, tag: str, column: int, cell: str) -> str:
         kind = ' class="number"' if column >= self.words else ""
@@ -132,7 +134,7 @@ class Chart(Part):
 
     def markdown(self) -> str:
         """A link to the file, and the caption."""
-        return f"![{Path(self.file).stem}]({self.file})\n\n{tame(self.caption)}"
+        return f"![{Path(self.file).stem}]({self.file})\n\n{escape_markdown(self.caption)}"
 
 
 @dataclass(frozen=True)
@@ -172,12 +174,12 @@ def _allowed(scripts: Sequence[str]) -> str:
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
     """The same for a terminal, a README or an issue."""
-    blocks = [f"# {tame(title)}"]
+    blocks = [f"# {escape_markdown(title)}"]
     for section in sections:
-        blocks += [f"## {tame(section.title)}", *(part.markdown() for part in section.parts)]
+        blocks += [f"## {escape_markdown(section.title)}", *(part.markdown() for part in section.parts)]
     return "\n\n".join(blocks) + "\n"
 
 
-def tame(words: str) -> str:
+def escape_markdown(words: str) -> str:
     """Words that Markdown would take for HTML, as words."""
     return words.replace("<", "\\<")

@@ -12,13 +12,13 @@ from typing import Any
 
 from trimesh import Trimesh
 
-from shapespace.evaluation.scores import mesh_file, notable
+from shapespace.evaluation.scores import best_median_worst, mesh_file
 from shapespace.io import scan_files, units
 from shapespace.rendering import colors
-from shapespace.report.comparison import COLUMNS, Moved, Scored, below, label, runs, splits
-from shapespace.report.mesh_view import MOST_FACES, Figure, Turnables
+from shapespace.report.comparison import COLUMNS, MotionScores, ScoredRun, find_files, label, runs, splits
+from shapespace.report.mesh_view import MOST_FACES, MeshFigure, MeshViews
 from shapespace.report.page import Chart, Notes, Part, Section, Table, Text
-from shapespace.training.run import Run, Told
+from shapespace.training.run import Run, TrainingLog
 
 CURVES = "training.png"  # beside the page
 LIMIT = 20.0  # mm: where the colours of errors end
@@ -27,19 +27,19 @@ FACE_BYTES = 15  # that one face takes there, with its share of the vertices
 
 
 @dataclass(frozen=True)
-class Trained:
+class RunInfo:
     """A run, apart from its scores."""
 
     name: str
     home: Path
     settings: Mapping[str, Any]
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     """What stands beside the weights; nothing where there are none."""
-    told: Told
+    training_log: TrainingLog
 
 
 @dataclass(frozen=True)
-class Walk:
+class InterpolationResult:
     """Shapes on a path between two codes, as `shapespace interpolate` left them."""
 
     file: Path
@@ -55,7 +55,7 @@ class Walk:
         return [scan_files.read_mesh(file, unit=self.unit, up=self.up) for file in self.meshes]
 
 
-def gather(folders: Sequence[Path], scored: Sequence[Scored], moved: Sequence[Moved]) -> list[Trained]:
+def load_runs(folders: Sequence[Path], scored: Sequence[ScoredRun], moved: Sequence[MotionScores]) -> list[RunInfo]:
     """The runs among these folders and around these scores.
 
     Raises `ValueError` for settings or a model that cannot be read.
@@ -63,19 +63,21 @@ def gather(folders: Sequence[Path], scored: Sequence[Scored], moved: Sequence[Mo
     found = []
     for home, name in runs(folders, scored, moved).items():
         run = Run(home)
-        found.append(Trained(name, home, run.settings(), run.about(), run.told()))
+        found.append(RunInfo(name, home, run.settings(), run.metadata(), run.training_log()))
     return found
 
 
-def walks(folders: Sequence[Path]) -> list[Walk]:
+def load_interpolations(folders: Sequence[Path]) -> list[InterpolationResult]:
     """The paths at or below these folders whose shapes are there.
 
     Raises `ValueError` for a path.json that `shapespace interpolate` did not write.
     """
-    return [_walk(file) for file in dict.fromkeys(file for folder in folders for file in below(folder, "path.json"))]
+    return [
+        _walk(file) for file in dict.fromkeys(file for folder in folders for file in find_files(folder, "path.json"))
+    ]
 
 
-def _walk(file: Path) -> Walk:
+def _walk(file: Path) -> InterpolationResult:
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
         count, form = len(told["area_m2"]), told.get("format")
@@ -87,13 +89,13 @@ def _walk(file: Path) -> Walk:
     if form not in ("ply", "obj"):
         raise ValueError(f"{file} tells of meshes of format {form!r}, not ply or obj: write it again.")
     meshes = [file.parent / f"{index:03d}.{form}" for index in range(count)]
-    return Walk(file, *found, [mesh for mesh in meshes if mesh.is_file()], unit, up)
+    return InterpolationResult(file, *found, [mesh for mesh in meshes if mesh.is_file()], unit, up)
 
 
 # ------------------------------------------------------------------------------------------------------------ sections
 
 
-def seen(scored: Sequence[Scored], walks: Sequence[Walk], *, alone: bool) -> list[Section]:
+def seen(scored: Sequence[ScoredRun], walks: Sequence[InterpolationResult], *, alone: bool) -> list[Section]:
     """Fits and paths, to be turned: the fits of a run `alone` from best to worst, those of several side by side."""
     page = fits(scored) if alone else side_by_side(scored)
     if page:
@@ -106,22 +108,22 @@ def learning(curves: str | None) -> list[Section]:
     return [] if curves is None else [Section("Training", [Chart(curves, CURVES, TRAINING)])]
 
 
-def origin(trained: Sequence[Trained], scored: Sequence[Scored]) -> list[Section]:
+def origin(trained: Sequence[RunInfo], scored: Sequence[ScoredRun]) -> list[Section]:
     """Settings, data and machine."""
     return [settings(trained), data(trained), machines(trained, scored)] if trained else []
 
 
-def missing(trained: Sequence[Trained], scored: Sequence[Scored], walks: Sequence[Walk]) -> list[str]:
+def missing(trained: Sequence[RunInfo], scored: Sequence[ScoredRun], walks: Sequence[InterpolationResult]) -> list[str]:
     """What the page would show if it were there, and the line that makes it."""
     found = []
     for one in trained:
         here = shlex.quote(str(one.home))
-        if not one.about:
+        if not one.metadata:
             found.append(f"{one.name} has no model yet: shapespace train --resume {here}")
         if all(each.home != one.home for each in scored):
             store = shlex.quote(str(one.settings.get("store", "STORE")))
             found.append(f"{one.name} was not scored: shapespace evaluate {here} {store}")
-        if not one.told.curves:
+        if not one.training_log.curves:
             found.append(
                 f"{one.name} has no records of its training (TensorBoard's events): its folder was copied in part."
             )
@@ -132,16 +134,18 @@ def missing(trained: Sequence[Trained], scored: Sequence[Scored], walks: Sequenc
     return found
 
 
-def panels(trained: Sequence[Trained]) -> dict[str, dict[str, Any]]:
+def panels(trained: Sequence[RunInfo]) -> dict[str, dict[str, Any]]:
     """The scalars of the trainings: a panel for each, in it the runs."""
-    tags = dict.fromkeys(tag for one in trained for tag in one.told.curves)
+    tags = dict.fromkeys(tag for one in trained for tag in one.training_log.curves)
     return {
-        tag.removeprefix("terms/"): {one.name: one.told.curves[tag] for one in trained if tag in one.told.curves}
+        tag.removeprefix("terms/"): {
+            one.name: one.training_log.curves[tag] for one in trained if tag in one.training_log.curves
+        }
         for tag in tags
     }
 
 
-def fits(scored: Sequence[Scored]) -> list[Section]:
+def fits(scored: Sequence[ScoredRun]) -> list[Section]:
     """The best, the median and the worst scan of each split, by each method."""
     chosen = [
         (f"Fits: {split}" if len(scored) == 1 else f"Fits: {split}, {label(one)}", one, split)
@@ -151,17 +155,19 @@ def fits(scored: Sequence[Scored]) -> list[Section]:
     ]
     faces = _faces(3 * len(chosen))
     return [
-        Section(title, _shown([(word, one, split, row) for word, row in notable(one.rows, split).items()], faces))
+        Section(
+            title, _shown([(word, one, split, row) for word, row in best_median_worst(one.rows, split).items()], faces)
+        )
         for title, one, split in chosen
     ]
 
 
-def side_by_side(scored: Sequence[Scored]) -> list[Section]:
+def side_by_side(scored: Sequence[ScoredRun]) -> list[Section]:
     """One scan of each split, fitted by every run and method: the one that is the median of the first."""
     page = []
     for split in splits(scored):
         them = [one for one in scored if one.names(split)]
-        if "median" not in (first := notable(them[0].rows, split)):
+        if "median" not in (first := best_median_worst(them[0].rows, split)):
             continue
         name = first["median"]["name"]
         held = [(one, row) for one in them for row in one.rows if (row["split"], row["name"]) == (split, name)]
@@ -170,7 +176,7 @@ def side_by_side(scored: Sequence[Scored]) -> list[Section]:
     return page
 
 
-def _shown(chosen: Sequence[tuple[str, Scored, str, Mapping[str, Any]]], faces: int) -> list[Part]:
+def _shown(chosen: Sequence[tuple[str, ScoredRun, str, Mapping[str, Any]]], faces: int) -> list[Part]:
     """Fits in the colours of their errors; what cannot be shown is said."""
     figures, coloured, absent = [], [], [] if chosen else ["No surface was found for any scan."]
     for word, one, split, row in chosen:
@@ -180,8 +186,8 @@ def _shown(chosen: Sequence[tuple[str, Scored, str, Mapping[str, Any]]], faces: 
             continue
         mesh = scan_files.read_mesh(file)
         coloured.append("quality" in mesh.vertex_attributes)
-        figures.append(Figure([colors.paint_quality(mesh, limit=LIMIT)], f"{word}: {row['name']}{_errors(row)}"))
-    parts: list[Part] = [Turnables(figures, LIMIT if any(coloured) else None, faces=faces)] if figures else []
+        figures.append(MeshFigure([colors.color_by_quality(mesh, limit=LIMIT)], f"{word}: {row['name']}{_errors(row)}"))
+    parts: list[Part] = [MeshViews(figures, LIMIT if any(coloured) else None, faces=faces)] if figures else []
     if not all(coloured):
         absent.append("Meshes in clay hold no errors: they were written by an earlier version. Score them again.")
     return [*parts, Notes(absent)] if absent else parts
@@ -194,10 +200,10 @@ def _errors(row: Mapping[str, Any]) -> str:
     )
 
 
-def _moving(walks: Sequence[Walk]) -> Turnables:
+def _moving(walks: Sequence[InterpolationResult]) -> MeshViews:
     faces = _faces(sum(len(walk.meshes) for walk in walks), share=0.4)
-    figures = [Figure(walk.read(), f"{walk.a} to {walk.b}, {walk.kind}") for walk in walks if walk.meshes]
-    return Turnables(figures, faces=faces)
+    figures = [MeshFigure(walk.read(), f"{walk.a} to {walk.b}, {walk.kind}") for walk in walks if walk.meshes]
+    return MeshViews(figures, faces=faces)
 
 
 def _faces(meshes: int, share: float = 0.6) -> int:
@@ -205,7 +211,7 @@ def _faces(meshes: int, share: float = 0.6) -> int:
     return min(MOST_FACES, int(share * ROOM / FACE_BYTES / max(meshes, 1)))
 
 
-def settings(trained: Sequence[Trained]) -> Section:
+def settings(trained: Sequence[RunInfo]) -> Section:
     """What was set: everything for one run; for several, what differs."""
     flat = [_flat(one.settings) for one in trained]
     lines = []
@@ -225,18 +231,21 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def data(trained: Sequence[Trained]) -> Section:
+def data(trained: Sequence[RunInfo]) -> Section:
     """What it learned from, by the model's own description."""
-    keys = dict.fromkeys(key for one in trained for key in one.about.get("about", {}).get("data", {}))
-    lines = [[key, *(str(one.about.get("about", {}).get("data", {}).get(key, "-")) for one in trained)] for key in keys]
-    lines.append(["training scans", *(str(one.about.get("about", {}).get("scans", "-")) for one in trained)])
+    keys = dict.fromkeys(key for one in trained for key in one.metadata.get("metadata", {}).get("data", {}))
+    lines = [
+        [key, *(str(one.metadata.get("metadata", {}).get("data", {}).get(key, "-")) for one in trained)] for key in keys
+    ]
+    lines.append(["training scans", *(str(one.metadata.get("metadata", {}).get("scans", "-")) for one in trained)])
     return Section("Data", [Table(["", *(one.name for one in trained)], lines, words=1 + len(trained))])
 
 
-def machines(trained: Sequence[Trained], scored: Sequence[Scored]) -> Section:
+def machines(trained: Sequence[RunInfo], scored: Sequence[ScoredRun]) -> Section:
     """Where it was trained and scored."""
     lines = [
-        f"{one.name} was trained on: {'; '.join(dict.fromkeys(one.told.machines)) or 'not told'}." for one in trained
+        f"{one.name} was trained on: {'; '.join(dict.fromkeys(one.training_log.machines)) or 'not told'}."
+        for one in trained
     ]
     lines += [f"{label(one)} was scored on: {one.settings.get('machine') or 'not told'}." for one in scored]
     return Section("Machine", [Notes(lines)])

@@ -51,26 +51,28 @@ class Body:
             weight=weight / weight.sum(axis=1, keepdims=True),
         )
 
-    def draw(self, rng: np.random.Generator) -> Float[np.ndarray, "k"]:
+    def sample_shape(self, rng: np.random.Generator) -> Float[np.ndarray, "k"]:
         """Coefficients of a random adult: standard normal, each within `TRUNCATION`."""
         drawn = rng.standard_normal(len(self.components))
         while (outside := np.abs(drawn) > TRUNCATION).any():
             drawn[outside] = rng.standard_normal(int(outside.sum()))
         return drawn
 
-    def rest(self, coefficients: Float[np.ndarray, "k"]) -> tuple[Float[np.ndarray, "v 3"], Float[np.ndarray, "j 3"]]:
+    def rest_pose(
+        self, coefficients: Float[np.ndarray, "k"]
+    ) -> tuple[Float[np.ndarray, "v 3"], Float[np.ndarray, "j 3"]]:
         """Vertices and joint heads in the rest pose (arms and legs slightly spread)."""
         everything = self.mean + np.einsum("k,knd->nd", coefficients, self.components)
         return everything[: -len(self.joints)], everything[-len(self.joints) :]
 
-    def pose(
+    def skin(
         self, coefficients: Float[np.ndarray, "k"], rotations: Float[np.ndarray, "j 3 3"]
     ) -> Float[np.ndarray, "v 3"]:
         """Vertices (float32) by linear blend skinning: the lowest stands on y = 0, the root above x = z = 0.
 
         Each joint's rotation is relative to its parent, about the world's axes at rest; identities are the rest pose.
         """
-        vertices, heads = self.rest(coefficients)
+        vertices, heads = self.rest_pose(coefficients)
         turned, moved = self.forward(heads, rotations)
         # A vertex v that follows joint j goes to turned_j (v - head_j) + moved_j = turned_j v + offset_j.
         offset = moved - np.einsum("jab,jb->ja", turned, heads)

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from shapespace.io.atomic import replacing
 from shapespace.io.scan_files import write_scan
 from shapespace.synthetic.body import Body
-from shapespace.synthetic.poses import Posed, Poses, draw_pose
-from shapespace.synthetic.scanner import Scanner
+from shapespace.synthetic.poses import PosedBody, PoseLibrary, sample_pose
+from shapespace.synthetic.scanner import VirtualScanner
 
 Vertices = Float[np.ndarray, "v 3"]
 
@@ -39,15 +39,15 @@ REGISTRATIONS = "registrations.hdf5"
 
 
 @dataclass(frozen=True)
-class Plan:
+class SynthesisConfig:
     """What is drawn: all that the bytes of the data set depend on."""
 
     people: int
     poses: int
     test_people: int
-    test_people_poses: int
+    poses_per_test_person: int
     test_poses: int
-    motion: float
+    motion_fraction: float
     seed: int
 
 
@@ -67,7 +67,7 @@ class Capture:
         return Path("scans") / person(self.subject) / self.sequence / f"{self.sequence}.{self.frame:06d}.ply"
 
 
-def check(plan: Plan, jobs: int | None) -> None:
+def check(plan: SynthesisConfig, jobs: int | None) -> None:
     """Refuse numbers that make no data set."""
     for option, least in {"people": 1, "poses": 1, "test_people": 0, "test_people_poses": 1, "test_poses": 0}.items():
         if getattr(plan, option) < least:
@@ -78,9 +78,9 @@ def check(plan: Plan, jobs: int | None) -> None:
             f"--test-poses is {plan.test_poses} of --poses {plan.poses}: no pose is left to train on. "
             "Lower --test-poses or raise --poses."
         )
-    if not 0 <= plan.motion <= 1:
+    if not 0 <= plan.motion_fraction <= 1:
         raise ValueError(
-            f"--motion is {plan.motion:g}, and a share lies between 0 and 1. Give 0.5 for half of the poses."
+            f"--motion is {plan.motion_fraction:g}, and a share lies between 0 and 1. Give 0.5 for half of the poses."
         )
     if plan.seed < 0:
         raise ValueError(f"--seed is {plan.seed}, and seeds are not negative. Give 0 or more.")
@@ -88,7 +88,7 @@ def check(plan: Plan, jobs: int | None) -> None:
         raise ValueError(f"--jobs is {jobs}, and it takes at least one process. Give 1 or more.")
 
 
-def claim(out: Path, plan: Plan) -> None:
+def claim(out: Path, plan: SynthesisConfig) -> None:
     """Write synthesis.json, or refuse a folder that holds something else."""
     path, wanted = out / "synthesis.json", {"version": version("shapespace"), **asdict(plan)}
     if path.exists():
@@ -105,7 +105,7 @@ def claim(out: Path, plan: Plan) -> None:
         write_json(path, wanted)
 
 
-def read_plan(out: Path) -> Plan:
+def read_synthesis(out: Path) -> SynthesisConfig:
     """What was drawn for a data set that is there."""
     path = out / "synthesis.json"
     if not path.exists():
@@ -113,15 +113,15 @@ def read_plan(out: Path) -> Plan:
             f"{out} is no synthetic data set: it has no {path.name}. Make one: shapespace synthesize."
         )
     held = json.loads(path.read_text())
-    return Plan(**{field.name: held[field.name] for field in fields(Plan)})
+    return SynthesisConfig(**{field.name: held[field.name] for field in fields(SynthesisConfig)})
 
 
-def schedule(plan: Plan) -> Iterator[Capture]:
+def list_captures(plan: SynthesisConfig) -> Iterator[Capture]:
     """Every scan of the data set, subject by subject; the last poses of the people to train on are held out."""
-    clips = Poses.load(Body.load()).clips
+    clips = PoseLibrary.load(Body.load()).clips
     for subject in range(plan.people + plan.test_people):
         known = subject < plan.people
-        count = plan.poses if known else plan.test_people_poses
+        count = plan.poses if known else plan.poses_per_test_person
         frames: Counter[str] = Counter()
         for index, sequence in enumerate(sequences(plan, subject, clips, count)):
             held_out = UNSEEN_POSES if index >= plan.poses - plan.test_poses else TRAIN
@@ -129,16 +129,16 @@ def schedule(plan: Plan) -> Iterator[Capture]:
             frames[sequence] += 1
 
 
-def sequences(plan: Plan, subject: int, clips: tuple[str, ...], count: int) -> Iterator[str]:
+def sequences(plan: SynthesisConfig, subject: int, clips: tuple[str, ...], count: int) -> Iterator[str]:
     """Kinds of a subject's poses: the wanted share of motions, evenly spread, through the clips in random order."""
-    rng = stream(plan.seed, subject, "kinds")
+    rng = rng_for(plan.seed, subject, "kinds")
     phase, order = rng.random(), rng.permutation(len(clips))
     for index in range(count):
-        before, after = (math.floor(step * plan.motion + phase) for step in (index, index + 1))
+        before, after = (math.floor(step * plan.motion_fraction + phase) for step in (index, index + 1))
         yield clips[order[before % len(clips)]] if after > before else LIMITS
 
 
-def stream(seed: int, subject: int, purpose: Literal["shape", "kinds", "pose"], index: int = 0) -> np.random.Generator:
+def rng_for(seed: int, subject: int, purpose: Literal["shape", "kinds", "pose"], index: int = 0) -> np.random.Generator:
     """Random numbers of their own for every subject, purpose and pose: no draw depends on another."""
     key = (subject, ("shape", "kinds", "pose").index(purpose), index)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
@@ -168,21 +168,21 @@ def make(out: Path, captures: list[Capture], seed: int, jobs: int) -> None:
 
 def make_one(out: Path, seed: int, capture: Capture) -> Vertices:
     """Scan one person in one pose, unless the scan is there; give the true vertices."""
-    _, posed, rng = stage(seed, capture)
+    _, posed, rng = posed_body(seed, capture)
     path = out / capture.path
     if not path.exists():
-        write_scan(path, Scanner().scan(posed.vertices, Body.load().faces, rng))
+        write_scan(path, VirtualScanner().scan(posed.vertices, Body.load().faces, rng))
     return posed.vertices
 
 
-def stage(seed: int, capture: Capture) -> tuple[Float[np.ndarray, "k"], Posed, np.random.Generator]:
+def posed_body(seed: int, capture: Capture) -> tuple[Float[np.ndarray, "k"], PosedBody, np.random.Generator]:
     """Coefficients of the person, the posed body, and the random numbers that are left for its scan."""
     body = Body.load()
-    poses = Poses.load(body)
-    coefficients = body.draw(stream(seed, capture.subject, "shape"))
-    rng = stream(seed, capture.subject, "pose", capture.index)
-    draw = poses.limits if capture.sequence == LIMITS else partial(poses.motion, capture.sequence)
-    return coefficients, draw_pose(body, coefficients, draw, rng), rng
+    poses = PoseLibrary.load(body)
+    coefficients = body.sample_shape(rng_for(seed, capture.subject, "shape"))
+    rng = rng_for(seed, capture.subject, "pose", capture.index)
+    draw = poses.sample_in_limits if capture.sequence == LIMITS else partial(poses.sample_clip, capture.sequence)
+    return coefficients, sample_pose(body, coefficients, draw, rng), rng
 
 
 def write_splits(out: Path, captures: list[Capture]) -> None:

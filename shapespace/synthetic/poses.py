@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
-from shapespace.geometry.raycast import Rays
+from shapespace.geometry.raycast import Raycaster
 from shapespace.synthetic.body import Body, _asset
 
 HEADING = 20.0
@@ -48,7 +48,7 @@ ELBOW = (-15.0, 95.0)
 
 
 @dataclass(frozen=True)
-class Poses:
+class PoseLibrary:
     """Poses of a body: within joint limits, or out of motion clips. All are rotations (j, 3, 3) for `Body.pose`."""
 
     joints: tuple[str, ...]
@@ -58,7 +58,7 @@ class Poses:
     clip_rotations: Float[np.ndarray, "c t m 4"]
 
     @classmethod
-    def load(cls, body: Body) -> "Poses":
+    def load(cls, body: Body) -> "PoseLibrary":
         """Read the motion clips in the package's assets, for the joints of the body."""
         held = _asset("poses.npz")
         heads = dict(zip(body.joints, body.mean[-len(body.joints) :], strict=True))
@@ -70,7 +70,7 @@ class Poses:
             clip_rotations=held["rotations"].astype(np.float64),
         )
 
-    def limits(self, rng: np.random.Generator) -> Float[np.ndarray, "j 3 3"]:
+    def sample_in_limits(self, rng: np.random.Generator) -> Float[np.ndarray, "j 3 3"]:
         """Draw every joint evenly within its limits, each for itself."""
         low, high = _both_sides()
         angles = {joint: rng.uniform(low[joint], high[joint]) for joint in low}
@@ -80,16 +80,16 @@ class Poses:
         local["root"] = _heading(rng)
         return self._full(local)
 
-    def motion(self, clip: str, rng: np.random.Generator) -> Float[np.ndarray, "j 3 3"]:
+    def sample_clip(self, clip: str, rng: np.random.Generator) -> Float[np.ndarray, "j 3 3"]:
         """Draw a moment of the clip, evenly in time, and a heading."""
-        return self.moment(clip, rng.uniform(0, self.length - 1), _heading(rng))
+        return self.at(clip, rng.uniform(0, self.length - 1), _heading(rng))
 
     @property
     def length(self) -> int:
         """Frames of each clip."""
         return self.clip_rotations.shape[1]
 
-    def moment(self, clip: str, time: float, heading: Rotation | None = None) -> Float[np.ndarray, "j 3 3"]:
+    def at(self, clip: str, time: float, heading: Rotation | None = None) -> Float[np.ndarray, "j 3 3"]:
         """Pose of the clip at a time in frames, 0 to `length` - 1; between two frames their rotations are blended."""
         frames = self.clip_rotations[self._clip(clip)]
         before = min(int(time), len(frames) - 2)
@@ -113,42 +113,44 @@ class Poses:
         return rotations
 
 
-class Posed(NamedTuple):
+class PosedBody(NamedTuple):
     """A body in a pose: vertices in metres, and the joints' rotations."""
 
     vertices: Float[np.ndarray, "v 3"]
     rotations: Float[np.ndarray, "j 3 3"]
 
 
-def draw_pose(
+def sample_pose(
     body: Body,
     coefficients: Float[np.ndarray, "k"],
     draw: Callable[[np.random.Generator], Float[np.ndarray, "j 3 3"]],
     rng: np.random.Generator,
-) -> Posed:
+) -> PosedBody:
     """First pose drawn whose penetration is at most `PENETRATION`.
 
     Where `TRIES` poses do not hold it (a wide body in a narrow motion), the one that penetrates least.
     """
-    best, least = Posed(np.empty((0, 3), dtype=np.float32), np.empty((0, 3, 3))), np.inf
+    best, least = PosedBody(np.empty((0, 3), dtype=np.float32), np.empty((0, 3, 3))), np.inf
     for _ in range(TRIES):
         rotations = draw(rng)
-        vertices = body.pose(coefficients, rotations)
-        share = penetration(vertices, body.faces)
+        vertices = body.skin(coefficients, rotations)
+        share = self_penetration(vertices, body.faces)
         if share < least:
-            best, least = Posed(vertices, rotations), share
+            best, least = PosedBody(vertices, rotations), share
         if least <= PENETRATION:
             break
     return best
 
 
-def blend(a: Float[np.ndarray, "j 3 3"], b: Float[np.ndarray, "j 3 3"], share: float) -> Float[np.ndarray, "j 3 3"]:
+def interpolate_pose(
+    a: Float[np.ndarray, "j 3 3"], b: Float[np.ndarray, "j 3 3"], share: float
+) -> Float[np.ndarray, "j 3 3"]:
     """Pose between two: every joint turns from a to b at an even speed, by the shortest way (Shoemake 1985)."""
     start, way = Rotation.from_matrix(a), Rotation.from_matrix(np.swapaxes(a, 1, 2) @ b).as_rotvec()
     return np.asarray((start * Rotation.from_rotvec(share * way)).as_matrix())
 
 
-def penetration(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> float:
+def self_penetration(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> float:
     """Share of a closed surface's area that lies inside the body.
 
     A ray starts a little above each vertex, along its normal. If it meets the first surface from behind, it started
@@ -162,7 +164,7 @@ def penetration(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"
         np.add.at(normal, faces[:, corner], cross)
         np.add.at(share, faces[:, corner], area)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-12)
-    _, face = Rays(vertices, faces).first(vertices + 1e-4 * normal, normal)
+    _, face = Raycaster(vertices, faces).first_hit(vertices + 1e-4 * normal, normal)
     inside = (face >= 0) & (np.einsum("vd,vd->v", cross[face], normal) > 0)
     return float(share[inside].sum() / share.sum())
 

@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shapespace.geometry.camera import triangulate
-from shapespace.geometry.raycast import Rays
+from shapespace.geometry.raycast import Raycaster
 from shapespace.geometry.scan import Scan
 
 
 @dataclass(frozen=True)
-class Scanner:
+class VirtualScanner:
     """A ring of depth cameras that look at the middle of the body; lengths in metres, angles in degrees.
 
     Azimuth 0 is in front (+z). `view` is the width and height that a camera sees at its distance to the middle. Depth
@@ -22,14 +22,14 @@ class Scanner:
     azimuths: int = 8
     elevations: tuple[float, ...] = (-8.0, 25.0)
     distance: float = 2.6
-    view: tuple[float, float] = (1.76, 2.64)
+    field_of_view: tuple[float, float] = (1.76, 2.64)
     columns: int = 160
     rows: int = 240
-    noise: float = 0.0008
-    grazing: float = 72.0
-    jump: float = 0.03
-    blobs: int = 4
-    blob_radius: tuple[float, float] = (2.0, 6.0)
+    noise_std: float = 0.0008
+    max_incidence: float = 72.0
+    max_depth_jump: float = 0.03
+    num_holes: int = 4
+    hole_radius: tuple[float, float] = (2.0, 6.0)
 
     def scan(
         self,
@@ -41,11 +41,11 @@ class Scanner:
         """See a closed mesh (y up): one open patch per camera, unmerged, wound so that normals face the camera."""
         sensors, directions = self.cameras((vertices.min(axis=0) + vertices.max(axis=0)) / 2)
         depth, cosine = _see(vertices, faces, sensors, directions)
-        seen = cosine >= np.cos(np.deg2rad(self.grazing))
+        seen = cosine >= np.cos(np.deg2rad(self.max_incidence))
         for image in seen:
-            self._lose_blobs(image, rng)
-        depth[seen] += rng.standard_normal(int(seen.sum())) * self.noise / cosine[seen]
-        used, faces = triangulate(seen, depth, self.jump)
+            self._punch_holes(image, rng)
+        depth[seen] += rng.standard_normal(int(seen.sum())) * self.noise_std / cosine[seen]
+        used, faces = triangulate(seen, depth, self.max_depth_jump)
         camera = used // (self.rows * self.columns)
         points = sensors[camera] + directions.reshape(-1, 3)[used] * depth.reshape(-1)[used, None]
         return Scan(
@@ -66,8 +66,8 @@ class Scanner:
         )
         right = np.stack([np.cos(azimuth), np.zeros(len(azimuth)), -np.sin(azimuth)], axis=1)
         up = np.cross(away, right)
-        across = self.view[0] * ((np.arange(self.columns) + 0.5) / self.columns - 0.5)
-        upward = self.view[1] * (0.5 - (np.arange(self.rows) + 0.5) / self.rows)
+        across = self.field_of_view[0] * ((np.arange(self.columns) + 0.5) / self.columns - 0.5)
+        upward = self.field_of_view[1] * (0.5 - (np.arange(self.rows) + 0.5) / self.rows)
         directions = (
             -self.distance * away[:, None, None]
             + across[None, None, :, None] * right[:, None, None]
@@ -76,12 +76,12 @@ class Scanner:
         directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
         return middle + self.distance * away, directions
 
-    def _lose_blobs(self, image: Bool[np.ndarray, "rows columns"], rng: np.random.Generator) -> None:
+    def _punch_holes(self, image: Bool[np.ndarray, "rows columns"], rng: np.random.Generator) -> None:
         """Forget a few random discs of one image, in place."""
         hits = np.argwhere(image)
-        for _ in range(self.blobs if len(hits) else 0):
+        for _ in range(self.num_holes if len(hits) else 0):
             row, column = hits[rng.integers(len(hits))]
-            radius = rng.uniform(*self.blob_radius)
+            radius = rng.uniform(*self.hole_radius)
             rows, columns = np.ogrid[: self.rows, : self.columns]
             image[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = False
 
@@ -95,7 +95,7 @@ def _see(
     """Depth along each ray, and the cosine of its incidence; the cosine is 0 where nothing is hit."""
     flat = directions.reshape(-1, 3)
     origins = np.repeat(sensors, len(flat) // len(sensors), axis=0)
-    depth, face = Rays(vertices, faces).first(origins, flat)
+    depth, face = Raycaster(vertices, faces).first_hit(origins, flat)
     corners = vertices[faces].astype(np.float64)
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normal /= np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-12)

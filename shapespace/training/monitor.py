@@ -15,11 +15,11 @@ from tqdm import tqdm
 from shapespace.data.loader import StepDataset
 from shapespace.training.run import Run
 
-RECENT = 500  # steps with whose median loss the next one is compared
-FEW = 20  # steps without which there is nothing to compare with
-TIMES = 10.0  # as large as that, a loss has left where it was: it is about what an untrained network has
-MANY = 200  # steps in a row that a loss may stay there before the training is stopped
-LONG = 10.0  # times the median length of all codes: such a code belongs to no shape
+WINDOW = 500  # steps with whose median loss the next one is compared
+MIN_WINDOW = 20  # steps without which there is nothing to compare with
+SPIKE_FACTOR = 10.0  # as large as that, a loss has left where it was: it is about what an untrained network has
+PATIENCE = 200  # steps in a row that a loss may stay there before the training is stopped
+MAX_CODE_RATIO = 10.0  # times the median length of all codes: such a code belongs to no shape
 
 
 class _Seen(NamedTuple):
@@ -28,22 +28,22 @@ class _Seen(NamedTuple):
     terms: Mapping[str, Tensor]
 
 
-class Watch:
+class DivergenceMonitor:
     """Losses and codes of one training. Steps are looked at some at a time, so that a GPU need not wait at each."""
 
     def __init__(self, run: Run, dataset: StepDataset) -> None:
         """`dataset` knows the scans of each step."""
         self.run, self.dataset = run, dataset
         self._unseen: list[_Seen] = []
-        self._recent = deque[float](maxlen=RECENT)
+        self._recent = deque[float](maxlen=WINDOW)
         self._climbing = 0  # steps in a row
         self._told = set[str]()
 
-    def see(self, step: int, loss: Float[Tensor, ""], terms: Mapping[str, Tensor]) -> None:
+    def update(self, step: int, loss: Float[Tensor, ""], terms: Mapping[str, Tensor]) -> None:
         """Remember what a step's batch gave, before the step."""
         self._unseen.append(_Seen(step, loss.detach(), terms))
 
-    def look(self, *, last: bool = False) -> None:
+    def check_losses(self, *, last: bool = False) -> None:
         """Look at the steps since the last look; at the end of a training, a short climb is enough.
 
         Raises `FloatingPointError` for a loss that is no number or has blown up, and for a field that has died.
@@ -52,23 +52,23 @@ class Watch:
             loss = seen.loss.item()
             if not math.isfinite(loss):
                 raise self._stopped(f"the loss is {loss}", seen)
-            usual = statistics.median(self._recent) if len(self._recent) >= FEW else math.inf
-            self._climbing = self._climbing + 1 if loss > TIMES * usual else 0
+            usual = statistics.median(self._recent) if len(self._recent) >= MIN_WINDOW else math.inf
+            self._climbing = self._climbing + 1 if loss > SPIKE_FACTOR * usual else 0
             if not self._climbing:
                 self._recent.append(loss)
-            elif self._climbing >= (MANY // 10 if last else MANY):
-                since = f"after {self._climbing} steps of more than {TIMES:g} times the usual {usual:.3g}"
+            elif self._climbing >= (PATIENCE // 10 if last else PATIENCE):
+                since = f"after {self._climbing} steps of more than {SPIKE_FACTOR:g} times the usual {usual:.3g}"
                 raise self._stopped(f"the loss has blown up to {loss:.3g}, {since},", seen)
         if self._unseen and _has_died(self._unseen[-1].terms):
             raise self._stopped("the field is zero everywhere", self._unseen[-1])
         self._unseen.clear()
 
     @property
-    def calm(self) -> bool:
+    def is_stable(self) -> bool:
         """Whether the last loss was a usual one: only then are the weights good enough for a checkpoint."""
         return not self._climbing
 
-    def check(self, step: int, model: nn.Module, codes: Float[Tensor, "n k"] | None) -> None:
+    def check_weights(self, step: int, model: nn.Module, codes: Float[Tensor, "n k"] | None) -> None:
         """Look at what is to be saved; `codes` are those of all training scans. Scans whose codes explode are named.
 
         Raises `FloatingPointError` for numbers that are none.
@@ -85,12 +85,12 @@ class Watch:
     def _name(self, step: int, lengths: Float[Tensor, "n"]) -> None:
         """Name, once, the scans whose codes are far longer than the others'."""
         usual = lengths.median()
-        names = [name for name in self._names(lengths > LONG * usual) if usual > 0 and name not in self._told]
+        names = [name for name in self._names(lengths > MAX_CODE_RATIO * usual) if usual > 0 and name not in self._told]
         if names:
             self._told.update(names)
             tqdm.write(
-                f"note: at step {step} the codes of {_listed(names)} are more than {LONG:g} times as long as the "
-                f"median ({usual:.3g}): look at these scans, or raise --weights.code.",
+                f"note: at step {step} the codes of {_listed(names)} are more than {MAX_CODE_RATIO:g} times as long as the "
+                f"median ({usual:.3g}): look at these scans, or raise --weights.code-reg.",
                 file=sys.stderr,
             )
 
@@ -104,13 +104,13 @@ class Watch:
 
     def _mend(self) -> str:
         """What can be done."""
-        smaller = "lower --optim.lr and --optim.lr_hidden, or set --optim.clip 1"
+        smaller = "lower --optim.lr and --optim.lr-muon, or set --optim.max-grad-norm 1"
         progress = self.run.progress()
         if progress is None:
             return f"There is no checkpoint yet: begin again, and {smaller}."
         return (
             f"The checkpoint of step {progress.steps} is as it was. Go on from its model: shapespace train STORE "
-            f"--start {self.run.folder} --out OTHER, and {smaller}; shapespace train --resume {self.run.folder} goes "
+            f"--init-from {self.run.folder} --out OTHER, and {smaller}; shapespace train --resume {self.run.folder} goes "
             "on from there with the same settings, if it was not they that were at fault."
         )
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from shapespace.data.loader import Batch
 from shapespace.models.base import ShapeModel
 from shapespace.models.code import Code
-from shapespace.nn.losses import weigh
+from shapespace.nn.losses import weighted_sum
 from shapespace.nn.mlp import SkipMLP
-from shapespace.nn.parallel import PIECE, spread
+from shapespace.nn.parallel import CHUNK_POINTS, parallel_map
 
-Execution = Literal["eager", "blocked", "compiled"]
-Products = Literal["auto", "float32", "tf32", "bf16"]
+Execution = Literal["eager", "chunked", "compiled"]
+MatmulPrecision = Literal["auto", "float32", "tf32", "bf16"]
 Terms = dict[str, Tensor]
 Loss = Callable[[Batch, Code], tuple[Tensor, Terms]]
 
@@ -41,7 +41,7 @@ class Objective(nn.Module):
     def __init__(self, model: ShapeModel, weights: Mapping[str, float], execution: Execution = "eager") -> None:
         super().__init__()
         self.model, self.weights, self.execution = model, dict(weights), execution
-        self._loss = _compiled(self.of_code) if execution == "compiled" else self.of_code
+        self._loss = _compiled(self.loss) if execution == "compiled" else self.loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, Terms]:
         """Loss, and its terms for the record."""
@@ -50,16 +50,16 @@ class Objective(nn.Module):
             loss, terms = self._loss(batch, code)
             return loss, {name: term.detach().clone() for name, term in terms.items()}
         learned = [p for p in self.model.parameters() if p.requires_grad]
-        found = in_pieces(self._loss, batch, code, learned)
+        found = chunked_gradients(self._loss, batch, code, learned)
         return _Known.apply(found.loss, found.gradients, *code.tensors, *learned), found.terms  # type: ignore[no-untyped-call]
 
-    def of_code(self, batch: Batch, code: Code) -> tuple[Tensor, Terms]:
+    def loss(self, batch: Batch, code: Code) -> tuple[Tensor, Terms]:
         """Loss and terms of a batch whose codes are known."""
-        terms = self.model.terms(batch, code)
-        return weigh(terms, self.weights), terms
+        terms = self.model.loss_terms(batch, code)
+        return weighted_sum(terms, self.weights), terms
 
 
-class Found(NamedTuple):
+class LossAndGradients(NamedTuple):
     """A loss with its terms, and its gradients with respect to the code's tensors, then to what is learned."""
 
     loss: Tensor
@@ -67,24 +67,24 @@ class Found(NamedTuple):
     gradients: list[Tensor | None]
 
 
-def in_pieces(loss: Loss, batch: Batch, code: Code, learned: Sequence[Tensor]) -> Found:
+def chunked_gradients(loss: Loss, batch: Batch, code: Code, learned: Sequence[Tensor]) -> LossAndGradients:
     """Loss and gradients piece by piece; every piece is one share of the whole, since all terms are means.
 
     The pieces' gradients are added in their order, whichever thread is done first: the same bits in every run.
     """
-    pieces = _cut(batch)
+    pieces = split_batch(batch)
 
-    def one(piece: _Piece) -> Found:
+    def one(piece: Chunk) -> LossAndGradients:
         leaves = [tensor[piece.rows].detach().requires_grad_() for tensor in code.tensors]
         with torch.enable_grad():
-            part, terms = loss(piece.batch, code.of(leaves))
+            part, terms = loss(piece.batch, code.with_tensors(leaves))
             gradients = torch.autograd.grad(part, [*leaves, *learned], allow_unused=True)
-        return Found(part.detach(), {name: term.detach() for name, term in terms.items()}, list(gradients))
+        return LossAndGradients(part.detach(), {name: term.detach() for name, term in terms.items()}, list(gradients))
 
     count = len(code.tensors)
     by_code = [torch.zeros_like(tensor) for tensor in code.tensors]
-    total: Found | None = None
-    for piece, found in zip(pieces, spread(one, pieces), strict=True):
+    total: LossAndGradients | None = None
+    for piece, found in zip(pieces, parallel_map(one, pieces), strict=True):
         for whole, gradient in zip(by_code, found.gradients[:count], strict=True):
             if gradient is not None:
                 whole[piece.rows] += gradient
@@ -94,38 +94,42 @@ def in_pieces(loss: Loss, batch: Batch, code: Code, learned: Sequence[Tensor]) -
     known = [gradient for gradient in (*by_code, *total.gradients) if gradient is not None]
     torch._foreach_mul_(known, share)
     terms = {name: term * share for name, term in total.terms.items()}
-    return Found(total.loss * share, terms, [*by_code, *total.gradients])
+    return LossAndGradients(total.loss * share, terms, [*by_code, *total.gradients])
 
 
-class _Piece(NamedTuple):
+class Chunk(NamedTuple):
     rows: slice
     batch: Batch
 
 
-def _cut(batch: Batch) -> list[_Piece]:
+def split_batch(batch: Batch) -> list[Chunk]:
     """Equal pieces of at most `PIECE` points, as far as the numbers divide: some scans each, or parts of one scan."""
     scans, points = len(batch.points), batch.loss_points
-    finest = math.gcd(batch.surface.shape[1], batch.box.shape[1], batch.labelled)
-    finest = finest // batch.sloped if finest % batch.sloped == 0 else 1  # the same points have gradients in any pieces
-    pieces = next((n for n in _divisors(scans) if scans // n * points <= PIECE), scans)
-    parts = next((n for n in _divisors(finest) if points <= n * PIECE), finest)
+    finest = math.gcd(batch.surface.shape[1], batch.uniform_points.shape[1], batch.num_occupancy_points)
+    finest = (
+        finest // batch.gradient_stride if finest % batch.gradient_stride == 0 else 1
+    )  # the same points have gradients in any pieces
+    pieces = next((n for n in _divisors(scans) if scans // n * points <= CHUNK_POINTS), scans)
+    parts = next((n for n in _divisors(finest) if points <= n * CHUNK_POINTS), finest)
     each = scans // pieces
     rows = [slice(first, first + each) for first in range(0, scans, each)]
-    return [_Piece(some, batch[some].part(index, parts)) for some in rows for index in range(parts)]
+    return [Chunk(some, batch[some].chunk(index, parts)) for some in rows for index in range(parts)]
 
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _added(total: Found | None, found: Found) -> Found:
+def _added(total: LossAndGradients | None, found: LossAndGradients) -> LossAndGradients:
     """The sum of two; the first one's tensors are overwritten."""
     if total is None:
         return found
     for whole, more in zip(total.gradients, found.gradients, strict=True):
         if whole is not None and more is not None:
             whole += more
-    return Found(total.loss + found.loss, {k: v + found.terms[k] for k, v in total.terms.items()}, total.gradients)
+    return LossAndGradients(
+        total.loss + found.loss, {k: v + found.terms[k] for k, v in total.terms.items()}, total.gradients
+    )
 
 
 class _Known(torch.autograd.Function):
@@ -148,7 +152,7 @@ def _compiled(loss: Loss) -> Loss:
     lock, shapes = Lock(), set[tuple[torch.Size, ...]]()
 
     def call(batch: Batch, code: Code) -> tuple[Tensor, Terms]:
-        shape = batch.points.shape, batch.surface.shape, batch.box.shape
+        shape = batch.points.shape, batch.surface.shape, batch.uniform_points.shape
         if shape in shapes:
             return fast(batch, code)
         with lock:
@@ -159,7 +163,9 @@ def _compiled(loss: Loss) -> Loss:
     return call
 
 
-def settle_products(model: ShapeModel, weights: Mapping[str, float], batch: Batch, products: Products) -> None:
+def set_matmul_precision(
+    model: ShapeModel, weights: Mapping[str, float], batch: Batch, precision: MatmulPrecision
+) -> None:
     """Set the precision of products.
 
     `bf16` goes for the decoder's hidden products while it trains, where the processor has instructions for it; on one
@@ -167,15 +173,15 @@ def settle_products(model: ShapeModel, weights: Mapping[str, float], batch: Batc
     products (TF32 on a GPU; on a CPU oneDNN's, which are bf16 only where there are tiles for it) if the gradients of
     this batch hold to 1e-5 of their norm, and the exact ones if not.
     """
-    if products == "bf16":
+    if precision == "bf16":
         for network in model.modules():
             if isinstance(network, SkipMLP) and _has_bf16(batch.points.device):
-                network.products = torch.bfloat16
+                network.matmul_dtype = torch.bfloat16
         return
-    if products != "auto":
-        torch.set_float32_matmul_precision(_PRECISION[products])
+    if precision != "auto":
+        torch.set_float32_matmul_precision(_PRECISION[precision])
         return
-    objective = Objective(model, weights, "eager" if batch.points.is_cuda else "blocked")
+    objective = Objective(model, weights, "eager" if batch.points.is_cuda else "chunked")
     learned = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(precision: str) -> Tensor:
@@ -189,7 +195,7 @@ def settle_products(model: ShapeModel, weights: Mapping[str, float], batch: Batc
         torch.set_float32_matmul_precision("highest")
 
 
-def choose(model: nn.Module, batch: Batch, steps: int, minutes: float | None) -> Execution:
+def choose_execution(model: nn.Module, batch: Batch, steps: int, minutes: float | None) -> Execution:
     """The execution that ends a training of so many steps (or minutes) first.
 
     By arithmetic alone, so that the same training is executed in the same way each time: a step multiplies every
@@ -197,8 +203,10 @@ def choose(model: nn.Module, batch: Batch, steps: int, minutes: float | None) ->
     """
     points = len(batch.points) * batch.loss_points
     if batch.points.device.type == "cpu":
-        held = PIECE if torch.get_num_threads() > 1 else 8 * PIECE  # a core by itself gains only memory by pieces
-        return "blocked" if points > held else "eager"
+        held = (
+            CHUNK_POINTS if torch.get_num_threads() > 1 else 8 * CHUNK_POINTS
+        )  # a core by itself gains only memory by pieces
+        return "chunked" if points > held else "eager"
     weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
     foreseen = min(12.0 * points * weights * steps / _SPEED / 60, math.inf if minutes is None else minutes)
     return "compiled" if foreseen > _PAYS else "eager"

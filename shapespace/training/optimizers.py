@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from shapespace.models.base import ShapeModel
-from shapespace.nn.latent import Codebook
+from shapespace.nn.latent import CodeTable
 from shapespace.nn.mlp import SkipMLP
 from shapespace.nn.pointnet import PointNet
 
 
-class RowAdam(torch.optim.Optimizer):
+class LazyAdam(torch.optim.Optimizer):
     """Adam (Kingma & Ba, ICLR 2015, algorithm 1) in which every row of a table keeps its own time.
 
     A row whose gradient is zero was not visited: it stays, and so do its moments. In plain Adam they fade while it
@@ -37,19 +37,19 @@ class RowAdam(torch.optim.Optimizer):
 
 def _step_rows(table: Tensor, gradients: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     if not state:
-        state["visits"] = torch.zeros_like(table[:, :1])
-        state["mean"], state["square"] = torch.zeros_like(table), torch.zeros_like(table)
+        state["step"] = torch.zeros_like(table[:, :1])
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
     rows = gradients.any(dim=1).nonzero()[:, 0]
     gradient, (first, second) = gradients[rows], group["betas"]
-    visits = state["visits"][rows] + 1
-    mean = state["mean"][rows].lerp(gradient, 1 - first)
-    square = state["square"][rows].lerp(gradient.square(), 1 - second)
-    state["visits"][rows], state["mean"][rows], state["square"][rows] = visits, mean, square
+    visits = state["step"][rows] + 1
+    mean = state["exp_avg"][rows].lerp(gradient, 1 - first)
+    square = state["exp_avg_sq"][rows].lerp(gradient.square(), 1 - second)
+    state["step"][rows], state["exp_avg"][rows], state["exp_avg_sq"][rows] = visits, mean, square
     size = (square / (1 - second**visits)).sqrt() + group["eps"]
     table[rows] -= group["lr"] * (mean / (1 - first**visits)) / size
 
 
-class Optimisers:
+class OptimizerGroup:
     """Several optimisers of different parameters, moved as one."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
@@ -80,7 +80,7 @@ class Optimisers:
             part.load_state_dict(its)
 
 
-def optimisers(model: ShapeModel, *, lr: float, lr_codes: float, lr_hidden: float | None) -> Optimisers:
+def make_optimizers(model: ShapeModel, *, lr: float, lr_codes: float, lr_muon: float | None) -> OptimizerGroup:
     """Adam with one rate for the networks and, row by row, one for free codes (IGR, section 6).
 
     With `lr_hidden`, the products between hidden layers, the decoder's and the encoder's, are moved by Muon instead, at
@@ -91,38 +91,38 @@ def optimisers(model: ShapeModel, *, lr: float, lr_codes: float, lr_hidden: floa
     learned = {id(p): p for p in model.parameters() if p.requires_grad}
     modules = list(model.modules())
     products = [layer.weight for one in modules if isinstance(one, SkipMLP | PointNet) for layer in one.layers()]
-    hidden = [learned.pop(id(p)) for p in products if id(p) in learned] if lr_hidden is not None else []
-    tables = [p for one in modules if isinstance(one, Codebook) for p in one.parameters()]
+    hidden = [learned.pop(id(p)) for p in products if id(p) in learned] if lr_muon is not None else []
+    tables = [p for one in modules if isinstance(one, CodeTable) for p in one.parameters()]
     codes = [learned.pop(id(p)) for p in tables if id(p) in learned]
     parts: list[torch.optim.Optimizer] = []
     if learned:
         parts.append(torch.optim.Adam(list(learned.values()), lr=lr))
     if codes:
-        parts.append(RowAdam(codes, lr=lr_codes))
-    if hidden and lr_hidden is not None:
-        parts.append(torch.optim.Muon(hidden, lr=lr_hidden, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
-    return Optimisers(*parts)
+        parts.append(LazyAdam(codes, lr=lr_codes))
+    if hidden and lr_muon is not None:
+        parts.append(torch.optim.Muon(hidden, lr=lr_muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    return OptimizerGroup(*parts)
 
 
 # Factor on the learning rate at a step, and at a share of the training that has passed.
 Schedule = Callable[[int, float], float]
 
 
-def cosine(*, warmup: int, floor: float = 0.01) -> Schedule:
+def cosine(*, warmup_steps: int, floor: float = 0.01) -> Schedule:
     """Up over `warmup` steps, then down to `floor` along half a cosine."""
 
     def factor(step: int, passed: float) -> float:
-        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
         return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(passed, 1.0))))
 
     return factor
 
 
-def halving(*, every: int, warmup: int = 0) -> Schedule:
+def halving(*, every: int, warmup_steps: int = 0) -> Schedule:
     """Halved every `every` steps (IGR halves every 500 epochs)."""
 
     def factor(step: int, passed: float) -> float:
-        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
         return float(rise * 0.5 ** (step // every))
 
     return factor

@@ -14,7 +14,7 @@ import yaml
 from jaxtyping import Float
 
 from shapespace.io.atomic import replacing
-from shapespace.io.checkpoints import FORMAT, _described, _state
+from shapespace.io.checkpoints import FORMAT, read_checkpoint, read_metadata
 from shapespace.io.settings import parse_settings
 
 MACHINE = "machine"  # tag of the words in TensorBoard
@@ -29,7 +29,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Told:
+class TrainingLog:
     """What a training told while it ran."""
 
     curves: Mapping[str, Float[np.ndarray, "n 2"]]
@@ -60,7 +60,7 @@ class Run:
         return self.folder / "checkpoint.pt"
 
     @property
-    def events(self) -> Path:
+    def tensorboard(self) -> Path:
         """TensorBoard's folder."""
         return self.folder / "tensorboard"
 
@@ -92,39 +92,39 @@ class Run:
         """Read it back; a file from a stranger cannot run code."""
         if not self.checkpoint.is_file():
             raise FileNotFoundError(f"{self.folder} has no checkpoint.pt to resume from: is it the folder of a run?")
-        return _state(self.checkpoint, "step", "seconds", "model", "optimiser")
+        return read_checkpoint(self.checkpoint, "step", "seconds", "model", "optimizer")
 
     def progress(self) -> Progress | None:
         """How far the training has come, by its checkpoint; none where there is no checkpoint."""
         if not self.checkpoint.is_file():
             return None
-        state = _state(self.checkpoint, "step", "seconds", mmap=True)  # its tensors stay there
+        state = read_checkpoint(self.checkpoint, "step", "seconds", mmap=True)  # its tensors stay there
         return Progress(int(state["step"]), float(state["seconds"]))
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What stands beside the weights: family, sizes, scale, data; nothing where there is no model."""
-        return _described(self.weights, "model") if self.weights.is_file() else {}
+        return read_metadata(self.weights, "model") if self.weights.is_file() else {}
 
-    def told(self) -> "Told":
+    def training_log(self) -> "TrainingLog":
         """What the training told TensorBoard; nothing where there are no events."""
-        if not self.events.is_dir():
-            return Told({}, [])
+        if not self.tensorboard.is_dir():
+            return TrainingLog({}, [])
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second
 
-        held = EventAccumulator(str(self.events), size_guidance={"scalars": 0, "tensors": 0})
+        held = EventAccumulator(str(self.tensorboard), size_guidance={"scalars": 0, "tensors": 0})
         held.Reload()
         tags = held.Tags()
         curves = {tag: np.array([(e.step, e.value) for e in held.Scalars(tag)]) for tag in tags["scalars"]}
         wanted = f"{MACHINE}/text_summary"
         machines = held.Tensors(wanted) if wanted in tags["tensors"] else []
-        return Told(curves, [event.tensor_proto.string_val[0].decode(errors="replace") for event in machines])
+        return TrainingLog(curves, [event.tensor_proto.string_val[0].decode(errors="replace") for event in machines])
 
     def family(self) -> str:
         """The family of the model, by the settings."""
         return str(self.settings().get("family", "igr"))
 
 
-def machine() -> str:
+def describe_hardware() -> str:
     """Processor, threads, GPU if there is one, and version of torch."""
     cpu = "unknown processor"
     if (info := Path("/proc/cpuinfo")).exists():
@@ -133,12 +133,14 @@ def machine() -> str:
     return f"{cpu}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
 
-def _find(path: str | FilePath) -> FilePath:
+def find_model(path: str | FilePath) -> FilePath:
     """The file of a model: in a run's folder, by its own path, or among those that come with the package."""
     file = FilePath(path)
     if file.exists() or file.suffix or len(file.parts) != 1:
         return Run(file).weights if file.is_dir() else file
-    packaged = {entry.name.removesuffix(".safetensors"): entry for entry in _assets() if entry.suffix == ".safetensors"}
+    packaged = {
+        entry.name.removesuffix(".safetensors"): entry for entry in _packaged_files() if entry.suffix == ".safetensors"
+    }
     if file.name not in packaged:
         raise FileNotFoundError(
             f"no model at {file}: there is no such folder, and no space of that name comes with the package (it has "
@@ -147,5 +149,5 @@ def _find(path: str | FilePath) -> FilePath:
     return packaged[file.name]
 
 
-def _assets() -> list[FilePath]:
+def _packaged_files() -> list[FilePath]:
     return [FilePath(str(entry)) for entry in (resources.files("shapespace.datasets") / "assets").iterdir()]

@@ -12,7 +12,7 @@ from shapespace.data.loader import StepDataset
 from shapespace.models.base import ShapeModel
 from shapespace.models.code import Code
 from shapespace.rendering import renderer
-from shapespace.training.optimizers import Optimisers
+from shapespace.training.optimizers import OptimizerGroup
 
 THUMBNAIL = 64  # pixels of a picture in TensorBoard's projector
 
@@ -20,13 +20,13 @@ THUMBNAIL = 64  # pixels of a picture in TensorBoard's projector
 PICTURED_CELLS = 48  # along the cube's edge, of the meshes in these pictures
 
 
-def _record(
+def record_scalars(
     writer: Any,
     bar: Any,
     step: int,
     loss: Tensor,
     terms: Mapping[str, Tensor],
-    optimiser: Optimisers,
+    optimiser: OptimizerGroup,
 ) -> None:
     writer.add_scalar("loss", loss.item(), step)
     writer.add_scalar("lr", optimiser.param_groups[0]["lr"], step)
@@ -37,7 +37,7 @@ def _record(
 
 
 @torch.no_grad()
-def _record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device) -> None:
+def record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device) -> None:
     """The surfaces of one batch's first scan, coarse, for TensorBoard's mesh page."""
     model.eval()
     mesh = _shape(model, model.encode(dataset[0].to(device))[0], 64)
@@ -49,7 +49,7 @@ def _record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDatas
 
 
 @torch.no_grad()
-def _record_codes(
+def record_codes(
     writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device, most: int
 ) -> None:
     """Codes of training scans, evenly spread over them, for TensorBoard's projector: each with a picture of its shape.
@@ -59,7 +59,7 @@ def _record_codes(
     model.eval()
     rows = np.unique(np.linspace(0, len(dataset.names) - 1, most).round().astype(int)).tolist()
     names = [dataset.names[row].replace("\t", " ") for row in rows]
-    codes = [model.encode(dataset.visit(row).to(device)) for row in rows]
+    codes = [model.encode(dataset.single_scan(row).to(device)) for row in rows]
     pictures = [renderer.thumbnail(_shape(model, code, PICTURED_CELLS), THUMBNAIL) for code in codes]
     flat = torch.cat([code.flat for code in codes]).cpu()
     if flat.shape[1] > len(flat):
@@ -79,7 +79,7 @@ def _record_codes(
 def _shape(model: ShapeModel, code: Code, resolution: int) -> Trimesh:
     """The surface of a code; a mesh without faces where there is none."""
     try:
-        (mesh,) = model.surface(code, resolution=resolution)
+        (mesh,) = model.extract_surface(code, resolution=resolution)
     except ValueError:
         return Trimesh()
     return mesh

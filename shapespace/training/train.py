@@ -17,41 +17,41 @@ from tqdm import tqdm
 
 from shapespace.data.loader import Batch, StepDataset, batches
 from shapespace.models.base import ShapeModel
-from shapespace.training.monitor import Watch
-from shapespace.training.objective import Execution, Objective, Products, choose, settle_products
-from shapespace.training.optimizers import Optimisers, Schedule
-from shapespace.training.run import MACHINE, Run, machine
-from shapespace.training.tensorboard import _record, _record_codes, _record_meshes
+from shapespace.training.monitor import DivergenceMonitor
+from shapespace.training.objective import Execution, MatmulPrecision, Objective, choose_execution, set_matmul_precision
+from shapespace.training.optimizers import OptimizerGroup, Schedule
+from shapespace.training.run import MACHINE, Run, describe_hardware
+from shapespace.training.tensorboard import record_codes, record_meshes, record_scalars
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopSettings:
     """What the loop needs to know."""
 
-    steps: int
-    minutes: float | None
+    max_steps: int
+    max_minutes: float | None
     schedule: Schedule
-    clip: float | None
+    max_grad_norm: float | None
     seed: int
     log_every: int
     save_every: int
     mesh_every: int
-    pictured: int
-    workers: int
+    projector_codes: int
+    num_workers: int
     execution: Execution | None
-    products: Products
+    matmul_precision: MatmulPrecision
 
 
 def train(
     model: ShapeModel,
     dataset: StepDataset,
-    optimiser: Optimisers,
+    optimizers: OptimizerGroup,
     weights: Mapping[str, float],
-    plan: Plan,
+    plan: LoopSettings,
     run: Run,
     *,
     device: torch.device,
-    publish: Callable[[], None],
+    on_checkpoint: Callable[[], None],
     resume: bool = False,
 ) -> None:
     """Train until the plan's steps or minutes are spent; `publish` writes the model beside each checkpoint.
@@ -68,69 +68,80 @@ def train(
     from torch.utils.tensorboard import SummaryWriter  # a second or two: only where it is wanted
 
     chief = dataset.rank == 0
-    base_lr = [group["lr"] for group in optimiser.param_groups]
-    start, spent = _restore(model, optimiser, run) if resume else (0, 0.0)
+    base_lr = [group["lr"] for group in optimizers.param_groups]
+    start, spent = _restore(model, optimizers, run) if resume else (0, 0.0)
     first = dataset[start].to(device)
-    settle_products(model, weights, first, plan.products)
-    execution = plan.execution or choose(model, first, plan.steps, plan.minutes)
+    set_matmul_precision(model, weights, first, plan.matmul_precision)
+    execution = plan.execution or choose_execution(model, first, plan.max_steps, plan.max_minutes)
     objective: nn.Module = Objective(model, weights, execution)
-    if dataset.world > 1:
+    if dataset.world_size > 1:
         objective = DistributedDataParallel(objective)
-    writer = SummaryWriter(str(run.events), purge_step=start) if chief else None
+    writer = SummaryWriter(str(run.tensorboard), purge_step=start) if chief else None
     if writer:
-        writer.add_text(MACHINE, machine(), start)
-    bar = tqdm(total=plan.steps, initial=start, desc="train", unit="step", disable=not chief, smoothing=0.05)
-    watch, due = Watch(run, dataset), False
+        writer.add_text(MACHINE, describe_hardware(), start)
+    bar = tqdm(total=plan.max_steps, initial=start, desc="train", unit="step", disable=not chief, smoothing=0.05)
+    watch, due = DivergenceMonitor(run, dataset), False
     began = time.monotonic() - spent
 
     model.train()
     step, passed = start, 0.0
-    with _asked() as asked:
-        waited = _Waited(batches(dataset, start, plan.steps, workers=plan.workers))
+    with stop_on_signal() as asked:
+        waited = DataTimer(batches(dataset, start, plan.max_steps, num_workers=plan.num_workers))
         for batch in waited:
-            passed = _passed(step, time.monotonic() - began, plan, asked, device)
+            passed = progress(step, time.monotonic() - began, plan, asked, device)
             if passed >= 1:
                 break
             torch.manual_seed(hash((plan.seed, step, dataset.rank)))
-            for group, lr in zip(optimiser.param_groups, base_lr, strict=True):
+            for group, lr in zip(optimizers.param_groups, base_lr, strict=True):
                 group["lr"] = lr * plan.schedule(step, passed)
             loss, terms = objective(batch.to(device))
-            optimiser.zero_grad()
+            optimizers.zero_grad()
             loss.backward()
-            if plan.clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-            optimiser.step()
+            if plan.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
+            optimizers.step()
             step += 1
 
             if writer:
-                watch.see(step, loss, terms)
+                watch.update(step, loss, terms)
             due = due or step % plan.save_every == 0
             if writer and (due or step % plan.log_every == 0):
-                watch.look()
+                watch.check_losses()
             if writer and step % plan.log_every == 0:
-                _record(writer, bar, step, loss, terms, optimiser)
+                record_scalars(writer, bar, step, loss, terms, optimizers)
                 writer.add_scalar("wait", waited.share(), step)
             if writer and plan.mesh_every and step % plan.mesh_every == 0:
-                _record_meshes(writer, step, model, dataset, device)
-            if writer and due and watch.calm:
-                _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device, writer, watch)
+                record_meshes(writer, step, model, dataset, device)
+            if writer and due and watch.is_stable:
+                _save(
+                    model,
+                    optimizers,
+                    run,
+                    step,
+                    time.monotonic() - began,
+                    on_checkpoint,
+                    dataset,
+                    device,
+                    writer,
+                    watch,
+                )
                 due = False
             bar.update()
 
     if writer:
-        watch.look(last=True)
-        _save(model, optimiser, run, step, time.monotonic() - began, publish, dataset, device, writer, watch)
+        watch.check_losses(last=True)
+        _save(model, optimizers, run, step, time.monotonic() - began, on_checkpoint, dataset, device, writer, watch)
         if passed != math.inf:
-            _record_meshes(writer, step, model, dataset, device)
-        if passed != math.inf and plan.pictured:
-            _record_codes(writer, step, model, dataset, device, plan.pictured)
+            record_meshes(writer, step, model, dataset, device)
+        if passed != math.inf and plan.projector_codes:
+            record_codes(writer, step, model, dataset, device, plan.projector_codes)
         writer.close()
     bar.close()
     if passed == math.inf:
         raise KeyboardInterrupt(f"stopped at step {step}; go on: shapespace train --resume {run.folder}")
 
 
-class _Waited:
+class DataTimer:
     """Batches, and which share of the time went by until they were there."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
@@ -154,7 +165,7 @@ class _Waited:
 
 
 @contextmanager
-def _asked() -> Iterator[list[int]]:
+def stop_on_signal() -> Iterator[list[int]]:
     """Collect the signals that ask for an end while the block runs; a second one of a kind does what it always did."""
     asked = list[int]()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -173,12 +184,12 @@ def _asked() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _passed(step: int, seconds: float, plan: Plan, asked: Sequence[int], device: torch.device) -> float:
+def progress(step: int, seconds: float, plan: LoopSettings, asked: Sequence[int], device: torch.device) -> float:
     """Share of the training that is behind us, by steps or by the clock, whichever is further; the same everywhere.
 
     Infinite if a process was asked to end.
     """
-    share = max(step / plan.steps, 0.0 if plan.minutes is None else seconds / 60 / plan.minutes)
+    share = max(step / plan.max_steps, 0.0 if plan.max_minutes is None else seconds / 60 / plan.max_minutes)
     if asked:
         share = math.inf
     if dist.is_initialized():
@@ -189,18 +200,18 @@ def _passed(step: int, seconds: float, plan: Plan, asked: Sequence[int], device:
 
 
 @torch.no_grad()
-def training_codes(model: ShapeModel, dataset: StepDataset, device: torch.device) -> Tensor:
+def encode_training_scans(model: ShapeModel, dataset: StepDataset, device: torch.device) -> Tensor:
     """Flat codes of all training scans, in the order of their rows."""
     model.eval()
     rows = range(len(dataset.names))
-    codes = [model.encode(dataset.visit(row).to(device)).flat for row in rows]
+    codes = [model.encode(dataset.single_scan(row).to(device)).flat for row in rows]
     model.train()
     return torch.cat(codes)
 
 
 def _save(
     model: ShapeModel,
-    optimiser: Optimisers,
+    optimiser: OptimizerGroup,
     run: Run,
     step: int,
     seconds: float,
@@ -208,23 +219,23 @@ def _save(
     dataset: StepDataset,
     device: torch.device,
     writer: Any,
-    watch: Watch,
+    watch: DivergenceMonitor,
 ) -> None:
-    codes = None if model.prior is None else training_codes(model, dataset, device)
-    watch.check(step, model, codes)
+    codes = None if model.prior is None else encode_training_scans(model, dataset, device)
+    watch.check_weights(step, model, codes)
     if model.prior is not None and codes is not None:
         model.prior.fit(codes)
         if codes.numel():  # of one scan alone they have no numbers
             writer.add_histogram("codes/numbers", codes, step)
             writer.add_histogram("codes/lengths", codes.norm(dim=1), step)
     run.save_checkpoint(
-        {"step": step, "seconds": seconds, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+        {"step": step, "seconds": seconds, "model": model.state_dict(), "optimizer": optimiser.state_dict()}
     )
     publish()
 
 
-def _restore(model: ShapeModel, optimiser: Optimisers, run: Run) -> tuple[int, float]:
+def _restore(model: ShapeModel, optimiser: OptimizerGroup, run: Run) -> tuple[int, float]:
     state = run.load_checkpoint()
     model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    optimiser.load_state_dict(state["optimizer"])
     return int(state["step"]), float(state["seconds"])

@@ -30,7 +30,7 @@ from trimesh.visual import ColorVisuals
 
 from shapespace.io import scan_files, units
 from shapespace.io.units import UnitName
-from shapespace.models.registry import family
+from shapespace.models.registry import family_name
 from shapespace.rendering import animation, renderer
 from shapespace.report import mesh_view
 from shapespace.viewer.scene import (
@@ -42,19 +42,19 @@ from shapespace.viewer.scene import (
     MAX_UPLOAD,
     REACH,
     STEPS,
-    Along,
     Axis,
-    Between,
-    Chosen,
-    Colouring,
-    Cut,
-    Gallery,
-    Latest,
+    ColorBy,
+    InterpolatedShape,
+    LatestRequest,
+    PrincipalShape,
+    ScanCollection,
+    ScanShape,
     Scene,
+    SceneBuilder,
     Slice,
-    Stage,
+    SlicePlane,
     Subject,
-    Wish,
+    ViewRequest,
     too_large,
 )
 
@@ -67,7 +67,7 @@ ACCEPTED = ".ply,.obj,.npy,.npz,.xyz,.glb,.off,.stl"  # what the page's file cho
 RESOLUTIONS = ("64", "96", str(FINE), "192", "256")
 FORMATS = ("ply", "obj", "glb")
 CLAY = tuple(round(255 * channel) for channel in renderer.CLAY)
-TRUTH_COLOUR = (178, 190, 204)
+GROUND_TRUTH_COLOR = (178, 190, 204)
 FLOOR = (215, 212, 208)
 VIEW = np.array([0.2, 0.16, 0.967])  # unit vector to where one stands: before the shapes, a little aside and above
 GAP = 0.25  # metres between what stands side by side
@@ -78,7 +78,7 @@ PLAY_PERIOD = 0.08  # seconds that a shape is shown at the least when the way is
 class Viewer:
     """A server of pages; it runs in the background until it is closed."""
 
-    def __init__(self, gallery: Gallery, *, title: str = "", host: str = HOST, port: int = PORT) -> None:
+    def __init__(self, gallery: ScanCollection, *, title: str = "", host: str = HOST, port: int = PORT) -> None:
         """Begin to listen; port 0 takes any that is free.
 
         Raises:
@@ -95,7 +95,7 @@ class Viewer:
         self._server.request_share_url = lambda verbose=True: None
         self._furnish()
         self._fitting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fitting")
-        self._pages: dict[int, Page] = {}
+        self._pages: dict[int, Session] = {}
         self._server.on_client_connect(self._welcome)
         self._server.on_client_disconnect(self._farewell)
 
@@ -103,7 +103,7 @@ class Viewer:
         """What all pages have: a column for the controls, light, a floor, and where one stands at first."""
         gui, scene, camera = self._server.gui, self._server.scene, self._server.initial_camera
         gui.configure_theme(show_logo=False, show_share_button=False)
-        gui.set_panel_label(f"{self.title or 'A shape space'}, family {family(self.gallery.space.sizes)}")
+        gui.set_panel_label(f"{self.title or 'A shape space'}, family {family_name(self.gallery.space.config)}")
         gui.main_panel.dock_right()  # beside the scene, not upon it
         gui.main_panel.set_width(PANEL)
         scene.set_up_direction("+y")
@@ -112,7 +112,9 @@ class Viewer:
         scene.configure_default_lights(enabled=False)
         scene.configure_environment_map(None)
         scene.add_light_hemisphere("/sky", sky_color=(255, 255, 255), ground_color=(214, 204, 196), intensity=1.6)
-        scene.add_light_directional("/key", intensity=2.2, position=tuple(10 * renderer.KEY), cast_shadow=False)
+        scene.add_light_directional(
+            "/key", intensity=2.2, position=tuple(10 * renderer.LIGHT_DIRECTION), cast_shadow=False
+        )
         scene.add_grid("/floor", width=6.0, height=6.0, plane="xz", cell_color=(238, 236, 233), section_color=FLOOR)
         camera.up, camera.position, camera.look_at = (0.0, 1.0, 0.0), tuple(4.5 * VIEW), (0.0, 0.85, 0.0)
         camera.fov = 0.75  # radians, from the lowest to the highest
@@ -154,7 +156,7 @@ class Viewer:
         if not same_site(headers.get("Origin"), headers.get("Host"), self.host):
             print(f"note: a page of {headers.get('Origin')} asked for the viewer, and got nothing.", file=sys.stderr)
             return
-        page = self._pages[client.client_id] = Page(client, Stage(self.gallery), self._fitting)
+        page = self._pages[client.client_id] = Session(client, SceneBuilder(self.gallery), self._fitting)
         page.begin()
 
     def _farewell(self, client: "viser.ClientHandle") -> None:
@@ -165,10 +167,10 @@ class Viewer:
             self._pages.pop(client.client_id, None)
 
 
-class Page:
+class Session:
     """What one visitor sees and does."""
 
-    def __init__(self, client: "viser.ClientHandle", stage: Stage, fitting: ThreadPoolExecutor) -> None:
+    def __init__(self, client: "viser.ClientHandle", stage: SceneBuilder, fitting: ThreadPoolExecutor) -> None:
         self.client, self.stage, self._fitting = client, stage, fitting
         self.subject: Subject | None = stage.first()
         self.scene: Scene | None = None
@@ -177,7 +179,7 @@ class Page:
         self._stood = 0.0, np.zeros(3)  # the window's width by its height when it was fitted, and from where
         # Controls that the page sets too are Any: viser declares their values as read-only, and they are not.
         self._deviations: list[Any] = []
-        self._latest: Latest[Wish, Scene] = Latest(stage.show, self._draw, self._say)
+        self._latest: LatestRequest[ViewRequest, Scene] = LatestRequest(stage.show, self._draw, self._say)
         self._set_scene()
         self._set_controls()
         client.camera.on_update(lambda _: self._reshaped())
@@ -219,14 +221,14 @@ class Page:
     def _set_scans(self) -> None:
         gui, stage = self.client.gui, self.stage
         self._scan: Any = gui.add_dropdown("scan", tuple(stage.names) or ("none yet",))
-        self._scan.on_update(lambda _: self._choose(Chosen(self._scan.value)))
+        self._scan.on_update(lambda _: self._choose(ScanShape(self._scan.value)))
         self._back = gui.add_button("Show the scan", visible=bool(stage.names))
-        self._back.on_click(lambda _: self._choose(Chosen(self._scan.value)))  # the dropdown tells of changes alone
+        self._back.on_click(lambda _: self._choose(ScanShape(self._scan.value)))  # the dropdown tells of changes alone
         self._shown = {what: gui.add_checkbox(f"show {what}", True) for what in ("scan", "fit", "truth")}
         self._aside = gui.add_checkbox("side by side", True)
         for box in (*self._shown.values(), self._aside):
             box.on_update(lambda _: self._arrange())
-        self._colour: Any = gui.add_dropdown("colour", get_args(Colouring))
+        self._colour: Any = gui.add_dropdown("colour", get_args(ColorBy))
         self._colour.on_update(lambda _: self._recolour())
         self._limit: Any = gui.add_number("colours end at (mm)", ERROR_LIMIT, min=1.0, max=500.0, step=1.0)
         self._limit.on_update(lambda _: self._relimit())
@@ -241,7 +243,7 @@ class Page:
     def _set_shapes(self) -> None:
         gui, stage = self.client.gui, self.stage
         if stage.no_directions is not None:
-            gui.add_markdown(plain(stage.no_directions))
+            gui.add_markdown(escape_text(stage.no_directions))
         else:
             gui.add_markdown("Standard deviations along the principal directions of the training codes:")
             for number in range(1, stage.directions + 1):
@@ -264,13 +266,13 @@ class Page:
     def _set_slice(self) -> None:
         gui, stage = self.client.gui, self.stage
         if stage.no_slice is not None:
-            gui.add_markdown(plain(stage.no_slice))
+            gui.add_markdown(escape_text(stage.no_slice))
         self._cut = gui.add_checkbox("show a slice", False, disabled=stage.no_slice is not None)
         self._axis = gui.add_dropdown("across", get_args(Axis), initial_value="z")
         self._at = gui.add_slider("metres from the middle", -1.0, 1.0, 0.01, 0.0)
         for control in (self._cut, self._axis, self._at):
             control.on_update(lambda _: self.ask())
-        if getattr(stage.space.model, "distance", False):
+        if getattr(stage.space.model, "is_sdf", False):
             lines = ", ".join(f"{level:+d}" if level else "0" for level in LEVELS)
             gui.add_markdown(f"Lines at {lines} mm of the signed distance; 0 is black, inside is purple.")
         elif stage.no_slice is None:
@@ -287,11 +289,11 @@ class Page:
         self._waits = bool(waiting)
         self._say(f"Fitting {', '.join(waiting)}: some seconds." if waiting else "")
         self._latest.ask(
-            Wish(
+            ViewRequest(
                 self.subject,
                 self._colour.value,
                 self._limit.value,
-                Cut(self._axis.value, self._at.value) if self._cut.value else None,
+                SlicePlane(self._axis.value, self._at.value) if self._cut.value else None,
                 COARSE if self._playing else self._cells(),
             )
         )
@@ -304,16 +306,16 @@ class Page:
         self.subject = subject
         self.ask()
 
-    def _along(self) -> Along:
-        return Along(tuple(slider.value for slider in self._deviations))
+    def _along(self) -> PrincipalShape:
+        return PrincipalShape(tuple(slider.value for slider in self._deviations))
 
     def _to_mean(self) -> None:
         for slider in self._deviations:
             slider.value = 0.0
         self._choose(self._along())
 
-    def _between(self) -> Between:
-        return Between(self._from.value, self._to.value, self._share.value)
+    def _between(self) -> InterpolatedShape:
+        return InterpolatedShape(self._from.value, self._to.value, self._share.value)
 
     def _go(self) -> None:
         if self._from.value in self.stage.ends:
@@ -349,7 +351,7 @@ class Page:
             return
         finally:
             self._upload.disabled = False
-        self.subject, self._back.visible = Chosen(name), True
+        self.subject, self._back.visible = ScanShape(name), True
         self._scan.options, self._from.options, self._to.options = self.stage.names, self.stage.ends, self.stage.ends
         self._scan.value = name
         self._colour.value = "uncertainty" if self.stage.knows_uncertainty(name) else "scan to mesh"
@@ -365,7 +367,7 @@ class Page:
     # ---------------------------------------------------------------- what is drawn
 
     def _say(self, words: str) -> None:
-        self._notice.content, self._notice.visible = plain(words), bool(words)
+        self._notice.content, self._notice.visible = escape_text(words), bool(words)
 
     def _set_scene(self) -> None:
         scene = self.client.scene
@@ -377,22 +379,22 @@ class Page:
         """Show an answer; and while the way is played, go on to the next."""
         began, first, self.scene = time.perf_counter(), self.scene is None, scene
         with self.client.atomic():
-            self._draw_mesh("fit", scene.mesh if scene.cut is None else scene.cut.behind, CLAY)
-            self._draw_mesh("truth", scene.truth, TRUTH_COLOUR)
+            self._draw_mesh("fit", scene.mesh if scene.slice is None else scene.slice.behind, CLAY)
+            self._draw_mesh("truth", scene.ground_truth, GROUND_TRUTH_COLOR)
             self._draw_scan(scene)
-            self._draw_slice(scene.cut)
+            self._draw_slice(scene.slice)
             self._arrange()
             if first:
                 self._stand_back()
-        self._legend.visible = scene.wish.colouring != "none" and scene.scan is not None
+        self._legend.visible = scene.request.color_by != "none" and scene.scan is not None
         figures = f"{scene.resolution} cells, {len(scene.mesh.vertices):,} vertices"
         figures = f"{figures}, {1e3 * scene.seconds:.0f} ms after the wish."
-        self._words.content = plain("\n".join([*scene.words, figures]))
+        self._words.content = escape_text("\n".join([*scene.summary, figures]))
         if self._waits:
             self._waits = False
             self._say("")
         self.client.flush()
-        if self._playing and isinstance(self.subject, Between):
+        if self._playing and isinstance(self.subject, InterpolatedShape):
             time.sleep(max(0.0, PLAY_PERIOD - (time.perf_counter() - began)))
             self._advance()
 
@@ -420,7 +422,7 @@ class Page:
         if old is not None:
             old.remove()
         if painted:
-            self._nodes[key] = scene.add_glb(f"/{key}", animation.painted_glb(mesh))
+            self._nodes[key] = scene.add_glb(f"/{key}", animation.colored_glb(mesh))
         else:
             self._nodes[key] = scene.add_mesh_simple(
                 f"/{key}", mesh.vertices, mesh.faces, color=np.array(colour), side="double"
@@ -452,7 +454,7 @@ class Page:
         )
         if len(cut.lines):
             self._nodes["fit/lines"] = scene.add_line_segments(
-                "/fit/lines", cut.lines.astype(np.float32), cut.line_colours, thickness=2.0, thickness_units="screen"
+                "/fit/lines", cut.lines.astype(np.float32), cut.line_colors, thickness=2.0, thickness_units="screen"
             )
 
     def _arrange(self) -> None:
@@ -472,7 +474,7 @@ class Page:
 
     def _there(self, scene: Scene) -> list[str]:
         """What is seen, from the left to the right."""
-        has = {"scan": scene.scan is not None, "fit": True, "truth": scene.truth is not None}
+        has = {"scan": scene.scan is not None, "fit": True, "truth": scene.ground_truth is not None}
         return [what for what in has if has[what] and self._shown[what].value]
 
     def _stand_back(self) -> None:
@@ -560,7 +562,7 @@ def legend(limit: float) -> str:
     )
 
 
-def plain(words: str) -> str:
+def escape_text(words: str) -> str:
     """Words as Markdown and HTML that say just these: names of files and scans are anybody's."""
     lines = (re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", escape(line, quote=False)) for line in words.splitlines())
     return "  \n".join(lines)

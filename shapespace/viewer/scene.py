@@ -20,18 +20,18 @@ from trimesh import Trimesh
 
 from shapespace.data.loader import Batch
 from shapespace.evaluation import metrics
-from shapespace.fitting.quality import judge
+from shapespace.fitting.quality import assess
 from shapespace.fitting.result import Fit
 from shapespace.geometry import isosurface
 from shapespace.geometry.frame import Frame
-from shapespace.geometry.proximity import to_mesh
+from shapespace.geometry.proximity import closest_point
 from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files, units
-from shapespace.io.errors import suggest
+from shapespace.io.errors import did_you_mean
 from shapespace.io.units import UnitName, guess_unit
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
-from shapespace.models.registry import family
+from shapespace.models.registry import family_name
 from shapespace.nn.losses import Scalar
 from shapespace.rendering import colors, renderer
 from shapespace.space import ShapeSpace
@@ -54,7 +54,7 @@ SLICE_FADES = 150.0  # mm: where it begins to
 SLICE_CELLS = 96  # samples along an edge of a slice
 SLICE_MARGIN = 0.15  # metres around the mesh
 
-Colouring = Literal["none", "scan to mesh", "mesh to truth", "uncertainty"]
+ColorBy = Literal["none", "scan to mesh", "mesh to truth", "uncertainty"]
 Axis = Literal["x", "y", "z"]
 
 
@@ -62,21 +62,21 @@ Axis = Literal["x", "y", "z"]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ScanShape:
     """The fit of a scan, by its name."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Along:
+class PrincipalShape:
     """So many standard deviations from the mean along each of the first principal directions."""
 
-    deviations: tuple[float, ...]
+    coefficients: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Between:
+class InterpolatedShape:
     """On the way between two shapes, each a scan's name or `MEAN`; `share` is 0 at the first and 1 at the second."""
 
     a: str
@@ -84,11 +84,11 @@ class Between:
     share: float
 
 
-Subject = Chosen | Along | Between
+Subject = ScanShape | PrincipalShape | InterpolatedShape
 
 
 @dataclass(frozen=True)
-class Cut:
+class SlicePlane:
     """A plane across an axis, `at` metres from the middle of the shape."""
 
     axis: Axis
@@ -96,14 +96,14 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Wish:
+class ViewRequest:
     """What is to be seen."""
 
     subject: Subject
-    colouring: Colouring = "none"
+    color_by: ColorBy = "none"
     limit: float = ERROR_LIMIT
     """Millimetres at which the colours end."""
-    cut: Cut | None = None
+    slice_plane: SlicePlane | None = None
     resolution: int = FINE
     """Cells of the fine mesh along the model cube's edge; up to `COARSE`, the coarse one is all."""
     asked: float = field(default_factory=time.perf_counter, compare=False)
@@ -124,7 +124,7 @@ class Slice:
     side: float
     """Length of each edge."""
     lines: Float[np.ndarray, "s 2 3"]
-    line_colours: UInt8[np.ndarray, "s 2 3"]
+    line_colors: UInt8[np.ndarray, "s 2 3"]
     behind: Trimesh
     """The part of the mesh on the low side of the plane: what stands before it would hide it."""
 
@@ -133,7 +133,7 @@ class Slice:
 class Scene:
     """One answer to a wish. Lengths are metres; all parts lie where the scan does."""
 
-    wish: Wish
+    request: ViewRequest
     name: str
     mesh: Trimesh
     """The shape, painted or not."""
@@ -142,9 +142,9 @@ class Scene:
     """At most `MAX_DOTS` of its points."""
     dots: UInt8[np.ndarray, "n 3"] | None = None
     """Colours of these."""
-    truth: Trimesh | None = None
-    cut: Slice | None = None
-    words: tuple[str, ...] = ()
+    ground_truth: Trimesh | None = None
+    slice: Slice | None = None
+    summary: tuple[str, ...] = ()
     """Numbers and verdicts, each a line."""
     seconds: float = 0.0
     """From the wish to this answer."""
@@ -159,32 +159,32 @@ class Scene:
         return np.array([0.5 * (low[0] + high[0]), low[1], 0.5 * (low[2] + high[2])])
 
 
-class Stale(Exception):  # noqa: N818 -- no error: the end of work that nobody waits for any more
+class Cancelled(Exception):  # noqa: N818 -- no error: the end of work that nobody waits for any more
     """Somebody asked for something else meanwhile."""
 
 
-Wanted = Callable[[], bool]
+StillWanted = Callable[[], bool]
 
 
 # ---------------------------------------------------------------------------------------------------------- the gallery
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class FittedScan:
     """A scan (metres), its fit, its coarse verdict, and the true surface where it is known."""
 
     scan: Scan
     fit: Fit
-    truth: Trimesh | None = None
+    ground_truth: Trimesh | None = None
 
     @cached_property
     def seen(self) -> Scan:
         """At most `MAX_DOTS` points of the scan, with normals, or lines, by which they are lit."""
         every = -(-len(self.scan) // MAX_DOTS)
-        return self.scan.take(np.arange(0, len(self.scan), every)).with_normals()
+        return self.scan.select(np.arange(0, len(self.scan), every)).estimate_normals()
 
 
-class Gallery:
+class ScanCollection:
     """The scans that all visitors see; each is fitted when it is first asked for, one at a time."""
 
     def __init__(
@@ -194,7 +194,7 @@ class Gallery:
         truth: Callable[[str], Trimesh | None] = lambda name: None,
     ) -> None:
         self.space, self._scans, self._truth = space, {scan.name: scan for scan in scans}, truth
-        self._found: dict[str, Exhibit] = {}
+        self._found: dict[str, FittedScan] = {}
         self._lock = Lock()
 
     @property
@@ -202,32 +202,32 @@ class Gallery:
         """In the order in which they were given."""
         return list(self._scans)
 
-    def exhibit(self, name: str) -> Exhibit:
+    def exhibit(self, name: str) -> FittedScan:
         """The scan of that name with its fit. Raises `ValueError` where there is none, or it cannot be fitted."""
         if name not in self._scans:
-            raise ValueError(f"there is no scan {name!r}. {suggest(name, self.names)}")
+            raise ValueError(f"there is no scan {name!r}. {did_you_mean(name, self.names)}")
         with self._lock:
             if name not in self._found:
                 scan = self._scans[name]
-                self._found[name] = Exhibit(scan, self.space.fit_scans([scan])[0], self._truth(name))
+                self._found[name] = FittedScan(scan, self.space.fit_scans([scan])[0], self._truth(name))
             return self._found[name]
 
     def ready(self, name: str) -> bool:
         """Whether the scan of that name has been fitted."""
         return name in self._found
 
-    def fit(self, scan: Scan) -> Exhibit:
+    def fit(self, scan: Scan) -> FittedScan:
         """A scan of one visitor alone, fitted when its turn has come."""
         with self._lock:
-            return Exhibit(scan, self.space.fit_scans([scan])[0])
+            return FittedScan(scan, self.space.fit_scans([scan])[0])
 
 
-class Stage:
+class SceneBuilder:
     """One visitor's view of a space: the scans of the gallery, and the visitor's own."""
 
-    def __init__(self, gallery: Gallery) -> None:
+    def __init__(self, gallery: ScanCollection) -> None:
         self.gallery, self.space = gallery, gallery.space
-        self._own: dict[str, Exhibit] = {}
+        self._own: dict[str, FittedScan] = {}
         self._mesh: tuple[tuple[Subject, int], Trimesh] | None = None  # the finest one made last
         self._way: tuple[tuple[str, str], list[Fit]] | None = None  # between the two ends chosen last
 
@@ -248,9 +248,7 @@ class Stage:
         """Why there are no principal directions; none where there are."""
         if self.space.model.prior is not None:
             return None
-        return (
-            f"The codes of family {family(self.space.sizes)} are grids: there are no principal directions to go along."
-        )
+        return f"The codes of family {family_name(self.space.config)} are grids: there are no principal directions to go along."
 
     @property
     def directions(self) -> int:
@@ -263,12 +261,12 @@ class Stage:
         """Why there is no slice; none where there is."""
         if isinstance(self.space.model, FieldModel):
             return None
-        return f"Family {family(self.space.sizes)} has patches and no field: there is nothing to slice."
+        return f"Family {family_name(self.space.config)} has patches and no field: there is nothing to slice."
 
     def waiting(self, subject: Subject) -> list[str]:
         """Scans that have to be fitted before the subject can be seen, which takes seconds."""
-        named = [subject.name] if isinstance(subject, Chosen) else []
-        named += [subject.a, subject.b] if isinstance(subject, Between) else []
+        named = [subject.name] if isinstance(subject, ScanShape) else []
+        named += [subject.a, subject.b] if isinstance(subject, InterpolatedShape) else []
         return [name for name in named if name in self.gallery.names and not self.gallery.ready(name)]
 
     def knows_uncertainty(self, name: str) -> bool:
@@ -278,8 +276,8 @@ class Stage:
     def first(self) -> Subject | None:
         """What to show before anybody chose: the first scan, else the mean; none where there is neither."""
         if self.names:
-            return Chosen(self.names[0])
-        return Along((0.0,) * self.directions) if self.directions else None
+            return ScanShape(self.names[0])
+        return PrincipalShape((0.0,) * self.directions) if self.directions else None
 
     # ---------------------------------------------------------------- a visitor's own scan
 
@@ -304,7 +302,7 @@ class Stage:
 
     # ---------------------------------------------------------------- scenes
 
-    def show(self, wish: Wish, wanted: Wanted = lambda: True) -> Iterator[Scene]:
+    def show(self, wish: ViewRequest, wanted: StillWanted = lambda: True) -> Iterator[Scene]:
         """Answer a wish: coarse, fine, and with numbers. Raises `Stale` once it is not `wanted` any more.
 
         A coarse mesh that was begun is finished: else a slider that moves without rest would show nothing.
@@ -313,8 +311,8 @@ class Stage:
         """
         shape = self._shape(wish.subject)
         if not wanted():
-            raise Stale
-        exhibit = self._exhibit(wish.subject.name) if isinstance(wish.subject, Chosen) else None
+            raise Cancelled
+        exhibit = self._exhibit(wish.subject.name) if isinstance(wish.subject, ScanShape) else None
         key = (wish.subject, wish.resolution)
         if self._mesh is not None and self._mesh[0] == key:
             resolutions = [wish.resolution]
@@ -327,50 +325,53 @@ class Stage:
         if exhibit is not None:
             yield self._scored(scene, exhibit)
 
-    def _exhibit(self, name: str) -> Exhibit:
+    def _exhibit(self, name: str) -> FittedScan:
         return self._own[name] if name in self._own else self.gallery.exhibit(name)
 
     def _shape(self, subject: Subject) -> Fit:
-        if isinstance(subject, Chosen):
+        if isinstance(subject, ScanShape):
             return self._exhibit(subject.name).fit
-        if isinstance(subject, Along):
-            return self.space.along(subject.deviations)
+        if isinstance(subject, PrincipalShape):
+            return self.space.from_principal_components(subject.coefficients)
         if self._way is None or self._way[0] != (subject.a, subject.b):
             ends = [
-                self.space.along([0.0]) if end == MEAN else self._exhibit(end).fit for end in (subject.a, subject.b)
+                self.space.from_principal_components([0.0]) if end == MEAN else self._exhibit(end).fit
+                for end in (subject.a, subject.b)
             ]
-            self._way = (subject.a, subject.b), self.space.between(ends[0], ends[1], STEPS)
+            self._way = (subject.a, subject.b), self.space.interpolate_codes(ends[0], ends[1], STEPS)
         return self._way[1][round(subject.share * (STEPS - 1))]
 
-    def _meshed(self, shape: Fit, key: tuple[Subject, int], wanted: Wanted) -> Trimesh:
+    def _meshed(self, shape: Fit, key: tuple[Subject, int], wanted: StillWanted) -> Trimesh:
         if self._mesh is not None and self._mesh[0] == key:
             return self._mesh[1]
         space = self.space
         if key[1] > COARSE and isinstance(space.model, FieldModel):
-            watched = _Watched(space.model, wanted)
-            space = ShapeSpace(watched, space.sizes, scale=space.scale, about=space.about)
+            watched = CancellableField(space.model, wanted)
+            space = ShapeSpace(watched, space.config, scale=space.scale, metadata=space.metadata)
         mesh = space.mesh(shape, resolution=key[1])
         self._mesh = key, mesh
         return mesh
 
-    def _scene(self, wish: Wish, shape: Fit, exhibit: Exhibit | None, mesh: Trimesh, resolution: int) -> Scene:
+    def _scene(
+        self, wish: ViewRequest, shape: Fit, exhibit: FittedScan | None, mesh: Trimesh, resolution: int
+    ) -> Scene:
         scan = None if exhibit is None else exhibit.seen
         dots = None if scan is None else _lit(scan)
         painted, words = mesh, []
-        if wish.colouring == "uncertainty" and exhibit is not None and exhibit.fit.covariance is not None:
+        if wish.color_by == "uncertainty" and exhibit is not None and exhibit.fit.covariance is not None:
             deviation = self.space.uncertainty(exhibit.fit, mesh)
-            painted = colors.paint(mesh, deviation, limit=wish.limit)
+            painted = colors.color_by_value(mesh, deviation, limit=wish.limit)
             painted.vertex_attributes["quality"] = deviation
             words.append(f"Uncertainty, one standard deviation: median {1e3 * np.median(deviation):.1f} mm.")
-        elif wish.colouring == "mesh to truth" and exhibit is not None and exhibit.truth is not None:
-            painted = colors.paint_distance(mesh, exhibit.truth, limit=wish.limit)
-        elif wish.colouring == "scan to mesh" and scan is not None:
-            away, _, _ = to_mesh(scan.points.astype(np.float64), mesh)
-            dots = colors.colours(away, limit=wish.limit)
+        elif wish.color_by == "mesh to truth" and exhibit is not None and exhibit.ground_truth is not None:
+            painted = colors.color_by_distance(mesh, exhibit.ground_truth, limit=wish.limit)
+        elif wish.color_by == "scan to mesh" and scan is not None:
+            away, _, _ = closest_point(scan.points.astype(np.float64), mesh)
+            dots = colors.colors_of(away, limit=wish.limit)
             median, p95 = 1e3 * np.percentile(away, [50, 95])
             words.append(f"Scan to mesh, exactly: median {median:.1f} mm, 95 % {p95:.1f} mm.")
-        elif wish.colouring != "none":
-            words.append(self._no_colours(wish.colouring, exhibit))
+        elif wish.color_by != "none":
+            words.append(self._no_colours(wish.color_by, exhibit))
         return Scene(
             wish,
             shape.name,
@@ -378,13 +379,13 @@ class Stage:
             resolution,
             scan,
             dots,
-            None if exhibit is None else exhibit.truth,
-            None if wish.cut is None else self._slice(shape, painted, wish.cut),
+            None if exhibit is None else exhibit.ground_truth,
+            None if wish.slice_plane is None else self._slice(shape, painted, wish.slice_plane),
             tuple(words),
             time.perf_counter() - wish.asked,
         )
 
-    def _no_colours(self, colouring: Colouring, exhibit: Exhibit | None) -> str:
+    def _no_colours(self, colouring: ColorBy, exhibit: FittedScan | None) -> str:
         """Why a shape is not coloured."""
         if exhibit is None:
             return "There is no error to colour: this shape belongs to no scan."
@@ -392,19 +393,19 @@ class Stage:
             return f"No true surface of {exhibit.scan.name} is known."
         return f"The fit of {exhibit.scan.name} has no covariance, so that its uncertainty is not known."
 
-    def _scored(self, scene: Scene, exhibit: Exhibit) -> Scene:
+    def _scored(self, scene: Scene, exhibit: FittedScan) -> Scene:
         """The scene with the verdict on the fit, and its score where the truth is known."""
         fit, mesh = exhibit.fit, scene.mesh
-        words = [*scene.words, judge(fit.code, self.space.model.prior, fit.residuals, exhibit.scan, mesh).words]
-        if exhibit.truth is not None:
-            row = metrics.score(["surface"], mesh, exhibit.truth)["surface"]
+        words = [*scene.summary, assess(fit.code, self.space.model.prior, fit.residuals, exhibit.scan, mesh).summary]
+        if exhibit.ground_truth is not None:
+            row = metrics.score(["surface"], mesh, exhibit.ground_truth)["surface"]
             words.append(
-                f"Protocol surface: truth to found {row['truth_to_found']:.2f} mm, "
-                f"found to truth {row['found_to_truth']:.2f} mm."
+                f"Protocol surface: truth to found {row['completeness']:.2f} mm, "
+                f"found to truth {row['accuracy']:.2f} mm."
             )
-        return replace(scene, words=tuple(words), seconds=time.perf_counter() - scene.wish.asked)
+        return replace(scene, summary=tuple(words), seconds=time.perf_counter() - scene.request.asked)
 
-    def _slice(self, shape: Fit, mesh: Trimesh, cut: Cut) -> Slice | None:
+    def _slice(self, shape: Fit, mesh: Trimesh, cut: SlicePlane) -> Slice | None:
         """The field on a square of the plane, wide enough for the mesh."""
         model = self.space.model
         if not isinstance(model, FieldModel):
@@ -422,8 +423,8 @@ class Stage:
         values = isosurface.evaluate(lambda x: model.field(x[None], shape.code)[0] - model.level, at)
         values = values.reshape(SLICE_CELLS, SLICE_CELLS)
         # A logit is no length: only its level says something.
-        limit, levels = (SLICE_LIMIT, LEVELS) if model.distance else (float(np.abs(values).max()) or 1.0, (0,))
-        if model.distance:
+        limit, levels = (SLICE_LIMIT, LEVELS) if model.is_sdf else (float(np.abs(values).max()) or 1.0, (0,))
+        if model.is_sdf:
             values = values * 1e3 * float(shape.frame.scale)
         pieces, shades = [np.zeros((0, 2, 3))], [np.zeros((0, 2, 3), dtype=np.uint8)]
         for level in levels:
@@ -435,8 +436,8 @@ class Stage:
                 pieces.append(segments)
                 shade = (0, 0, 0) if level == 0 else (130, 126, 122)
                 shades.append(np.tile(np.array(shade, dtype=np.uint8), (len(segments), 2, 1)))
-        cover = ((limit - values) / (limit - SLICE_FADES)).clip(0, 1) if model.distance else np.ones_like(values)
-        image = np.dstack([colors.signed_colours(values, limit=limit), (255 * cover + 0.5).astype(np.uint8)])
+        cover = ((limit - values) / (limit - SLICE_FADES)).clip(0, 1) if model.is_sdf else np.ones_like(values)
+        image = np.dstack([colors.signed_colors(values, limit=limit), (255 * cover + 0.5).astype(np.uint8)])
         behind = mesh.copy()
         behind.update_faces((mesh.vertices[mesh.faces, normal] <= centre[normal]).all(axis=1))
         return Slice(
@@ -461,32 +462,36 @@ def too_large(name: str, size: int) -> ValueError:
 
 def _lit(scan: Scan) -> UInt8[np.ndarray, "n 3"]:
     """Greys of the points of a scan that has normals or lines; a line is lit from either side."""
-    facing = np.abs(scan.lines @ renderer.KEY) if scan.normals is None else (scan.normals @ renderer.KEY).clip(0)
+    facing = (
+        np.abs(scan.unoriented_normals @ renderer.LIGHT_DIRECTION)
+        if scan.normals is None
+        else (scan.normals @ renderer.LIGHT_DIRECTION).clip(0)
+    )
     return np.asarray(np.array(SCAN_GREY) * (0.5 + 0.5 * facing.clip(0, 1))[:, None], dtype=np.uint8)
 
 
-class _Watched(FieldModel):
+class CancellableField(FieldModel):
     """A field that is not computed any further once nobody waits for it."""
 
-    def __init__(self, model: FieldModel, wanted: Wanted) -> None:
+    def __init__(self, model: FieldModel, wanted: StillWanted) -> None:
         super().__init__()
         self._model, self._wanted = [model], wanted  # in a list: its weights are not this module's
-        self.level, self.distance, self.prior = model.level, model.distance, None
+        self.level, self.is_sdf, self.prior = model.level, model.is_sdf, None
 
     def encode(self, batch: Batch) -> Code:
         """As the other model does."""
         return self._model[0].encode(batch)
 
-    def terms(self, batch: Batch, code: Code) -> dict[str, Scalar]:
+    def loss_terms(self, batch: Batch, code: Code) -> dict[str, Scalar]:
         """As the other model does."""
-        return self._model[0].terms(batch, code)
+        return self._model[0].loss_terms(batch, code)
 
     def field(self, x: Float[torch.Tensor, "b q 3"], code: Code) -> Float[torch.Tensor, "b q"]:
         """The field of the other model. Raises `Stale` if it is not wanted any more."""
         parts = []
         for part in x.split(AT_ONCE, dim=1):
             if not self._wanted():
-                raise Stale
+                raise Cancelled
             parts.append(self._model[0].field(part, code))
         return torch.cat(parts, dim=1)
 
@@ -497,12 +502,12 @@ Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
 
-class Latest(Generic[Asked, Answer]):
+class LatestRequest(Generic[Asked, Answer]):
     """A thread that answers the newest question; what was asked before is dropped, but for a first answer begun."""
 
     def __init__(
         self,
-        work: Callable[[Asked, Wanted], Iterator[Answer]],
+        work: Callable[[Asked, StillWanted], Iterator[Answer]],
         deliver: Callable[[Answer], None],
         fail: Callable[[str], None],
     ) -> None:
@@ -547,7 +552,7 @@ class Latest(Generic[Asked, Answer]):
                     self._deliver(answer)
                     if not wanted():
                         break
-            except Stale:
+            except Cancelled:
                 pass
             except Exception as error:  # a thread that dies would leave the page without a word
                 if not isinstance(error, ValueError | OSError):

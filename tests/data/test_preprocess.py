@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
-from shapespace.data.preprocess import Packed, pack
-from shapespace.data.store import Store
-from shapespace.datasets import RECIPES, find_recipe
+from shapespace.data.preprocess import PreprocessResult, preprocess
+from shapespace.data.store import ScanStore
+from shapespace.datasets import DATASETS, get_dataset
 from shapespace.datasets.synthetic import Synthetic
 
 FORK = multiprocessing.get_context("fork")
@@ -39,9 +39,9 @@ def content(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def do(synthetic_root, tmp_path) -> Callable[..., Packed]:
-    def run(name: str = "s.h5", **options: Any) -> Packed:
-        return pack(Synthetic(), synthetic_root, tmp_path / name, **{"points": 300} | options)
+def do(synthetic_root, tmp_path) -> Callable[..., PreprocessResult]:
+    def run(name: str = "s.h5", **options: Any) -> PreprocessResult:
+        return preprocess(Synthetic(), synthetic_root, tmp_path / name, **{"points": 300} | options)
 
     return run
 
@@ -53,7 +53,7 @@ def path_of(synthetic_root) -> Callable[[int, int], Path]:
 
 def stop_at(monkeypatch, count: int, action: Callable[[], None]) -> list[str]:
     """Let the `count`-th reading of a scan do something else; the list fills with the names of what was read."""
-    read, names = Synthetic.read, []
+    read, names = Synthetic.read_scan, []
 
     def counted(self, entry, normals="auto"):
         names.append(entry.name)
@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on_where_it_stood(do, monkeypatch, tmp_path):
         do()
     assert not (tmp_path / "s.h5").exists()
     assert content(do().path) == whole
-    assert names == [*Store(tmp_path / "s.h5").names[:5], *Store(tmp_path / "s.h5").names[4:]]
+    assert names == [*ScanStore(tmp_path / "s.h5").names[:5], *ScanStore(tmp_path / "s.h5").names[4:]]
 
 
 @pytest.mark.parametrize("point", ["before the mark", "in the middle of a scan"])
@@ -248,7 +248,7 @@ def test_bad_scans_are_named_and_the_good_ones_kept(do, path_of, monkeypatch, tm
     whole = content(do("whole.h5").path)
     spoil(path_of)
     with pytest.raises(
-        ValueError, match=r"2 of 9 scans cannot be used, and --max-bad is 0\. Mend .* --max-bad 2"
+        ValueError, match=r"2 of 9 scans cannot be used, and --max-rejected is 0\. Mend .* --max-rejected 2"
     ) as error:
         do()
     assert re.search(r"poses\.000001\.ply is truncated", str(error.value))
@@ -265,18 +265,18 @@ def test_bad_scans_within_the_bound_are_left_out_of_names_and_splits(do, path_of
     spoil(path_of)
     packed = do(max_bad=2)
     assert (packed.scans, list(packed.bad)) == (7, ["p000/poses/000001", "p002/poses/000000"])
-    store = Store(packed.path)
-    assert store.bad == packed.bad
+    store = ScanStore(packed.path)
+    assert store.rejected == packed.bad
     assert not set(packed.bad) & {*store.names, *store.splits["train"], *store.splits["unseen_people"]}
     assert len(store.splits["train"]) == 3
     assert do(max_bad=2) == replace(packed, fresh=False)
-    with pytest.raises(ValueError, match=r"2 of 9 scans cannot be used, and --max-bad is 1"):
+    with pytest.raises(ValueError, match=r"2 of 9 scans cannot be used, and --max-rejected is 1"):
         do(max_bad=1)
 
 
 def test_if_no_scan_is_good_nothing_is_left(synthetic_root, tmp_path):
     with pytest.raises(ValueError, match=r"none of the 9 scans can be used:\n(  scan .*\n){5}  and 4 more$") as error:
-        pack(Synthetic(unit=0.001), synthetic_root, tmp_path / "s.h5", points=300, max_bad=100)
+        preprocess(Synthetic(unit=0.001), synthetic_root, tmp_path / "s.h5", points=300, max_rejected=100)
     assert "Are the files in m? Then say --unit m." in str(error.value)
     assert not list(tmp_path.glob("s.h5*"))
 
@@ -284,10 +284,10 @@ def test_if_no_scan_is_good_nothing_is_left(synthetic_root, tmp_path):
 def test_a_scale_that_is_too_small_is_mended_by_the_one_that_is_named(synthetic_root, tmp_path):
     recipe = Synthetic(scale=0.8)
     with pytest.raises(ValueError, match=r"has \d+% of its points outside \[-1, 1\]\^3 .* Say --scale [\d.]+") as error:
-        pack(recipe, synthetic_root, tmp_path / "s.h5", points=300)
+        preprocess(recipe, synthetic_root, tmp_path / "s.h5", points=300)
     named = max(float(scale) for scale in re.findall(r"--scale ([\d.]+\d)", str(error.value)))
     assert 0.8 < named < 1.25
-    assert pack(replace(recipe, scale=named), synthetic_root, tmp_path / "t.h5", points=300).scans == 9
+    assert preprocess(replace(recipe, scale=named), synthetic_root, tmp_path / "t.h5", points=300).scans == 9
 
 
 # ----------------------------------------------------------------------------------------------- splits, truth, normals
@@ -296,7 +296,7 @@ def test_a_scale_that_is_too_small_is_mended_by_the_one_that_is_named(synthetic_
 def test_only_the_scans_of_the_split_files_are_packed(do, synthetic_root):
     files = [synthetic_root / "splits" / f"{split}.json" for split in ("unseen_poses", "unseen_people")]
     packed = do(splits=files)
-    store = Store(packed.path)
+    store = ScanStore(packed.path)
     assert set(store.splits) == {"unseen_poses", "unseen_people"}
     assert store.names == sorted(store.splits["unseen_poses"] + store.splits["unseen_people"])
 
@@ -324,7 +324,7 @@ def test_a_true_surface_that_lies_elsewhere_is_left_out_and_said(do, synthetic_r
     assert packed.truths == 8
     assert len(packed.notes) == 1
     assert re.fullmatch(r"p001/poses/000001: its true surface lies 0\.\d\d m away, so it was left out", packed.notes[0])
-    assert not Store(packed.path).has_truth("p001/poses/000001")
+    assert not ScanStore(packed.path).has_ground_truth("p001/poses/000001")
 
 
 def test_normals_are_kept_where_there_are_any_required_or_dropped(tmp_path, make_body):
@@ -334,24 +334,24 @@ def test_normals_are_kept_where_there_are_any_required_or_dropped(tmp_path, make
     body.export(root / "a" / "1.ply")
     np.save(root / "a" / "2.npy", np.hstack([body.vertices, body.vertex_normals]))
     np.save(root / "a" / "3.npy", body.vertices)
-    kept = Store(pack(RECIPES["folder"], root, tmp_path / "s.h5", points=300).path)
+    kept = ScanStore(preprocess(DATASETS["folder"], root, tmp_path / "s.h5", points=300).path)
     assert [kept.has_normals(name) for name in kept.names] == [True, True, False]
-    dropped = Store(pack(RECIPES["folder"], root, tmp_path / "d.h5", points=300, normals="drop").path)
+    dropped = ScanStore(preprocess(DATASETS["folder"], root, tmp_path / "d.h5", points=300, normals="drop").path)
     assert not any(dropped.has_normals(name) for name in dropped.names)
     lined = dropped.sample(dropped.names[1], 300, np.random.default_rng(0))
-    found = lined.normals if lined.normals is not None else lined.lines
+    found = lined.normals if lined.normals is not None else lined.unoriented_normals
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     with pytest.raises(ValueError, match=r"1 of 3 scans .*\n.*3\.npy holds 972 points without faces or normals"):
-        pack(RECIPES["folder"], root, tmp_path / "r.h5", points=300, normals="require")
+        preprocess(DATASETS["folder"], root, tmp_path / "r.h5", points=300, normals="require")
 
 
 @pytest.mark.parametrize(
     ("recipe", "root"), [("dfaust", "dfaust_root"), ("faust", "faust_root"), ("cape-raw", "cape_root")]
 )
 def test_the_other_data_sets_are_packed_too(request, tmp_path, recipe, root):
-    packed = pack(find_recipe(recipe), request.getfixturevalue(root), tmp_path / "s.h5", points=300)
-    store = Store(packed.path)
-    assert packed.truths == sum(not name.startswith("unknown") for name in store.names) >= 6
+    packed = preprocess(get_dataset(recipe), request.getfixturevalue(root), tmp_path / "s.h5", points=300)
+    store = ScanStore(packed.path)
+    assert packed.ground_truths == sum(not name.startswith("unknown") for name in store.names) >= 6
     assert all(
         0.6 < np.abs(store.sample(name, 300, np.random.default_rng(0)).points[:, 1]).max() <= 1 for name in store.names
     )
@@ -365,7 +365,7 @@ def test_the_other_data_sets_are_packed_too(request, tmp_path, recipe, root):
     [
         ({"points": 10}, "--points is 10. Give 100 or more"),
         ({"jobs": 0}, "--jobs is 0. Give 1 or more"),
-        ({"max_bad": -1}, "--max-bad is -1. Give 0 or more"),
+        ({"max_bad": -1}, "--max-rejected is -1. Give 0 or more"),
         ({"seed": -1}, "--seed is -1. Give 0 or more"),
     ],
 )
@@ -377,7 +377,7 @@ def test_numbers_out_of_range_are_refused(do, tmp_path, options, message):
 
 def test_a_missing_root_says_what_to_get(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere\. Get the scans of D-FAUST"):
-        pack(find_recipe("dfaust"), tmp_path / "nowhere", tmp_path / "s.h5")
+        preprocess(get_dataset("dfaust"), tmp_path / "nowhere", tmp_path / "s.h5")
 
 
 def test_memory_does_not_grow_with_the_number_of_scans(synthetic_root, tmp_path, make_raw, make_body):
@@ -386,7 +386,7 @@ def test_memory_does_not_grow_with_the_number_of_scans(synthetic_root, tmp_path,
         names = [f"p{index:03d}/poses/{frame:06d}" for index in range(3) for frame in range(3)]
         split.write_text(json.dumps(names[:2] if person == "few" else names))
         tracemalloc.start()
-        pack(Synthetic(), synthetic_root, tmp_path / f"{person}.h5", points=50_000, splits=[split])
+        preprocess(Synthetic(), synthetic_root, tmp_path / f"{person}.h5", points=50_000, splits=[split])
         largest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return largest
@@ -432,7 +432,7 @@ def test_a_killed_shard_goes_on_and_bad_scans_count_when_all_are_there(do, monke
     names = stop_at(monkeypatch, -1, raise_interrupt)
     do(shard=(0, 2))
     assert len(names) == 4
-    with pytest.raises(ValueError, match=r"1 of 9 scans cannot be used, and --max-bad is 0"):
+    with pytest.raises(ValueError, match=r"1 of 9 scans cannot be used, and --max-rejected is 0"):
         do(shard=(1, 2))
     assert do(shard=(1, 2), max_bad=1).scans == 8
 
@@ -442,7 +442,7 @@ def test_shards_of_other_arguments_are_not_mixed(do, tmp_path):
     with pytest.raises(ValueError, match=r"s\.h5\.1of2 was packed with other arguments: points 300 there, 200 now\. R"):
         do(shard=(1, 2), points=200)
     do(shard=(1, 2), points=200, overwrite=True)
-    assert Store(tmp_path / "s.h5").about["points"] == 200
+    assert ScanStore(tmp_path / "s.h5").metadata["points"] == 200
 
 
 def test_a_shard_leaves_the_store_to_the_one_that_is_at_it(do, tmp_path):

@@ -9,34 +9,34 @@ import numpy as np
 import pytest
 
 from shapespace import datasets
-from shapespace.data.scan_dataset import Entry, checked, frame_of, read_split
-from shapespace.datasets import RECIPES, find_recipe
+from shapespace.data.scan_dataset import ScanEntry, check_entries, frame_number, read_split
+from shapespace.datasets import DATASETS, get_dataset
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
-from shapespace.io.errors import suggest
+from shapespace.io.errors import did_you_mean
 from shapespace.io.units import UNITS, UnitName, guess_unit
 
 
-def check_layout(recipe_name: str, root: Path, closed: bool) -> dict[str, Entry]:
+def check_layout(recipe_name: str, root: Path, closed: bool) -> dict[str, ScanEntry]:
     """Every scan is found once, reads in metres with y up, has the size of a person, and lies on its true surface."""
-    recipe = find_recipe(recipe_name)
-    entries = {entry.name: entry for entry in recipe.find(root)}
+    recipe = get_dataset(recipe_name)
+    entries = {entry.name: entry for entry in recipe.list_scans(root)}
     assert list(entries) == sorted(entries)
     for name, entry in entries.items():
-        scan = recipe.read(entry)
+        scan = recipe.read_scan(entry)
         recipe.check_size(scan)
         extents = np.ptp(scan.points, axis=0)
         assert scan.name == name
         assert scan.faces is not None
         assert 1.4 < extents[1] < 2.0
         assert extents[1] > extents[2]
-        truth = recipe.truth(root, name)
+        truth = recipe.ground_truth(root, name)
         if truth is None:
             assert name.startswith("unknown/")
             continue
         assert truth.is_watertight
         assert truth.volume > 0.05
-        away, _, _ = proximity.to_mesh(scan.points.astype(np.float64), truth)
+        away, _, _ = proximity.closest_point(scan.points.astype(np.float64), truth)
         assert away.max() < (1e-5 if closed else 0.006)
     return entries
 
@@ -45,7 +45,7 @@ def test_dfaust_scans(dfaust_root):
     entries = check_layout("dfaust", dfaust_root, closed=False)
     assert len(entries) == 12
     assert entries["50004/light_hopping_loose/003987"].path.name == "light_hopping_loose.003987.ply"
-    splits = find_recipe("dfaust").splits(dfaust_root)
+    splits = get_dataset("dfaust").splits(dfaust_root)
     assert splits["train_all"] == [name for name in entries if "/hips/" in name]
     assert sorted(splits["train_all"] + splits["test_all"]) == list(entries)
 
@@ -58,16 +58,18 @@ def test_dfaust_scans_without_the_folder_scans(dfaust_root):
 
 
 def test_dfaust_registrations_belong_to_scans_by_order_or_else_by_number(dfaust_root):
-    recipe = find_recipe("dfaust")
-    third = recipe.truth(dfaust_root, "50002/hips/000112")
+    recipe = get_dataset("dfaust")
+    third = recipe.ground_truth(dfaust_root, "50002/hips/000112")
     assert third is not None  # frame 112 is the third scan of 105, 106, 112, so it has the third registration
     (dfaust_root / "scans/50002/hips/hips.000112.ply").unlink()
-    second = recipe.truth(dfaust_root, "50002/hips/000106")  # two scans, three registrations: 106 is one after 105
+    second = recipe.ground_truth(
+        dfaust_root, "50002/hips/000106"
+    )  # two scans, three registrations: 106 is one after 105
     np.testing.assert_array_equal(
-        second.vertices, find_recipe("dfaust-registrations").truth(dfaust_root, "50002/hips/000001").vertices
+        second.vertices, get_dataset("dfaust-registrations").ground_truth(dfaust_root, "50002/hips/000001").vertices
     )
     (dfaust_root / "registrations_m.hdf5").unlink()
-    assert recipe.truth(dfaust_root, "50002/hips/000106") is None
+    assert recipe.ground_truth(dfaust_root, "50002/hips/000106") is None
 
 
 def test_dfaust_registrations(dfaust_root):
@@ -79,34 +81,34 @@ def test_dfaust_registrations(dfaust_root):
 def test_a_file_without_a_frame_number_is_named(dfaust_root):
     (dfaust_root / "scans/50002/hips/template.ply").touch()
     with pytest.raises(ValueError, match=r"scans/50002/hips/template' does not end in a frame number\. Name the files"):
-        find_recipe("dfaust").find(dfaust_root)
+        get_dataset("dfaust").list_scans(dfaust_root)
 
 
 def test_a_damaged_registration_file_is_named(dfaust_root):
     path = dfaust_root / "registrations_f.hdf5"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"registrations_f\.hdf5 is damaged or no HDF5 file .*download it again"):
-        find_recipe("dfaust").truth(dfaust_root, "50004/hips/000105")
+        get_dataset("dfaust").ground_truth(dfaust_root, "50004/hips/000105")
     with h5py.File(path, "w") as file:
         file["50004_hips"] = np.zeros((3, 3))
     with pytest.raises(ValueError, match=r"registrations_f\.hdf5 does not hold `faces` and sequences of shape"):
-        find_recipe("dfaust-registrations").find(dfaust_root)
+        get_dataset("dfaust-registrations").list_scans(dfaust_root)
 
 
 def test_a_frame_that_went_away_is_named(dfaust_root):
-    recipe = find_recipe("dfaust-registrations")
-    entry = replace(recipe.find(dfaust_root)[0], name="50002/hips/000099")
+    recipe = get_dataset("dfaust-registrations")
+    entry = replace(recipe.list_scans(dfaust_root)[0], name="50002/hips/000099")
     with pytest.raises(
         ValueError, match=r"registrations_m\.hdf5 has no frame 50002/hips/000099 any more\. Give the same"
     ):
-        recipe.read(entry)
+        recipe.read_scan(entry)
 
 
 def test_faust(faust_root):
     entries = check_layout("faust", faust_root, closed=False)
     assert entries["08/pose_3/083"].path.name == "tr_scan_083.ply"
     assert entries["unknown/test/199"].path.name == "test_scan_199.ply"
-    splits = find_recipe("faust").splits(faust_root.parent)
+    splits = get_dataset("faust").splits(faust_root.parent)
     assert splits == {
         "train": ["00/pose_0/000", "00/pose_3/003", "01/pose_0/010", "01/pose_3/013"],
         "unseen_people": ["08/pose_0/080", "08/pose_3/083"],
@@ -123,23 +125,23 @@ def test_cape(cape_root):
 
 
 def test_cape_takes_the_faces_of_another_template_and_says_if_there_is_none(cape_root, make_body):
-    recipe = find_recipe("cape")
-    entry = recipe.find(cape_root)[0]
+    recipe = get_dataset("cape")
+    entry = recipe.list_scans(cape_root)[0]
     (cape_root / "misc" / "smpl_tris.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"misc/smpl_tris\.npy\. Get the sequences of CAPE from cape\.is\.tue"):
-        recipe.read(entry)
+        recipe.read_scan(entry)
     make_body().export(cape_root / "misc" / "template.obj")
-    np.testing.assert_array_equal(recipe.read(entry).faces, make_body().faces)
+    np.testing.assert_array_equal(recipe.read_scan(entry).faces, make_body().faces)
     np.save(cape_root / "misc" / "smpl_tris.npy", make_body().faces + 7)
     with pytest.raises(ValueError, match=r"names vertex 978, and .*\.npz has 972 vertices\. Give the faces of SMPL"):
-        recipe.read(entry)
+        recipe.read_scan(entry)
 
 
 def test_synthetic(synthetic_root):
     entries = check_layout("synthetic", synthetic_root, closed=False)
-    recipe = find_recipe("synthetic")
+    recipe = get_dataset("synthetic")
     assert sorted(chain(*recipe.splits(synthetic_root).values())) == list(entries)
-    scan = recipe.read(entries["p001/poses/000002"])
+    scan = recipe.read_scan(entries["p001/poses/000002"])
     np.testing.assert_allclose(np.unique(scan.sensors, axis=0), [[0, 1, -3], [0, 1, 3]])
     np.testing.assert_array_equal(scan.sensors[:, 2] > 0, scan.points[:, 2] > 0)
 
@@ -165,10 +167,10 @@ def files(tmp_path: Path) -> Path:
 
 
 def test_a_folder_names_scans_by_their_paths(files):
-    entries = RECIPES["folder"].find(files)
+    entries = DATASETS["folder"].list_scans(files)
     assert [entry.name for entry in entries] == ["all/scans/9", "anna/walk/0007", "anna/walk_day2/1", "ben/scans/3"]
-    assert len(RECIPES["folder"].read(entries[0])) == 200
-    assert RECIPES["folder"].truth(files, "all/scans/9") is None
+    assert len(DATASETS["folder"].read_scan(entries[0])) == 200
+    assert DATASETS["folder"].ground_truth(files, "all/scans/9") is None
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_a_folder_names_scans_by_their_paths(files):
     ],
 )
 def test_a_pattern_names_and_selects(files, pattern, names):
-    assert [entry.name for entry in replace(RECIPES["folder"], pattern=pattern).find(files)] == names
+    assert [entry.name for entry in replace(DATASETS["folder"], pattern=pattern).list_scans(files)] == names
 
 
 @pytest.mark.parametrize(
@@ -198,13 +200,13 @@ def test_a_pattern_names_and_selects(files, pattern, names):
 )
 def test_a_pattern_that_does_not_fit_is_explained(files, pattern, error, message):
     with pytest.raises(error, match=message):
-        replace(RECIPES["folder"], pattern=pattern).find(files)
+        replace(DATASETS["folder"], pattern=pattern).list_scans(files)
 
 
 def test_two_files_of_one_name_are_refused(files):
     (files / "ben" / "3.xyz").write_text("0 0 0")
     with pytest.raises(ValueError, match=r"ben/3\.npy and .*ben/3\.xyz would both be named ben/scans/3"):
-        RECIPES["folder"].find(files)
+        DATASETS["folder"].list_scans(files)
 
 
 # ---------------------------------------------------------------------------------------------------------------- size
@@ -219,7 +221,7 @@ def body_of(size: float) -> Scan:
 
 @pytest.mark.parametrize("size", [0.31, 1.7, 2.9])
 def test_a_person_is_of_plausible_size(size):
-    RECIPES["folder"].check_size(body_of(size))
+    DATASETS["folder"].check_size(body_of(size))
 
 
 @pytest.mark.parametrize(
@@ -239,13 +241,13 @@ def test_a_person_is_of_plausible_size(size):
 def test_a_wrong_unit_is_named(unit, size, message):
     points = np.random.default_rng(0).uniform(-0.5, 0.5, (1000, 3)) * size
     with pytest.raises(ValueError, match=message):
-        replace(RECIPES["folder"], unit=unit).check_size(Scan("a/b/1", points.astype(np.float32)))
+        replace(DATASETS["folder"], unit=unit).check_size(Scan("a/b/1", points.astype(np.float32)))
 
 
 def test_the_expected_size_goes_with_the_scale():
-    replace(RECIPES["folder"], scale=0.1).check_size(body_of(0.2))
+    replace(DATASETS["folder"], scale=0.1).check_size(body_of(0.2))
     with pytest.raises(ValueError, match=r"0\.024 to 0\.24 m is expected"):
-        replace(RECIPES["folder"], scale=0.1).check_size(body_of(1.7))
+        replace(DATASETS["folder"], scale=0.1).check_size(body_of(1.7))
 
 
 # ----------------------------------------------------------------------------------------------------- names and splits
@@ -275,52 +277,52 @@ def test_a_missing_split_is_named(tmp_path):
 
 
 def test_frames_keep_their_digits():
-    assert frame_of("light_hopping_stiff.000394") == "000394"
-    assert frame_of("tr_scan_007") == "007"
+    assert frame_number("light_hopping_stiff.000394") == "000394"
+    assert frame_number("tr_scan_007") == "007"
     with pytest.raises(ValueError, match=r"'hips' does not end in a frame number\. Name the files <sequence>"):
-        frame_of("hips")
+        frame_number("hips")
 
 
 def test_names_are_whole_and_differ():
     with pytest.raises(ValueError, match=r"a\.ply and .*b\.ply would both be named s/q/1\. Rename one"):
-        checked([Entry("s/q/1", Path("a.ply")), Entry("s/q/1", Path("b.ply"))])
+        check_entries([ScanEntry("s/q/1", Path("a.ply")), ScanEntry("s/q/1", Path("b.ply"))])
     for name in ("s/1", "s//1", "s/../1", "_s/q/1", "s/q/1/2"):
         with pytest.raises(ValueError, match=r"a\.ply would get the name .* not subject/sequence/frame\. Rename it"):
-            checked([Entry(name, Path("a.ply"))])
+            check_entries([ScanEntry(name, Path("a.ply"))])
 
 
 def test_suggestions():
-    assert suggest("trian", ["train", "test"]) == "Did you mean train?"
-    assert suggest("zzz", ["train", "test"]) == "There are 2: train, test."
-    assert suggest("zzz", []) == "There are none."
+    assert did_you_mean("trian", ["train", "test"]) == "Did you mean train?"
+    assert did_you_mean("zzz", ["train", "test"]) == "There are 2: train, test."
+    assert did_you_mean("zzz", []) == "There are none."
 
 
 # ------------------------------------------------------------------------------------------------------------- recipes
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DATASETS)
 def test_missing_data_say_what_to_get_and_where_to_put_it(tmp_path, name):
-    recipe = RECIPES[name]
+    recipe = DATASETS[name]
     with pytest.raises(FileNotFoundError, match=r"there is nothing like ") as error:
-        recipe.find(tmp_path)
-    assert str(error.value).endswith(recipe.get)
+        recipe.list_scans(tmp_path)
+    assert str(error.value).endswith(recipe.instructions)
     if name not in ("synthetic", "folder"):
-        assert ".is.tue.mpg.de" in recipe.get
-        assert "ROOT/" in recipe.get
+        assert ".is.tue.mpg.de" in recipe.instructions
+        assert "ROOT/" in recipe.instructions
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DATASETS)
 def test_a_recipe_is_a_complete_card(name):
-    recipe, card = RECIPES[name], importlib.import_module(type(RECIPES[name]).__module__).__doc__
+    recipe, card = DATASETS[name], importlib.import_module(type(DATASETS[name]).__module__).__doc__
     assert recipe.source
-    assert recipe.licence
+    assert recipe.license
     for word in ("ROOT", "icence", "y up" if name in ("synthetic", "folder") else "y axis up"):
         assert word in card
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"there is no recipe 'dfuast'\. Did you mean dfaust\?"):
-        find_recipe("dfuast")
+        get_dataset("dfuast")
 
 
 def test_the_bare_name_datasets_is_refused():

@@ -7,26 +7,26 @@ import h5py
 import numpy as np
 import pytest
 
-from shapespace.data.preprocess import pack
-from shapespace.data.store import Store
-from shapespace.datasets import RECIPES, find_recipe
+from shapespace.data.preprocess import preprocess
+from shapespace.data.store import ScanStore
+from shapespace.datasets import DATASETS, get_dataset
 from shapespace.geometry import proximity
 
 NAME = "p001/poses/000002"
 
 
 @pytest.fixture
-def store(synthetic_root, tmp_path) -> Store:
-    return Store(pack(find_recipe("synthetic"), synthetic_root, tmp_path / "s.h5", points=400).path)
+def store(synthetic_root, tmp_path) -> ScanStore:
+    return ScanStore(preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "s.h5", points=400).path)
 
 
 @pytest.fixture
-def cloud(tmp_path) -> Store:
+def cloud(tmp_path) -> ScanStore:
     """One scan of 100,000 points without faces, each of which tells its place: x grows along the file."""
     points = np.random.default_rng(0).uniform(-0.5, 0.5, (100_000, 3))
     (tmp_path / "scans").mkdir()
     np.save(tmp_path / "scans" / "1.npy", points)
-    return Store(pack(RECIPES["folder"], tmp_path / "scans", tmp_path / "c.h5", points=100_000).path)
+    return ScanStore(preprocess(DATASETS["folder"], tmp_path / "scans", tmp_path / "c.h5", points=100_000).path)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -52,7 +52,7 @@ def test_a_sample_lies_on_the_true_surface_with_outward_normals_and_its_sensors(
         assert np.abs(model.points).max() <= 1
         world = model.to_world(store.frame(name))
         truth = store.truth(name)
-        away, face, _ = proximity.to_mesh(world.points.astype(np.float64), truth)
+        away, face, _ = proximity.closest_point(world.points.astype(np.float64), truth)
         assert away.max() < 0.006
         assert np.mean(np.sum(world.normals * truth.face_normals[face], axis=1) > 0.5) > 0.9
         np.testing.assert_allclose(np.linalg.norm(world.normals, axis=1), 1, atol=1e-5)
@@ -60,10 +60,10 @@ def test_a_sample_lies_on_the_true_surface_with_outward_normals_and_its_sensors(
 
 
 def test_the_frame_is_centred_on_the_surface_and_scaled_once(store, synthetic_root):
-    recipe = find_recipe("synthetic")
-    for entry in recipe.find(synthetic_root):
-        whole = recipe.read(entry)
-        np.testing.assert_allclose(store.frame(entry.name).centre, whole.frame(1.25).centre)
+    recipe = get_dataset("synthetic")
+    for entry in recipe.list_scans(synthetic_root):
+        whole = recipe.read_scan(entry)
+        np.testing.assert_allclose(store.frame(entry.name).centre, whole.frame(1.25).center)
         assert store.frame(entry.name).scale == 1.25
         mean = store.sample(entry.name, 400, rng()).points.mean(axis=0)
         assert np.linalg.norm(mean) < 0.06  # 400 samples of a body one and a half units large
@@ -149,9 +149,9 @@ def test_a_closed_store_opens_again(store):
 
 
 def test_true_surfaces_come_back_and_their_faces_are_kept_once(store, synthetic_root):
-    recipe = find_recipe("synthetic")
+    recipe = get_dataset("synthetic")
     for name in store.names:
-        truth = recipe.truth(synthetic_root, name)
+        truth = recipe.ground_truth(synthetic_root, name)
         assert store.has_truth(name)
         np.testing.assert_array_equal(store.truth(name).vertices, truth.vertices)
         np.testing.assert_array_equal(store.truth(name).faces, truth.faces)
@@ -189,16 +189,16 @@ def test_a_damaged_store_says_how_to_rebuild_it(store, tmp_path):
     for name, content in (("cut.h5", data[: len(data) // 2]), ("other.h5", b"no HDF5 at all"), ("empty.h5", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"{name} is damaged or no HDF5 file .*{rebuild}"):
-            Store(tmp_path / name)
+            ScanStore(tmp_path / name)
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["x"] = 1
     with pytest.raises(ValueError, match=rf"is an HDF5 file, but no store, and format 1 is needed\. {rebuild}"):
-        Store(tmp_path / "foreign.h5")
+        ScanStore(tmp_path / "foreign.h5")
     (tmp_path / "new.h5").write_bytes(data)
     with h5py.File(tmp_path / "new.h5", "r+") as file:
         file.attrs["format"] = 2
     with pytest.raises(ValueError, match=rf"is a store of format 2, and format 1 is needed\. {rebuild}"):
-        Store(tmp_path / "new.h5")
+        ScanStore(tmp_path / "new.h5")
 
 
 def test_vectors_that_are_not_where_the_file_says_are_not_made_up(store):
@@ -214,7 +214,7 @@ def test_a_store_behind_a_user_block_is_read_at_the_right_place(store, tmp_path)
         for key in plain:
             plain.copy(key, file)
         file.attrs.update(dict(plain.attrs))
-    behind = Store(tmp_path / "b.h5")
+    behind = ScanStore(tmp_path / "b.h5")
     np.testing.assert_array_equal(behind.sample(NAME, 50, rng()).points, store.sample(NAME, 50, rng()).points)
 
 
@@ -222,9 +222,9 @@ def test_a_missing_store_says_how_to_make_it(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"no store .*x\.h5\. Make it: shapespace preprocess RECIPE ROOT .*x\.h5"
     ):
-        Store(tmp_path / "x.h5")
+        ScanStore(tmp_path / "x.h5")
     (tmp_path / "x.h5.part").touch()
     with pytest.raises(
         FileNotFoundError, match=r"Its packing was not finished \(.*x\.h5\.part is there\): give the same"
     ):
-        Store(tmp_path / "x.h5")
+        ScanStore(tmp_path / "x.h5")

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import trimesh
 
-from shapespace.data.preprocess import pack
-from shapespace.data.store import Store
-from shapespace.datasets import find_recipe
-from shapespace.evaluation.motion import flicker, offsets
-from shapespace.evaluation.scores import report, scored
+from shapespace.data.preprocess import preprocess
+from shapespace.data.store import ScanStore
+from shapespace.datasets import get_dataset
+from shapespace.evaluation.motion import acceleration_error, signed_offsets
+from shapespace.evaluation.scores import make_score_report, score_meshes
 
 
 def test_the_truth_scores_zero_and_nothing_is_counted_as_failed(synthetic_root: Path, tmp_path: Path) -> None:
-    pack(find_recipe("synthetic"), synthetic_root, tmp_path / "store.h5", points=500)
-    store = Store(tmp_path / "store.h5")
-    first, second = store.select("unseen_poses")
-    found = [("unseen_poses", first, store.truth(first)), ("unseen_poses", second, None)]
+    preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "store.h5", points=500)
+    store = ScanStore(tmp_path / "store.h5")
+    first, second = store.scan_names("unseen_poses")
+    found = [("unseen_poses", first, store.ground_truth(first)), ("unseen_poses", second, None)]
     protocols = ["surface", "normals"]
-    told = report(list(scored(found, store, protocols)), protocols, {"method": "none"})
-    column = told.summary["unseen_poses"]["surface"]["truth_to_found"]
+    told = make_score_report(list(score_meshes(found, store, protocols)), protocols, {"method": "none"})
+    column = told.summary["unseen_poses"]["surface"]["completeness"]
     assert column["median"] == pytest.approx(0, abs=1e-3)
     assert (column["count"], column["failed"]) == (1, 1)
     assert told.summary["unseen_poses"]["normals"]["angle"]["median"] < 0.1
@@ -29,10 +29,10 @@ def test_the_truth_scores_zero_and_nothing_is_counted_as_failed(synthetic_root: 
 def test_a_scan_without_truth_is_named(make_raw: object, make_body: object, tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     make_raw(make_body(), 0).export(tmp_path / "scans" / "one.ply")  # type: ignore[operator]
-    pack(find_recipe("folder"), tmp_path / "scans", tmp_path / "store.h5", points=500)
-    store = Store(tmp_path / "store.h5")
+    preprocess(get_dataset("folder"), tmp_path / "scans", tmp_path / "store.h5", points=500)
+    store = ScanStore(tmp_path / "store.h5")
     with pytest.raises(ValueError, match=f"scan {store.names[0]} has no true surface"):
-        next(scored([("all", store.names[0], None)], store, ["surface"]))
+        next(score_meshes([("all", store.names[0], None)], store, ["surface"]))
 
 
 def test_flicker_is_what_trembles_and_neither_motion_nor_an_error_that_stays() -> None:
@@ -43,6 +43,10 @@ def test_flicker_is_what_trembles_and_neither_motion_nor_an_error_that_stays() -
     truth = [ball(1.0, 0.1 * t * t) for t in range(5)]
     wide = [ball(1.01, 0.1 * t * t) for t in range(5)]
     tremble = [ball(1.01 - 0.002 * (t % 2), 0.1 * t * t) for t in range(5)]
-    assert np.mean(offsets(wide[0], truth[0])) == pytest.approx(10, abs=0.1)
-    assert flicker([offsets(*pair) for pair in zip(wide, truth, strict=True)]) == pytest.approx(0, abs=0.01)
-    assert flicker([offsets(*pair) for pair in zip(tremble, truth, strict=True)]) == pytest.approx(4, rel=0.02)
+    assert np.mean(signed_offsets(wide[0], truth[0])) == pytest.approx(10, abs=0.1)
+    assert acceleration_error([signed_offsets(*pair) for pair in zip(wide, truth, strict=True)]) == pytest.approx(
+        0, abs=0.01
+    )
+    assert acceleration_error([signed_offsets(*pair) for pair in zip(tremble, truth, strict=True)]) == pytest.approx(
+        4, rel=0.02
+    )

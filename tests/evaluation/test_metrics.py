@@ -9,11 +9,11 @@ from scipy.spatial.distance import cdist
 from trimesh import Trimesh
 
 from shapespace.evaluation import metrics
-from shapespace.evaluation.metrics import PROTOCOLS, score, summarise
+from shapespace.evaluation.metrics import METRICS, score, summarize
 from shapespace.geometry.scan import Scan
 from shapespace.synthetic.body import Body
 
-GENERAL = PROTOCOLS.keys() - {"parts"}  # which asks for the frozen body as truth
+GENERAL = METRICS.keys() - {"parts"}  # which asks for the frozen body as truth
 
 
 def square(height: float = 0.0, side: float = 1.0) -> Trimesh:
@@ -32,7 +32,7 @@ def box(side: float = 1.0, shift: float = 0.0) -> Trimesh:
 
 
 def one(name: str, found: Trimesh, truth: Trimesh, scan: Scan | None = None, **settings: float) -> dict[str, float]:
-    return PROTOCOLS[name].score(found, truth, scan, np.random.default_rng(0), **settings)
+    return METRICS[name].score(found, truth, scan, np.random.default_rng(0), **settings)
 
 
 def closest_on_triangles(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -56,30 +56,30 @@ def closest_on_triangles(points: np.ndarray, triangles: np.ndarray) -> np.ndarra
 
 
 def test_surface_is_zero_between_equal_meshes_and_the_gap_between_parallel_ones() -> None:
-    assert one("surface", sphere(), sphere()) == pytest.approx({"truth_to_found": 0, "found_to_truth": 0}, abs=1e-9)
-    assert one("surface", square(0.003), square()) == pytest.approx({"truth_to_found": 3, "found_to_truth": 3})
+    assert one("surface", sphere(), sphere()) == pytest.approx({"completeness": 0, "accuracy": 0}, abs=1e-9)
+    assert one("surface", square(0.003), square()) == pytest.approx({"completeness": 3, "accuracy": 3})
 
 
 def test_surface_of_concentric_spheres_and_capsules_is_the_difference_of_their_radii() -> None:
     row = one("surface", sphere(0.52), sphere(0.50))
-    assert row == pytest.approx({"truth_to_found": 20, "found_to_truth": 20}, rel=0.01)
+    assert row == pytest.approx({"completeness": 20, "accuracy": 20}, rel=0.01)
     thin, thick = (trimesh.creation.capsule(1.0, radius, count=[128, 128]) for radius in (0.10, 0.105))
-    assert one("surface", thick, thin) == pytest.approx({"truth_to_found": 5, "found_to_truth": 5}, rel=0.01)
+    assert one("surface", thick, thin) == pytest.approx({"completeness": 5, "accuracy": 5}, rel=0.01)
 
 
 def test_surface_of_a_shifted_sphere_is_half_the_shift() -> None:
     # To first order the distance at angle t from the shift is e |cos t|, whose mean over the sphere is e / 2.
     moved = sphere()
     moved.apply_translation([0, 0.004, 0])
-    assert one("surface", moved, sphere())["truth_to_found"] == pytest.approx(2.0, rel=0.02)
+    assert one("surface", moved, sphere())["completeness"] == pytest.approx(2.0, rel=0.02)
 
 
 def test_surface_keeps_its_directions_apart() -> None:
     # Half of the truth is missing: what was found is right, and the missing half lies up to 1 m away (mean 0.5).
     whole = trimesh.util.concatenate([square(side=1.0), square(side=1.0).apply_translation([1.0, 0, 0])])
     row = one("surface", square(side=1.0), whole)
-    assert row["found_to_truth"] == pytest.approx(0, abs=1e-9)
-    assert row["truth_to_found"] == pytest.approx(250, rel=0.02)  # half the points, mean 0.5 m
+    assert row["accuracy"] == pytest.approx(0, abs=1e-9)
+    assert row["completeness"] == pytest.approx(250, rel=0.02)  # half the points, mean 0.5 m
 
 
 def test_surface_counts_only_seen_truth_beside_a_scan() -> None:
@@ -87,11 +87,11 @@ def test_surface_counts_only_seen_truth_beside_a_scan() -> None:
     truth = trimesh.util.concatenate([seen, unseen])
     grid = np.stack(np.meshgrid(np.linspace(-0.5, 0.5, 101), [0.0], np.linspace(-0.5, 0.5, 101)), -1).reshape(-1, 3)
     row = one("surface", seen, truth, Scan("a/b/0", grid.astype(np.float32)))
-    assert row["visible_truth_to_found"] == pytest.approx(0, abs=1e-9)
-    assert row["truth_to_found"] == pytest.approx(250, rel=0.02)
-    assert row["hidden_truth_to_found"] == pytest.approx(500, abs=1e-6)
-    assert "visible_truth_to_found" not in one("surface", seen, truth)
-    assert "hidden_truth_to_found" not in one("surface", seen, seen, Scan("a/b/0", grid.astype(np.float32)))
+    assert row["visible_completeness"] == pytest.approx(0, abs=1e-9)
+    assert row["completeness"] == pytest.approx(250, rel=0.02)
+    assert row["hidden_completeness"] == pytest.approx(500, abs=1e-6)
+    assert "visible_completeness" not in one("surface", seen, truth)
+    assert "hidden_completeness" not in one("surface", seen, seen, Scan("a/b/0", grid.astype(np.float32)))
 
 
 def test_surface_refuses_a_scan_that_lies_elsewhere() -> None:
@@ -106,8 +106,8 @@ def test_surface_equals_its_plain_twin() -> None:
     row = one("surface", found, truth, count=200)
     a, b = metrics._samples(truth, found, 200, np.random.default_rng(0))
     plain = {
-        "truth_to_found": 1e3 * closest_on_triangles(a.points, found.triangles).mean(),
-        "found_to_truth": 1e3 * closest_on_triangles(b.points, truth.triangles).mean(),
+        "completeness": 1e3 * closest_on_triangles(a.points, found.triangles).mean(),
+        "accuracy": 1e3 * closest_on_triangles(b.points, truth.triangles).mean(),
     }
     assert row == pytest.approx(plain, rel=1e-9)
 
@@ -129,18 +129,18 @@ def test_sample_to_sample_protocols_equal_their_plain_twins() -> None:
     behind = cdist(b, scan.points).min(axis=1)
     assert one("one_sided", found, truth, scan, count=n) == pytest.approx(
         {
-            "truth_to_found": 1e3 * there.mean(),
-            "found_to_truth": 1e3 * back.mean(),
-            "scan_to_found": 1e3 * ahead.mean(),
-            "found_to_scan": 1e3 * behind.mean(),
+            "completeness": 1e3 * there.mean(),
+            "accuracy": 1e3 * back.mean(),
+            "scan_to_mesh": 1e3 * ahead.mean(),
+            "mesh_to_scan": 1e3 * behind.mean(),
         }
     )
     assert one("srb", found, truth, scan, count=n) == pytest.approx(
         {
             "chamfer": 500 * (there.mean() + back.mean()),
             "hausdorff": 1e3 * max(there.max(), back.max()),
-            "scan_to_found": 1e3 * ahead.mean(),
-            "scan_to_found_max": 1e3 * ahead.max(),
+            "scan_to_mesh": 1e3 * ahead.mean(),
+            "scan_to_mesh_max": 1e3 * ahead.max(),
         }
     )
 
@@ -157,7 +157,7 @@ def test_sample_to_sample_distances_have_a_floor_that_shrinks_with_the_root_of_t
     assert floors[0] / floors[1] == pytest.approx(2, rel=0.05)
     # The mean distance to the nearest of n random points on area A is 0.5 sqrt(A / n).
     assert floors[1] == pytest.approx(500 * np.sqrt(sphere().area / 20_000), rel=0.03)
-    assert one("surface", sphere(), sphere(), count=20_000)["truth_to_found"] < 1e-9
+    assert one("surface", sphere(), sphere(), count=20_000)["completeness"] < 1e-9
 
 
 # --------------------------------------------------------------------------------------------- the other mesh protocols
@@ -168,29 +168,29 @@ def test_hausdorff_finds_the_tip_of_a_spike() -> None:
     spiked = truth.copy()
     spiked.vertices[7] *= 1 + 0.1 / 0.5
     row = one("hausdorff", spiked, truth, count=1000)
-    assert row["found_to_truth"] == pytest.approx(100)
-    assert row["both"] == row["found_to_truth"] > row["truth_to_found"] > 0
+    assert row["accuracy"] == pytest.approx(100)
+    assert row["both"] == row["accuracy"] > row["completeness"] > 0
     back = one("hausdorff", truth, spiked, count=1000)
-    assert (back["truth_to_found"], back["found_to_truth"]) == pytest.approx((100, row["truth_to_found"]), rel=0.2)
+    assert (back["completeness"], back["accuracy"]) == pytest.approx((100, row["completeness"]), rel=0.2)
 
 
 def test_normals_measure_the_angle_of_a_turned_plane_and_do_not_notice_orientation() -> None:
     turned = square()
     turned.apply_transform(trimesh.transformations.rotation_matrix(np.radians(30), [1, 0, 0]))
     cos = np.cos(np.radians(30))
-    wanted = {"truth_to_found": cos, "found_to_truth": cos, "consistency": cos, "angle": 30}
+    wanted = {"completeness": cos, "accuracy": cos, "consistency": cos, "angle": 30}
     assert one("normals", turned, square(), count=500) == pytest.approx(wanted)
     inside_out = sphere(0.5, 3)
     inside_out.invert()
     same = one("normals", inside_out, sphere(0.5, 3), count=500)
-    assert same == pytest.approx({"truth_to_found": 1, "found_to_truth": 1, "consistency": 1, "angle": 0}, abs=1e-4)
+    assert same == pytest.approx({"completeness": 1, "accuracy": 1, "consistency": 1, "angle": 0}, abs=1e-4)
 
 
 def test_normals_tell_the_two_ways_apart() -> None:
     wall = square().apply_transform(trimesh.transformations.rotation_matrix(np.pi / 2, [1, 0, 0], [0, 0, 0.5]))
     row = one("normals", trimesh.util.concatenate([square(), wall]), square(), count=4000)
-    assert row["truth_to_found"] == pytest.approx(1, abs=0.01)
-    assert row["found_to_truth"] == pytest.approx(0.5, abs=0.03)
+    assert row["completeness"] == pytest.approx(1, abs=0.01)
+    assert row["accuracy"] == pytest.approx(0.5, abs=0.03)
     assert row["angle"] == pytest.approx(22.5, abs=1.5)
 
 
@@ -306,7 +306,7 @@ def test_score_of_nothing_is_nan_in_every_column(found: Trimesh | str | None) ->
     if found == "nan":
         found = Trimesh(np.full((3, 3), np.nan), [[0, 1, 2]], process=False)
     scan = Scan("a/b/0", np.zeros((4, 3), dtype=np.float32))
-    for name, entry in PROTOCOLS.items():
+    for name, entry in METRICS.items():
         row = score([name], found, sphere(0.5, 2), scan)[name]
         assert set(row) == set(entry.all_units)
         assert np.isnan(list(row.values())).all()
@@ -317,7 +317,7 @@ def test_every_protocol_gives_the_columns_that_it_declares() -> None:
     found, truth = sphere(0.5, 2), sphere(0.49, 2)
     scan = Scan("a/b/0", np.asarray(truth.vertices, dtype=np.float32))
     for name in GENERAL:
-        entry = PROTOCOLS[name]
+        entry = METRICS[name]
         assert set(one(name, found, truth, scan, count=500)) == set(entry.all_units), name
         assert set(one(name, found, truth, count=500)) == set(entry.units), name
         assert "count" in entry.description
@@ -325,10 +325,10 @@ def test_every_protocol_gives_the_columns_that_it_declares() -> None:
 
 
 def test_description_tells_unit_square_and_count() -> None:
-    assert "(mm, unsquared, each way alone)" in PROTOCOLS["surface"].description
-    assert PROTOCOLS["surface"].description.endswith("count 30,000.")
-    assert "squared" in PROTOCOLS["sq_sum"].description
-    assert PROTOCOLS["sq_sum"].units == {"chamfer": "mm²"}
+    assert "(mm, unsquared, each way alone)" in METRICS["surface"].description
+    assert METRICS["surface"].description.endswith("count 30,000.")
+    assert "squared" in METRICS["sq_sum"].description
+    assert METRICS["sq_sum"].units == {"chamfer": "mm²"}
 
 
 def test_an_unknown_protocol_is_answered_with_the_nearest_and_all() -> None:
@@ -337,7 +337,7 @@ def test_an_unknown_protocol_is_answered_with_the_nearest_and_all() -> None:
     ):
         score(["surfce"], sphere(0.5, 1), sphere(0.5, 1))
     with pytest.raises(ValueError, match=r"named 'zzz'\. Choose among"):
-        metrics.protocol("zzz")
+        metrics.get_metric("zzz")
 
 
 def test_a_mesh_without_faces_is_refused_by_a_protocol_called_alone() -> None:
@@ -349,33 +349,33 @@ def test_a_mesh_without_faces_is_refused_by_a_protocol_called_alone() -> None:
 
 def test_summary_has_the_statistics_and_counts_failures_apart() -> None:
     values = np.arange(1.0, 22.0)
-    rows = [{"name": f"a/b/{v:.0f}", "split": "seen", "surface": {"truth_to_found": v}} for v in values]
-    rows.append({"name": "a/b/99", "split": "seen", "surface": {"truth_to_found": float("nan")}})
-    rows.append({"name": "c/d/0", "split": "other", "surface": {"truth_to_found": float("nan")}})
-    summary = summarise(rows)
+    rows = [{"name": f"a/b/{v:.0f}", "split": "seen", "surface": {"completeness": v}} for v in values]
+    rows.append({"name": "a/b/99", "split": "seen", "surface": {"completeness": float("nan")}})
+    rows.append({"name": "c/d/0", "split": "other", "surface": {"completeness": float("nan")}})
+    summary = summarize(rows)
     assert list(summary) == ["seen", "other"]
-    assert summary["seen"]["surface"]["truth_to_found"] == pytest.approx(
+    assert summary["seen"]["surface"]["completeness"] == pytest.approx(
         {"mean": 11, "median": 11, "p5": 2, "p95": 20, "count": 21, "failed": 1}
     )
-    other = summary["other"]["surface"]["truth_to_found"]
+    other = summary["other"]["surface"]["completeness"]
     assert (other["count"], other["failed"]) == (0, 1)
     assert np.isnan([other[key] for key in ("mean", "median", "p5", "p95")]).all()
 
 
 def test_summary_of_a_column_that_only_some_scans_have() -> None:
     rows = [
-        {"name": "a", "split": "s", "surface": {"truth_to_found": 1.0, "visible_truth_to_found": 0.5}},
-        {"name": "b", "split": "s", "surface": {"truth_to_found": 3.0}},
+        {"name": "a", "split": "s", "surface": {"completeness": 1.0, "visible_completeness": 0.5}},
+        {"name": "b", "split": "s", "surface": {"completeness": 3.0}},
     ]
-    columns = summarise(rows)["s"]["surface"]
-    assert (columns["truth_to_found"]["count"], columns["visible_truth_to_found"]["count"]) == (2, 1)
-    assert columns["visible_truth_to_found"]["failed"] == 0
+    columns = summarize(rows)["s"]["surface"]
+    assert (columns["completeness"]["count"], columns["visible_completeness"]["count"]) == (2, 1)
+    assert columns["visible_completeness"]["failed"] == 0
 
 
 def test_parts_are_hands_feet_and_the_rest() -> None:
     """Feet that are cut off are missed by their own column alone."""
     body = Body.load()
-    vertices, _ = body.rest(np.zeros(len(body.components)))
+    vertices, _ = body.rest_pose(np.zeros(len(body.components)))
     truth, feet = Trimesh(vertices, body.faces, process=False), body.parts()["feet"]
     found = Trimesh(vertices, body.faces[~feet[body.faces].any(axis=1)], process=False)
     row = score(["parts"], found, truth)["parts"]

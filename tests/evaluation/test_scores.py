@@ -10,39 +10,39 @@ import numpy as np
 import pytest
 
 from shapespace.evaluation import metrics
-from shapespace.evaluation.scores import Report
+from shapespace.evaluation.scores import ScoreReport
 from shapespace.io.atomic import replacing
 
 
 @pytest.fixture
-def report() -> Report:
+def report() -> ScoreReport:
     nan = float("nan")
     rows = [
-        {"name": "p/walk/000001", "split": "unseen_poses", "surface": {"truth_to_found": 5.0, "found_to_truth": 7.125}},
-        {"name": "p/walk/000002", "split": "unseen_poses", "surface": {"truth_to_found": 6.0, "found_to_truth": 8.0}},
-        {"name": "p/kick, high/1", "split": "unseen_poses", "surface": {"truth_to_found": nan, "found_to_truth": nan}},
+        {"name": "p/walk/000001", "split": "unseen_poses", "surface": {"completeness": 5.0, "accuracy": 7.125}},
+        {"name": "p/walk/000002", "split": "unseen_poses", "surface": {"completeness": 6.0, "accuracy": 8.0}},
+        {"name": "p/kick, high/1", "split": "unseen_poses", "surface": {"completeness": nan, "accuracy": nan}},
         {
             "name": "q/walk/000001",
             "split": "unseen_people",
             "surface": {
-                "truth_to_found": 0.12345,
-                "found_to_truth": np.float64(123.456),
-                "visible_truth_to_found": 1.0,
+                "completeness": 0.12345,
+                "accuracy": np.float64(123.456),
+                "visible_completeness": 1.0,
             },
             "normals": {"consistency": 0.98765},
         },
     ]
     chosen = ("surface", "normals")
-    return Report(
-        protocols={name: metrics.PROTOCOLS[name].description for name in chosen},
-        units={name: metrics.PROTOCOLS[name].all_units for name in chosen},
+    return ScoreReport(
+        metrics={name: metrics.METRICS[name].description for name in chosen},
+        units={name: metrics.METRICS[name].all_units for name in chosen},
         rows=rows,
-        summary=metrics.summarise(rows),
+        summary=metrics.summarize(rows),
         settings={"run": Path("runs/demo"), "resolution": 128, "largest_component": True, "worst": nan},
     )
 
 
-def test_json_has_the_summary_where_it_is_looked_for_and_no_nan(report: Report, tmp_path: Path) -> None:
+def test_json_has_the_summary_where_it_is_looked_for_and_no_nan(report: ScoreReport, tmp_path: Path) -> None:
     report.write(tmp_path)
     text = (tmp_path / "scores.json").read_text(encoding="utf-8")
 
@@ -50,16 +50,16 @@ def test_json_has_the_summary_where_it_is_looked_for_and_no_nan(report: Report, 
         raise AssertionError(f"{word} in the JSON")
 
     scores = json.loads(text, parse_constant=refuse)
-    column = scores["summary"]["unseen_poses"]["surface"]["truth_to_found"]
+    column = scores["summary"]["unseen_poses"]["surface"]["completeness"]
     assert column == pytest.approx({"mean": 5.5, "median": 5.5, "p5": 5.05, "p95": 5.95, "count": 2, "failed": 1})
-    assert scores["rows"][2]["surface"] == {"truth_to_found": None, "found_to_truth": None}
-    assert scores["rows"][3]["surface"]["found_to_truth"] == 123.456
-    assert scores["protocols"]["surface"]["units"]["truth_to_found"] == "mm"
+    assert scores["rows"][2]["surface"] == {"completeness": None, "accuracy": None}
+    assert scores["rows"][3]["surface"]["accuracy"] == 123.456
+    assert scores["protocols"]["surface"]["units"]["completeness"] == "mm"
     assert "unsquared" in scores["protocols"]["surface"]["description"]
     assert scores["settings"] == {"run": "runs/demo", "resolution": 128, "largest_component": True, "worst": None}
 
 
-def test_csv_reads_back_with_one_row_per_scan_and_units_in_the_header(report: Report, tmp_path: Path) -> None:
+def test_csv_reads_back_with_one_row_per_scan_and_units_in_the_header(report: ScoreReport, tmp_path: Path) -> None:
     report.write(tmp_path)
     with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
@@ -67,9 +67,9 @@ def test_csv_reads_back_with_one_row_per_scan_and_units_in_the_header(report: Re
     assert list(lines[0]) == [
         "name",
         "split",
-        "surface.truth_to_found [mm]",
-        "surface.found_to_truth [mm]",
-        "surface.visible_truth_to_found [mm]",
+        "surface.completeness [mm]",
+        "surface.accuracy [mm]",
+        "surface.visible_completeness [mm]",
         "normals.consistency [|cos|]",
     ]
     for row, line in zip(report.rows, lines, strict=True):
@@ -80,12 +80,12 @@ def test_csv_reads_back_with_one_row_per_scan_and_units_in_the_header(report: Re
                 assert read == "" if math.isnan(wanted) else float(read) == wanted
 
 
-def test_markdown_tells_numbers_units_failures_and_settings(report: Report) -> None:
+def test_markdown_tells_numbers_units_failures_and_settings(report: ScoreReport) -> None:
     page = report.markdown()
     lines = page.splitlines()
-    line = next(line for line in lines if "truth_to_found" in line and line.startswith("| surface"))
+    line = next(line for line in lines if "completeness" in line and line.startswith("| surface"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["surface", "truth_to_found", "mm", "5.50", "5.50", "5.05", "5.95", "2 of 3"]
+    assert cells == ["surface", "completeness", "mm", "5.50", "5.50", "5.05", "5.95", "2 of 3"]
     assert "- p/kick, high/1 (unseen_poses)" in lines
     assert "- resolution: 128" in lines
     assert any(line.startswith("- **surface**: Mean exact distance") for line in lines)
@@ -97,7 +97,7 @@ def test_markdown_tells_numbers_units_failures_and_settings(report: Report) -> N
         assert len({line.replace(r"\|", "").count("|") for line in source}) == 1
 
 
-def test_table_is_aligned_and_says_how_many_failed(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_is_aligned_and_says_how_many_failed(report: ScoreReport, capsys: pytest.CaptureFixture[str]) -> None:
     report.show()
     printed = capsys.readouterr().out
     blocks = printed.strip("\n").split("\n\n")
@@ -106,19 +106,21 @@ def test_table_is_aligned_and_says_how_many_failed(report: Report, capsys: pytes
         assert len({len(line) for line in block.splitlines()}) == 1
     assert blocks[0].splitlines()[0].split() == ["unseen_poses", "median", "mean", "p5", "p95", "scans"]
     assert blocks[0].splitlines()[1].split() == (
-        ["surface.truth_to_found", "[mm]", "5.50", "5.50", "5.05", "5.95", "2", "of", "3"]
+        ["surface.completeness", "[mm]", "5.50", "5.50", "5.05", "5.95", "2", "of", "3"]
     )
     assert blocks[1].splitlines()[1].split()[2] == "0.123"  # three digits of a small number
     assert blocks[1].splitlines()[2].split()[2] == "123.5"
 
 
 def test_a_column_where_all_failed_shows_dashes() -> None:
-    rows = [{"name": "a/b/0", "split": "s", "surface": {"truth_to_found": float("nan")}}]
-    table = Report({"surface": "x"}, {}, rows, metrics.summarise(rows)).table()
-    assert table.splitlines()[1].split() == ["surface.truth_to_found", "-", "-", "-", "-", "0", "of", "1"]
+    rows = [{"name": "a/b/0", "split": "s", "surface": {"completeness": float("nan")}}]
+    table = ScoreReport({"surface": "x"}, {}, rows, metrics.summarize(rows)).table()
+    assert table.splitlines()[1].split() == ["surface.completeness", "-", "-", "-", "-", "0", "of", "1"]
 
 
-def test_the_same_scores_are_the_same_bytes_and_nothing_is_left_beside_them(report: Report, tmp_path: Path) -> None:
+def test_the_same_scores_are_the_same_bytes_and_nothing_is_left_beside_them(
+    report: ScoreReport, tmp_path: Path
+) -> None:
     first = [path.read_bytes() for path in report.write(tmp_path / "new" / "folder")]
     assert [path.read_bytes() for path in report.write(tmp_path / "new" / "folder")] == first
     assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["scores.csv", "scores.json", "scores.md"]

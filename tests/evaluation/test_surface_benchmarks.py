@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from trimesh import creation
 
-from shapespace.evaluation.surface_benchmarks import benchmark, field_error, known_surfaces
+from shapespace.evaluation.surface_benchmarks import field_error, known_surfaces, load_benchmark
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import write_mesh, write_scan
 
@@ -56,16 +56,16 @@ def folder(root: Path, *, scans: bool) -> Path:
 
 
 def test_a_benchmark_s_unit_is_that_of_its_files(tmp_path: Path) -> None:
-    cases = {case.name: case for case in benchmark(folder(tmp_path, scans=True))}
+    cases = {case.name: case for case in load_benchmark(folder(tmp_path, scans=True))}
     assert set(cases) == {"ball", "dots"}
-    assert len(cases["dots"].truth.faces) == 0 < len(cases["ball"].truth.faces)
+    assert len(cases["dots"].ground_truth.faces) == 0 < len(cases["ball"].ground_truth.faces)
     for case in cases.values():
         assert case.scan.normals is not None
         np.testing.assert_allclose(np.linalg.norm(case.scan.points, axis=1), 0.040, rtol=1e-5)
 
 
 def test_without_scans_cameras_see_the_truth_whatever_its_size(tmp_path: Path) -> None:
-    (case,) = benchmark(folder(tmp_path, scans=False))
+    (case,) = load_benchmark(folder(tmp_path, scans=False))
     assert case.scan.sensors is not None
     radius = np.linalg.norm(case.scan.points, axis=1)
     assert len(radius) > 10_000
@@ -74,13 +74,13 @@ def test_without_scans_cameras_see_the_truth_whatever_its_size(tmp_path: Path) -
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no truths"):
-        next(benchmark(tmp_path))
+        next(load_benchmark(tmp_path))
     root = folder(tmp_path / "a", scans=True)
     (root / "ground_truth" / "dots.xyz").unlink()
     with pytest.raises(ValueError, match=r"has dots, and .* has no truth"):
-        next(benchmark(root))
+        next(load_benchmark(root))
     root = folder(tmp_path / "b", scans=True)
     for file in (root / "scans").iterdir():
         file.unlink()
     with pytest.raises(ValueError, match="points without faces, which cameras cannot see"):
-        list(benchmark(root))
+        list(load_benchmark(root))

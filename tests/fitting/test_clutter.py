@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from trimesh import Trimesh, creation, util
 
-from shapespace.fitting.clutter import Tried, without_clutter
+from shapespace.fitting.clutter import QuickFit, remove_clutter
 from shapespace.geometry.scan import Scan
 
 
@@ -20,16 +20,16 @@ def box(extents: tuple[float, float, float], centre: tuple[float, float, float])
     return creation.box(extents).apply_translation(centre)
 
 
-def never(scan: Scan) -> Tried:
+def never(scan: Scan) -> QuickFit:
     raise AssertionError(f"{scan.name} is one part: nothing is to be asked")
 
 
-def people_at(*centres: float) -> Callable[[Scan], Tried]:
+def people_at(*centres: float) -> Callable[[Scan], QuickFit]:
     """Stand for a space: people are what lies within 0.7 m (along x) of these places, and what else there is is odd."""
 
-    def attempt(scan: Scan) -> Tried:
+    def attempt(scan: Scan) -> QuickFit:
         away = np.abs(scan.points[:, :1] - np.array(centres)).min(axis=1)
-        return Tried(1.0 if np.median(away) < 0.7 else 20.0, lambda x: np.abs(x[:, :1] - centres).min(axis=1) // 0.7)
+        return QuickFit(1.0 if np.median(away) < 0.7 else 20.0, lambda x: np.abs(x[:, :1] - centres).min(axis=1) // 0.7)
 
     return attempt
 
@@ -46,12 +46,12 @@ def body(make_body: Callable[..., Trimesh]) -> Trimesh:
 @pytest.mark.parametrize("faces", [False, True])
 def test_a_scan_of_a_person_alone_is_left_as_it_is(body: Trimesh, faces: bool) -> None:
     scan = of(body, faces=faces)
-    assert without_clutter(scan, never) is scan
+    assert remove_clutter(scan, never) is scan
 
 
 @pytest.mark.parametrize("faces", [False, True])
 def test_a_floor_goes_and_the_person_stays(body: Trimesh, faces: bool) -> None:
-    alone = without_clutter(of(util.concatenate([body, FLOOR]), faces=faces), never)
+    alone = remove_clutter(of(util.concatenate([body, FLOOR]), faces=faces), never)
     assert alone.points[:, 1].min() > 0
     np.testing.assert_allclose(np.ptp(alone.points, axis=0), np.ptp(body.vertices, axis=0), atol=0.04)
     assert (alone.faces is not None) == faces
@@ -63,7 +63,7 @@ def test_a_floor_goes_and_the_person_stays(body: Trimesh, faces: bool) -> None:
 @pytest.mark.parametrize("faces", [False, True])
 def test_a_cabinet_larger_than_the_person_goes_and_so_does_a_floor(body: Trimesh, faces: bool) -> None:
     scene = of(util.concatenate([CABINET, body, FLOOR]), faces=faces, count=20_000)
-    alone = without_clutter(scene, people_at(0.0))
+    alone = remove_clutter(scene, people_at(0.0))
     assert alone.points[:, 0].max() < 0.79
     np.testing.assert_allclose(np.ptp(alone.points, axis=0), np.ptp(body.vertices, axis=0), atol=0.04)
 
@@ -71,26 +71,28 @@ def test_a_cabinet_larger_than_the_person_goes_and_so_does_a_floor(body: Trimesh
 def test_parts_that_are_one_person_stay_together(body: Trimesh) -> None:
     scan = of(body)
     apart = np.abs(scan.points[:, 1] - 1.2) > 0.1  # seen above and below of something
-    torn = scan.take(np.flatnonzero(apart))
-    assert without_clutter(torn, people_at(0.0)) is torn
+    torn = scan.select(np.flatnonzero(apart))
+    assert remove_clutter(torn, people_at(0.0)) is torn
     beside = Scan("p/s/0", np.concatenate([torn.points, of(CABINET).points]))
-    np.testing.assert_allclose(without_clutter(beside, people_at(0.0)).points, torn.points)
+    np.testing.assert_allclose(remove_clutter(beside, people_at(0.0)).points, torn.points)
 
 
 def test_a_leg_that_looks_like_a_person_is_not_taken_for_the_person(body: Trimesh) -> None:
     """The rest of whom looks odd, as in one view that lacks a knee."""
     scan = of(body)
-    above, below = (scan.take(np.flatnonzero(chosen)) for chosen in (scan.points[:, 1] > 0.5, scan.points[:, 1] < 0.3))
-    leg = below.take(np.flatnonzero(below.points[:, 0] > 0))
+    above, below = (
+        scan.select(np.flatnonzero(chosen)) for chosen in (scan.points[:, 1] > 0.5, scan.points[:, 1] < 0.3)
+    )
+    leg = below.select(np.flatnonzero(below.points[:, 0] > 0))
     torn = Scan("p/s/0", np.concatenate([above.points, leg.points]))
     assert 0.05 * len(torn) < len(leg) < 0.2 * len(torn)
     asked: list[int] = []
 
-    def attempt(some: Scan) -> Tried:
+    def attempt(some: Scan) -> QuickFit:
         asked.append(len(some))
-        return Tried(3.0 if len(some) < 0.2 * len(torn) else 9.0, lambda x: np.zeros(len(x)))
+        return QuickFit(3.0 if len(some) < 0.2 * len(torn) else 9.0, lambda x: np.zeros(len(x)))
 
-    alone = without_clutter(torn, attempt)
+    alone = remove_clutter(torn, attempt)
     assert len(asked) > 1
     np.testing.assert_array_equal(alone.points, above.points)
 
@@ -98,7 +100,7 @@ def test_a_leg_that_looks_like_a_person_is_not_taken_for_the_person(body: Trimes
 def test_normals_and_sensors_go_with_their_points(body: Trimesh) -> None:
     whole = of(util.concatenate([body, FLOOR]))
     scan = replace(whole, sensors=whole.points + 1)
-    alone = without_clutter(scan, never)
+    alone = remove_clutter(scan, never)
     assert alone.normals is not None
     assert alone.sensors is not None
     np.testing.assert_array_equal(alone.sensors, alone.points + 1)
@@ -107,10 +109,10 @@ def test_normals_and_sensors_go_with_their_points(body: Trimesh) -> None:
 
 def test_what_is_nothing_but_a_plane_is_left_to_the_fit() -> None:
     scan = of(FLOOR)
-    assert without_clutter(scan, never) is scan
+    assert remove_clutter(scan, never) is scan
 
 
 def test_a_space_that_cannot_ask_takes_out_planes_alone(body: Trimesh) -> None:
-    alone = without_clutter(of(util.concatenate([CABINET, body, FLOOR])), None)
+    alone = remove_clutter(of(util.concatenate([CABINET, body, FLOOR])), None)
     assert 0 < alone.points[:, 1].min() < 0.05
     assert alone.points[:, 0].max() > 1.3

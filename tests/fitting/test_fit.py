@@ -8,13 +8,13 @@ from scipy.spatial.transform import Rotation
 from shapespace.data.loader import collate
 from shapespace.fitting import fit, levenberg_marquardt, residuals
 from shapespace.geometry.frame import Frame
-from shapespace.geometry.isosurface import largest
+from shapespace.geometry.isosurface import largest_component
 from shapespace.geometry.normals import estimate
 from shapespace.geometry.scan import Scan
-from shapespace.geometry.similarity import starts
+from shapespace.geometry.similarity import rotation_grid
 from shapespace.models import igr
 from shapespace.models.igr import IGR
-from shapespace.nn.losses import weigh
+from shapespace.nn.losses import weighted_sum
 
 WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 0.0, "far": 0.0}
 
@@ -37,15 +37,22 @@ HEIGHTS = (0.3, 0.4, 0.5, 0.6)
 def model() -> IGR:
     """A space of ellipsoids of four heights, trained for seconds."""
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(
-        code=4, width=64, depth=4, skip=2, radius=0.4, encoder_points=256, encoder_width=32, encoder_features=64
+    sizes = igr.IGRConfig(
+        code_dim=4,
+        width=64,
+        depth=4,
+        skip=2,
+        init_radius=0.4,
+        encoder_points=256,
+        encoder_width=32,
+        encoder_features=64,
     )
     made = igr.build_igr(sizes)
     optimiser = torch.optim.Adam(made.parameters(), lr=3e-3)
     for step in range(250):
         optimiser.param_groups[0]["lr"] = 3e-3 * (1 - step / 260)
         batch = collate([ellipsoid(h, seed=step, count=256) for h in HEIGHTS], seed=step)
-        loss = weigh(made.terms(batch, made.encode(batch)), WEIGHTS)
+        loss = weighted_sum(made.loss_terms(batch, made.encode(batch)), WEIGHTS)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -56,18 +63,24 @@ def model() -> IGR:
 
 def test_gradient_and_matrix_of_the_problem_equal_autograd(model: IGR) -> None:
     scan = ellipsoid(0.45)
-    problem = residuals.Problem(
-        model, [scan], fit.encode(model, [scan]), levenberg_marquardt.LMOptions(points=300, pose="given"), seed=0
+    problem = residuals.FitProblem(
+        model,
+        [scan],
+        fit.encode(model, [scan]),
+        levenberg_marquardt.LMOptions(num_points=300, alignment="fixed"),
+        seed=0,
     )
     flat = (model.prior.mean + 0.1)[None].clone().requires_grad_()
     options = problem.options
-    value = model.field(problem.x[0][None], problem.codes.like(flat))[0]
+    value = model.field(problem.x[0][None], problem.codes.unflatten(flat))[0]
     residual = value - problem.target[0]
     active = ~(problem.free[0] & (residual > 0))
     size = residual[active].abs()
-    huber = torch.where(size < options.huber, 0.5 * size**2, options.huber * (size - 0.5 * options.huber))
+    huber = torch.where(
+        size < options.huber_delta, 0.5 * size**2, options.huber_delta * (size - 0.5 * options.huber_delta)
+    )
     away = flat[0] - model.prior.mean
-    share = options.evidence / options.points / options.noise**2
+    share = options.effective_samples / options.num_points / options.noise_std**2
     cost = share * huber.sum() + 0.5 * away @ torch.linalg.solve(model.prior.covariance, away)
     (gradient,) = torch.autograd.grad(cost, flat)
     state = problem(torch.tensor([0]), flat.detach())
@@ -78,15 +91,15 @@ def test_gradient_and_matrix_of_the_problem_equal_autograd(model: IGR) -> None:
 
 def test_lm_fits_an_unseen_height_better_than_the_encoder_and_than_the_mean(model: IGR) -> None:
     scan = ellipsoid(0.55, seed=9)
-    found = fit.fit_lm(model, [scan], levenberg_marquardt.LMOptions(points=512))
+    found = fit.fit_lm(model, [scan], levenberg_marquardt.LMOptions(num_points=512))
     x = torch.from_numpy(scan.points)[None]
     with torch.no_grad():
         encoded = model.field(x, fit.encode(model, [scan])).abs().mean()
-        mean = model.field(x, found.code.like(model.prior.mean[None])).abs().mean()
+        mean = model.field(x, found.code.unflatten(model.prior.mean[None])).abs().mean()
     error = found.residual.mean()
     assert error < encoded
     assert error < 0.5 * mean
-    top = largest(model.surface(found.code, resolution=64)[0]).vertices[:, 1].max()
+    top = largest_component(model.extract_surface(found.code, resolution=64)[0]).vertices[:, 1].max()
     assert top == pytest.approx(0.55, abs=0.02)
 
 
@@ -109,32 +122,32 @@ def test_bare_points_of_one_view_are_fitted_as_if_the_camera_were_known() -> Non
     """The space before them is empty then, and their normals look to it; what has normals is left as it is."""
     scan = ellipsoid(0.5, count=4000)
     assert scan.normals is not None
-    seen = scan.take(np.flatnonzero(scan.normals[:, 2] < -0.31))
-    known = residuals.with_normals(Scan("view", seen.points), 0)
+    seen = scan.select(np.flatnonzero(scan.normals[:, 2] < -0.31))
+    known = residuals.estimate_normals(Scan("view", seen.points), 0)
     assert known.normals is not None
     assert known.sensors is not None
     assert (known.normals[:, 2] < 0).mean() > 0.99
-    assert (residuals._constraints(known, levenberg_marquardt.LMOptions(points=300), seed=0)[2]).sum() == 1024
-    assert residuals.with_normals(seen, 0) is seen
-    assert residuals.with_normals(Scan("whole", scan.points), 0).sensors is None
+    assert (residuals._constraints(known, levenberg_marquardt.LMOptions(num_points=300), seed=0)[2]).sum() == 1024
+    assert residuals.estimate_normals(seen, 0) is seen
+    assert residuals.estimate_normals(Scan("whole", scan.points), 0).sensors is None
 
 
 def test_lines_become_normals_by_the_field_of_the_code(model: IGR) -> None:
     scan = ellipsoid(0.45, count=2000)
-    bare = Scan(scan.name, scan.points, lines=estimate(scan.points))
-    assert bare.lines is not None
-    found = residuals.oriented(model, bare, fit.encode(model, [scan]))
+    bare = Scan(scan.name, scan.points, unoriented_normals=estimate(scan.points))
+    assert bare.unoriented_normals is not None
+    found = residuals.orient_normals(model, bare, fit.encode(model, [scan]))
     assert found.normals is not None
     assert scan.normals is not None
     cosine = (found.normals * scan.normals).sum(axis=1)
     assert (cosine > 0.9).mean() > 0.99
-    assert ((bare.lines * scan.normals).sum(axis=1) < 0).mean() > 0.2  # what was turned
+    assert ((bare.unoriented_normals * scan.normals).sum(axis=1) < 0).mean() > 0.2  # what was turned
 
 
 def test_the_prior_speaks_where_the_scan_is_silent(model: IGR) -> None:
     """A cap of the ellipsoid leaves the covariance wider than the whole does, and never wider than the prior."""
     scan = ellipsoid(0.5, count=3000)
-    cap = scan.take(np.flatnonzero(scan.points[:, 2] > 0.27))
+    cap = scan.select(np.flatnonzero(scan.points[:, 2] > 0.27))
     whole, part = fit.fit_lm(model, [scan]), fit.fit_lm(model, [cap])
     assert whole.covariance is not None
     assert part.covariance is not None
@@ -144,14 +157,14 @@ def test_the_prior_speaks_where_the_scan_is_silent(model: IGR) -> None:
 
 def test_free_space_lies_on_the_rays_and_weighs_only_where_the_field_is_inside(model: IGR) -> None:
     scan = ellipsoid(0.5, count=300)
-    options = levenberg_marquardt.LMOptions(points=300, free=200)
+    options = levenberg_marquardt.LMOptions(num_points=300, free_space_points=200)
     x, target, free = residuals._constraints(scan, options, seed=0)
     assert free.sum() == 200
     apart = torch.cdist(x[free], torch.from_numpy(scan.points)).amin(dim=1)
-    torch.testing.assert_close(target[free], options.clear * apart, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(target[free], options.free_space_ratio * apart, atol=1e-5, rtol=1e-3)
     assert ((x[free] / torch.tensor([0.35, 0.5, 0.3])).square().sum(dim=1) > 1).all()  # rays leave the body
-    problem = residuals.Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
-    code, only = problem.at_rest(model.prior.mean[None]), torch.tensor([0])
+    problem = residuals.FitProblem(model, [scan], fit.encode(model, [scan]), options, seed=0)
+    code, only = problem.with_identity(model.prior.mean[None]), torch.tensor([0])
     content = problem(only, code).cost
     problem.x[0][free] = 0.0  # as if the sensor had looked through the middle of the body
     assert problem(only, code).cost > content + 100
@@ -160,64 +173,66 @@ def test_free_space_lies_on_the_rays_and_weighs_only_where_the_field_is_inside(m
 def test_adam_lowers_the_loss_and_shares_the_terms(model: IGR) -> None:
     scan = ellipsoid(0.45)
     weights = {**WEIGHTS, "lesson": 1.0}  # training's; in a fit there is nobody to be taught
-    start = fit.fit_adam(model, [scan], weights, fit.AdamOptions(points=256, steps=1, half=1.0))
-    end = fit.fit_adam(model, [scan], weights, fit.AdamOptions(points=256, steps=100, lr=0.02, half=1.0))
+    start = fit.fit_adam(model, [scan], weights, fit.AdamOptions(points=256, steps=1, half_extent=1.0))
+    end = fit.fit_adam(model, [scan], weights, fit.AdamOptions(points=256, steps=100, lr=0.02, half_extent=1.0))
     assert end.covariance is None
     assert end.residual.mean() < 0.5 * start.residual.mean()
 
 
-TURNS = {"near": [0.1, 0.15, -0.1], "heading": [0, 2.2, 0], "rotation": [1.3, 0.4, -1.6]}
+TURNS = {"local": [0.1, 0.15, -0.1], "yaw": [0, 2.2, 0], "full": [1.3, 0.4, -1.6]}
 
 
 @pytest.mark.parametrize("pose", TURNS)
-def test_the_pose_is_found_with_the_code(model: IGR, pose: levenberg_marquardt.Pose) -> None:
+def test_the_pose_is_found_with_the_code(model: IGR, pose: levenberg_marquardt.Alignment) -> None:
     """Ellipsoids with three different axes, moved: the surface that is found is the same, where the scan lies."""
     still = ellipsoid(0.5, count=1500)
     turn = torch.from_numpy(Rotation.from_rotvec(TURNS[pose]).as_matrix()).float()
     moved = still.to_world(Frame(torch.tensor([0.05, -0.04, 0.03]), torch.tensor(1.0), turn))
-    options = levenberg_marquardt.LMOptions(pose=pose)
+    options = levenberg_marquardt.LMOptions(alignment=pose)
     given, found = fit.fit_lm(model, [still]), fit.fit_lm(model, [still, moved], options)
     assert found.covariance is not None
     assert found.covariance.shape == (2, 4, 4)
     assert found.residual[1].mean() < 1.5 * given.residual[0].mean()
     (frame,) = found.frames[1:]
     assert frame is not None
-    surface = frame.to_world(torch.from_numpy(model.surface(found.code[1], resolution=48)[0].vertices.copy()).float())
+    surface = frame.to_world(
+        torch.from_numpy(model.extract_surface(found.code[1], resolution=48)[0].vertices.copy()).float()
+    )
     x = torch.from_numpy(moved.points)
     assert torch.cdist(x, surface).amin(dim=1).mean() < 0.03
 
 
 def test_a_rotation_is_searched_by_the_encoder_alone_and_hopeless_starts_are_given_up(model: IGR) -> None:
     still = ellipsoid(0.5, count=1500)
-    turn = torch.from_numpy(Rotation.from_rotvec(TURNS["rotation"]).as_matrix()).float()
+    turn = torch.from_numpy(Rotation.from_rotvec(TURNS["full"]).as_matrix()).float()
     moved = still.to_world(Frame(torch.zeros(3), torch.tensor(1.0), turn))
 
     def misfit(frame: Frame) -> float:
-        placed = [residuals.draw(moved, 4096, 0).to_model(frame)]
+        placed = [residuals.resample(moved, 4096, 0).to_model(frame)]
         return float(residuals.residuals(model, placed, fit.encode(model, placed), 0, 256).mean())
 
-    coarse = min(misfit(frame) for frame in fit._turns(starts("rotation")))
-    found = [misfit(frame) for frame in fit._poses(model, moved, "rotation", levenberg_marquardt.LMOptions(), 0)]
+    coarse = min(misfit(frame) for frame in fit.as_frames(rotation_grid("full")))
+    found = [misfit(frame) for frame in fit.search_alignment(model, moved, "full", levenberg_marquardt.LMOptions(), 0)]
     assert 1 <= len(found) <= 4
     assert found == sorted(found)
     assert found[-1] <= 2 * found[0]
     assert found[0] < coarse  # it goes on from there
-    (best,) = fit._poses(model, moved, "rotation", levenberg_marquardt.LMOptions(worse=1.0), 0)
+    (best,) = fit.search_alignment(model, moved, "full", levenberg_marquardt.LMOptions(max_cost_ratio=1.0), 0)
     assert misfit(best) == pytest.approx(found[0])
 
 
 def test_the_best_are_chosen_for_each_scan() -> None:
     cost, of = torch.tensor([3.0, 1.0, 2.0, 5.0, 9.0]), [0, 0, 0, 1, 1]
-    assert fit._best(cost, of, 2) == [1, 2, 3, 4]
-    assert fit._best(cost, of, 3, 1.8) == [1, 3, 4]
-    assert fit._best(cost, of, 1) == [1, 3]
+    assert fit.best_per_scan(cost, of, 2) == [1, 2, 3, 4]
+    assert fit.best_per_scan(cost, of, 3, 1.8) == [1, 3, 4]
+    assert fit.best_per_scan(cost, of, 1) == [1, 3]
 
 
 def test_a_posed_problem_s_gradient_is_that_of_its_cost(model: IGR) -> None:
     scan = ellipsoid(0.45)
-    options = levenberg_marquardt.LMOptions(points=300, pose="near", huber=1.0)
-    problem = residuals.Problem(model, [scan], fit.encode(model, [scan]), options, seed=0)
-    flat = problem.at_rest((model.prior.mean + 0.1)[None]) + 0.02
+    options = levenberg_marquardt.LMOptions(num_points=300, alignment="local", huber_delta=1.0)
+    problem = residuals.FitProblem(model, [scan], fit.encode(model, [scan]), options, seed=0)
+    flat = problem.with_identity((model.prior.mean + 0.1)[None]) + 0.02
     state = problem(torch.tensor([0]), flat)
     for index in range(flat.shape[1]):
         step = torch.zeros_like(flat)

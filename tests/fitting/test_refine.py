@@ -10,13 +10,22 @@ import trimesh
 from shapespace.data.loader import collate
 from shapespace.evaluation.surface_benchmarks import known_surfaces
 from shapespace.fitting import fit
-from shapespace.fitting.refine import Detailed, RefineOptions, _above, _around, _signed, _solve_last, _wrong, refine
+from shapespace.fitting.refine import (
+    DetailedModel,
+    RefineOptions,
+    distance_to_halfspaces,
+    error_weights,
+    field_targets,
+    refine,
+    signed_distance_to_points,
+    solve_last_layer,
+)
 from shapespace.geometry.scan import Scan
 from shapespace.models import igr
-from shapespace.models.base import DistanceModel
+from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
-from shapespace.nn.losses import weigh
+from shapespace.nn.losses import weighted_sum
 
 WEIGHTS = {"surface": 3.0, "normal": 0.3, "eikonal": 0.1, "code": 1e-4, "tangent": 3.0, "far": 1.0}
 
@@ -33,11 +42,13 @@ def ball(bump: float = 0.0, count: int = 3000, seed: int = 0) -> Scan:
 def model() -> IGR:
     """A space that knows only balls without a bump."""
     torch.manual_seed(0)
-    made = igr.build_igr(igr.IGRSizes(code=2, width=64, depth=4, skip=2, radius=0.4, encoder="table"), shapes=1)
+    made = igr.build_igr(
+        igr.IGRConfig(code_dim=2, width=64, depth=4, skip=2, init_radius=0.4, encoder="autodecoder"), num_scans=1
+    )
     optimiser = torch.optim.Adam(made.parameters(), lr=3e-3)
     for step in range(150):
-        batch = collate([ball(count=256, seed=step)], shape=[0], seed=step)
-        loss = weigh(made.terms(batch, made.encode(batch)), WEIGHTS)
+        batch = collate([ball(count=256, seed=step)], scan_index=[0], seed=step)
+        loss = weighted_sum(made.loss_terms(batch, made.encode(batch)), WEIGHTS)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -69,7 +80,7 @@ def test_the_faces_of_a_mesh_tell_its_normals(model: IGR) -> None:
     code = fit.fit_lm(model, [scan]).code
     refined = refine(model, scan, code, WEIGHTS, OPTIONS)
     x = torch.from_numpy(scan.points)[None]
-    rising = refined.linearise(1.02 * x, code)
+    rising = refined.linearize(1.02 * x, code)
     assert rising.value.mean() > 0.005  # outside is where the faces look
     assert ((rising.gradient * x).sum(dim=-1) > 0).all()
 
@@ -77,7 +88,7 @@ def test_the_faces_of_a_mesh_tell_its_normals(model: IGR) -> None:
 def test_where_the_scan_is_silent_the_fit_stays(model: IGR) -> None:
     """Only the half with the bump was seen; the other half must neither move nor open."""
     whole = ball(0.06)
-    seen = whole.take(np.flatnonzero(whole.points[:, 0] > 0))
+    seen = whole.select(np.flatnonzero(whole.points[:, 0] > 0))
     code = fit.fit_lm(model, [seen]).code
     refined = refine(model, seen, code, WEIGHTS, OPTIONS)
     unseen = ball(count=2000, seed=3).points
@@ -88,7 +99,7 @@ def test_where_the_scan_is_silent_the_fit_stays(model: IGR) -> None:
         fitted = model.field(torch.from_numpy(seen.points)[None], code).abs().mean()
     assert met < 0.6 * fitted
     assert change.mean() < 0.01
-    (mesh,) = refined.surface(code, resolution=48)
+    (mesh,) = refined.extract_surface(code, resolution=48)
     assert mesh.is_watertight
 
 
@@ -103,7 +114,7 @@ def test_the_last_layer_is_solved_for(model: IGR) -> None:
         assert (spoilt.field(places[None], code)[0] - true).abs().mean() > 1e-2
         told = true.clone()
         told[::10] += 1.0
-        _solve_last(spoilt, code, places, told)
+        solve_last_layer(spoilt, code, places, told)
         assert (spoilt.field(places[None], code)[0] - true).abs().mean() < 2e-3
 
 
@@ -114,7 +125,7 @@ def test_places_are_drawn_where_the_field_is_wrong(model: IGR) -> None:
     with torch.no_grad():
         told = model.field(places[None], code)[0]
     told[:300] += 0.1
-    wrong = _wrong(model, code, places, told, rng)
+    wrong = error_weights(model, code, places, told, rng)
     assert wrong.share.sum() == pytest.approx(1)
     assert wrong.share[wrong.places < 300].sum() > 0.999
 
@@ -122,12 +133,12 @@ def test_places_are_drawn_where_the_field_is_wrong(model: IGR) -> None:
 def test_where_the_scan_tells_all_the_field_becomes_its_distance(model: IGR) -> None:
     scan = ball(0.06)
     code = fit.fit_lm(model, [scan]).code
-    options = RefineOptions(steps=120, reach=float("inf"))
+    options = RefineOptions(steps=120, trust_distance=float("inf"))
     refined = refine(model, scan, code, WEIGHTS, options)
     x = np.random.default_rng(1).uniform(-1, 1, (2000, 3)).astype(np.float32)
     away = np.linalg.norm(x[:, None] - ball(0.06, count=20_000, seed=3).points, axis=2).min(axis=1)
 
-    def off(made: DistanceModel) -> float:
+    def off(made: SDFModel) -> float:
         with torch.no_grad():
             found = made.field(torch.from_numpy(x)[None], code)[0].numpy()
         return float((np.abs(np.abs(found) - away) / (away + 0.03)).mean())
@@ -138,7 +149,7 @@ def test_where_the_scan_tells_all_the_field_becomes_its_distance(model: IGR) -> 
 def test_detail_is_the_mean_height_above_the_tangent_planes(model: IGR) -> None:
     """Against the formula over all points of the scan; where there are none, the model's own field to the bit."""
     scan, width = ball(0.06, count=400), 0.02
-    detailed = Detailed(model, scan, width)
+    detailed = DetailedModel(model, scan, width)
     code = fit.fit_lm(model, [scan]).code
     x = np.concatenate([ball(0.07, count=60, seed=5).points, np.random.default_rng(6).uniform(-1, 1, (60, 3))])
     x = x.astype(np.float32)
@@ -180,7 +191,9 @@ def told(name: str, points: int, count: int) -> tuple[np.ndarray, np.ndarray, np
     known, rng = known_surfaces()[name], np.random.default_rng(0)
     scan = known.points(points, rng)
     places = rng.uniform(-1, 1, (count, 3))
-    found, index, height = _signed(places, scan.points.astype(np.float64), scan.normals.astype(np.float64), whole=True)
+    found, index, height = signed_distance_to_points(
+        places, scan.points.astype(np.float64), scan.normals.astype(np.float64), whole=True
+    )
     return known.distance(places), found, np.linalg.norm(places - scan.points[index], axis=1), height
 
 
@@ -203,7 +216,7 @@ def test_around_a_whole_surface_every_place_is_taught(model: IGR) -> None:
     box, rng = known_surfaces()["box"], np.random.default_rng(0)
     scan = box.points(5_000, rng)
     code = fit.fit_lm(model, [scan]).code
-    whole, with_rims = (_around(model, scan, code, reach, rng)[0] for reach in (float("inf"), 10.0))
+    whole, with_rims = (field_targets(model, scan, code, reach, rng)[0] for reach in (float("inf"), 10.0))
     assert len(with_rims) < len(whole) == 200_000
 
 
@@ -211,6 +224,6 @@ def test_above_planes_that_meet_at_any_angle_the_corner_is_found() -> None:
     normals = np.array([[0.0, 1.0, 0.0], [np.sin(1.0), np.cos(1.0), 0.0], [0.0, 0.0, 1.0]])
     corner = np.array([0.3, 0.2, 0.1])
     place = corner + normals.T @ np.array([0.4, 0.3, 0.2])  # in the corner's cone of normals
-    assert _above(place[None], np.tile(corner, (1, 3, 1)), normals[None]) == pytest.approx(
+    assert distance_to_halfspaces(place[None], np.tile(corner, (1, 3, 1)), normals[None]) == pytest.approx(
         np.linalg.norm(place - corner), rel=0.03
     )

@@ -10,14 +10,14 @@ from shapespace import ShapeSpace
 from shapespace.data.loader import collate
 from shapespace.fitting import fit, levenberg_marquardt, sequence, tridiagonal
 from shapespace.fitting.result import Fit
-from shapespace.fitting.sequence import SequenceOptions, in_time
+from shapespace.fitting.sequence import SequenceOptions, order_frames
 from shapespace.geometry.scan import Scan
 from shapespace.models import igr, registry, voxel
 from shapespace.models.igr import IGR
-from shapespace.nn.losses import weigh
+from shapespace.nn.losses import weighted_sum
 
 WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 0.0, "far": 0.0}
-LM = levenberg_marquardt.LMOptions(points=256, free=0, evidence=100.0)
+LM = levenberg_marquardt.LMOptions(num_points=256, free_space_points=0, effective_samples=100.0)
 
 
 def ellipsoid(height: float, seed: int = 0, x: float = 0.0, count: int = 400) -> Scan:
@@ -35,8 +35,15 @@ def ellipsoid(height: float, seed: int = 0, x: float = 0.0, count: int = 400) ->
 def space() -> ShapeSpace:
     """A space of ellipsoids of four heights, trained for seconds; a model unit is a metre."""
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(
-        code=3, width=48, depth=3, skip=1, radius=0.4, encoder_points=128, encoder_width=32, encoder_features=32
+    sizes = igr.IGRConfig(
+        code_dim=3,
+        width=48,
+        depth=3,
+        skip=1,
+        init_radius=0.4,
+        encoder_points=128,
+        encoder_width=32,
+        encoder_features=32,
     )
     made = igr.build_igr(sizes)
     heights = (0.3, 0.4, 0.5, 0.6)
@@ -44,13 +51,13 @@ def space() -> ShapeSpace:
     for step in range(200):
         optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 210)
         batch = collate([ellipsoid(h, seed=step, count=256) for h in heights], seed=step)
-        loss = weigh(made.terms(batch, made.encode(batch)), WEIGHTS)
+        loss = weighted_sum(made.loss_terms(batch, made.encode(batch)), WEIGHTS)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     made.eval()
     made.prior.fit(fit.encode(made, [ellipsoid(h) for h in heights]).flat.detach())
-    return ShapeSpace(made, sizes, scale=1.0, about={"weights": WEIGHTS})
+    return ShapeSpace(made, sizes, scale=1.0, metadata={"weights": WEIGHTS})
 
 
 def heights(fits: list[Fit], space: ShapeSpace) -> np.ndarray:
@@ -63,21 +70,21 @@ def test_growing_ellipsoids_are_steadier_jointly_and_a_missing_one_lies_between(
     flickers = 0.02 * np.array([1, -1, 1, -1, 1, -1, 1])
     scans = [ellipsoid(h, seed=t, x=0.2 * t) for t, h in enumerate(true + flickers)]
     alone = space.fit_scans(scans, lm=LM)
-    joint = space.join(scans, list(alone), SequenceOptions(bend=0.03), lm=LM)
+    joint = space.fit_jointly(scans, list(alone), SequenceOptions(acceleration_std=0.03), lm=LM)
     flicker = [np.abs(np.diff(heights(fits, space), 2)).mean() for fits in (alone, joint)]
     assert flicker[1] < 0.6 * flicker[0]
     assert np.abs(heights(joint, space) - true).mean() < 0.02
-    steps = np.diff([float(one.frame.centre[0]) for one in joint])
+    steps = np.diff([float(one.frame.center[0]) for one in joint])
     np.testing.assert_allclose(steps, 0.2, atol=0.03)
-    assert not any(one.bridged for one in joint)
+    assert not any(one.interpolated for one in joint)
 
     scans[3] = Scan("walk/003", np.empty((0, 3), np.float32))
-    joint = space.fit_sequence(scans, SequenceOptions(bend=0.03), lm=LM)
-    assert [one.bridged for one in joint] == [t == 3 for t in range(7)]
+    joint = space.fit_sequence(scans, SequenceOptions(acceleration_std=0.03), lm=LM)
+    assert [one.interpolated for one in joint] == [t == 3 for t in range(7)]
     assert [one.name for one in joint] == [scan.name for scan in scans]
     found = heights(joint, space)
     assert found[2] < found[3] < found[4]
-    assert float(joint[3].frame.centre[0]) == pytest.approx(0.6, abs=0.03)
+    assert float(joint[3].frame.center[0]) == pytest.approx(0.6, abs=0.03)
     assert len(joint[3].residuals) == 0
     assert joint[3].covariance is not None
     assert joint[3].covariance.shape == (3, 3)
@@ -85,16 +92,16 @@ def test_growing_ellipsoids_are_steadier_jointly_and_a_missing_one_lies_between(
 
 def test_one_round_is_one_dense_gauss_newton_step(space: ShapeSpace) -> None:
     """The quadratics of all frames and of the bends, in one matrix."""
-    model, options = space.model, SequenceOptions(bend=0.2, rounds=1)
+    model, options = space.model, SequenceOptions(acceleration_std=0.2, max_steps=1)
     assert isinstance(model, IGR)
     scans = [ellipsoid(0.45, seed=t, x=0.1 * t * t) for t in range(5)]
     fits = space.fit_scans(scans, lm=LM)
-    moments = [sequence._Moment(scan, one.code, one.frame) for scan, one in zip(scans, fits, strict=True)]
+    moments = [sequence.FrameFit(scan, one.code, one.frame) for scan, one in zip(scans, fits, strict=True)]
     rows = [0, 1, 3, 4]
     problem = sequence._problem(model, [moments[row] for row in rows], LM, 0)
-    found, spread = sequence._smoothed(problem, rows, moments, LM, options)
+    found, spread = sequence.solve_sequence(problem, rows, moments, LM, options)
 
-    start = problem.at_rest(torch.cat([one.code.flat for one in fits]))
+    start = problem.with_identity(torch.cat([one.code.flat for one in fits]))
     size = start.shape[1]
     state = problem(torch.arange(4), start[rows])
     bends = tridiagonal.second_differences(5)
@@ -121,14 +128,14 @@ def test_a_frame_that_was_fitted_badly_is_helped_by_its_neighbours(space: ShapeS
     scans = [ellipsoid(0.45, seed=t) for t in range(3)]
     fits = space.fit_scans(scans, lm=LM)
     moments = {
-        t: sequence._Moment(scan, one.code, one.frame) for t, (scan, one) in enumerate(zip(scans, fits, strict=True))
+        t: sequence.FrameFit(scan, one.code, one.frame) for t, (scan, one) in enumerate(zip(scans, fits, strict=True))
     }
-    assert sequence._helped(model, moments, LM, 0)[0] is moments[0]
-    lost = replace(fits[1].frame, centre=fits[1].frame.centre + torch.tensor([0.0, 3.0, 0.0]))
+    assert sequence.retry_from_neighbors(model, moments, LM, 0)[0] is moments[0]
+    lost = replace(fits[1].frame, centre=fits[1].frame.center + torch.tensor([0.0, 3.0, 0.0]))
     moments[1] = moments[1]._replace(frame=lost)
-    helped = sequence._helped(model, moments, LM, 0)
+    helped = sequence.retry_from_neighbors(model, moments, LM, 0)
     assert helped[0] is moments[0]
-    torch.testing.assert_close(helped[1].frame.centre, fits[1].frame.centre, atol=0.02, rtol=0)
+    torch.testing.assert_close(helped[1].frame.center, fits[1].frame.center, atol=0.02, rtol=0)
     torch.testing.assert_close(helped[1].code.flat, fits[1].code.flat, atol=0.05, rtol=0.1)
 
 
@@ -136,9 +143,9 @@ def test_odd_frames_are_bridged_and_too_few_are_refused(space: ShapeSpace, monke
     scans = [ellipsoid(0.45, seed=t) for t in range(4)]
     odd = iter([1.0, 99.0, 1.0, 1.0])
     monkeypatch.setattr(sequence, "oddness", lambda code, prior: next(odd))
-    assert [one.bridged for one in space.fit_sequence(scans, lm=LM)] == [False, True, False, False]
+    assert [one.interpolated for one in space.fit_sequence(scans, lm=LM)] == [False, True, False, False]
     monkeypatch.setattr(sequence, "oddness", lambda code, prior: 99.0)
-    with pytest.raises(ValueError, match=r"0 of 4 frames could be fitted and look like .* without --sequence\."):
+    with pytest.raises(ValueError, match=r"0 of 4 frames could be fitted and look like .* without --as-sequence\."):
         space.fit_sequence(scans, lm=LM)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"2 of 2 frames could be fitted .* at least three frames"):
@@ -153,9 +160,9 @@ def test_odd_frames_are_bridged_and_too_few_are_refused(space: ShapeSpace, monke
 
 
 def test_families_without_a_vector_have_no_sequences() -> None:
-    sizes = voxel.VoxelSizes(grid=8)
-    grids = ShapeSpace(registry.model(sizes, shapes=1), sizes, scale=1.0, about={"weights": {}})
-    for call in (grids.fit_sequence, lambda scans: grids.join(scans, [None] * 3)):
+    sizes = voxel.VoxelConfig(grid=8)
+    grids = ShapeSpace(registry.build_model(sizes, num_scans=1), sizes, scale=1.0, metadata={"weights": {}})
+    for call in (grids.fit_sequence, lambda scans: grids.fit_jointly(scans, [None] * 3)):
         with pytest.raises(
             ValueError, match=r"a joint fit needs signed distances .* family voxel has not both: fit the"
         ):
@@ -173,7 +180,7 @@ def named(*names: str) -> list[Scan]:
 
 
 def test_frames_come_in_natural_order_and_missing_numbers_are_filled() -> None:
-    found = in_time(named("a/f10", "a/f8", "a/f2", "a/f4"))
+    found = order_frames(named("a/f10", "a/f8", "a/f2", "a/f4"))
     assert [(scan.name, len(scan)) for scan in found] == [
         ("a/f2", 1),
         ("a/f4", 1),
@@ -181,8 +188,13 @@ def test_frames_come_in_natural_order_and_missing_numbers_are_filled() -> None:
         ("a/f8", 1),
         ("a/f10", 1),
     ]
-    assert [scan.name for scan in in_time(named("f.003", "f.001"))] == ["f.001", "f.003"]  # every other one
-    assert [scan.name for scan in in_time(named("f.004", "f.001", "f.002"))] == ["f.001", "f.002", "f.003", "f.004"]
-    assert [scan.name for scan in in_time(named("b2", "a9", "a10"))] == ["a9", "a10", "b2"]
+    assert [scan.name for scan in order_frames(named("f.003", "f.001"))] == ["f.001", "f.003"]  # every other one
+    assert [scan.name for scan in order_frames(named("f.004", "f.001", "f.002"))] == [
+        "f.001",
+        "f.002",
+        "f.003",
+        "f.004",
+    ]
+    assert [scan.name for scan in order_frames(named("b2", "a9", "a10"))] == ["a9", "a10", "b2"]
     with pytest.raises(ValueError, match="11 frames are missing between f001 and f013, and at most 10 in a row"):
-        in_time(named("f000", "f001", "f013"))
+        order_frames(named("f000", "f001", "f013"))

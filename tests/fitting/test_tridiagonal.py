@@ -27,7 +27,7 @@ def test_a_chain_equals_the_dense_solve(count: int, silent: tuple[int, ...]) -> 
     right = torch.randn(count, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     bends = tridiagonal.second_differences(count)
     dense = torch.block_diag(*own) + torch.kron(bends.T @ bends, stiffness)
-    found, spread = tridiagonal.solve(own, stiffness, right)
+    found, spread = tridiagonal.solve_block_tridiagonal(own, stiffness, right)
     torch.testing.assert_close(found.flatten(), torch.linalg.solve(dense, right.flatten()), rtol=1e-8, atol=1e-8)
     inverse = torch.linalg.inv(dense).reshape(count, size, count, size)
     blocks = torch.stack([inverse[link, :, link] for link in range(count)])
@@ -39,5 +39,7 @@ def test_a_silent_link_lies_where_the_chain_does_not_bend() -> None:
     own = 1e9 * torch.eye(1, dtype=torch.float64).repeat(5, 1, 1)
     own[2] = 0
     held = torch.tensor([[1.0], [2.0], [0.0], [4.0], [5.0]], dtype=torch.float64)
-    found, _ = tridiagonal.solve(own, torch.eye(1, dtype=torch.float64), (own @ held[..., None])[..., 0])
+    found, _ = tridiagonal.solve_block_tridiagonal(
+        own, torch.eye(1, dtype=torch.float64), (own @ held[..., None])[..., 0]
+    )
     assert float(found[2]) == pytest.approx(3, abs=1e-6)

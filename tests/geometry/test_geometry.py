@@ -23,17 +23,17 @@ def test_frame_moves_there_and_back_and_keeps_directions() -> None:
 def test_frame_of_a_batch() -> None:
     frame = Frame(torch.randn(4, 3), torch.rand(4) + 1)
     model = torch.randn(4, 5, 3)
-    one = Frame(frame.centre[2], frame.scale[2]).to_world(model[2])
+    one = Frame(frame.center[2], frame.scale[2]).to_world(model[2])
     torch.testing.assert_close(frame.to_world(model)[2], one)
 
 
 def test_shell_and_box() -> None:
     generator = torch.Generator().manual_seed(0)
-    shell = loader.shell(torch.ones(3, 800, 3), sigma=0.01, generator=generator)
+    shell = loader.sample_near_surface(torch.ones(3, 800, 3), std=0.01, generator=generator)
     assert shell.shape == (3, 800, 3)
     assert abs(shell.std().item() - 0.01) < 1e-3
     assert abs(shell.mean().item() - 1) < 1e-3
-    box = loader.box((3, 1000), half=0.9, generator=generator)
+    box = loader.sample_uniform((3, 1000), half_extent=0.9, generator=generator)
     assert box.shape == (3, 1000, 3)
     assert 0.89 < box.abs().max() <= 0.9
     assert abs(box.mean().item()) < 0.03
@@ -68,7 +68,7 @@ def test_union_is_the_smaller_distance() -> None:
 def test_nearest_on_a_box_is_the_closed_form() -> None:
     box = trimesh.creation.box((0.4, 0.8, 0.6))
     points = np.random.default_rng(0).uniform(-1, 1, (500, 3))
-    distance, face, closest = proximity.to_mesh(points, box)
+    distance, face, closest = proximity.closest_point(points, box)
     expected = primitives.box(torch.from_numpy(points), torch.tensor([0.2, 0.4, 0.3], dtype=torch.float64)).abs()
     np.testing.assert_allclose(distance, expected.numpy(), atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(points - closest, axis=1), distance, atol=1e-12)
@@ -80,34 +80,34 @@ def test_nearest_on_a_mesh_is_the_library_s_own_answer_to_the_bit(make_body: Cal
     body, rng = make_body(), np.random.default_rng(0)
     points = np.concatenate([body.vertices, body.sample(5000, seed=0), rng.normal(size=(5000, 3))])
     plain = igl.point_mesh_squared_distance(points, np.array(body.vertices), np.array(body.faces))
-    for ours, theirs in zip(proximity.to_mesh(points, body), (np.sqrt(plain[0]), *plain[1:]), strict=True):
+    for ours, theirs in zip(proximity.closest_point(points, body), (np.sqrt(plain[0]), *plain[1:]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_nearest_notices_that_a_mesh_was_changed() -> None:
     box, origin = trimesh.creation.box((2.0, 2.0, 2.0)), np.zeros((1, 3))
-    assert proximity.to_mesh(origin, box)[0] == 1
+    assert proximity.closest_point(origin, box)[0] == 1
     box.apply_scale(3)
-    assert proximity.to_mesh(origin, box)[0] == 3
+    assert proximity.closest_point(origin, box)[0] == 3
     box.vertices[:, 0] *= 0.5
-    assert proximity.to_mesh(origin, box)[0] == 1.5
+    assert proximity.closest_point(origin, box)[0] == 1.5
     box.update_faces(np.abs(box.face_normals[:, 0]) < 0.5)
-    assert proximity.to_mesh(origin, box)[0] == 3
+    assert proximity.closest_point(origin, box)[0] == 3
 
 
 def test_nearest_refuses_a_mesh_without_faces() -> None:
     with pytest.raises(ValueError, match=r"mesh without faces \(0 vertices\)"):
-        proximity.to_mesh(np.zeros((1, 3)), trimesh.Trimesh())
+        proximity.closest_point(np.zeros((1, 3)), trimesh.Trimesh())
 
 
 def test_nearest_among_points() -> None:
     rng = np.random.default_rng(0)
     points, others = rng.normal(size=(50, 3)), rng.normal(size=(60, 3))
-    distance, index = proximity.to_points(points, others)
+    distance, index = proximity.nearest_point(points, others)
     table = np.linalg.norm(points[:, None] - others, axis=-1)
     np.testing.assert_allclose(distance, table.min(axis=1))
     np.testing.assert_array_equal(index, table.argmin(axis=1))
-    there, back = proximity.each_other(points, others)
+    there, back = proximity.mutual_nearest(points, others)
     np.testing.assert_array_equal(there, distance)
     np.testing.assert_allclose(back, table.min(axis=0))
 
@@ -116,9 +116,11 @@ def test_nearest_among_points() -> None:
     "points", [np.zeros((0, 3)), np.ones((40, 3)), np.geomspace(1e-300, 1, 900)[:, None] * [1, 0, 0]]
 )
 def test_nearest_bears_no_points_equal_points_and_crowded_points(points: np.ndarray) -> None:
-    to_itself, _ = proximity.to_points(points, points) if len(points) else proximity.to_points(points, np.ones((1, 3)))
+    to_itself, _ = (
+        proximity.nearest_point(points, points) if len(points) else proximity.nearest_point(points, np.ones((1, 3)))
+    )
     np.testing.assert_array_equal(to_itself, 0)
-    distance, face, closest = proximity.to_mesh(points, trimesh.creation.box((8.0, 8.0, 8.0)))
+    distance, face, closest = proximity.closest_point(points, trimesh.creation.box((8.0, 8.0, 8.0)))
     assert (len(distance), len(face), closest.shape) == (len(points), len(points), points.shape)
     np.testing.assert_allclose(distance, 4 - points.max(axis=1, initial=-np.inf))
 
@@ -126,6 +128,6 @@ def test_nearest_bears_no_points_equal_points_and_crowded_points(points: np.ndar
 def test_reach_is_the_distance_to_the_so_manieth_neighbour() -> None:
     points = np.random.default_rng(0).normal(size=(200, 3))
     apart = np.sort(np.linalg.norm(points[:, None] - points, axis=2), axis=1)
-    np.testing.assert_allclose(proximity.reach(points, neighbour=8), apart[:, 8])
-    index = proximity.neighbours(points[:5], points, 4)
+    np.testing.assert_allclose(proximity.kth_neighbor_distance(points, neighbor=8), apart[:, 8])
+    index = proximity.k_nearest(points[:5], points, 4)
     np.testing.assert_allclose(np.linalg.norm(points[:5, None] - points[index], axis=2), apart[:5, :4], atol=1e-12)

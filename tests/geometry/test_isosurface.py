@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from shapespace.geometry import primitives
-from shapespace.geometry.isosurface import by_signs, dense, isosurface, largest
+from shapespace.geometry.isosurface import dense, isosurface, isosurface_by_sign, largest_component
 
 A, B = torch.tensor([0.3, -0.4, 0.1]), torch.tensor([-0.1, 0.5, 0.3])
 
@@ -22,7 +22,7 @@ def sphere(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
     return primitives.sphere(x, torch.zeros(3), 0.6)
 
 
-@pytest.mark.parametrize("mesher", [isosurface, by_signs, dense])
+@pytest.mark.parametrize("mesher", [isosurface, isosurface_by_sign, dense])
 def test_a_sphere_is_a_sphere(mesher: object) -> None:
     mesh = mesher(sphere, resolution=64)  # type: ignore[operator]
     assert mesh.is_watertight
@@ -30,7 +30,7 @@ def test_a_sphere_is_a_sphere(mesher: object) -> None:
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=5e-3)  # positive: outward
 
 
-@pytest.mark.parametrize("mesher", [isosurface, by_signs, dense])
+@pytest.mark.parametrize("mesher", [isosurface, isosurface_by_sign, dense])
 def test_an_off_centre_capsule_is_not_mirrored_or_swapped(mesher: object) -> None:
     mesh = mesher(capsule, resolution=96)  # type: ignore[operator]
     assert mesh.is_watertight
@@ -59,7 +59,7 @@ def test_sparse_equals_dense_on_the_same_grid(resolution: int) -> None:
 @pytest.mark.parametrize("resolution", [24, 64, 128])
 def test_what_is_no_distance_is_meshed_by_its_signs(resolution: int) -> None:
     """A steep and warped field, of which a bound would say nothing, has the surface of the distance."""
-    found = by_signs(lambda x: (40 * capsule(x)).tanh() * (2 + x[:, 0].sin()), resolution=resolution)
+    found = isosurface_by_sign(lambda x: (40 * capsule(x)).tanh() * (2 + x[:, 0].sin()), resolution=resolution)
     assert found.is_watertight
     assert capsule(torch.from_numpy(found.vertices).float()).abs().max() < 0.2 * 2 / resolution
     assert len(found.vertices) == len(isosurface(capsule, resolution=resolution).vertices)
@@ -127,5 +127,5 @@ def test_largest_component() -> None:
         lambda x: primitives.union(sphere(x), primitives.sphere(x, torch.tensor([0.85, 0.85, 0.85]), 0.1)),
         resolution=64,
     )
-    assert largest(two).volume == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=1e-2)
-    assert two.volume > largest(two).volume
+    assert largest_component(two).volume == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=1e-2)
+    assert two.volume > largest_component(two).volume

@@ -8,9 +8,9 @@ from scipy.spatial.transform import Rotation
 from trimesh import Trimesh
 from trimesh.creation import capsule
 
-from shapespace.geometry.normals import estimate, facing, outward, seen_from
+from shapespace.geometry.normals import estimate, orient_outward, orient_towards, single_view_direction
 from shapespace.geometry.scan import Scan
-from shapespace.synthetic.scanner import Scanner
+from shapespace.synthetic.scanner import VirtualScanner
 
 
 def test_lines_of_a_sphere_are_its_radii_up_to_their_side() -> None:
@@ -49,7 +49,7 @@ def body(count: int) -> Scan:
 def test_outside_is_where_one_can_leave() -> None:
     scan = body(4000)
     assert scan.normals is not None
-    found = outward(scan.points, estimate(scan.points))
+    found = orient_outward(scan.points, estimate(scan.points))
     assert found.whole
     assert ((found.normals * scan.normals).sum(axis=1) > 0).mean() > 0.99
 
@@ -60,56 +60,56 @@ def test_one_view_tells_where_its_camera_stood(turn: tuple[float, ...], make_bod
     mesh = make_body()
     vertices = Rotation.from_rotvec(turn).apply(np.asarray(mesh.vertices))
     rng = np.random.default_rng(0)
-    view = Scanner(azimuths=1, elevations=(0.0,)).scan(vertices, np.asarray(mesh.faces), rng, "view")
+    view = VirtualScanner(azimuths=1, elevations=(0.0,)).scan(vertices, np.asarray(mesh.faces), rng, "view")
     assert view.sensors is not None
     towards = view.sensors.mean(axis=0) - view.points.mean(axis=0)
     towards /= np.linalg.norm(towards)
     for noise in (0.0, 0.005):
         points = view.points + rng.normal(scale=noise, size=view.points.shape).astype(np.float32)
-        found = Scan("", points).with_sensors()
+        found = Scan("", points).infer_sensor()
         assert found.sensors is not None
         np.testing.assert_allclose(np.linalg.norm(found.sensors - points, axis=1), 3, rtol=1e-5)
         assert ((found.sensors - points) @ towards).min() > 3 * 0.95
-    whole = Scanner().scan(vertices, np.asarray(mesh.faces), rng, "whole")
+    whole = VirtualScanner().scan(vertices, np.asarray(mesh.faces), rng, "whole")
     few = whole.sample(2000, rng).points
-    assert seen_from(few, estimate(few)) is None
+    assert single_view_direction(few, estimate(few)) is None
 
 
 def test_a_scan_that_says_more_than_points_or_was_seen_from_around_gets_no_camera() -> None:
     scan = body(2000)
     assert scan.normals is not None
-    assert Scan("", scan.points).with_sensors().sensors is None
-    front = scan.take(np.flatnonzero(scan.normals[:, 2] > 0.5))
-    assert Scan("", front.points).with_sensors().sensors is not None
-    assert front.with_sensors() is front  # normals
+    assert Scan("", scan.points).infer_sensor().sensors is None
+    front = scan.select(np.flatnonzero(scan.normals[:, 2] > 0.5))
+    assert Scan("", front.points).infer_sensor().sensors is not None
+    assert front.infer_sensor() is front  # normals
     meshed = Scan("", front.points, faces=np.array([[0, 1, 2]]))
-    assert meshed.with_sensors() is meshed
+    assert meshed.infer_sensor() is meshed
     placed = Scan("", front.points, sensors=front.points - 1)
-    assert placed.with_sensors() is placed
+    assert placed.infer_sensor() is placed
 
 
 def test_both_sides_of_something_flat_are_no_view_of_one_camera() -> None:
     out = np.random.default_rng(0).normal(size=(2000, 3))
     points = out / np.linalg.norm(out, axis=1, keepdims=True) * (0.3, 0.85, 0.1)
-    assert seen_from(points, estimate(points)) is None
+    assert single_view_direction(points, estimate(points)) is None
     front = points[points[:, 2] > 0]
-    np.testing.assert_allclose(seen_from(front, estimate(front)), [0, 0, 1], atol=0.1)
+    np.testing.assert_allclose(single_view_direction(front, estimate(front)), [0, 0, 1], atol=0.1)
 
 
 def test_half_a_surface_has_no_inside() -> None:
     scan = body(4000)
-    half = scan.take(np.flatnonzero(scan.points[:, 1] > 0.02))
-    assert not outward(half.points, estimate(half.points)).whole
-    bare = Scan("", half.points).with_normals()
+    half = scan.select(np.flatnonzero(scan.points[:, 1] > 0.02))
+    assert not orient_outward(half.points, estimate(half.points)).whole
+    bare = Scan("", half.points).estimate_normals()
     assert bare.normals is None
-    assert bare.lines is not None
+    assert bare.unoriented_normals is not None
 
 
 def test_a_sensor_tells_outside_at_once() -> None:
     scan = body(500)
     assert scan.normals is not None
-    half = scan.take(np.flatnonzero(scan.normals[:, 1] > 0.3))
-    seen = Scan("", half.points, sensors=half.points + np.array([0.0, 3.0, 0.0])).with_normals()
+    half = scan.select(np.flatnonzero(scan.normals[:, 1] > 0.3))
+    seen = Scan("", half.points, sensors=half.points + np.array([0.0, 3.0, 0.0])).estimate_normals()
     assert seen.normals is not None
     assert (seen.normals[:, 1] > 0).all()
-    np.testing.assert_array_equal(facing(-seen.normals, np.tile([0.0, 1.0, 0.0], (len(seen), 1))), seen.normals)
+    np.testing.assert_array_equal(orient_towards(-seen.normals, np.tile([0.0, 1.0, 0.0], (len(seen), 1))), seen.normals)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from shapespace.geometry.raycast import Rays
+from shapespace.geometry.raycast import Raycaster
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def test_first_hit_of_a_sphere(ball: trimesh.Trimesh) -> None:
     origins *= 2 / np.linalg.norm(origins, axis=1, keepdims=True)
     aims = rng.uniform(-0.25, 0.25, size=(500, 3))
     directions = (aims - origins) * 0.5  # not unit: distances are in lengths of the direction
-    distance, face = Rays(ball.vertices, ball.faces).first(origins, directions)
+    distance, face = Raycaster(ball.vertices, ball.faces).first_hit(origins, directions)
     hits = origins + distance[:, None] * directions
     assert np.abs(np.linalg.norm(hits, axis=1) - 0.5).max() < 5e-4
     assert (np.einsum("nd,nd->n", hits, directions) < 0).all()  # the near side
@@ -27,12 +27,14 @@ def test_first_hit_of_a_sphere(ball: trimesh.Trimesh) -> None:
 
 
 def test_a_miss_is_infinitely_far(ball: trimesh.Trimesh) -> None:
-    distance, face = Rays(ball.vertices, ball.faces).first(np.array([[0.0, 0.0, 2.0]]), np.array([[0.0, 0.0, 1.0]]))
+    distance, face = Raycaster(ball.vertices, ball.faces).first_hit(
+        np.array([[0.0, 0.0, 2.0]]), np.array([[0.0, 0.0, 1.0]])
+    )
     assert np.isinf(distance[0])
     assert face[0] == -1
 
 
 def test_faces_are_hit_from_inside(ball: trimesh.Trimesh) -> None:
-    distance, face = Rays(ball.vertices, ball.faces).first(np.zeros((1, 3)), np.array([[0.0, 1.0, 0.0]]))
+    distance, face = Raycaster(ball.vertices, ball.faces).first_hit(np.zeros((1, 3)), np.array([[0.0, 1.0, 0.0]]))
     assert distance[0] == pytest.approx(0.5, abs=1e-3)
     assert face[0] >= 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shapespace.data.loader import collate
-from shapespace.data.store import InMemory
+from shapespace.data.store import InMemoryStore
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_scan
 from shapespace.rendering.plots import write_curves
@@ -21,10 +21,10 @@ def sphere(count: int = 2000) -> Scan:
 
 def test_strays_go_and_the_surface_stays() -> None:
     clean, rng = sphere(), np.random.default_rng(1)
-    assert clean.without_strays() is clean
+    assert clean.remove_statistical_outliers() is clean
     away = rng.uniform(-2, 2, (600, 3)).astype(np.float32)
     spoilt = Scan("spoilt", np.concatenate([clean.points, away]), np.concatenate([clean.points, away]))
-    kept = spoilt.without_strays()
+    kept = spoilt.remove_statistical_outliers()
     assert kept.normals is not None
     np.testing.assert_array_equal(kept.points, kept.normals)  # what belongs to a point goes with it
     radius = np.linalg.norm(kept.points, axis=1)
@@ -34,32 +34,32 @@ def test_strays_go_and_the_surface_stays() -> None:
 
 def test_rims_are_no_strays_and_meshes_are_left_alone() -> None:
     half = sphere()
-    half = half.take(np.flatnonzero(half.points[:, 2] > 0))
-    assert half.without_strays() is half
+    half = half.select(np.flatnonzero(half.points[:, 2] > 0))
+    assert half.remove_statistical_outliers() is half
     mesh = Scan("mesh", sphere().points, faces=np.arange(1998).reshape(-1, 3))
-    assert mesh.without_strays() is mesh
+    assert mesh.remove_statistical_outliers() is mesh
 
 
 def test_scans_in_memory_are_drawn_from_like_a_store_s() -> None:
     scan = Scan("s", 3 * sphere().points + np.float32(5), sphere().normals)
-    source = InMemory({"s": scan}, scale=4.0, about={})
+    source = InMemoryStore({"s": scan}, scale=4.0, metadata={})
     drawn = source.sample("s", 5000, np.random.default_rng(0))
     assert len(drawn) == 5000
     np.testing.assert_allclose(np.linalg.norm(drawn.points, axis=1), 0.75, atol=0.03)  # about the mean of the points
     back = drawn.to_world(source.frame("s"))
     assert np.abs(np.linalg.norm(back.points - 5, axis=1) - 3).max() < 1e-4
-    assert not source.has_truth("s")
-    assert source.truth("s") is None
+    assert not source.has_ground_truth("s")
+    assert source.ground_truth("s") is None
 
 
 def test_a_batch_of_the_plane_stays_in_it() -> None:
     flat = sphere(64)
     plane = Scan("plane", flat.points * np.float32([1, 1, 0]))
     batch = collate([plane], seed=3)
-    assert not batch.shell[..., 2].any()
-    assert not batch.box[..., 2].any()
-    assert batch.box[..., :2].std() > 0.3
-    assert collate([flat], seed=3).box[..., 2].any()
+    assert not batch.near_points[..., 2].any()
+    assert not batch.uniform_points[..., 2].any()
+    assert batch.uniform_points[..., :2].std() > 0.3
+    assert collate([flat], seed=3).uniform_points[..., 2].any()
 
 
 @pytest.mark.parametrize("columns", [2, 4])

@@ -28,7 +28,7 @@ def test_a_floor_is_found_where_it_is_however_the_scan_lies(turn: tuple[float, f
     rotation = Rotation.from_rotvec(turn)
     body, ground = capsule(), floor()
     points = rotation.apply(np.concatenate([body, ground])) + np.array([3, -2, 5])
-    (plane,) = segmentation.planes(points, np.random.default_rng(0))
+    (plane,) = segmentation.bounding_planes(points, np.random.default_rng(0))
     np.testing.assert_allclose(plane.normal, rotation.apply([0, 1, 0]), atol=5e-3)
     assert plane.height(np.array([[3.0, -2.0, 5.0]])) == pytest.approx(0, abs=2e-3)
     below = plane.below(points)
@@ -39,30 +39,30 @@ def test_a_floor_is_found_where_it_is_however_the_scan_lies(turn: tuple[float, f
 def test_a_corner_of_a_room_has_a_floor_and_two_walls() -> None:
     ground = floor()
     walls = [ground[:, [1, 0, 2]] + (-1, 1, 0), ground[:, [0, 2, 1]] + (0, 1, -1)]
-    found = segmentation.planes(np.concatenate([capsule(), ground, *walls]), np.random.default_rng(0))
+    found = segmentation.bounding_planes(np.concatenate([capsule(), ground, *walls]), np.random.default_rng(0))
     normals = np.array([plane.normal for plane in found])
     np.testing.assert_allclose(normals[np.argmax(normals, axis=1).argsort()], np.eye(3)[[0, 1, 2]], atol=0.01)
 
 
 @pytest.mark.parametrize("points", [capsule(), floor(0.6), capsule(300), floor()[:3], np.zeros((200, 3))])
 def test_what_has_no_large_plane_keeps_all(points: np.ndarray) -> None:
-    assert segmentation.planes(points, np.random.default_rng(0)) == []
+    assert segmentation.bounding_planes(points, np.random.default_rng(0)) == []
 
 
 def test_a_plane_through_the_middle_bounds_nothing() -> None:
     points = np.concatenate([capsule(), floor() + np.array([0, 0.8, 0])])
-    assert segmentation.planes(points, np.random.default_rng(0)) == []
+    assert segmentation.bounding_planes(points, np.random.default_rng(0)) == []
 
 
 def test_parts_are_what_a_gap_keeps_apart() -> None:
     body = capsule()
     near, far = body + np.array([0.30 + 0.02, 0, 0]), body + np.array([0, 0, 0.30 + 0.15])
-    assert len(np.unique(segmentation.parts(np.concatenate([body, near])))) == 1
-    labels = segmentation.parts(np.concatenate([body, far]))
+    assert len(np.unique(segmentation.connected_parts(np.concatenate([body, near])))) == 1
+    labels = segmentation.connected_parts(np.concatenate([body, far]))
     assert set(labels[: len(body)]) == {labels[0]}
     assert set(labels[len(body) :]) == {labels[-1]}
     assert labels[0] != labels[-1]
 
 
 def test_few_points_that_lie_apart_are_one_part_still() -> None:
-    assert set(segmentation.parts(capsule(500))) == {0}
+    assert set(segmentation.connected_parts(capsule(500))) == {0}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from shapespace.datasets.folder import Folder
 from shapespace.geometry import primitives
-from shapespace.geometry.camera import Camera, View
+from shapespace.geometry.camera import Camera, DepthImage
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_mesh, read_scan
 
@@ -266,7 +266,7 @@ def steps() -> np.ndarray:
 def test_no_face_crosses_a_jump_and_the_jump_can_be_said(tmp_path: Path) -> None:
     save_png(tmp_path / "view.png", steps())
     save_json(tmp_path / "view.json", **INTRINSICS)
-    apart, whole = read_scan(tmp_path / "view.png"), read_scan(tmp_path / "view.png", jump=0.11)
+    apart, whole = read_scan(tmp_path / "view.png"), read_scan(tmp_path / "view.png", max_depth_jump=0.11)
     depth = -apart.points[:, 2]
     assert np.ptp(depth[apart.faces], axis=1).max() == 0
     assert len(apart) == len(whole) == HEIGHT * WIDTH
@@ -303,9 +303,9 @@ def test_limits_that_leave_nothing_are_told(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"shows 0 points .* \([\d,]+ of them nearer or farther than the limits allow\)"
     ):
-        read_scan(path, near=5.0)
+        read_scan(path, min_depth=5.0)
     with pytest.raises(ValueError, match="shows 0 points"):
-        read_scan(path, far=float("nan"))
+        read_scan(path, max_depth=float("nan"))
 
 
 def test_alone_in_the_air_is_left_out(tmp_path: Path) -> None:
@@ -332,9 +332,9 @@ def test_samples_have_the_normals_between_those_of_the_corners(tmp_path: Path) -
 
 def test_a_view_is_asked_only_once_its_camera_is_placed() -> None:
     camera = Camera.described(INTRINSICS)
-    view = View(steps(), camera)
+    view = DepthImage(steps(), camera)
     with pytest.raises(AssertionError, match="not placed"):
-        view.scan()
+        view.to_scan()
     placed = replace(view, camera=camera.placed(np.eye(3), 1.0))
     middle = placed.unproject(np.array([57 * WIDTH + 83]))
     np.testing.assert_allclose(middle, [[0, 0, -1.9]], atol=1e-12)
@@ -350,17 +350,17 @@ def test_a_folder_of_frames_becomes_scans_named_by_frame(tmp_path: Path) -> None
         save_png(tmp_path / f"anna/depth/{frame}.png", render(FRONT))
         Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / f"anna/{frame}.png")
     recipe = Folder()
-    entries = recipe.find(tmp_path)
+    entries = recipe.list_scans(tmp_path)
     assert [entry.name for entry in entries] == ["anna/depth/00000", "anna/depth/00001"]
-    assert len(recipe.read(entries[0])) > 1500
+    assert len(recipe.read_scan(entries[0])) > 1500
     recipe = Folder(pattern="{subject}/depth/{frame}.png")
-    assert [entry.name for entry in recipe.find(tmp_path)] == ["anna/scans/00000", "anna/scans/00001"]
+    assert [entry.name for entry in recipe.list_scans(tmp_path)] == ["anna/scans/00000", "anna/scans/00001"]
     frames = [{"depth_file_path": "depth/00000.png", "camera_to_world": FRONT.tolist()}]
     save_json(tmp_path / "anna/take_1.json", **INTRINSICS, frames=frames)
     recipe = Folder(pattern="{subject}/take_{frame}.json")
-    (entry,) = recipe.find(tmp_path)
+    (entry,) = recipe.list_scans(tmp_path)
     assert entry.name == "anna/scans/1"
-    check(recipe.read(entry), [FRONT[:3, 3]], 0.0006)
+    check(recipe.read_scan(entry), [FRONT[:3, 3]], 0.0006)
 
 
 # --------------------------------------------------------------------------------------------------------------- words

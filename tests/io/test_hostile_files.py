@@ -23,7 +23,7 @@ import trimesh
 
 from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.io import scan_files
-from shapespace.io.formats import suffixes
+from shapespace.io.formats import readable_suffixes
 from shapespace.io.scan_files import read_scan, write_scan
 
 SECONDS, MEMORY = 10.0, 150e6  # for any of these files, the largest of which have 2 MB; checks of shapes included
@@ -383,12 +383,12 @@ def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: p
 
 
 def test_they_are_many() -> None:
-    assert len(HOSTILE) + 3 * len(suffixes()) > 100
+    assert len(HOSTILE) + 3 * len(readable_suffixes()) > 100
 
 
 def test_each_format_has_a_whole_file_here(tmp_path: Path) -> None:
     """Or the damage below would be done to nothing."""
-    assert suffixes() == WHOLE.keys()
+    assert readable_suffixes() == WHOLE.keys()
     for suffix, make in WHOLE.items():
         (tmp_path / f"x{suffix}").write_bytes(make())
     for suffix in WHOLE:
@@ -451,8 +451,10 @@ def test_by_the_command_line_they_end_in_one_sentence(
     from shapespace.tools.__main__ import main
 
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
-    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(tmp_path / "m.safetensors")
+    sizes = igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1, init_radius=0.5, encoder_points=128)
+    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, metadata={"weights": {}}).save(
+        tmp_path / "m.safetensors"
+    )
     contents = HOSTILE[case][0]
     (tmp_path / "x.ply").write_bytes(contents["x.ply"])
     monkeypatch.chdir(tmp_path)

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shapespace.geometry.scan import MIN_POINTS, Scan
-from shapespace.io.formats import suffixes
+from shapespace.io.formats import readable_suffixes
 from shapespace.io.scan_files import read_faces, read_mesh, read_scan, write_mesh, write_scan
-from shapespace.io.units import UNITS, _turn, to_world
+from shapespace.io.units import UNITS, axis_rotation, to_world
 
 UPS = ("x", "y", "z", "-x", "-y", "-z")
 
@@ -84,7 +84,7 @@ def test_rows_where_nothing_was_measured_are_left_out(tmp_path):
 
 def test_an_unknown_axis_is_refused():
     with pytest.raises(ValueError, match=r"up axis 'w' is none of y, -y, .* Name the axis"):
-        _turn("w")
+        axis_rotation("w")
 
 
 # ------------------------------------------------------------------------------------------------------------- formats
@@ -399,5 +399,17 @@ def test_a_damaged_file_ends_in_a_scan_or_in_a_sentence(tmp_path, suffix, data):
 
 
 def test_suffixes_name_what_can_be_read():
-    assert {".ply", ".obj", ".npy", ".npz", ".xyz", ".glb", ".stl", ".off", ".png", ".exr", ".json"} <= suffixes()
-    assert not {".zip", ".h5"} & suffixes()
+    assert {
+        ".ply",
+        ".obj",
+        ".npy",
+        ".npz",
+        ".xyz",
+        ".glb",
+        ".stl",
+        ".off",
+        ".png",
+        ".exr",
+        ".json",
+    } <= readable_suffixes()
+    assert not {".zip", ".h5"} & readable_suffixes()

@@ -10,45 +10,46 @@ from safetensors.torch import load, save
 from shapespace.data.loader import Batch, collate
 from shapespace.geometry.scan import Scan
 from shapespace.models import atlas, convolutional, igr, multiscale, occupancy, registry, voxel
-from shapespace.models.base import DistanceModel, FieldModel, ShapeModel
+from shapespace.models.base import FieldModel, SDFModel, ShapeModel
 from shapespace.models.code import Code
-from shapespace.nn.losses import weigh
+from shapespace.nn.losses import weighted_sum
 
 SMALL = {"code": 8, "width": 48, "depth": 4, "skip": 2, "radius": 0.3}
 ENCODER = {"encoder_points": 200, "encoder_width": 32, "encoder_features": 64}
 DISTANCE = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "tangent": 1.0, "far": 1.0}
-KINDS = ("points", "variational", "table", "taught")
+KINDS = ("pointnet", "variational", "autodecoder", "distilled")
 
 
 @dataclass(frozen=True)
 class Case:
     """A small model, and the weights of what it learns by."""
 
-    sizes: registry.Sizes
+    sizes: registry.ModelConfig
     weights: dict[str, float]
 
     def make(self) -> ShapeModel:
-        return registry.model(self.sizes, shapes=2)
+        return registry.build_model(self.sizes, num_scans=2)
 
 
 def _igr(kind: str) -> Case:
-    sizes = igr.IGRSizes(**SMALL, **ENCODER, encoder=kind, spread=0.1)  # type: ignore[arg-type]
-    return Case(sizes, {**DISTANCE, "code": 1e-3} | ({"lesson": 1.0} if kind == "taught" else {}))
+    sizes = igr.IGRConfig(**SMALL, **ENCODER, encoder=kind, code_init_std=0.1)  # type: ignore[arg-type]
+    return Case(sizes, {**DISTANCE, "code": 1e-3} | ({"lesson": 1.0} if kind == "distilled" else {}))
 
 
-PLANES = convolutional.ConvolutionalSizes(features=8, plane=16, depth=3, width=8, blocks=2, encoder_points=200)
-PYRAMID = multiscale.MultiscaleSizes(grid=16, levels=3, features=4, width=16, step=0.1, encoder_points=200)
+PLANES = convolutional.ConvolutionalConfig(features=8, plane=16, depth=3, width=8, blocks=2, encoder_points=200)
+PYRAMID = multiscale.MultiscaleConfig(grid=16, levels=3, features=4, width=16, step=0.1, encoder_points=200)
 
 FAMILIES: dict[str, Case] = {f"igr-{kind}": _igr(kind) for kind in KINDS} | {
     "occupancy": Case(
-        occupancy.OccupancySizes(code=8, width=24, blocks=2, encoder_points=200, encoder_width=16), {"occupancy": 1.0}
+        occupancy.OccupancyConfig(code_dim=8, width=24, blocks=2, encoder_points=200, encoder_width=16),
+        {"occupancy": 1.0},
     ),
     "convolutional": Case(PLANES, {"occupancy": 1.0}),
     "convolutional-volume": Case(replace(PLANES, grid=16, learn="scans"), DISTANCE),
     "multiscale": Case(PYRAMID, {"occupancy": 1.0}),
     "multiscale-scans": Case(replace(PYRAMID, learn="scans"), DISTANCE),
-    "voxel": Case(voxel.VoxelSizes(grid=16), {**DISTANCE, "code": 1e-3}),
-    "atlas": Case(atlas.AtlasSizes(code=8, patches=4, width=32, **ENCODER), {"chamfer": 1.0}),
+    "voxel": Case(voxel.VoxelConfig(grid=16), {**DISTANCE, "code": 1e-3}),
+    "atlas": Case(atlas.AtlasConfig(code_dim=8, patches=4, width=32, **ENCODER), {"chamfer": 1.0}),
 }
 
 
@@ -80,8 +81,8 @@ def field_model(model: ShapeModel) -> FieldModel:
 
 
 @pytest.fixture
-def distance_model(model: ShapeModel) -> DistanceModel:
-    if not isinstance(model, DistanceModel):
+def distance_model(model: ShapeModel) -> SDFModel:
+    if not isinstance(model, SDFModel):
         pytest.skip("it has no signed distance of a vector")
     return model
 
@@ -96,7 +97,7 @@ def ellipsoid(axes: tuple[float, float, float], count: int = 300, seed: int = 0)
 
 
 def batch() -> Batch:
-    return collate([ellipsoid((0.3, 0.7, 0.2)), ellipsoid((0.5, 0.4, 0.3))], shape=[0, 1], seed=5)
+    return collate([ellipsoid((0.3, 0.7, 0.2)), ellipsoid((0.5, 0.4, 0.3))], scan_index=[0, 1], seed=5)
 
 
 def shapes(model: ShapeModel, code: Code) -> torch.Tensor:
@@ -104,7 +105,9 @@ def shapes(model: ShapeModel, code: Code) -> torch.Tensor:
     if isinstance(model, FieldModel):
         x = torch.rand(len(code), 50, 3, generator=torch.Generator().manual_seed(3)) - 0.5
         return model.field(x, code)
-    return torch.stack([torch.from_numpy(np.asarray(m.vertices)).float() for m in model.surface(code, resolution=8)])
+    return torch.stack(
+        [torch.from_numpy(np.asarray(m.vertices)).float() for m in model.extract_surface(code, resolution=8)]
+    )
 
 
 def test_order_of_points_does_not_matter(model: ShapeModel) -> None:
@@ -135,9 +138,9 @@ def test_a_batch_equals_its_members(model: ShapeModel) -> None:
 def test_every_weight_has_a_term_and_learns(model: ShapeModel, weights: dict[str, float]) -> None:
     model.train()
     given = batch()
-    terms = model.terms(given, model.encode(given))
+    terms = model.loss_terms(given, model.encode(given))
     assert terms.keys() == weights.keys()
-    weigh(terms, weights).backward()
+    weighted_sum(terms, weights).backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not idle
 
@@ -145,7 +148,7 @@ def test_every_weight_has_a_term_and_learns(model: ShapeModel, weights: dict[str
 def test_the_code_gets_a_finite_gradient(model: ShapeModel, weights: dict[str, float]) -> None:
     given = batch()
     code = Code(tuple(part.detach().requires_grad_() for part in model.encode(given).parts))
-    weigh(model.terms(given, code), {**weights, "lesson": 0.0}).backward()
+    weighted_sum(model.loss_terms(given, code), {**weights, "lesson": 0.0}).backward()
     for part in code.parts:
         assert part.grad is not None
         assert part.grad.isfinite().all()
@@ -157,18 +160,18 @@ def test_without_normals_there_are_no_terms_of_normals(model: ShapeModel, weight
     if "normal" not in weights:
         pytest.skip("it does not learn by normals")
     bare = replace(given, normals=None)
-    terms = model.terms(bare, model.encode(bare))
-    assert model.terms(given, model.encode(given)).keys() - terms.keys() == {"normal", "tangent"}
+    terms = model.loss_terms(bare, model.encode(bare))
+    assert model.loss_terms(given, model.encode(given)).keys() - terms.keys() == {"normal", "tangent"}
 
 
-def test_lines_stand_in_for_normals(distance_model: DistanceModel) -> None:
+def test_lines_stand_in_for_normals(distance_model: SDFModel) -> None:
     """Turned to either side at random, they give the terms that normals give, where the field already knows outside."""
     given, model = batch(), distance_model
     assert given.normals is not None
     side = torch.randint(2, given.normals.shape[:2], generator=torch.Generator().manual_seed(0))[..., None] * 2 - 1
     lined = replace(given, normals=None, lines=given.normals * side)
     code = model.encode(given)
-    terms, expected = model.terms(lined, code), model.terms(given, code)
+    terms, expected = model.loss_terms(lined, code), model.loss_terms(given, code)
     assert terms.keys() == expected.keys()
     assert terms["normal"] <= expected["normal"] + 1e-6
     assert terms["tangent"].item() == pytest.approx(expected["tangent"].item(), rel=0.3)
@@ -179,7 +182,7 @@ def test_the_gradient_at_some_of_the_points_leaves_the_values(model: ShapeModel,
     code = model.encode(given)
     if "eikonal" not in weights:
         pytest.skip("it does not learn by gradients")
-    whole, part = model.terms(given, code), model.terms(replace(given, sloped=4), code)
+    whole, part = model.loss_terms(given, code), model.loss_terms(replace(given, sloped=4), code)
     for name in part.keys() - {"normal", "eikonal", "lesson"}:
         torch.testing.assert_close(part[name], whole[name], atol=1e-6, rtol=1e-5)
     for name in ("normal", "eikonal"):
@@ -200,9 +203,9 @@ def test_the_field_rises_outward(field_model: FieldModel, weights: dict[str, flo
     model, optimiser = field_model.train(), torch.optim.Adam(field_model.parameters(), lr=1e-2)
     scan = ellipsoid((0.5, 0.4, 0.3))
     for step in range(60):
-        given = collate([scan] * 2, shape=[0, 1], seed=step, sigma=0.1)
+        given = collate([scan] * 2, scan_index=[0, 1], seed=step, near_std=0.1)
         optimiser.zero_grad()
-        weigh(model.terms(given, model.encode(given)), weights).backward()
+        weighted_sum(model.loss_terms(given, model.encode(given)), weights).backward()
         optimiser.step()
     code = model.eval().encode(given)
     moved = 0.05 * given.normals
@@ -210,28 +213,28 @@ def test_the_field_rises_outward(field_model: FieldModel, weights: dict[str, flo
     assert (below < above).float().mean() > 0.95
 
 
-def test_linearise_is_the_derivative_of_the_field(distance_model: DistanceModel) -> None:
+def test_linearise_is_the_derivative_of_the_field(distance_model: SDFModel) -> None:
     model = distance_model
     code = model.encode(batch())
     x = (torch.rand(2, 20, 3) - 0.5).requires_grad_()
     flat = code.flat.detach().requires_grad_()
-    value = model.field(x, code.like(flat))
+    value = model.field(x, code.unflatten(flat))
     by_x, by_code = torch.autograd.grad(value.sum(), (x, flat))
-    found = model.linearise(x.detach(), code)
+    found = model.linearize(x.detach(), code)
     torch.testing.assert_close(found.value, value, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.gradient, by_x, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.jacobian.sum(dim=1), by_code, atol=1e-3, rtol=1e-3)
 
 
-def test_the_mesh_is_closed_and_outward(distance_model: DistanceModel) -> None:
-    (mesh,) = distance_model.surface(distance_model.encode(batch())[0], resolution=48)
+def test_the_mesh_is_closed_and_outward(distance_model: SDFModel) -> None:
+    (mesh,) = distance_model.extract_surface(distance_model.encode(batch())[0], resolution=48)
     assert mesh.is_watertight
     assert mesh.volume > 0
 
 
 def test_the_patches_are_as_many_meshes() -> None:
     model = FAMILIES["atlas"].make()
-    (mesh,) = model.surface(model.encode(batch())[0], resolution=16)
+    (mesh,) = model.extract_surface(model.encode(batch())[0], resolution=16)
     parts = mesh.split(only_watertight=False)
     assert len(parts) == 4
     assert len(mesh.faces) == 4 * 2 * 8 * 8
@@ -243,11 +246,11 @@ def test_two_hundred_steps_on_two_bodies_halve_the_loss(model: ShapeModel, weigh
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses, bodies = [], ((0.3, 0.7, 0.2), (0.5, 0.4, 0.3))
     for step in range(200):
-        given = collate([ellipsoid(axes, seed=step) for axes in bodies], shape=[0, 1], seed=step)
+        given = collate([ellipsoid(axes, seed=step) for axes in bodies], scan_index=[0, 1], seed=step)
         if "occupancy" in weights:  # labels: near the scan alone, two hundred steps are not enough
             query = torch.rand(2, 500, 3) * 2 - 1
             given = replace(given, query=query, inside=(query / torch.tensor(bodies)[:, None]).norm(dim=-1) < 1)
-        loss = weigh(model.terms(given, model.encode(given)), weights)
+        loss = weighted_sum(model.loss_terms(given, model.encode(given)), weights)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from shapespace.data.loader import Batch
-from shapespace.models.encoders import TableEncoder, TaughtEncoder
-from shapespace.nn.latent import Codebook
+from shapespace.models.encoders import AutoDecoder, DistilledEncoder
+from shapespace.nn.latent import CodeTable
 from shapespace.nn.pointnet import PointNet
 
 
@@ -15,10 +15,10 @@ def batch(shape: list[int]) -> Batch:
     return Batch(points, points, None, points, points[:, :5], torch.tensor(shape))
 
 
-def taught() -> TaughtEncoder:
+def taught() -> DistilledEncoder:
     torch.manual_seed(0)
-    pointnet = PointNet(code=3, count=40, width=16, features=32)
-    return TaughtEncoder(pointnet, Codebook(shapes=2, code=3, spread=1.0))
+    pointnet = PointNet(code_dim=3, num_points=40, width=16, features=32)
+    return DistilledEncoder(pointnet, CodeTable(num_scans=2, code_dim=3, init_std=1.0))
 
 
 def test_a_known_scan_has_its_free_code_and_a_stranger_the_encoder_s() -> None:
@@ -26,7 +26,7 @@ def test_a_known_scan_has_its_free_code_and_a_stranger_the_encoder_s() -> None:
     code = encoder(given).flat
     torch.testing.assert_close(code[0], encoder.table.codes[1])
     torch.testing.assert_close(code[1], encoder.pointnet(given.points)[0][1])
-    assert torch.equal(TableEncoder(encoder.table)(given).flat[1], encoder.table.codes.mean(dim=0))
+    assert torch.equal(AutoDecoder(encoder.table)(given).flat[1], encoder.table.codes.mean(dim=0))
 
 
 def test_the_lesson_moves_the_encoder_and_not_the_codes() -> None:

@@ -21,7 +21,7 @@ def sphere(count: int = 200) -> Scan:
 
 def test_patches_equal_one_network_after_the_other() -> None:
     torch.manual_seed(0)
-    net, uv, code = Patches(code=3, patches=4, width=16), torch.rand(2, 4, 7, 2), torch.randn(2, 3)
+    net, uv, code = Patches(code_dim=3, patches=4, width=16), torch.rand(2, 4, 7, 2), torch.randn(2, 3)
     found = net(uv, code)
     for shape in range(2):
         for patch in range(4):
@@ -33,7 +33,7 @@ def test_patches_equal_one_network_after_the_other() -> None:
             torch.testing.assert_close(found[shape, patch], h, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("both", [sdf.by_autograd, lambda field: sdf.by_differences(field, 1e-4)])
+@pytest.mark.parametrize("both", [sdf.autograd_gradient, lambda field: sdf.finite_difference_gradient(field, 1e-4)])
 def test_gradients_of_a_known_field(both: object) -> None:
     def field(x: Tensor, code: Tensor) -> Tensor:
         return (x * code[:, None]).norm(dim=-1)
@@ -47,26 +47,28 @@ def test_gradients_of_a_known_field(both: object) -> None:
 def test_a_scan_without_labels_is_told_apart_by_its_normals() -> None:
     torch.manual_seed(0)
     model = occupancy.build_occupancy(
-        occupancy.OccupancySizes(code=4, width=8, blocks=1, encoder_points=50, encoder_width=8)
+        occupancy.OccupancyConfig(code_dim=4, width=8, blocks=1, encoder_points=50, encoder_width=8)
     ).eval()
-    batch = collate([sphere()], sigma=0.02)
+    batch = collate([sphere()], near_std=0.02)
     code = model.encode(batch)
-    inside = batch.shell.norm(dim=-1) < 0.5  # the scan is a sphere: below its planes is nearly inside
+    inside = batch.near_points.norm(dim=-1) < 0.5  # the scan is a sphere: below its planes is nearly inside
     assert batch.normals is not None
-    below = ((batch.shell - batch.surface) * batch.normals).sum(dim=-1) < 0
+    below = ((batch.near_points - batch.surface) * batch.normals).sum(dim=-1) < 0
     assert (below == inside).float().mean() > 0.95
-    labelled = replace(batch, query=batch.shell, inside=below)
-    torch.testing.assert_close(model.terms(batch, code)["occupancy"], model.terms(labelled, code)["occupancy"])
+    labelled = replace(batch, query=batch.near_points, inside=below)
+    torch.testing.assert_close(
+        model.loss_terms(batch, code)["occupancy"], model.loss_terms(labelled, code)["occupancy"]
+    )
     with pytest.raises(ValueError, match="this batch has neither"):
-        model.terms(replace(batch, normals=None), code)
+        model.loss_terms(replace(batch, normals=None), code)
 
 
 def test_what_a_code_cannot_be_made_of_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--model\.plane or --model\.grid: both are 0"):
-        registry.model(convolutional.ConvolutionalSizes(plane=0))
+        registry.build_model(convolutional.ConvolutionalConfig(plane=0))
     with pytest.raises(ValueError, match=r"--model\.plane 20 cannot be halved 3 times: take a multiple of 8"):
-        registry.model(convolutional.ConvolutionalSizes(plane=20))
+        registry.build_model(convolutional.ConvolutionalConfig(plane=20))
     with pytest.raises(ValueError, match=r"--model\.grid 20 cannot be halved 4 times"):
-        registry.model(multiscale.MultiscaleSizes(grid=20))
+        registry.build_model(multiscale.MultiscaleConfig(grid=20))
     with pytest.raises(ValueError, match=r"model\.radius is null, which is for `shapespace reconstruct`"):
-        registry.model(igr.IGRSizes(radius=None))
+        registry.build_model(igr.IGRConfig(init_radius=None))

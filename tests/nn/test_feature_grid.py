@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from shapespace.nn.feature_grid import LocalPointNet, UNet, cells, largest_of, mean_of, read
+from shapespace.nn.feature_grid import LocalPointNet, UNet, cell_index, interpolate, scatter_max, scatter_mean
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -15,7 +15,7 @@ def test_reading_equals_grid_sample(dimensions: int) -> None:
     x = torch.rand(2, 30, dimensions, dtype=torch.float64) * 2.4 - 1.2  # some of it outside
     turned = x.flip(-1).view(2, *(1,) * (dimensions - 1), 30, dimensions)  # torch has the last axis first
     expected = grid_sample(grid, turned, align_corners=True, padding_mode="border")
-    torch.testing.assert_close(read(grid, x), expected.view(2, 4, 30).transpose(1, 2), atol=1e-12, rtol=0)
+    torch.testing.assert_close(interpolate(grid, x), expected.view(2, 4, 30).transpose(1, 2), atol=1e-12, rtol=0)
 
 
 def test_reading_is_twice_differentiable() -> None:
@@ -24,7 +24,7 @@ def test_reading_is_twice_differentiable() -> None:
     x = (torch.rand(1, 3, 3, dtype=torch.float64) * 1.6 - 0.8).requires_grad_()
 
     def slope(grid: Tensor, x: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(read(grid, x).square().sum(), x, create_graph=True)
+        (found,) = torch.autograd.grad(interpolate(grid, x).square().sum(), x, create_graph=True)
         return found
 
     assert torch.autograd.gradcheck(slope, (grid, x))
@@ -33,15 +33,15 @@ def test_reading_is_twice_differentiable() -> None:
 def test_a_node_has_its_own_features_and_its_own_cell() -> None:
     grid = torch.arange(27.0).view(1, 1, 3, 3, 3)
     nodes = torch.tensor([[[-1.0, 0, 1], [1, 1, 1], [0, -1, 0]]])
-    assert read(grid, nodes)[0, :, 0].tolist() == [5, 26, 10]
-    assert cells(nodes, 3)[0].tolist() == [5, 26, 10]
+    assert interpolate(grid, nodes)[0, :, 0].tolist() == [5, 26, 10]
+    assert cell_index(nodes, 3)[0].tolist() == [5, 26, 10]
 
 
 def test_means_and_maxima_of_cells_equal_loops() -> None:
     torch.manual_seed(0)
     features, cell = torch.randn(2, 40, 3), torch.randint(6, (2, 40))
     cell[cell == 4] = 5  # a cell that nobody is in
-    mean, top = mean_of(features, cell, 6), largest_of(features, cell, 6)
+    mean, top = scatter_mean(features, cell, 6), scatter_max(features, cell, 6)
     for scan in range(2):
         for index in range(6):
             members = features[scan, cell[scan] == index]

@@ -6,9 +6,9 @@ from shapespace.nn.latent import GaussianPrior
 
 
 def test_principal_directions_are_orthogonal_widest_first_and_make_up_the_covariance() -> None:
-    prior = GaussianPrior(code=5)
+    prior = GaussianPrior(code_dim=5)
     prior.fit(torch.randn(300, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5, 2, 4, 3]) - 7)
-    steps = prior.principal(5)
+    steps = prior.principal_axes(5)
     torch.testing.assert_close(steps.T @ steps, prior.covariance, atol=1e-4, rtol=1e-4)
     products = steps @ steps.T
     torch.testing.assert_close(products, torch.diag(products.diagonal()), atol=1e-3, rtol=0)
@@ -16,5 +16,5 @@ def test_principal_directions_are_orthogonal_widest_first_and_make_up_the_covari
     # Each is one standard deviation long: a Mahalanobis distance of 1 from the mean.
     away = torch.einsum("ck,kl,cl->c", steps, prior.precision(), steps)
     torch.testing.assert_close(away, torch.ones(5), atol=1e-3, rtol=0)
-    torch.testing.assert_close(prior.principal(2), steps[:2])
+    torch.testing.assert_close(prior.principal_axes(2), steps[:2])
     assert (steps.gather(1, steps.abs().argmax(dim=1, keepdim=True)) > 0).all()

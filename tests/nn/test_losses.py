@@ -22,12 +22,16 @@ def test_tangent_and_far_are_zero_for_the_distance_to_a_plane() -> None:
     points = torch.randn(2, 500, 3) * torch.tensor([3.0, 0.0, 3.0])
     normals = torch.tensor([0.0, 1.0, 0.0]).expand_as(points)
     near = points + 0.1 * torch.randn_like(points)
-    torch.testing.assert_close(losses.tangent(near[..., 1], near, points, normals), torch.tensor(0.0))
-    torch.testing.assert_close(losses.tangent(near[..., 1] + 0.2, near, points, normals), torch.tensor(0.2))
+    torch.testing.assert_close(losses.tangent_plane(near[..., 1], near, points, normals), torch.tensor(0.0))
+    torch.testing.assert_close(losses.tangent_plane(near[..., 1] + 0.2, near, points, normals), torch.tensor(0.2))
     box = points[:, :50] + torch.tensor([0.0, -0.7, 0.0])
     for sign in (1, -1):
-        torch.testing.assert_close(losses.far(sign * box[..., 1], box, points), torch.tensor(0.0), atol=1e-3, rtol=0)
-    torch.testing.assert_close(losses.far(box[..., 1] * 2, box, points), torch.tensor(0.7), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            losses.unsigned_distance(sign * box[..., 1], box, points), torch.tensor(0.0), atol=1e-3, rtol=0
+        )
+    torch.testing.assert_close(
+        losses.unsigned_distance(box[..., 1] * 2, box, points), torch.tensor(0.7), atol=1e-3, rtol=0
+    )
 
 
 def test_chamfer_is_what_trees_find() -> None:
@@ -49,17 +53,19 @@ def test_occupancy_is_the_mean_logarithm_of_the_labels_probability() -> None:
 
 def test_weigh_is_the_weighted_sum() -> None:
     terms = {"surface": torch.tensor(2.0), "eikonal": torch.tensor(3.0), "code": torch.tensor(7.0)}
-    assert losses.weigh(terms, {"surface": 1.0, "eikonal": 0.5, "code": 0.0, "normal": 0.0}) == 3.5
+    assert losses.weighted_sum(terms, {"surface": 1.0, "eikonal": 0.5, "code": 0.0, "normal": 0.0}) == 3.5
 
 
 def test_weigh_refuses_one_without_the_other() -> None:
     one = torch.tensor(1.0)
     with pytest.raises(ValueError, match="loss terms without a weight: eikonal"):
-        losses.weigh({"surface": one, "eikonal": one}, {"surface": 1.0})
-    with pytest.raises(ValueError, match=r"weights without a term: normal; .* --weights.normal 0 --weights.tangent 0"):
-        losses.weigh({"surface": one}, {"surface": 1.0, "normal": 1.0})
+        losses.weighted_sum({"surface": one, "eikonal": one}, {"surface": 1.0})
+    with pytest.raises(
+        ValueError, match=r"weights without a term: normal; .* --weights.normal 0 --weights.tangent-plane 0"
+    ):
+        losses.weighted_sum({"surface": one}, {"surface": 1.0, "normal": 1.0})
     with pytest.raises(ValueError, match="every weight of the loss is zero"):
-        losses.weigh({"surface": one}, {"surface": 0.0})
+        losses.weighted_sum({"surface": one}, {"surface": 0.0})
 
 
 def fit_plane(points: Tensor, slope: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +79,7 @@ def fit_plane(points: Tensor, slope: Tensor, bias: Tensor) -> tuple[Tensor, Tens
             "surface": (points @ slope + bias).square().mean(),
             "eikonal": losses.eikonal(slope.expand(1, 1, 3)),
         }
-        total = losses.weigh(terms, {"surface": 1.0, "eikonal": 0.1})
+        total = losses.weighted_sum(terms, {"surface": 1.0, "eikonal": 0.1})
         total.backward()
         return total
 
@@ -101,4 +107,4 @@ def test_plane_reproduction(noise: float) -> None:
 def test_lines_are_turned_to_where_the_field_rises() -> None:
     gradient = torch.tensor([[[0.0, 1.0, 0.2], [0.9, 0.0, 0.0]]])
     lines = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
-    assert torch.equal(losses.outward(lines, gradient), torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]))
+    assert torch.equal(losses.orient_normals(lines, gradient), torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]))

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from shapespace.nn.mlp import InPlane, SkipMLP, soft_step
-from shapespace.nn.mlp_reference import twin
+from shapespace.nn.mlp import PlanarMLP, SkipMLP, softplus_and_derivative
+from shapespace.nn.mlp_reference import reference_of
 
 
 def network(width: int = 24, depth: int = 5, skip: int = 3, *, modulated: bool = False) -> SkipMLP:
     torch.manual_seed(0)
-    net = SkipMLP(code=5, width=width, depth=depth, skip=skip, modulated=modulated).double()
+    net = SkipMLP(code_dim=5, width=width, depth=depth, skip=skip, modulated=modulated).double()
     for parameter in net.parameters():  # away from the initialisation, where half the terms vanish
         parameter.data += 0.05 * torch.randn_like(parameter)
     return net
@@ -26,7 +26,7 @@ def inputs() -> tuple[Tensor, Tensor]:
 def test_value_and_gradient_equal_the_twin(depth: int, skip: int, modulated: bool) -> None:
     net, (x, code) = network(depth=depth, skip=skip, modulated=modulated), inputs()
     x.requires_grad_()
-    expected = twin(net)(x, code)
+    expected = reference_of(net)(x, code)
     (slope,) = torch.autograd.grad(expected.sum(), x)
     value, gradient = net.value_and_gradient(x, code)
     torch.testing.assert_close(value, expected, atol=1e-10, rtol=0)
@@ -43,7 +43,7 @@ def test_weights_gradients_equal_double_backward(modulated: bool) -> None:
 
     code.requires_grad_()
     learned = [*net.parameters(), code]
-    expected = torch.autograd.grad(loss(*twin(net).value_and_gradient(x, code)), learned)
+    expected = torch.autograd.grad(loss(*reference_of(net).value_and_gradient(x, code)), learned)
     found = torch.autograd.grad(loss(*net.value_and_gradient(x, code)), learned)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
@@ -55,7 +55,7 @@ def test_the_value_alone_has_the_twin_s_gradients(depth: int, skip: int, modulat
     x.requires_grad_()
     code.requires_grad_()
     learned = [*net.parameters(), x, code]
-    expected = torch.autograd.grad(twin(net)(x, code).square().mean(), learned)
+    expected = torch.autograd.grad(reference_of(net)(x, code).square().mean(), learned)
     found = torch.autograd.grad(net(x, code).square().mean(), learned)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-8)
@@ -63,7 +63,7 @@ def test_the_value_alone_has_the_twin_s_gradients(depth: int, skip: int, modulat
 
 def test_products_of_bfloat16_are_close_and_end_with_the_training() -> None:
     torch.manual_seed(0)
-    net = SkipMLP(code=5, width=64, depth=5, skip=3, radius=0.4)
+    net = SkipMLP(code_dim=5, width=64, depth=5, skip=3, init_radius=0.4)
     x, code = (part.float() for part in inputs())
 
     def gradients() -> Tensor:
@@ -72,7 +72,7 @@ def test_products_of_bfloat16_are_close_and_end_with_the_training() -> None:
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
 
     exact, value = gradients(), net.eval()(x, code)
-    net.products = torch.bfloat16
+    net.matmul_dtype = torch.bfloat16
     assert torch.equal(net(x, code), value)  # asleep: float32
     rounded, coarse = net.train() and gradients(), net(x, code)
     assert rounded.dtype == torch.float32
@@ -104,10 +104,10 @@ def test_float32_gradients_hold_to_1e_5() -> None:
 @pytest.mark.parametrize("modulated", [False, True])
 def test_linearise_equals_autograd(modulated: bool) -> None:
     net, (x, code) = network(modulated=modulated), inputs()
-    found = net.linearise(x, code)
+    found = net.linearize(x, code)
     code.requires_grad_()
     x.requires_grad_()
-    value = twin(net)(x, code)
+    value = reference_of(net)(x, code)
     torch.testing.assert_close(found.value, value.detach(), atol=1e-10, rtol=0)
     for point in range(x.shape[1]):
         by_x, by_code = torch.autograd.grad(value[:, point].sum(), (x, code), retain_graph=True)
@@ -116,16 +116,20 @@ def test_linearise_equals_autograd(modulated: bool) -> None:
 
 
 def test_the_field_is_linear_in_what_the_last_layer_reads() -> None:
-    net, x, code = SkipMLP(code=3, width=20, depth=4, skip=2, modulated=True), torch.rand(2, 7, 3), torch.randn(2, 3)
+    net, x, code = (
+        SkipMLP(code_dim=3, width=20, depth=4, skip=2, modulated=True),
+        torch.rand(2, 7, 3),
+        torch.randn(2, 3),
+    )
     torch.testing.assert_close(net.out(net.features(x, code))[..., 0], net(x, code))
-    flat = InPlane(SkipMLP(code=3, width=20, depth=4, skip=2, space=2))
+    flat = PlanarMLP(SkipMLP(code_dim=3, width=20, depth=4, skip=2, dims=2))
     torch.testing.assert_close(flat.out(flat.features(x, code))[..., 0], flat(x, code))
 
 
 def test_a_modulated_network_begins_as_one_that_is_not() -> None:
     torch.manual_seed(0)
-    net = SkipMLP(code=5, width=24, depth=5, skip=3, modulated=True)
-    plain = SkipMLP(code=5, width=24, depth=5, skip=3)
+    net = SkipMLP(code_dim=5, width=24, depth=5, skip=3, modulated=True)
+    plain = SkipMLP(code_dim=5, width=24, depth=5, skip=3)
     plain.load_state_dict({name: weight for name, weight in net.state_dict().items() if "code_hidden" not in name})
     x, code = (part.float() for part in inputs())
     assert net.modulated
@@ -138,7 +142,7 @@ def test_a_modulated_network_begins_as_one_that_is_not() -> None:
 def test_softplus_holds_far_from_zero() -> None:
     """No overflow, no jump and the right slope where the exponential saturates."""
     z = torch.tensor([-1e4, -3.0, -0.31, -0.3, -0.29, 0.0, 0.29, 0.3, 0.31, 3.0, 1e4])
-    value, slope = (found[0] for found in soft_step(100 * z[None]))
+    value, slope = (found[0] for found in softplus_and_derivative(100 * z[None]))
     value = value / 100
     exact = torch.logaddexp(torch.zeros(()).double(), 100 * z.double()) / 100
     torch.testing.assert_close(value, exact.float(), atol=1e-7, rtol=1e-6)
@@ -147,7 +151,7 @@ def test_softplus_holds_far_from_zero() -> None:
 
 def test_starts_as_a_sphere() -> None:
     torch.manual_seed(0)
-    net = SkipMLP(code=16, width=256, depth=8, skip=4, radius=0.6)
+    net = SkipMLP(code_dim=16, width=256, depth=8, skip=4, init_radius=0.6)
     x = torch.randn(1, 500, 3)
     x = x / x.norm(dim=-1, keepdim=True) * torch.linspace(0.3, 1.2, 500)[None, :, None]
     error = net(x, torch.zeros(1, 16)) - (x.norm(dim=-1) - 0.6)
@@ -156,6 +160,6 @@ def test_starts_as_a_sphere() -> None:
 
 def test_sizes_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="re-enters at layer 8"):
-        SkipMLP(code=4, width=32, depth=8, skip=8)
+        SkipMLP(code_dim=4, width=32, depth=8, skip=8)
     with pytest.raises(ValueError, match="width 64 leaves nothing beside the input of 64 \\+ 3"):
-        SkipMLP(code=64, width=64, depth=8, skip=4)
+        SkipMLP(code_dim=64, width=64, depth=8, skip=4)

@@ -2,13 +2,13 @@
 
 import torch
 
-from shapespace.nn.latent import Codebook, GaussianPrior
-from shapespace.nn.pointnet import PointNet, divergence, sample_normal
+from shapespace.nn.latent import CodeTable, GaussianPrior
+from shapespace.nn.pointnet import PointNet, kl_divergence, sample_normal
 
 
 def test_pointnet_reads_its_first_points_in_any_order() -> None:
     torch.manual_seed(0)
-    net = PointNet(code=4, count=50, width=16, features=32)
+    net = PointNet(code_dim=4, num_points=50, width=16, features=32)
     points = torch.randn(2, 80, 3)
     code, log_variance = net(points)
     assert log_variance is None
@@ -22,11 +22,11 @@ def test_divergence_is_the_monte_carlo_mean_of_the_log_ratio() -> None:
     z = sample_normal(mean.expand(400_000, 2), log_variance.expand(400_000, 2))
     posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp()).log_prob(z).sum(dim=1)
     ratio = posterior - torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(dim=1)
-    torch.testing.assert_close(divergence(mean, log_variance)[0], ratio.mean(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(kl_divergence(mean, log_variance)[0], ratio.mean(), atol=5e-3, rtol=0)
 
 
 def test_codebook_gives_rows_and_for_strangers_the_mean() -> None:
-    book = Codebook(shapes=3, code=2)
+    book = CodeTable(num_scans=3, code_dim=2)
     book.codes.data = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
     assert book(torch.tensor([2, -1])).tolist() == [[5, 6], [3, 4]]
     assert "codes" in book.state_dict()
@@ -35,13 +35,13 @@ def test_codebook_gives_rows_and_for_strangers_the_mean() -> None:
 def test_prior_has_the_moments_of_the_codes_and_full_rank_for_few() -> None:
     torch.manual_seed(0)
     factor = torch.tensor([[1.0, 0.0], [0.8, 0.3]])
-    prior = GaussianPrior(code=2)
+    prior = GaussianPrior(code_dim=2)
     prior.fit(torch.randn(200_000, 2) @ factor.T + 3)
     torch.testing.assert_close(prior.mean, torch.tensor([3.0, 3.0]), atol=0.02, rtol=0)
     torch.testing.assert_close(prior.covariance, factor @ factor.T, atol=0.02, rtol=0)
     torch.testing.assert_close(prior.precision() @ prior.covariance, torch.eye(2), atol=1e-4, rtol=0)
-    drawn = prior.draw(100_000)
+    drawn = prior.sample(100_000)
     torch.testing.assert_close(torch.cov(drawn.T), prior.covariance, atol=0.03, rtol=0)
-    few = GaussianPrior(code=16)
+    few = GaussianPrior(code_dim=16)
     few.fit(torch.randn(3, 16))
     assert torch.linalg.eigvalsh(few.covariance).min() > 1e-3

@@ -14,7 +14,7 @@ def test_a_block_is_its_shortcut_at_the_start() -> None:
 
 def test_the_code_sets_factor_and_shift_of_normalised_features() -> None:
     torch.manual_seed(0)
-    norm = ConditionalNorm(code=3, width=4)
+    norm = ConditionalNorm(code_dim=3, width=4)
     x, code = 5 * torch.randn(2, 1000, 4) + 2, torch.randn(2, 3)
     even = norm(x, code).flatten(0, 1)
     torch.testing.assert_close(even.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
@@ -27,7 +27,7 @@ def test_the_code_sets_factor_and_shift_of_normalised_features() -> None:
 
 def test_asleep_a_shape_does_not_depend_on_its_neighbours() -> None:
     torch.manual_seed(0)
-    net = ConditionalMLP(code=3, width=8, blocks=2)
+    net = ConditionalMLP(code_dim=3, width=8, blocks=2)
     x, code = torch.randn(2, 50, 3), torch.randn(2, 3)
     for _ in range(3):
         net(x, code)  # running moments
@@ -37,6 +37,6 @@ def test_asleep_a_shape_does_not_depend_on_its_neighbours() -> None:
 
 def test_a_pointnet_reads_its_first_points_in_any_order() -> None:
     torch.manual_seed(0)
-    net, points = ResidualPointNet(code=4, count=50, width=8), torch.randn(2, 80, 3)
+    net, points = ResidualPointNet(code_dim=4, num_points=50, width=8), torch.randn(2, 80, 3)
     shuffled = torch.cat([points[:, torch.randperm(50)], 100 * torch.ones(2, 30, 3)], dim=1)
     torch.testing.assert_close(net(shuffled)[0], net(points)[0])

@@ -36,10 +36,10 @@ def test_scans_without_a_surface_hold_the_curve_below_1() -> None:
 
 
 def test_the_axis_ends_at_the_largest_error_or_soon_after_the_median() -> None:
-    assert plots.reach([{("a", "lm"): [1.0, 2.0, 3.0]}]) == pytest.approx(1.02 * 3)
-    assert plots.reach([{("a", "lm"): [1.0, 2.0, 300.0]}]) == pytest.approx(1.02 * 6)
-    assert plots.reach([{("a", "lm"): [None]}]) > 0
-    assert plots.reach([{("a", "lm"): [0.0]}]) > 0
+    assert plots.axis_limit([{("a", "lm"): [1.0, 2.0, 3.0]}]) == pytest.approx(1.02 * 3)
+    assert plots.axis_limit([{("a", "lm"): [1.0, 2.0, 300.0]}]) == pytest.approx(1.02 * 6)
+    assert plots.axis_limit([{("a", "lm"): [None]}]) > 0
+    assert plots.axis_limit([{("a", "lm"): [0.0]}]) > 0
 
 
 def test_drawings_have_a_legend_of_all_and_are_the_same_bytes() -> None:
@@ -61,7 +61,7 @@ def test_the_png_is_drawn_on_white(tmp_path: Path) -> None:
     plots.write_png(plots.error_curves(PANELS), tmp_path / "curves.png")
     image = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
     assert (image[0] == 255).all()
-    for colour in plots.COLOURS[:2]:  # both runs are there
+    for colour in plots.COLORS[:2]:  # both runs are there
         wanted = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
         assert (image == wanted).all(axis=-1).any(), colour
 

@@ -15,9 +15,9 @@ from trimesh import Trimesh
 
 from shapespace.geometry.scan import Scan
 from shapespace.rendering import animation, renderer
-from shapespace.rendering.animation import animated_glb
-from shapespace.rendering.colors import ERROR_RAMP, paint_distance, signed_colours
-from shapespace.rendering.renderer import mesh_of_scan, render
+from shapespace.rendering.animation import write_animated_glb
+from shapespace.rendering.colors import ERROR_RAMP, color_by_distance, signed_colors
+from shapespace.rendering.renderer import render, scan_to_mesh
 from shapespace.rendering.sheet import chart, contact_sheet
 
 PAPER = (255 * np.array(renderer.PAPER) + 0.5).astype(int)
@@ -150,14 +150,14 @@ def test_paint_distance_reads_off_the_legend() -> None:
     corners = np.array([[0, 0, 0], [1, 0, 0], [1, 0, 1], [0, 0, 1]])
     plate = Trimesh(corners, [[0, 2, 1], [0, 3, 2]], process=False)
     heights = np.array([0.0, 0.010, 0.020, 0.5])  # metres; the limit is 20 mm
-    painted = paint_distance(Trimesh(corners + heights[:, None] * [0, 1, 0], plate.faces, process=False), plate)
+    painted = color_by_distance(Trimesh(corners + heights[:, None] * [0, 1, 0], plate.faces, process=False), plate)
     wanted = [ERROR_RAMP[0], ERROR_RAMP[2], ERROR_RAMP[4], ERROR_RAMP[4]]
     assert np.asarray(painted.visual.vertex_colors)[:, :3].tolist() == [list(colour) for colour in wanted]
     assert painted.vertex_attributes["quality"] == pytest.approx(heights)
 
 
 def test_colours_of_a_field_are_pale_at_zero_and_differ_inside_and_outside() -> None:
-    inside, zero, outside, far = signed_colours(np.array([-0.1, 0.0, 0.1, 5.0]), limit=0.1).astype(int)
+    inside, zero, outside, far = signed_colors(np.array([-0.1, 0.0, 0.1, 5.0]), limit=0.1).astype(int)
     assert zero.min() > 230
     assert inside[2] > inside[0] > inside[1]  # purple
     assert outside[0] > outside[1] > outside[2]  # orange
@@ -167,14 +167,14 @@ def test_colours_of_a_field_are_pale_at_zero_and_differ_inside_and_outside() -> 
 def test_a_scan_is_drawn_by_its_faces_or_as_beads() -> None:
     mesh = sphere()
     points = np.asarray(mesh.vertices, dtype=np.float32)
-    faces = mesh_of_scan(Scan("a/b/0", points, faces=np.asarray(mesh.faces)))
+    faces = scan_to_mesh(Scan("a/b/0", points, faces=np.asarray(mesh.faces)))
     assert faces.faces.tolist() == mesh.faces.tolist()
-    beads = mesh_of_scan(Scan("a/b/0", points))
+    beads = scan_to_mesh(Scan("a/b/0", points))
     assert len(beads.faces) == 20 * len(points)
     assert beads.bounds == pytest.approx(mesh.bounds, abs=0.05)
     whole, dotted = (drawn(render([each], size=120, elevation=0.0)).mean() for each in (mesh, beads))
     assert dotted == pytest.approx(whole, rel=0.1)
-    many = mesh_of_scan(Scan("a/b/0", np.random.default_rng(0).random((50_000, 3), dtype=np.float32)))
+    many = scan_to_mesh(Scan("a/b/0", np.random.default_rng(0).random((50_000, 3), dtype=np.float32)))
     assert 10_000 < len(many.faces) / 20 <= 20_000
 
 
@@ -201,7 +201,7 @@ def test_contact_sheet_holds_its_rows_labels_legend_and_chart(tmp_path: Path) ->
 
 
 def test_the_same_meshes_give_the_same_bytes(tmp_path: Path) -> None:
-    rows = [("row", [sphere(), mesh_of_scan(Scan("s", np.asarray(sphere().vertices, dtype=np.float32)))])]
+    rows = [("row", [sphere(), scan_to_mesh(Scan("s", np.asarray(sphere().vertices, dtype=np.float32)))])]
     for name in ("a.png", "b.png"):
         contact_sheet(rows, tmp_path / name, size=90)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -284,7 +284,7 @@ def grown(count: int) -> list[Trimesh]:
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_animation_shows_one_frame_at_a_time_and_goes_back_if_asked(tmp_path: Path, count: int, back: bool) -> None:
     path = tmp_path / "walk.glb"
-    animated_glb(grown(count), path, seconds=2.0, back=back)
+    write_animated_glb(grown(count), path, seconds=2.0, back=back)
     glb = Glb(path)
     step = 2.0 / (count - 1)
     order = [*range(count), *(range(count - 2, 0, -1) if back else [])]
@@ -297,7 +297,7 @@ def test_animation_shows_one_frame_at_a_time_and_goes_back_if_asked(tmp_path: Pa
 
 
 def test_animation_keeps_to_the_specification(tmp_path: Path) -> None:
-    animated_glb(grown(4), tmp_path / "walk.glb")
+    write_animated_glb(grown(4), tmp_path / "walk.glb")
     glb = Glb(tmp_path / "walk.glb")
     tree = glb.tree
     animation = tree["animations"][0]
@@ -329,7 +329,7 @@ def test_animation_keeps_to_the_specification(tmp_path: Path) -> None:
 
 def test_animation_reads_back_through_trimesh_with_the_first_frame_at_rest(tmp_path: Path) -> None:
     meshes = grown(3)
-    animated_glb(meshes, tmp_path / "walk.glb")
+    write_animated_glb(meshes, tmp_path / "walk.glb")
     scene = trimesh.load_scene(tmp_path / "walk.glb", process=False)
     assert sorted(scene.geometry) == ["frame_0000", "frame_0001", "frame_0002"]
     for k, mesh in enumerate(meshes):
@@ -343,7 +343,7 @@ def test_animation_keeps_colours_drops_unused_vertices_and_leaves_the_meshes_alo
     loose = Trimesh(np.array([[9.0, 9, 9], [0, 0, 0], [1, 0, 0], [0, 1, 0]]), [[1, 2, 3]], process=False)
     painted = box((1, 1, 1), (0, 0, 0), RED)
     before = [np.array(mesh.vertices) for mesh in (loose, painted)]
-    animated_glb([loose, painted], tmp_path / "pair.glb")
+    write_animated_glb([loose, painted], tmp_path / "pair.glb")
     glb = Glb(tmp_path / "pair.glb")
     first, second = (mesh["primitives"][0] for mesh in glb.tree["meshes"])
     assert len(glb.values(first["attributes"]["POSITION"])) == 3
@@ -358,18 +358,18 @@ def test_animation_keeps_colours_drops_unused_vertices_and_leaves_the_meshes_alo
 
 
 def test_animation_of_one_frame_is_a_plain_mesh_and_of_none_is_refused(tmp_path: Path) -> None:
-    animated_glb(grown(1), tmp_path / "one.glb")
+    write_animated_glb(grown(1), tmp_path / "one.glb")
     assert "animations" not in Glb(tmp_path / "one.glb").tree
     with pytest.raises(ValueError, match=r"none\.glb: an animation was given no meshes"):
-        animated_glb([], tmp_path / "none.glb")
+        write_animated_glb([], tmp_path / "none.glb")
     with pytest.raises(ValueError, match="frame 1 of 2 has no faces"):
-        animated_glb([sphere(), Trimesh()], tmp_path / "none.glb")
+        write_animated_glb([sphere(), Trimesh()], tmp_path / "none.glb")
     assert os.listdir(tmp_path) == ["one.glb"]
 
 
 def test_the_same_meshes_give_the_same_animation(tmp_path: Path) -> None:
     for name in ("a.glb", "b.glb"):
-        animated_glb(grown(3), tmp_path / name)
+        write_animated_glb(grown(3), tmp_path / name)
     assert (tmp_path / "a.glb").read_bytes() == (tmp_path / "b.glb").read_bytes()
 
 
@@ -385,7 +385,7 @@ def test_a_turntable_goes_once_around_in_one_scale(tmp_path: Path) -> None:
     """A plate that is red in front and blue behind; from its side it is thin."""
     front, back = box((1.0, 1.0, 0.02), (0, 0, 0.02), RED), box((1.0, 1.0, 0.02), (0, 0, -0.02), BLUE)
     plate = trimesh.util.concatenate([front, back])
-    animation.film([[plate]] * 4, tmp_path / "a.gif", size=64, azimuth=0.0, elevation=0.0, seconds=2.0)
+    animation.write_animation([[plate]] * 4, tmp_path / "a.gif", size=64, azimuth=0.0, elevation=0.0, seconds=2.0)
     with Image.open(tmp_path / "a.gif") as film:
         assert (film.n_frames, film.info["loop"], film.info["duration"]) == (4, 0, 500)
         seen = []
@@ -402,7 +402,7 @@ def test_a_turntable_goes_once_around_in_one_scale(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".webp", ".apng"])
 def test_films_of_other_kinds_hold_the_same(suffix: str, tmp_path: Path) -> None:
     scenes = [[box((1, 1, 1), (0, 0.5, 0), colour)] for colour in (RED, BLUE)]
-    animation.film(scenes, tmp_path / f"a{suffix}", size=48, turn=0.0)
+    animation.write_animation(scenes, tmp_path / f"a{suffix}", size=48, turn=0.0)
     with Image.open(tmp_path / f"a{suffix}") as film:
         assert film.n_frames == 2
         for index, colour in enumerate((RED, BLUE)):
@@ -412,17 +412,17 @@ def test_films_of_other_kinds_hold_the_same(suffix: str, tmp_path: Path) -> None
 
 def test_mp4_is_a_film_of_whole_frames(tmp_path: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
-    animation.film([[sphere()]] * 6, tmp_path / "a.mp4", size=65, seconds=1.0)
+    animation.write_animation([[sphere()]] * 6, tmp_path / "a.mp4", size=65, seconds=1.0)
     frames, seconds = ffmpeg.count_frames_and_secs(str(tmp_path / "a.mp4"))
     assert (frames, seconds) == (6, pytest.approx(1, abs=0.2))
 
 
 def test_films_that_cannot_be_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"a\.avi: give a name that ends in one of \.gif, \.webp, \.apng, \.mp4"):
-        animation.film([[sphere()]], tmp_path / "a.avi")
+        animation.write_animation([[sphere()]], tmp_path / "a.avi")
     with pytest.raises(ValueError, match=r"scenes of \[1, 2\] meshes make no film"):
-        animation.film([[sphere()], [sphere(), sphere()]], tmp_path / "a.gif")
+        animation.write_animation([[sphere()], [sphere(), sphere()]], tmp_path / "a.gif")
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'shapespace\[video\]', or write \.gif"):
-        animation.film([[sphere()]], tmp_path / "a.mp4")
+        animation.write_animation([[sphere()]], tmp_path / "a.mp4")
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shapespace.evaluation.scores import mesh_file, notable
+from shapespace.evaluation.scores import best_median_worst, mesh_file
 from shapespace.io import scan_files
 from shapespace.rendering import colors, renderer
 from shapespace.tools.__main__ import cli
@@ -42,9 +42,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, too small to be good, scored together with `humans` on people whom neither knows; and their page."""
     home = tmp_path_factory.mktemp("page")
     folder = home / "runs"
-    shapespace(f"synthesize {home}/people --people 2 --poses 3 --test-people 3 --test-people-poses 1 --seed 1")
+    shapespace(f"synthesize {home}/people --people 2 --poses 3 --test-people 3 --poses-per-test-person 1 --seed 1")
     shapespace(f"preprocess synthetic {home}/people {home}/people.h5 --points 20000")
-    shapespace(f"train {home}/people.h5 --split train --config tiny --optim.steps 150 --out {folder}/<small>&")
+    shapespace(f"train {home}/people.h5 --split train --config tiny --optim.max-steps 150 --out {folder}/<small>&")
     splits = "--splits unseen_people --method encode --resolution 64"
     shapespace(f"evaluate {folder}/<small>& {home}/people.h5 {splits}")
     splits = "--splits unseen_people --resolution 96"
@@ -142,10 +142,10 @@ def test_the_page_is_small_and_says_what_the_scores_say(opened: Opened, run: Pat
             shown = [float(cell) for cell in cells[label, "surface", column][:4]]
             wanted = [told[key] for key in ("median", "mean", "p5", "p95")]
             assert shown == pytest.approx(wanted, rel=0.006), (label, column)
-        for word, row in notable(scores["rows"], "unseen_people").items():
+        for word, row in best_median_worst(scores["rows"], "unseen_people").items():
             caption = (
-                f"{word}: {row['name']}, truth → found {row['surface']['truth_to_found']:.2f} mm, "
-                f"found → truth {row['surface']['found_to_truth']:.2f} mm"
+                f"{word}: {row['name']}, truth → found {row['surface']['completeness']:.2f} mm, "
+                f"found → truth {row['surface']['accuracy']:.2f} mm"
             )
             assert opened.page.get_by_text(caption, exact=True).count() == 1
     for title in ("Training", "Settings", "Data", "Machine", "From one shape to another", "Errors of all scans"):
@@ -153,11 +153,11 @@ def test_the_page_is_small_and_says_what_the_scores_say(opened: Opened, run: Pat
 
 
 def test_a_mesh_is_drawn_as_the_renderer_draws_it(opened: Opened, run: Path) -> None:
-    row = notable(json.loads((run / "humans" / "scores.json").read_text())["rows"], "unseen_people")["best"]
-    seen = opened.drawn(f"best: {row['name']}, truth → found {row['surface']['truth_to_found']:.2f}")
+    row = best_median_worst(json.loads((run / "humans" / "scores.json").read_text())["rows"], "unseen_people")["best"]
+    seen = opened.drawn(f"best: {row['name']}, truth → found {row['surface']['completeness']:.2f}")
     assert 0.05 < (seen[..., 3] > 127).mean() < 0.6
     assert not seen[[0, -1], :, 3].any()
-    mesh = colors.paint_quality(scan_files.read_mesh(mesh_file(run / "humans", "unseen_people", row["name"])))
+    mesh = colors.color_by_quality(scan_files.read_mesh(mesh_file(run / "humans", "unseen_people", row["name"])))
     wanted = renderer.render([mesh], size=512).astype(int)
     bare = wanted.copy()
     paper = 255 * np.array(renderer.PAPER)
@@ -178,8 +178,8 @@ def shadowed(image: np.ndarray) -> np.ndarray:
 def test_a_drag_turns_its_group_and_a_double_click_turns_it_back(opened: Opened, run: Path) -> None:
     scores = json.loads((run / "humans" / "scores.json").read_text())["rows"]
     best, worst = (
-        f"{word}: {row['name']}, truth → found {row['surface']['truth_to_found']:.2f}"
-        for word, row in notable(scores, "unseen_people").items()
+        f"{word}: {row['name']}, truth → found {row['surface']['completeness']:.2f}"
+        for word, row in best_median_worst(scores, "unseen_people").items()
         if word != "median"
     )
     before, beside = opened.drawn(best), opened.drawn(worst)

@@ -15,7 +15,7 @@ from trimesh import Trimesh
 
 from shapespace.rendering import colors
 from shapespace.report import page
-from shapespace.report.mesh_view import STEPS, Figure, Turnables, pack, unpack
+from shapespace.report.mesh_view import STEPS, MeshFigure, MeshViews, pack, unpack
 from shapespace.report.page import Section
 
 RUDE = "<b> & \"x\" 'y' </script><script>alert(1)</script>"
@@ -40,7 +40,7 @@ def test_a_mesh_comes_back_to_within_half_a_step(coloured: bool) -> None:
     step = np.ptp(mesh.vertices, axis=0).max() / STEPS
     assert np.abs(back.vertices - mesh.vertices).max() <= 0.5 * step + 1e-6  # and float32 of metres
     assert (back.faces == mesh.faces).all()
-    assert (colors.own_colours(back) is not None) == coloured
+    assert (colors.vertex_colors(back) is not None) == coloured
     if coloured:
         assert (colours(back) == colours(mesh)).all()
 
@@ -105,9 +105,9 @@ def test_what_cannot_be_shown_is_refused(mesh: Trimesh, sentence: str) -> None:
 
 
 def test_the_page_holds_the_meshes_a_picture_of_each_and_one_script() -> None:
-    film = Figure([ball(2), ball(1)], RUDE)
+    film = MeshFigure([ball(2), ball(1)], RUDE)
     text = page.html(
-        "t", [Section("a", [Turnables([film], 20.0)]), Section("b", [Turnables([Figure([ball()], "one")])])]
+        "t", [Section("a", [MeshViews([film], 20.0)]), Section("b", [MeshViews([MeshFigure([ball()], "one")])])]
     )
     frames = [found.split() for found in re.findall(r'data-frames="([^"]*)"', text)]
     assert [[len(unpack(frame).faces) for frame in figure] for figure in frames] == [[320, 80], [1280]]
@@ -127,7 +127,7 @@ def test_the_page_holds_the_meshes_a_picture_of_each_and_one_script() -> None:
 
 
 def test_the_page_allows_its_own_script_alone() -> None:
-    text = page.html("t", [Section("a", [Turnables([Figure([ball(1)], RUDE)])])])
+    text = page.html("t", [Section("a", [MeshViews([MeshFigure([ball(1)], RUDE)])])])
     (allowed,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -136,4 +136,6 @@ def test_the_page_allows_its_own_script_alone() -> None:
 
 
 def test_markdown_has_the_captions() -> None:
-    assert Turnables([Figure([ball(1)], "best: a"), Figure([ball(1)], "<i>")]).markdown() == "- best: a\n- \\<i>"
+    assert (
+        MeshViews([MeshFigure([ball(1)], "best: a"), MeshFigure([ball(1)], "<i>")]).markdown() == "- best: a\n- \\<i>"
+    )

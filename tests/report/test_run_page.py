@@ -13,7 +13,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from shapespace.evaluation import metrics
-from shapespace.evaluation.scores import Report, mesh_file
+from shapespace.evaluation.scores import ScoreReport, mesh_file
 from shapespace.io import scan_files
 from shapespace.io.checkpoints import save_tensors
 from shapespace.rendering import colors
@@ -27,15 +27,15 @@ def score(folder: Path, errors: dict[str, float] = ERRORS, *, quality: bool = Tr
     """Scores of one split, with the mesh of every scan that was found: a ball whose error is 10 mm everywhere."""
     rows: list[dict[str, Any]] = []
     for name, error in errors.items():
-        rows.append({"name": name, "split": "test", "surface": {"truth_to_found": error, "found_to_truth": 2 * error}})
+        rows.append({"name": name, "split": "test", "surface": {"completeness": error, "accuracy": 2 * error}})
         ball = trimesh.creation.icosphere(subdivisions=2, radius=0.5)
         if np.isfinite(error):
-            painted = colors.paint(ball, np.full(len(ball.vertices), 0.010)) if quality else ball
+            painted = colors.color_by_value(ball, np.full(len(ball.vertices), 0.010)) if quality else ball
             scan_files.write_mesh(mesh_file(folder, "test", name), painted)
-    surface = metrics.PROTOCOLS["surface"]
-    units = {"surface": {"truth_to_found": "mm", "found_to_truth": "mm"}}
+    surface = metrics.METRICS["surface"]
+    units = {"surface": {"completeness": "mm", "accuracy": "mm"}}
     settings = {"store": "s.h5", "method": method, "family": "igr", "machine": "an abacus"}
-    Report({"surface": surface.description}, units, rows, metrics.summarise(rows), settings).write(folder)
+    ScoreReport({"surface": surface.description}, units, rows, metrics.summarize(rows), settings).write(folder)
 
 
 def learn(folder: Path, *, seed: int = 0, events: bool = True) -> Path:
@@ -51,7 +51,7 @@ def learn(folder: Path, *, seed: int = 0, events: bool = True) -> Path:
 
 
 def tell(folder: Path, steps: range, start: int = 0, machine: str = "an abacus") -> None:
-    with SummaryWriter(str(Run(folder).events), purge_step=start) as writer:
+    with SummaryWriter(str(Run(folder).tensorboard), purge_step=start) as writer:
         writer.add_text("machine", machine, start)
         for step in steps:
             writer.add_scalar("loss", 100.0 / step, step)
@@ -76,7 +76,7 @@ def words(sections: list[page.Section]) -> str:
 
 def test_best_median_and_worst_are_shown_with_their_numbers(tmp_path: Path) -> None:
     score(tmp_path)
-    scored, _ = comparison.gather([tmp_path])
+    scored, _ = comparison.load_scores([tmp_path])
     (section,) = run_page.fits(scored)
     assert [figure.caption for figure in figures([section])] == [
         "best: p/b, truth → found 1.00 mm, found → truth 2.00 mm",
@@ -91,7 +91,7 @@ def test_best_median_and_worst_are_shown_with_their_numbers(tmp_path: Path) -> N
 def test_meshes_without_errors_are_clay_without_a_legend_and_lost_ones_are_named(tmp_path: Path) -> None:
     score(tmp_path, quality=False)
     mesh_file(tmp_path, "test", "p/e").unlink()
-    (section,) = run_page.fits(comparison.gather([tmp_path])[0])
+    (section,) = run_page.fits(comparison.load_scores([tmp_path])[0])
     assert len(figures([section])) == 2
     assert section.parts[0].limit is None  # type: ignore[attr-defined]
     assert "worst: no surface was found, or its mesh is gone (p_e.ply)" in words([section])
@@ -100,7 +100,7 @@ def test_meshes_without_errors_are_clay_without_a_legend_and_lost_ones_are_named
 
 def test_where_nothing_was_found_nothing_is_shown(tmp_path: Path) -> None:
     score(tmp_path, {"p/a": float("nan")})
-    (section,) = run_page.fits(comparison.gather([tmp_path])[0])
+    (section,) = run_page.fits(comparison.load_scores([tmp_path])[0])
     assert not figures([section])
     assert "No surface was found for any scan." in words([section])
 
@@ -108,7 +108,7 @@ def test_where_nothing_was_found_nothing_is_shown(tmp_path: Path) -> None:
 def test_several_runs_show_the_same_scan(tmp_path: Path) -> None:
     score(learn(tmp_path / "a"))
     score(learn(tmp_path / "b"), {name: 10 * error for name, error in reversed(ERRORS.items())})
-    (section,) = run_page.side_by_side(comparison.gather([tmp_path / "a", tmp_path / "b"])[0])
+    (section,) = run_page.side_by_side(comparison.load_scores([tmp_path / "a", tmp_path / "b"])[0])
     assert section.title == "One scan of test: p/a"
     assert [figure.caption[:40] for figure in figures([section])] == [
         "a by lm: p/a, truth → found 3.00 mm, fou",
@@ -119,19 +119,19 @@ def test_several_runs_show_the_same_scan(tmp_path: Path) -> None:
 def test_curves_and_machines_are_read_back_without_what_an_interruption_undid(tmp_path: Path) -> None:
     run = learn(tmp_path / "a")
     tell(run, range(50, 90, 10), start=45, machine="a slide rule")
-    told = Run(run).told()
+    told = Run(run).training_log()
     assert told.curves["loss"][:, 0].tolist() == [10, 20, 30, 40, 50, 60, 70, 80]
     assert told.curves["loss"][:, 1] == pytest.approx(100 / told.curves["loss"][:, 0])
     assert told.machines == ["an abacus", "a slide rule"]
-    (one,) = run_page.gather([run], [], [])
+    (one,) = run_page.load_runs([run], [], [])
     assert list(run_page.panels([one])) == ["loss", "surface"]
 
 
 def test_a_run_tells_its_settings_data_and_machine(tmp_path: Path) -> None:
     run = learn(tmp_path / "a")
     score(run)
-    scored, moved = comparison.gather([run])
-    origin = run_page.origin(run_page.gather([run], scored, moved), scored)
+    scored, moved = comparison.load_scores([run])
+    origin = run_page.origin(run_page.load_runs([run], scored, moved), scored)
     settings = dict(origin[0].parts[0].lines)  # type: ignore[attr-defined]
     assert settings == {"store": "my data.h5", "family": "igr", "seed": "0", "optim.lr": "0.001"} | {
         "optim.lr_codes": "None"
@@ -145,14 +145,14 @@ def test_a_run_tells_its_settings_data_and_machine(tmp_path: Path) -> None:
 
 def test_several_runs_tell_what_differs(tmp_path: Path) -> None:
     runs = [learn(tmp_path / "a"), learn(tmp_path / "b", seed=1)]
-    table = run_page.settings(run_page.gather(runs, [], [])).parts[0]
+    table = run_page.settings(run_page.load_runs(runs, [], [])).parts[0]
     assert (table.head, table.lines) == (["setting", "a", "b"], [["seed", "0", "1"]])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("unit", "up"), [(1.0, "y"), (0.001, "z")])
 def test_a_path_is_read_as_it_was_written(unit: float, up: str, tmp_path: Path) -> None:
     walk(tmp_path / "way", unit=unit, up=up)
-    (way,) = run_page.walks([tmp_path, tmp_path / "way"])
+    (way,) = run_page.load_interpolations([tmp_path, tmp_path / "way"])
     shapes = way.read()
     assert [np.ptp(mesh.vertices, axis=0).max() for mesh in shapes] == pytest.approx([1.0, 1.2, 1.4], rel=1e-4)
     (figure,) = figures(run_page.seen([], [way], alone=True))
@@ -163,13 +163,13 @@ def test_a_path_is_read_as_it_was_written(unit: float, up: str, tmp_path: Path) 
 def test_a_file_that_tells_of_no_path_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "path.json").write_text(text)
     with pytest.raises(ValueError, match=r"path\.json tells of no path .*: write it again, shapespace interpolate"):
-        run_page.walks([tmp_path])
+        run_page.load_interpolations([tmp_path])
 
 
 def test_what_is_missing_is_said_with_the_line_that_makes_it(tmp_path: Path) -> None:
     run = learn(tmp_path / "a run", events=False)
     (run / "model.safetensors").unlink()
-    absent = run_page.missing(run_page.gather([run], *comparison.gather([run])), [], [])
+    absent = run_page.missing(run_page.load_runs([run], *comparison.load_scores([run])), [], [])
     assert absent == [
         f"a run has no model yet: shapespace train --resume '{run}'",
         f"a run was not scored: shapespace evaluate '{run}' 'my data.h5'",
@@ -179,20 +179,20 @@ def test_what_is_missing_is_said_with_the_line_that_makes_it(tmp_path: Path) -> 
     run = learn(tmp_path / "b")
     score(run)
     walk(run / "way")
-    scored, moved = comparison.gather([run])
-    assert run_page.missing(run_page.gather([run], scored, moved), scored, run_page.walks([run])) == []
+    scored, moved = comparison.load_scores([run])
+    assert run_page.missing(run_page.load_runs([run], scored, moved), scored, run_page.load_interpolations([run])) == []
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("a: [", "is not YAML"), ("- 1", "holds a list, not settings")])
 def test_settings_that_are_none_are_named(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"config\.yaml {sentence}"):
-        run_page.gather([tmp_path], [], [])
+        run_page.load_runs([tmp_path], [], [])
 
 
 def test_percentiles_are_those_of_the_scores(tmp_path: Path) -> None:
     score(tmp_path)
-    scored, _ = comparison.gather([tmp_path])
+    scored, _ = comparison.load_scores([tmp_path])
     table = comparison.percentiles(scored, "test")
     assert table.head[4:] == ["median", "mean", "p5", "p95", "scans"]
     values = np.array([1.0, 2.0, 3.0, 9.0])

@@ -9,7 +9,15 @@ from scipy.spatial.transform import Rotation
 
 from shapespace.synthetic import poses as poses_module
 from shapespace.synthetic.body import Body
-from shapespace.synthetic.poses import ELBOW, HEADING, LIMITS, Poses, blend, draw_pose, penetration
+from shapespace.synthetic.poses import (
+    ELBOW,
+    HEADING,
+    LIMITS,
+    PoseLibrary,
+    interpolate_pose,
+    sample_pose,
+    self_penetration,
+)
 
 MIRROR = np.array([-1.0, 1.0, 1.0])
 
@@ -20,8 +28,8 @@ def body() -> Body:
 
 
 @pytest.fixture(scope="module")
-def poses(body: Body) -> Poses:
-    return Poses.load(body)
+def poses(body: Body) -> PoseLibrary:
+    return PoseLibrary.load(body)
 
 
 def turned(body: Body, angles: dict[str, tuple[float, float, float]]) -> np.ndarray:
@@ -34,7 +42,7 @@ def turned(body: Body, angles: dict[str, tuple[float, float, float]]) -> np.ndar
 
 def heads(body: Body, rotations: np.ndarray) -> dict[str, np.ndarray]:
     """Places of the posed joints of the mean body."""
-    _, moved = body.forward(body.rest(np.zeros(len(body.components)))[1], rotations)
+    _, moved = body.forward(body.rest_pose(np.zeros(len(body.components)))[1], rotations)
     return dict(zip(body.joints, moved, strict=True))
 
 
@@ -48,7 +56,7 @@ def test_bodies_are_closed_and_of_human_size(body: Body) -> None:
     rng = np.random.default_rng(0)
     statures = []
     for _ in range(40):
-        vertices, _ = body.rest(body.draw(rng))
+        vertices, _ = body.rest_pose(body.sample_shape(rng))
         mesh = trimesh.Trimesh(vertices, body.faces, process=False)
         assert 0.03 < mesh.volume < 0.2  # outward, and water weighs a kilogram per litre
         statures.append(np.ptp(vertices[:, 1]))
@@ -59,7 +67,7 @@ def test_bodies_are_closed_and_of_human_size(body: Body) -> None:
 
 def test_coefficients_are_standard_normal_within_the_truncation(body: Body) -> None:
     rng = np.random.default_rng(1)
-    drawn = np.stack([body.draw(rng) for _ in range(500)])
+    drawn = np.stack([body.sample_shape(rng) for _ in range(500)])
     assert np.abs(drawn).max() <= module.TRUNCATION
     assert np.abs(drawn.mean(axis=0)).max() < 0.2
     assert drawn.std() == pytest.approx(0.96, abs=0.02)  # a normal cut off at 2.5
@@ -74,9 +82,9 @@ def test_principal_components_are_orthogonal_and_in_order(body: Body) -> None:
 
 
 def test_identities_are_the_rest_pose(body: Body) -> None:
-    coefficients = body.draw(np.random.default_rng(2))
-    vertices, joints = body.rest(coefficients)
-    posed = body.pose(coefficients, turned(body, {}))
+    coefficients = body.sample_shape(np.random.default_rng(2))
+    vertices, joints = body.rest_pose(coefficients)
+    posed = body.skin(coefficients, turned(body, {}))
     assert posed.dtype == np.float32
     assert posed[:, 1].min() == 0
     shift = np.array([joints[0, 0], vertices[:, 1].min(), joints[0, 2]])
@@ -84,15 +92,15 @@ def test_identities_are_the_rest_pose(body: Body) -> None:
 
 
 def test_pose_equals_a_plain_loop(body: Body) -> None:
-    coefficients, rotations = body.draw(np.random.default_rng(3)), anything(body, 4)
-    vertices, joints = body.rest(coefficients)
+    coefficients, rotations = body.sample_shape(np.random.default_rng(3)), anything(body, 4)
+    vertices, joints = body.rest_pose(coefficients)
     world: list[np.ndarray] = []
     for joint, parent in enumerate(body.parents):
         local = np.eye(4)
         local[:3, :3] = rotations[joint]
         local[:3, 3] = joints[joint] - (joints[parent] if parent >= 0 else 0)
         world.append(local if parent < 0 else world[parent] @ local)
-    posed = body.pose(coefficients, rotations)
+    posed = body.skin(coefficients, rotations)
     chosen = np.random.default_rng(5).choice(len(vertices), 200, replace=False)
     expected = []
     for vertex in chosen:
@@ -107,22 +115,25 @@ def test_pose_equals_a_plain_loop(body: Body) -> None:
 
 
 def test_the_root_turns_the_body_as_a_whole(body: Body) -> None:
-    coefficients = body.draw(np.random.default_rng(6))
+    coefficients = body.sample_shape(np.random.default_rng(6))
     turn = turned(body, {"root": (10.0, 70.0, -20.0)})
-    rest, posed = (body.pose(coefficients, rotations) for rotations in (turned(body, {}), turn))
+    rest, posed = (body.skin(coefficients, rotations) for rotations in (turned(body, {}), turn))
     moved = rest @ turn[0].T
     np.testing.assert_allclose(posed - posed.mean(axis=0), moved - moved.mean(axis=0), atol=2e-6)
 
 
-def test_a_mirrored_pose_gives_the_mirrored_body(body: Body, poses: Poses) -> None:
+def test_a_mirrored_pose_gives_the_mirrored_body(body: Body, poses: PoseLibrary) -> None:
     resting = body.mean[: -len(body.joints)]
     distance, twin = cKDTree(resting).query(resting * MIRROR)
     assert distance.max() < 1e-4
     assert len(np.unique(twin)) == len(twin)
-    coefficients, rotations = body.draw(np.random.default_rng(7)), poses.limits(np.random.default_rng(8))
+    coefficients, rotations = (
+        body.sample_shape(np.random.default_rng(7)),
+        poses.sample_in_limits(np.random.default_rng(8)),
+    )
     swapped = [name.replace(".L", ".#").replace(".R", ".L").replace(".#", ".R") for name in body.joints]
     reflected = np.diag(MIRROR) @ rotations[[body.joints.index(name) for name in swapped]] @ np.diag(MIRROR)
-    posed, mirrored = body.pose(coefficients, rotations), body.pose(coefficients, reflected)
+    posed, mirrored = body.skin(coefficients, rotations), body.skin(coefficients, reflected)
     assert np.linalg.norm(posed - mirrored, axis=1).max() > 0.1
     apart = np.linalg.norm(mirrored[twin] - posed * MIRROR, axis=1)
     assert apart.max() < 0.003  # two neck joints of the source stand a little aside
@@ -152,7 +163,7 @@ def test_joints_bend_as_the_limits_say(
 
 
 @pytest.mark.parametrize("side", ["L", "R"])
-def test_elbows_bend_forward(body: Body, poses: Poses, side: str) -> None:
+def test_elbows_bend_forward(body: Body, poses: PoseLibrary, side: str) -> None:
     def wrist_to_shoulder(degrees: float) -> tuple[float, float]:
         rotations = turned(body, {})
         axis = poses.elbow_axes["LR".index(side)]
@@ -167,9 +178,9 @@ def test_elbows_bend_forward(body: Body, poses: Poses, side: str) -> None:
     assert straight[1] < rest[1]
 
 
-def test_drawn_poses_stay_within_the_limits_and_fill_them(body: Body, poses: Poses) -> None:
+def test_drawn_poses_stay_within_the_limits_and_fill_them(body: Body, poses: PoseLibrary) -> None:
     rng = np.random.default_rng(9)
-    drawn = np.stack([poses.limits(rng) for _ in range(150)])
+    drawn = np.stack([poses.sample_in_limits(rng) for _ in range(150)])
     moved = {"root", "lowerarm01.L", "lowerarm01.R"}
     for joint, limits in LIMITS.items():
         for side, mirror in (("L", 1), ("R", -1)):
@@ -193,12 +204,12 @@ def test_drawn_poses_stay_within_the_limits_and_fill_them(body: Body, poses: Pos
     assert np.array_equal(drawn[:, still], np.broadcast_to(np.eye(3), drawn[:, still].shape))
 
 
-def test_motions_are_what_their_names_say(body: Body, poses: Poses) -> None:
+def test_motions_are_what_their_names_say(body: Body, poses: PoseLibrary) -> None:
     def seen(clip: str) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(10)
         frames = []
         for _ in range(80):
-            rotations = poses.motion(clip, rng)
+            rotations = poses.sample_clip(clip, rng)
             square = rotations @ rotations.transpose(0, 2, 1)
             np.testing.assert_allclose(square, np.broadcast_to(np.eye(3), square.shape), atol=1e-9)
             assert (np.linalg.det(rotations) > 0).all()
@@ -224,9 +235,9 @@ def test_motions_are_what_their_names_say(body: Body, poses: Poses) -> None:
         assert (found["root"][:, 1] > np.minimum(found["foot.L"], found["foot.R"])[:, 1]).all()
 
 
-def test_moments_of_a_clip_follow_each_other_evenly(body: Body, poses: Poses) -> None:
+def test_moments_of_a_clip_follow_each_other_evenly(body: Body, poses: PoseLibrary) -> None:
     """Half-way between two frames of the clip is half-way between their poses; neighbouring moments are close."""
-    feet = np.stack([heads(body, poses.moment("run", time))["foot.L"] for time in np.arange(0, poses.length - 1, 0.5)])
+    feet = np.stack([heads(body, poses.at("run", time))["foot.L"] for time in np.arange(0, poses.length - 1, 0.5)])
     assert len(feet) == 78
     middle = (feet[:-2:2] + feet[2::2]) / 2
     np.testing.assert_allclose(feet[1:-1:2], middle, atol=0.02)
@@ -234,9 +245,9 @@ def test_moments_of_a_clip_follow_each_other_evenly(body: Body, poses: Poses) ->
     assert np.ptp(feet, axis=0).max() > 0.5
 
 
-def test_a_clip_that_is_not_there_is_named(poses: Poses) -> None:
+def test_a_clip_that_is_not_there_is_named(poses: PoseLibrary) -> None:
     with pytest.raises(ValueError, match=r"no motion clip 'swim'.*It has: walk, run"):
-        poses.motion("swim", np.random.default_rng(0))
+        poses.sample_clip("swim", np.random.default_rng(0))
 
 
 def through_the_chest(body: Body, degrees: float) -> np.ndarray:
@@ -244,48 +255,50 @@ def through_the_chest(body: Body, degrees: float) -> np.ndarray:
     return turned(body, {"upperarm01.L": (0.0, -degrees, -30.0), "upperarm01.R": (0.0, degrees, 30.0)})
 
 
-def test_penetration_agrees_with_the_winding_number(body: Body, poses: Poses) -> None:
+def test_penetration_agrees_with_the_winding_number(body: Body, poses: PoseLibrary) -> None:
     rng = np.random.default_rng(11)
-    coefficients = body.draw(rng)
-    assert penetration(body.pose(coefficients, turned(body, {})), body.faces) < 1e-3
+    coefficients = body.sample_shape(rng)
+    assert self_penetration(body.skin(coefficients, turned(body, {})), body.faces) < 1e-3
     shares = []
-    for rotations in [through_the_chest(body, 110), *(poses.limits(rng) for _ in range(4))]:
-        mesh = trimesh.Trimesh(body.pose(coefficients, rotations), body.faces, process=False)
+    for rotations in [through_the_chest(body, 110), *(poses.sample_in_limits(rng) for _ in range(4))]:
+        mesh = trimesh.Trimesh(body.skin(coefficients, rotations), body.faces, process=False)
         above = mesh.vertices + 3e-4 * mesh.vertex_normals
         winding = igl.fast_winding_number(np.array(mesh.vertices), np.array(mesh.faces), above)
         area = np.bincount(mesh.faces.ravel(), np.repeat(mesh.area_faces, 3))
         expected = area[winding > 0.5].sum() / area.sum()
         shares.append(expected)
         # Where three layers nest, the first surface may be met from the front: far above the limit, a tenth is missed.
-        assert penetration(np.array(mesh.vertices), body.faces) == pytest.approx(expected, abs=5e-4, rel=0.1)
+        assert self_penetration(np.array(mesh.vertices), body.faces) == pytest.approx(expected, abs=5e-4, rel=0.1)
     assert shares[0] > 0.03
 
 
 def test_poses_that_penetrate_are_refused(body: Body, monkeypatch: pytest.MonkeyPatch) -> None:
     coefficients = np.zeros(len(body.components))
     deep, deeper, rest = through_the_chest(body, 100), through_the_chest(body, 120), turned(body, {})
-    one, two = (penetration(body.pose(coefficients, rotations), body.faces) for rotations in (deep, deeper))
+    one, two = (self_penetration(body.skin(coefficients, rotations), body.faces) for rotations in (deep, deeper))
     assert poses_module.PENETRATION < one < two
     monkeypatch.setattr(poses_module, "TRIES", 3)
 
     def drawn(*rotations: np.ndarray) -> np.ndarray:
         order = iter(rotations)
-        return draw_pose(body, coefficients, lambda _: next(order), np.random.default_rng(0)).vertices
+        return sample_pose(body, coefficients, lambda _: next(order), np.random.default_rng(0)).vertices
 
-    assert np.array_equal(drawn(deeper, deep, rest), body.pose(coefficients, rest))
-    assert np.array_equal(drawn(deeper, deep, deeper), body.pose(coefficients, deep))
+    assert np.array_equal(drawn(deeper, deep, rest), body.skin(coefficients, rest))
+    assert np.array_equal(drawn(deeper, deep, deeper), body.skin(coefficients, deep))
 
 
 def test_a_pose_between_two_turns_every_joint_half_way(body: Body) -> None:
     a, b = turned(body, {"head": (0, 10, 0)}), turned(body, {"head": (0, 50, 0), "foot.L": (12, 0, 0)})
-    np.testing.assert_allclose(blend(a, b, 0.5), turned(body, {"head": (0, 30, 0), "foot.L": (6, 0, 0)}), atol=1e-12)
-    np.testing.assert_allclose(blend(a, b, 0.0), a, atol=1e-12)
-    np.testing.assert_allclose(blend(a, b, 1.0), b, atol=1e-12)
+    np.testing.assert_allclose(
+        interpolate_pose(a, b, 0.5), turned(body, {"head": (0, 30, 0), "foot.L": (6, 0, 0)}), atol=1e-12
+    )
+    np.testing.assert_allclose(interpolate_pose(a, b, 0.0), a, atol=1e-12)
+    np.testing.assert_allclose(interpolate_pose(a, b, 1.0), b, atol=1e-12)
 
 
 def test_parts_are_apart_and_where_they_belong(body: Body) -> None:
     parts = body.parts()
     assert (np.sum(list(parts.values()), axis=0) == 1).all()
-    vertices, _ = body.rest(np.zeros(len(body.components)))
+    vertices, _ = body.rest_pose(np.zeros(len(body.components)))
     assert vertices[parts["feet"], 1].max() < vertices[:, 1].min() + 0.2
     assert np.abs(vertices[parts["hands"], 0]).min() > 0.4

@@ -9,17 +9,17 @@ import trimesh
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
 from shapespace.synthetic.body import Body
-from shapespace.synthetic.scanner import Scanner
+from shapespace.synthetic.scanner import VirtualScanner
 
 
 @pytest.fixture(scope="module")
 def person() -> trimesh.Trimesh:
     body = Body.load()
     rotations = np.tile(np.eye(3), (len(body.joints), 1, 1))
-    return trimesh.Trimesh(body.pose(np.zeros(len(body.components)), rotations), body.faces, process=False)
+    return trimesh.Trimesh(body.skin(np.zeros(len(body.components)), rotations), body.faces, process=False)
 
 
-def scanned(mesh: trimesh.Trimesh, scanner: Scanner, seed: int = 0) -> Scan:
+def scanned(mesh: trimesh.Trimesh, scanner: VirtualScanner, seed: int = 0) -> Scan:
     return scanner.scan(
         np.asarray(mesh.vertices), np.asarray(mesh.faces), np.random.default_rng(seed), name="00/limits/0"
     )
@@ -27,11 +27,11 @@ def scanned(mesh: trimesh.Trimesh, scanner: Scanner, seed: int = 0) -> Scan:
 
 @pytest.fixture(scope="module")
 def scan(person: trimesh.Trimesh) -> Scan:
-    return scanned(person, Scanner())
+    return scanned(person, VirtualScanner())
 
 
 def test_points_lie_near_the_truth(person: trimesh.Trimesh, scan: Scan) -> None:
-    distance, _, _ = proximity.to_mesh(scan.points, person)
+    distance, _, _ = proximity.closest_point(scan.points, person)
     assert 0.0004 < distance.mean() < 0.0008
     assert distance.max() < 0.015
     assert scan.name == "00/limits/0"
@@ -40,7 +40,7 @@ def test_points_lie_near_the_truth(person: trimesh.Trimesh, scan: Scan) -> None:
 
 
 def test_without_noise_points_lie_on_the_surface(person: trimesh.Trimesh) -> None:
-    distance, _, _ = proximity.to_mesh(scanned(person, Scanner(noise=0.0)).points, person)
+    distance, _, _ = proximity.closest_point(scanned(person, VirtualScanner(noise_std=0.0)).points, person)
     assert distance.max() < 1e-5
 
 
@@ -77,13 +77,13 @@ def test_no_triangle_spans_a_jump_in_depth(scan: Scan) -> None:
 
 def test_some_of_the_surface_is_unseen(person: trimesh.Trimesh, scan: Scan) -> None:
     samples = trimesh.sample.sample_surface(person, 10_000, seed=0)[0]
-    distance, _, _ = proximity.to_mesh(samples, trimesh.Trimesh(scan.points, scan.faces, process=False))
+    distance, _, _ = proximity.closest_point(samples, trimesh.Trimesh(scan.points, scan.faces, process=False))
     assert 0.005 < (distance > 0.01).mean() < 0.08
 
 
 def test_nothing_is_seen_beyond_the_grazing_angle() -> None:
     ball = trimesh.creation.icosphere(subdivisions=6, radius=0.5)
-    scanner = Scanner(noise=0.0, blobs=0, jump=1.0, grazing=60.0)
+    scanner = VirtualScanner(noise_std=0.0, num_holes=0, max_depth_jump=1.0, max_incidence=60.0)
     scan = scanned(ball, scanner)
     assert scan.sensors is not None
     view = scan.sensors - scan.points
@@ -93,7 +93,9 @@ def test_nothing_is_seen_beyond_the_grazing_angle() -> None:
 
 def test_noise_is_along_the_ray_and_grows_with_incidence() -> None:
     ball = trimesh.creation.icosphere(subdivisions=6, radius=0.5)
-    noisy, exact = (scanned(ball, Scanner(noise=noise, blobs=0, jump=1.0)) for noise in (0.0008, 0.0))
+    noisy, exact = (
+        scanned(ball, VirtualScanner(noise_std=noise, num_holes=0, max_depth_jump=1.0)) for noise in (0.0008, 0.0)
+    )
     assert noisy.sensors is not None
     assert len(noisy) == len(exact)
     ray = exact.points.astype(np.float64) - noisy.sensors
@@ -107,17 +109,17 @@ def test_noise_is_along_the_ray_and_grows_with_incidence() -> None:
 
 
 def test_blobs_are_lost(person: trimesh.Trimesh) -> None:
-    whole = scanned(person, Scanner(blobs=0))
-    assert 0.8 * len(whole) < len(scanned(person, Scanner())) < 0.99 * len(whole)
+    whole = scanned(person, VirtualScanner(num_holes=0))
+    assert 0.8 * len(whole) < len(scanned(person, VirtualScanner())) < 0.99 * len(whole)
 
 
 def test_finer_cameras_see_more(person: trimesh.Trimesh, scan: Scan) -> None:
-    coarse = scanned(person, replace(Scanner(), columns=80, rows=120))
+    coarse = scanned(person, replace(VirtualScanner(), columns=80, rows=120))
     assert len(coarse) < 0.3 * len(scan)
 
 
 def test_same_seed_same_scan(person: trimesh.Trimesh, scan: Scan) -> None:
-    again, other = scanned(person, Scanner()), scanned(person, Scanner(), seed=1)
+    again, other = scanned(person, VirtualScanner()), scanned(person, VirtualScanner(), seed=1)
     assert again.points.tobytes() == scan.points.tobytes()
     assert again.faces is not None
     assert scan.faces is not None

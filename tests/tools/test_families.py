@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.io.scan_files import read_mesh
 
 SMALL = {
-    "occupancy": "--model.code 16 --model.width 32 --model.blocks 2 --model.encoder-width 32",
+    "occupancy": "--model.code-dim 16 --model.width 32 --model.blocks 2 --model.encoder-width 32",
     "convolutional": "--model.plane 16 --model.depth 3 --model.width 8 --model.features 8 --model.blocks 2",
     "convolutional_scans": "--model.plane 16 --model.depth 3 --model.width 8 --model.features 8 --model.blocks 2",
     "multiscale": "--model.grid 16 --model.levels 3 --model.features 4 --model.width 32",
     "multiscale_scans": "--model.grid 16 --model.levels 3 --model.features 4 --model.width 16",
     "voxel": "--model.grid 16",
-    "atlas": "--model.code 16 --model.width 64 --model.patches 4",
+    "atlas": "--model.code-dim 16 --model.width 64 --model.patches 4",
 }
 
 
@@ -34,13 +34,13 @@ def call(line: str) -> None:
 
 @pytest.mark.parametrize("config", SMALL)
 def test_every_verb_works(config: str, store: Path, tmp_path: Path) -> None:
-    scans = "--batch.scans 4 --batch.points 512 --batch.surface 48"
-    steps = f"--optim.warmup 5 --optim.lr 5e-3 --optim.steps {40 if config.endswith('scans') else 120}"
+    scans = "--batch.scans 4 --batch.points 512 --batch.surface-points 48"
+    steps = f"--optim.warmup-steps 5 --optim.lr 5e-3 --optim.max-steps {40 if config.endswith('scans') else 120}"
     call(f"train {store} --split train --config {config} {SMALL[config]} {scans} {steps} --out {tmp_path / 'run'}")
-    a, b = Store(store).select("train")[:2]
+    a, b = ScanStore(store).scan_names("train")[:2]
     given = f"{tmp_path / 'run'} {a} {b} --store {store} --resolution 24"
     call(f"encode {given} --out {tmp_path / 'encoded'}")
-    call(f"fit {given} --method adam --adam.start encoder --adam.steps 2 --adam.points 128 --out {tmp_path / 'fitted'}")
+    call(f"fit {given} --method adam --adam.init encoder --adam.steps 2 --adam.points 128 --out {tmp_path / 'fitted'}")
     codes = tmp_path / "fitted" / "codes.safetensors"
     call(
         f"interpolate {tmp_path / 'run'} {codes}:{a} {codes}:{b} --steps 3 --resolution 24 --out {tmp_path / 'between'}"
@@ -55,16 +55,16 @@ def test_every_verb_works(config: str, store: Path, tmp_path: Path) -> None:
     for mesh in meshes:
         assert 0.01 < mesh.extents.max() < 3  # metres, and no more than the cube
     call(
-        f"evaluate {tmp_path / 'run'} {store} --splits train --limit 2 --method encode --protocols surface "
+        f"evaluate {tmp_path / 'run'} {store} --splits train --limit 2 --method encode --metrics surface "
         "--resolution 24"
     )
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     (row,) = scores["summary"].values()
-    assert 0 < row["surface"]["truth_to_found"]["median"] < 1000
+    assert 0 < row["surface"]["completeness"]["median"] < 1000
     told = scores["settings"]
     assert (told["family"], told["method"]) == (config.removesuffix("_scans"), "encode")
-    assert told["trained_steps"] == int(steps.split()[-1])
-    assert min(told["encode_seconds"], told["mesh_seconds"], told["code_numbers"], told["trained_seconds"]) > 0
-    assert (told["fit_seconds"], told["weight_bytes"] == 0) == (None, config == "voxel")
+    assert told["training_steps"] == int(steps.split()[-1])
+    assert min(told["encode_seconds"], told["mesh_seconds"], told["code_dim"], told["training_seconds"]) > 0
+    assert (told["fit_seconds"], told["parameter_bytes"] == 0) == (None, config == "voxel")
     call(f"report {tmp_path / 'run'}")
-    assert f" {told['code_numbers']:,} " in (tmp_path / "run" / "report.md").read_text()
+    assert f" {told['code_dim']:,} " in (tmp_path / "run" / "report.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from shapespace.synthetic.body import Body
-from shapespace.synthetic.poses import Poses
+from shapespace.synthetic.poses import PoseLibrary
 from shapespace.tools import freeze_body
 
 
@@ -74,7 +74,7 @@ def test_neighbouring_frames_have_one_sign() -> None:
 
 
 def test_the_assets_are_those_of_this_tool() -> None:
-    poses = Poses.load(Body.load())
+    poses = PoseLibrary.load(Body.load())
     assert poses.clips == freeze_body.CLIPS
     assert poses.clip_joints == tuple(freeze_body.moved_joints())
     assert poses.clip_rotations.shape[1] == freeze_body.KEPT

@@ -17,38 +17,38 @@ from shapespace.fitting.result import Fit
 from shapespace.geometry.scan import Scan
 from shapespace.models import atlas, igr, registry, voxel
 from shapespace.tools import motion, synthesize
-from shapespace.tools._outputs import of_fits, of_model, timed
+from shapespace.tools._outputs import fit_provenance, model_provenance, timed
 
 SIZES = {
-    "igr": igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128),
-    "voxel": voxel.VoxelSizes(grid=8),
-    "atlas": atlas.AtlasSizes(code=4, width=16, patches=2),
+    "igr": igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1, init_radius=0.5, encoder_points=128),
+    "voxel": voxel.VoxelConfig(grid=8),
+    "atlas": atlas.AtlasConfig(code_dim=4, width=16, patches=2),
 }
 
 
 def space(family: str, scans: int = 3) -> ShapeSpace:
     torch.manual_seed(0)
     sizes = SIZES[family]
-    return ShapeSpace(registry.model(sizes, shapes=scans).eval(), sizes, scale=1.25, about={"weights": {}})
+    return ShapeSpace(registry.build_model(sizes, num_scans=scans).eval(), sizes, scale=1.25, metadata={"weights": {}})
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "people"
-    synthesize.main(folder, people=1, poses=2, test_people=1, test_people_poses=2, jobs=1)
+    synthesize.main(folder, people=1, poses=2, test_people=1, poses_per_test_person=2, jobs=1)
     return folder
 
 
 def test_the_record_tells_run_method_and_split(data: Path, tmp_path: Path) -> None:
     space("atlas").save(tmp_path / "run" / "model.safetensors")
-    words = {"method": "encode", "pairs": 1, "steps": 3, "resolution": 24, "paths": ("shortest", "linear")}
+    words = {"method": "encode", "pairs": 1, "steps": 3, "resolution": 24, "paths": ("geodesic", "linear")}
     motion.main(str(tmp_path / "run"), data, lm=motion.LMOptions(), joint=motion.SequenceOptions(), **words)  # type: ignore[arg-type]
     held = json.loads((tmp_path / "run" / "motion" / "motion.json").read_text())
     told = held["settings"]
     assert (told["run"], told["family"], told["method"], told["split"]) == ("run", "atlas", "encode", "unseen_people")
     assert (told["data"], told["pairs"], told["steps"]) == ("people", 1, 3)
     assert list(held["medians"]) == ["linear", "truth"]  # an atlas has no shortest path
-    assert held["medians"]["linear"]["truth_to_found"] > 0
+    assert held["medians"]["linear"]["completeness"] > 0
     assert held["medians"]["linear"]["volume_error"] is None  # and is open
     assert (tmp_path / "run" / "motion" / "motion.png").is_file()
 
@@ -57,21 +57,24 @@ def test_sequences_are_scored_alone_and_jointly_and_with_frames_missing(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space("igr").save(tmp_path / "run" / "model.safetensors")
-    lm, joint = motion.LMOptions(points=64, free=0, steps=5, evidence=0.01), motion.SequenceOptions()
+    lm, joint = (
+        motion.LMOptions(num_points=64, free_space_points=0, max_steps=5, effective_samples=0.01),
+        motion.SequenceOptions(),
+    )
 
     def run(**words: object) -> None:
         named = {"lm": lm, "joint": joint, "resolution": 16, "people": 1, "cases": ("points",), **words}
         motion.main(str(tmp_path / "run"), data, **named)  # type: ignore[arg-type]
 
-    cameras = replace(sequences.Scanner(), azimuths=4, elevations=(0.0,), columns=40, rows=60)
+    cameras = replace(sequences.VirtualScanner(), azimuths=4, elevations=(0.0,), columns=40, rows=60)
     monkeypatch.setattr(sequences, "Scanner", lambda: cameras)
     run(frames=5)
     held = json.loads((tmp_path / "run" / "motion" / "sequences.json").read_text())
-    assert (held["settings"]["frames"], held["settings"]["joint"]["bend"]) == (5, joint.bend)
+    assert (held["settings"]["frames"], held["settings"]["joint"]["bend"]) == (5, joint.acceleration_std)
     ways = {row["way"]: row for row in held["rows"]}
     assert list(ways) == [sequences.ALONE, sequences.JOINTLY, sequences.BETWEEN, sequences.BRIDGED]
     assert {row["motion"] for row in ways.values()} == {"01/walk"}
-    assert all(row["truth_to_found"] > 0 and row["found_to_truth"] > 0 for row in ways.values())
+    assert all(row["completeness"] > 0 and row["accuracy"] > 0 for row in ways.values())
     assert ways[sequences.JOINTLY]["flicker"] < ways[sequences.ALONE]["flicker"]
     assert ways[sequences.BRIDGED]["flicker"] is None  # of one frame
     assert "| points | missing: bridged" in capsys.readouterr().out
@@ -86,62 +89,62 @@ def test_sequences_are_scored_alone_and_jointly_and_with_frames_missing(
 
 
 def test_paths_that_a_family_has_not_are_left_out_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert motion.possible(("linear", "shortest"), space("igr")) == ["linear", "shortest"]
-    assert motion.possible(("spherical", "shortest", "linear"), space("voxel")) == ["spherical", "linear"]
+    assert motion.possible(("linear", "geodesic"), space("igr")) == ["linear", "geodesic"]
+    assert motion.possible(("slerp", "geodesic", "linear"), space("voxel")) == ["slerp", "linear"]
     assert "family voxel has no shortest path: that needs signed distances" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"family atlas has no shortest path: .*\. Score --paths linear\."):
-        motion.possible(("shortest",), space("atlas"))
+        motion.possible(("geodesic",), space("atlas"))
 
 
 def test_open_and_missing_surfaces_have_no_volume() -> None:
     truth = [trimesh.creation.icosphere(radius=r) for r in (1.0, 1.1, 1.2)]
-    row = evaluate.motion(truth, truth)
-    assert row["truth_to_found"] == pytest.approx(0, abs=1e-3)
+    row = evaluate.score_path(truth, truth)
+    assert row["completeness"] == pytest.approx(0, abs=1e-3)
     assert row["volume_error"] == pytest.approx(0)
     opened = [trimesh.Trimesh(mesh.vertices, mesh.faces[1:], process=False) for mesh in truth]
-    row = evaluate.motion(opened, truth)
+    row = evaluate.score_path(opened, truth)
     assert np.isnan(row["volume_error"])
     assert row["sa_sigma"] > 0
-    missing = evaluate.motion(None, truth)
+    missing = evaluate.score_path(None, truth)
     assert missing.keys() == row.keys()
     assert np.isnan(list(missing.values())).all()
 
 
 def test_missing_paths_are_in_no_median_and_are_counted() -> None:
     nan = float("nan")
-    rows = [{"a": "", "b": "", "path": "linear", "truth_to_found": e, "sa_sigma": e} for e in (1.0, nan, 3.0)]
-    assert motion._medians(rows) == {"truth_to_found": 2, "sa_sigma": 2, "failed": 1}
+    rows = [{"a": "", "b": "", "path": "linear", "completeness": e, "sa_sigma": e} for e in (1.0, nan, 3.0)]
+    assert motion._medians(rows) == {"completeness": 2, "sa_sigma": 2, "failed": 1}
 
 
 def test_the_record_counts_what_new_scans_need(tmp_path: Path) -> None:
     for scans in (1, 50):
         one = space("voxel", scans)
         one.save(tmp_path / str(scans) / "model.safetensors")
-        told = of_model(tmp_path / str(scans), one)
-        assert (told["weight_numbers"], told["weight_bytes"]) == (0, 0)  # a grid of its own for each, and no more
-        assert (told["run"], told["family"], told["trained_steps"]) == (str(scans), "voxel", None)
+        told = model_provenance(tmp_path / str(scans), one)
+        assert (told["num_parameters"], told["parameter_bytes"]) == (0, 0)  # a grid of its own for each, and no more
+        assert (told["run"], told["family"], told["training_steps"]) == (str(scans), "voxel", None)
     one = space("atlas")
-    told = of_model(Path("humans"), one)
+    told = model_provenance(Path("humans"), one)
     floats = sum(tensor.numel() for tensor in one.model.state_dict().values())
-    assert (told["run"], told["weight_numbers"]) == ("humans", floats)
+    assert (told["run"], told["num_parameters"]) == ("humans", floats)
     torch.save({"step": 7, "seconds": 60.0}, tmp_path / "1" / "checkpoint.pt")
-    told = of_model(tmp_path / "1" / "model.safetensors", space("voxel", 1))
-    assert (told["run"], told["trained_steps"], told["trained_seconds"]) == ("1", 7, 60)
+    told = model_provenance(tmp_path / "1" / "model.safetensors", space("voxel", 1))
+    assert (told["run"], told["training_steps"], told["training_seconds"]) == ("1", 7, 60)
 
 
 def test_auto_is_recorded_as_what_it_came_to() -> None:
     one = space("igr")
     fit = one.encode_scans([motion_scan()])[0]
     fitted = Fit(fit.code, fit.frame, fit.residuals, np.eye(4), seconds=1.5)
-    assert of_fits("encode", [fit], [fit])["fit_seconds"] is None
-    assert of_fits("auto", [fit], [fit])["method"] == "adam"
-    assert of_fits("auto", [fit], [fitted]) | {"encode_seconds": 0} == {
+    assert fit_provenance("encode", [fit], [fit])["fit_seconds"] is None
+    assert fit_provenance("auto", [fit], [fit])["method"] == "adam"
+    assert fit_provenance("auto", [fit], [fitted]) | {"encode_seconds": 0} == {
         "method": "lm",
         "encode_seconds": 0,
         "fit_seconds": 1.5,
-        "code_numbers": 4,
+        "code_dim": 4,
     }
-    assert of_fits("refine", [fit], [fitted])["method"] == "refine"
+    assert fit_provenance("refine", [fit], [fitted])["method"] == "refine"
 
 
 def motion_scan() -> Scan:

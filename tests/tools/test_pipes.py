@@ -18,7 +18,7 @@ from PIL import Image
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_bytes, read_scan, write_scan
 from shapespace.tools.__main__ import main
-from shapespace.tools._outputs import warn
+from shapespace.tools._outputs import warn_about_fits
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from shapespace.models import igr
 
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
+    sizes = igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1, init_radius=0.5, encoder_points=128)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
+    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, metadata={"weights": {}}).save(path)
     return path
 
 
@@ -189,10 +189,10 @@ def test_depth_images_are_fitted_like_any_other_scan(
     code, out, err = inside("preprocess", "folder", ".", "s.h5", "--pattern", "depth/{frame}.png", "--points", 1000)
     assert code == 0, err
     assert "2 scans, 2,000 points" in out
-    code, _, err = inside("fit", model, "depth/00000.png", "--jump", "nan")
+    code, _, err = inside("fit", model, "depth/00000.png", "--max-depth-jump", "nan")
     assert code == 2
     assert "shows 0 points of a surface" in err
-    for limit in (("--far", 1.9), ("--near", 2.1)):
+    for limit in (("--max-depth", 1.9), ("--min-depth", 2.1)):
         code, _, err = inside("fit", model, "depth/00000.png", *limit)
         assert code == 2
         assert "(6,400 of them nearer or farther than the limits allow)" in err
@@ -229,10 +229,12 @@ def test_a_scan_like_no_other_is_named_and_strictly_an_error(
     code, _, err = inside("encode", *words, "--out", "encoded")
     assert code == 0
     assert "1 of 1 scans do not look like" in err
-    fine = ("--lm.evidence", 0.01, "--strict", "--out", "fine")
+    fine = ("--lm.effective-samples", 0.01, "--strict", "--out", "fine")
     code, _, _ = inside("fit", model, "scan.ply", "--resolution", 16, *fine)
     assert code == 0
-    code, _, err = inside("fit", *words, "--lm.steps", 5, "--lm.evidence", 1e9, "--strict", "--out", "strict")
+    code, _, err = inside(
+        "fit", *words, "--lm.max-steps", 5, "--lm.effective-samples", 1e9, "--strict", "--out", "strict"
+    )
     assert code == 2
     assert "do not look like" in err
     assert (tmp_path / "strict" / "scan.ply").exists()
@@ -247,14 +249,14 @@ def test_unsure_fits_are_named_and_strictly_an_error(capsys: pytest.CaptureFixtu
     sure = {"name": "whole", "plausible": True, "unsure": False, "oddness": 5.0, "coverage": 0.9}
     unsure = {"name": "front", "plausible": True, "unsure": True, "oddness": 5.0, "coverage": 0.31}
     odd = {"name": "chair", "plausible": False, "unsure": False, "oddness": 9.8, "coverage": 0.7}
-    warn([sure], strict=True)
+    warn_about_fits([sure], strict=True)
     assert capsys.readouterr().err == ""
-    warn([sure, unsure])
+    warn_about_fits([sure, unsure])
     said = capsys.readouterr().err
     assert said.startswith("note: 1 of 2 fits are unsure")
     assert "front (31%)" in said
     with pytest.raises(ValueError, match=r"do not look like .*chair \(10\).*are unsure.*front \(31%\).* is written\."):
-        warn([sure, unsure, odd], strict=True)
+        warn_about_fits([sure, unsure, odd], strict=True)
 
 
 def test_uncertainty_is_in_the_mesh_in_the_unit_of_the_file(
@@ -274,7 +276,7 @@ def test_samples_are_written_beside_the_fit(
     model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
     write_scan(tmp_path / "scan.ply", person(), unit=0.01)
-    code, out, err = inside("fit", model, "scan.ply", "--resolution", 16, "--samples", 2, "--out", "some")
+    code, out, err = inside("fit", model, "scan.ply", "--resolution", 16, "--posterior-samples", 2, "--out", "some")
     assert code == 0, err
     assert "3 meshes in some" in out
     names = [f"scan{which}.ply" for which in ("", ".sample0", ".sample1")]
@@ -282,12 +284,12 @@ def test_samples_are_written_beside_the_fit(
     for mesh in found:
         np.testing.assert_allclose(mesh.bounds.mean(axis=0), [400, 500, 600], atol=60)
     assert len({mesh.vertices.tobytes() for mesh in found}) == 3
-    code, _, err = inside("encode", model, "scan.ply", "--resolution", 16, "--samples", 2, "--out", "none")
+    code, _, err = inside("encode", model, "scan.ply", "--resolution", 16, "--posterior-samples", 2, "--out", "none")
     assert code == 2
     assert "has no covariance: fit by Levenberg-Marquardt" in err
-    code, _, err = inside("fit", model, "-", "--resolution", 16, "--samples", 2, given=b"")
+    code, _, err = inside("fit", model, "-", "--resolution", 16, "--posterior-samples", 2, given=b"")
     assert code == 2
-    assert "takes one mesh, and 1 scans with --resolution 16 and --samples 2" in err
+    assert "takes one mesh, and 1 scans with --resolution 16 and --posterior-samples 2" in err
 
 
 def test_a_floor_is_left_out_and_that_is_said(
@@ -321,7 +323,18 @@ def test_frames_of_a_motion_are_fitted_jointly_and_bridged_where_they_are_missin
         write_scan(tmp_path / "walk" / f"f{time:03d}.ply", walked, unit=0.01)
     (tmp_path / "walk" / "f003.ply").write_bytes(b"")
     files = sorted((tmp_path / "walk").iterdir(), reverse=True)
-    words = ("fit", model, *files, "--sequence", "--resolution", 16, "--lm.points", 256, "--lm.evidence", 0.01)
+    words = (
+        "fit",
+        model,
+        *files,
+        "--as-sequence",
+        "--resolution",
+        16,
+        "--lm.num-points",
+        256,
+        "--lm.effective-samples",
+        0.01,
+    )
     code, out, err = inside(*words, "--out", "walked")
     assert code == 0, err
     assert "note: f003 is bridged: " in err
@@ -339,10 +352,10 @@ def test_frames_of_a_motion_are_fitted_jointly_and_bridged_where_they_are_missin
     assert len(film.geometry) == 6
     code, _, err = inside(*words, "--method", "adam")
     assert code == 2
-    assert "--sequence fits by Levenberg-Marquardt, and --method adam is asked for" in err
+    assert "--as-sequence fits by Levenberg-Marquardt, and --method adam is asked for" in err
     code, _, err = inside(*words, "--shard", "1/2")
     assert code == 2
-    assert "--shard 1/2 shares out many scans, and the frames of a --sequence are fitted as one" in err
+    assert "--shard 1/2 shares out many scans, and the frames of a --as-sequence are fitted as one" in err
 
 
 def test_the_record_tells_how_the_shape_lies_in_the_file(
@@ -352,7 +365,7 @@ def test_the_record_tells_how_the_shape_lies_in_the_file(
     from shapespace.fitting.result import load_fits
 
     write_scan(tmp_path / "scan.ply", person(), unit=0.01, up="z")
-    options = ("--unit", "cm", "--up", "z", "--lm.evidence", 1.0, "--resolution", 16)
+    options = ("--unit", "cm", "--up", "z", "--lm.effective-samples", 1.0, "--resolution", 16)
     code, _, err = inside("fit", model, "scan.ply", *options, "--out", "placed")
     assert code == 0, err
     (record,) = json.loads((tmp_path / "placed" / "fits.json").read_text())

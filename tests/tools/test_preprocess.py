@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.tools.preprocess import main
 
 
@@ -55,7 +55,7 @@ def test_units_axes_scale_and_patterns_go_into_the_store(tmp_path, make_body):
     np.savetxt(folder / "walk-0001.txt", rows)
     options = ("--unit", "mm", "--up", "z", "--scale", 1.5, "--pattern", "{subject}/{sequence}-{frame}.txt")
     shapespace("folder", tmp_path / "scans", tmp_path / "s.h5", "--points", 972, *options)
-    store = Store(tmp_path / "s.h5")
+    store = ScanStore(tmp_path / "s.h5")
     assert store.names == ["anna/walk/0001"]
     assert store.scale == 1.5
     scan = store.sample("anna/walk/0001", 972, np.random.default_rng(0)).to_world(store.frame("anna/walk/0001"))
@@ -67,7 +67,7 @@ def test_an_axis_may_point_down(tmp_path, make_body, capsys):
     (tmp_path / "scans").mkdir()
     np.save(tmp_path / "scans" / "1.npy", body.vertices * [1, -1, -1])
     shapespace("folder", tmp_path / "scans", tmp_path / "s.h5", "--points", 972, "--up", "-y")
-    store = Store(tmp_path / "s.h5")
+    store = ScanStore(tmp_path / "s.h5")
     scan = store.sample(store.names[0], 972, np.random.default_rng(0)).to_world(store.frame(store.names[0]))
     np.testing.assert_allclose(np.sort(scan.points, axis=0), np.sort(body.vertices, axis=0), atol=1e-5)
 
@@ -77,11 +77,11 @@ def test_bad_scans_are_named_as_they_come_and_at_the_end(synthetic_root, tmp_pat
     bad.write_bytes(bad.read_bytes()[:2000])
     error = fails("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 300)
     assert f"skipped p001/poses/000001: {bad} is truncated" in error
-    assert "1 of 9 scans cannot be used, and --max-bad is 0." in error
+    assert "1 of 9 scans cannot be used, and --max-rejected is 0." in error
     assert not (tmp_path / "s.h5").exists()
-    shapespace("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 300, "--max-bad", 1)
+    shapespace("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 300, "--max-rejected", 1)
     assert "skipped 1 unusable scans: p001/poses/000001" in capsys.readouterr().out
-    assert len(Store(tmp_path / "s.h5")) == 8
+    assert len(ScanStore(tmp_path / "s.h5")) == 8
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,20 @@ import pytest
 from PIL import Image
 
 from shapespace.evaluation import metrics
-from shapespace.evaluation.scores import Report
+from shapespace.evaluation.scores import ScoreReport
 from shapespace.tools.report import main
 
 
 def score(folder: Path, errors: list[float], protocol: str = "surface", **settings: object) -> None:
     rows = [
-        {"name": f"p/{k}", "split": "test", protocol: dict.fromkeys(metrics.PROTOCOLS[protocol].units, error)}
+        {"name": f"p/{k}", "split": "test", protocol: dict.fromkeys(metrics.METRICS[protocol].units, error)}
         for k, error in enumerate(errors)
     ]
-    described = metrics.PROTOCOLS[protocol]
+    described = metrics.METRICS[protocol]
     told = {"store": "s.h5", "method": "lm", "family": "igr", **settings}
-    Report({protocol: described.description}, {protocol: described.units}, rows, metrics.summarise(rows), told).write(
-        folder
-    )
+    ScoreReport(
+        {protocol: described.description}, {protocol: described.units}, rows, metrics.summarize(rows), told
+    ).write(folder)
 
 
 def test_the_page_the_markdown_and_the_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from trimesh import creation
 
-from shapespace.data.preprocess import pack
-from shapespace.datasets import find_recipe
+from shapespace.data.preprocess import preprocess
+from shapespace.datasets import get_dataset
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import write_mesh, write_scan
 from shapespace.tools.__main__ import main
@@ -41,7 +41,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return called
 
 
-SINGLE = ("--recipe", "small.yaml", "--no-detail", "--resolution", 32)
+SINGLE = ("--config", "small.yaml", "--no-detail", "--resolution", 32)
 
 
 def test_known_surfaces(call: Callable[..., str], tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_benchmark_s_folder(call: Callable[..., str], tmp_path: Path) -> None:
 
 def test_detail_three_ways(call: Callable[..., str], tmp_path: Path, synthetic_root: Path) -> None:
     pytest.importorskip("pymeshlab")
-    store = pack(find_recipe("synthetic"), synthetic_root, tmp_path / "people.h5", points=3000)
+    store = preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "people.h5", points=3000)
     said = call("detail", store.path, "--limit", 1, *SINGLE, "--out", "detail")
     for way in ("IGR", "regression of distances", "screened Poisson"):
         assert f"| {way}" in said
@@ -80,10 +80,10 @@ def test_detail_three_ways(call: Callable[..., str], tmp_path: Path, synthetic_r
 
 @pytest.mark.slow
 def test_the_shape_space(call: Callable[..., str], tmp_path: Path, synthetic_root: Path) -> None:
-    store = pack(find_recipe("synthetic"), synthetic_root, tmp_path / "people.h5", points=3000)
+    store = preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "people.h5", points=3000)
     split = next(iter(json.loads((synthetic_root / "splits" / "train.json").read_text())))
     assert split == "scans"
-    words = ("--recipe", "tiny", "--minutes", 0.05, "--tests", "train", "--limit", 1, "--resolution", 32)
+    words = ("--config", "tiny", "--minutes", 0.05, "--tests", "train", "--limit", 1, "--resolution", 32)
     said = call("shape-space", store.path, *words, "--methods", "auto", "--out", "space")
     assert "published, D-FAUST" in said
     assert (tmp_path / "space" / "report.html").exists()

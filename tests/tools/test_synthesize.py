@@ -13,11 +13,13 @@ import trimesh
 
 from shapespace.geometry import proximity
 from shapespace.io.scan_files import read_scan
-from shapespace.synthetic.people import LIMITS, Plan, schedule
+from shapespace.synthetic.people import LIMITS, SynthesisConfig, list_captures
 from shapespace.tools.synthesize import main
 
 TINY = {"people": 2, "poses": 3, "test_poses": 1, "test_people": 1, "test_people_poses": 1, "seed": 7}
-PLAN = Plan(people=4, poses=10, test_people=2, test_people_poses=3, test_poses=1, motion=0.5, seed=0)
+PLAN = SynthesisConfig(
+    people=4, poses=10, test_people=2, poses_per_test_person=3, test_poses=1, motion_fraction=0.5, seed=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_scans_lie_near_their_registrations(tiny: Path) -> None:
     for name in (*listed(tiny, "train"), *listed(tiny, "unseen_poses"), *listed(tiny, "unseen_people")):
         subject, sequence, frame = name.split("/")
         scan = read_scan(tiny / "scans" / subject / sequence / f"{sequence}.{frame}.ply")
-        distance, _, _ = proximity.to_mesh(scan.points[::20], truth(tiny, name))
+        distance, _, _ = proximity.closest_point(scan.points[::20], truth(tiny, name))
         assert distance.mean() < 0.001
         assert scan.sensors is not None
         assert len(np.unique(scan.sensors, axis=0)) == 16
@@ -136,7 +138,7 @@ def test_a_scan_depends_on_its_seed_subject_and_pose_only(tiny: Path, tmp_path: 
 
 
 def test_frames_are_consecutive_and_motions_have_their_share() -> None:
-    captures = list(schedule(PLAN))
+    captures = list(list_captures(PLAN))
     assert Counter(capture.split for capture in captures) == {"train": 36, "unseen_poses": 4, "unseen_people": 6}
     frames: dict[tuple[int, str], list[int]] = {}
     for capture in captures:
@@ -147,8 +149,8 @@ def test_frames_are_consecutive_and_motions_have_their_share() -> None:
         assert kinds.count(LIMITS) == 5
         motions = [kind for kind in kinds if kind != LIMITS]
         assert len(set(motions)) == len(motions)
-    assert {c.sequence for c in schedule(replace(PLAN, motion=0.0))} == {LIMITS}
-    assert LIMITS not in {c.sequence for c in schedule(replace(PLAN, motion=1.0))}
+    assert {c.sequence for c in list_captures(replace(PLAN, motion=0.0))} == {LIMITS}
+    assert LIMITS not in {c.sequence for c in list_captures(replace(PLAN, motion=1.0))}
 
 
 @pytest.mark.parametrize(
@@ -157,12 +159,12 @@ def test_frames_are_consecutive_and_motions_have_their_share() -> None:
         ({"people": 0}, r"--people is 0, and there must be at least 1\. Raise it"),
         ({"poses": 0}, r"--poses is 0, and there must be at least 1"),
         ({"test_people": -1}, r"--test-people is -1, and there must be at least 0"),
-        ({"test_people_poses": 0}, r"--test-people-poses is 0, and there must be at least 1"),
+        ({"test_people_poses": 0}, r"--poses-per-test-person is 0, and there must be at least 1"),
         ({"test_poses": -1}, r"--test-poses is -1, and there must be at least 0"),
         ({"poses": 3, "test_poses": 5}, r"--test-poses is 5 of --poses 3: no pose is left to train on\. Lower"),
         ({"poses": 3, "test_poses": 3}, r"--test-poses is 3 of --poses 3: no pose is left"),
-        ({"motion": 1.5}, r"--motion is 1\.5, and a share lies between 0 and 1\. Give"),
-        ({"motion": float("nan")}, r"--motion is nan"),
+        ({"motion": 1.5}, r"--motion-fraction is 1\.5, and a share lies between 0 and 1\. Give"),
+        ({"motion": float("nan")}, r"--motion-fraction is nan"),
         ({"seed": -3}, r"--seed is -3, and seeds are not negative\. Give"),
         ({"jobs": 0}, r"--jobs is 0, and it takes at least one process\. Give"),
     ],

@@ -14,7 +14,7 @@ import pytest
 import torch
 import trimesh
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_mesh, write_scan
 from shapespace.tools.__main__ import VERBS, main
@@ -85,7 +85,7 @@ def test_the_readme_s_lines_run_as_they_stand(tmp_path: Path, ok: Callable[[str]
 
     scores = json.loads((tmp_path / "runs/people/scores.json").read_text())
     for split in ("unseen_poses", "unseen_people"):
-        for direction in ("truth_to_found", "found_to_truth"):
+        for direction in ("completeness", "accuracy"):
             assert scores["summary"][split]["surface"][direction]["median"] > 0
     frames = sorted((tmp_path / "between").glob("*.obj"))
     assert len(frames) == 5
@@ -101,9 +101,11 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from shapespace.models import igr
 
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128)
+    sizes = igr.IGRConfig(code_dim=4, width=64, depth=3, skip=1, init_radius=0.5, encoder_points=128)
     (tmp_path / "runs").mkdir()
-    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=2.0, about={"weights": {}}).save(tmp_path / "runs" / "people")
+    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=2.0, metadata={"weights": {}}).save(
+        tmp_path / "runs" / "people"
+    )
     monkeypatch.chdir(tmp_path)
     normals = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
@@ -132,8 +134,8 @@ def test_other_people_s_layouts_go_all_the_way(
 ) -> None:
     root: Path = request.getfixturevalue(fixture)
     ok(f"shapespace preprocess {recipe} {root} store.h5 --points 3000")
-    ok(f"shapespace train store.h5 --config tiny --split {split} --optim.steps 20 --out run")
-    name = Store(tmp_path / "store.h5").select(split)[0]
+    ok(f"shapespace train store.h5 --config tiny --split {split} --optim.max-steps 20 --out run")
+    name = ScanStore(tmp_path / "store.h5").scan_names(split)[0]
     ok(f"shapespace fit run {name} --store store.h5 --resolution 32 --out fitted")
     ok("shapespace mesh run fitted/codes.safetensors --resolution 32 --out meshes")
     (mesh,) = (tmp_path / "meshes").glob("*.ply")
@@ -149,7 +151,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     sizes = igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, about={"weights": {}}).save(path)
+    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, metadata={"weights": {}}).save(path)
     return path
 
 
@@ -198,14 +200,14 @@ MISTAKES = {
     "shapespace view {run} --host 192.0.2.1 --port 0": r"cannot listen on 192\.0\.2\.1, .* an address of this machine",
     "shapespace report": "no runs given: name the folders",
     "shapespace report {bad}/empty": r"empty has no scores\.json, .*: score the run first, shapespace evaluate",
-    "shapespace ablate nothing.h5 --rows tiny": r"nothing\.h5",
-    "shapespace scan {bad}/bare/scan.npy --out seen": "points without faces",
+    "shapespace ablate nothing.h5 --variants tiny": r"nothing\.h5",
+    "shapespace simulate {bad}/bare/scan.npy --out seen": "points without faces",
     "shapespace mesh {run} {run}": "not a shapespace codes",
     "shapespace train": "train needs a store and a folder",
     "shapespace train nothing.h5 --out r": r"nothing\.h5",
     "shapespace train --resume nothing": r"no config\.yaml",
-    "shapespace train --resume nothing --optim.lr 1e-4": r"settings that it was begun with.*--start nothing",
-    "shapespace train a.h5 --resume nothing": r"settings that it was begun with.*--start nothing",
+    "shapespace train --resume nothing --optim.lr 1e-4": r"settings that it was begun with.*--init-from nothing",
+    "shapespace train a.h5 --resume nothing": r"settings that it was begun with.*--init-from nothing",
     "shapespace train x.h5 --config igr_papr": "did you mean igr_paper",
     "shapespace train x.h5 --family ocupancy": "no family 'ocupancy'. Did you mean occupancy",
     "shapespace evaluate {run} nothing.h5": r"nothing\.h5",

@@ -11,7 +11,7 @@ import pytest
 import tyro
 import yaml
 
-from shapespace.tools._config import expand, flatten, of_family, read
+from shapespace.tools._config import config_class, expand_config_option, load_yaml, to_arguments
 from shapespace.training.config import TrainConfig
 
 NAMES = sorted(
@@ -20,8 +20,8 @@ NAMES = sorted(
 
 
 def parsed(arguments: list[str]) -> TrainConfig[Any]:
-    words = expand(arguments)
-    return tyro.cli(of_family(words), args=words)
+    words = expand_config_option(arguments)
+    return tyro.cli(config_class(words), args=words)
 
 
 def flat(settings: object, prefix: str = "") -> dict[str, object]:
@@ -38,43 +38,43 @@ def test_the_four_are_there() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_is_what_it_says_and_tells_its_cost(name: str) -> None:
-    said, got = flat(read(name)), flat(asdict(parsed(["--config", name])))
+    said, got = flat(load_yaml(name)), flat(asdict(parsed(["--config", name])))
     assert {key: got[key] for key in said} == {key: value and type(got[key])(value) for key, value in said.items()}
     text = (resources.files("shapespace.configs") / f"{name}.yaml").read_text()
     assert text.startswith("#")
 
 
 def test_the_command_line_wins_over_the_config() -> None:
-    assert parsed(["--optim.steps", "7", "--config", "tiny"]).optim.steps == 7
-    assert parsed(["--config=tiny"]).model.width == read("tiny")["model"]["width"]
+    assert parsed(["--optim.max-steps", "7", "--config", "tiny"]).optim.max_steps == 7
+    assert parsed(["--config=tiny"]).model.width == load_yaml("tiny")["model"]["width"]
 
 
 def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("optim: {lr: 1e-3, steps: 12}\nweights: {eikonal: .5}")
-    assert read(str(file)) == {"optim": {"lr": 1e-3, "steps": 12}, "weights": {"eikonal": 0.5}}
+    assert load_yaml(str(file)) == {"optim": {"lr": 1e-3, "steps": 12}, "weights": {"eikonal": 0.5}}
     assert parsed(["--config", str(file)]).optim.lr == 1e-3
 
 
 def test_a_run_s_settings_come_back() -> None:
-    config = parsed(["--config", "igr", "--optim.minutes", "3.5"])
-    assert parsed(list(flatten(yaml.safe_load(yaml.safe_dump(asdict(config)))))) == config
+    config = parsed(["--config", "igr", "--optim.max-minutes", "3.5"])
+    assert parsed(list(to_arguments(yaml.safe_load(yaml.safe_dump(asdict(config)))))) == config
 
 
 def test_unknown_names_and_bad_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config 'igr_papr'.*did you mean igr_paper"):
-        read("igr_papr")
+        load_yaml("igr_papr")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="holds a list, not settings"):
-        read(str(tmp_path / "list.yaml"))
+        load_yaml(str(tmp_path / "list.yaml"))
     (tmp_path / "nameless.yaml").write_text("1: 2")
     with pytest.raises(ValueError, match="has a setting called 1, which is no name"):
-        read(str(tmp_path / "nameless.yaml"))
+        load_yaml(str(tmp_path / "nameless.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):
-        read(str(tmp_path / "bad.yaml"))
+        load_yaml(str(tmp_path / "bad.yaml"))
     with pytest.raises(ValueError, match="--config needs a name"):
-        expand(["--config"])
+        expand_config_option(["--config"])
 
 
 def test_a_wrong_key_and_a_wrong_type_are_refused_by_the_parser(tmp_path: Path) -> None:

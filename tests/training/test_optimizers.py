@@ -4,26 +4,26 @@ import torch
 
 from shapespace.models import igr
 from shapespace.models.igr import IGR
-from shapespace.training.optimizers import RowAdam, optimisers
+from shapespace.training.optimizers import LazyAdam, make_optimizers
 
 
-def model(encoder: str = "table") -> IGR:
+def model(encoder: str = "autodecoder") -> IGR:
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(code=4, width=24, depth=4, skip=2, encoder=encoder, spread=0.1, encoder_width=16)
-    return igr.build_igr(sizes, shapes=3)
+    sizes = igr.IGRConfig(code_dim=4, width=24, depth=4, skip=2, encoder=encoder, code_init_std=0.1, encoder_width=16)
+    return igr.build_igr(sizes, num_scans=3)
 
 
 def test_free_codes_have_their_own_learning_rate() -> None:
     made = model()
-    groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=None).param_groups
+    groups = make_optimizers(made, lr=1e-3, lr_codes=5e-3, lr_muon=None).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(list(made.parameters()))
     assert [name for name, p in made.named_parameters() if rates[id(p)] == 5e-3] == ["encoder.table.codes"]
 
 
 def test_muon_moves_the_hidden_products_and_nothing_else() -> None:
-    made = model("taught")
-    groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02).param_groups
+    made = model("distilled")
+    groups = make_optimizers(made, lr=1e-3, lr_codes=5e-3, lr_muon=0.02).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(list(made.parameters()))
     moved = [name for name, p in made.named_parameters() if rates[id(p)] == 0.02]
@@ -34,7 +34,7 @@ def test_muon_moves_the_hidden_products_and_nothing_else() -> None:
     ]
     made.decoder.requires_grad_(False)
     held = {id(p) for p in made.decoder.parameters()}
-    groups = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02).param_groups
+    groups = make_optimizers(made, lr=1e-3, lr_codes=5e-3, lr_muon=0.02).param_groups
     assert not held & {id(p) for group in groups for p in group["params"]}
 
 
@@ -44,7 +44,7 @@ def test_a_step_of_muon_turns_in_every_direction_alike() -> None:
     made.requires_grad_(False)
     weight = made.decoder.layers()[1].weight
     weight.requires_grad_()
-    both = optimisers(made, lr=1e-3, lr_codes=1e-3, lr_hidden=1.0)
+    both = make_optimizers(made, lr=1e-3, lr_codes=1e-3, lr_muon=1.0)
     before = weight.detach().clone()
     left, _, right = torch.linalg.svd(torch.randn_like(weight))
     spread = torch.logspace(0, -1, min(weight.shape))
@@ -56,7 +56,7 @@ def test_a_step_of_muon_turns_in_every_direction_alike() -> None:
 
 def test_the_state_of_all_comes_back() -> None:
     def moved(steps: int, made: IGR, state: dict[str, object] | None = None) -> dict[str, object]:
-        both = optimisers(made, lr=1e-3, lr_codes=5e-3, lr_hidden=0.02)
+        both = make_optimizers(made, lr=1e-3, lr_codes=5e-3, lr_muon=0.02)
         if state is not None:
             both.load_state_dict(state)
         for _ in range(steps):
@@ -77,7 +77,7 @@ def test_rows_that_are_visited_move_as_under_adam_and_the_others_rest() -> None:
     torch.manual_seed(0)
     start = torch.randn(3, 4)
     table, alone = start.clone().requires_grad_(), [row.clone().requires_grad_() for row in start]
-    rows = RowAdam([table], lr=0.1, betas=(0.5, 0.99))
+    rows = LazyAdam([table], lr=0.1, betas=(0.5, 0.99))
     plain = [torch.optim.Adam([row], lr=0.1, betas=(0.5, 0.99)) for row in alone]
     for visited in ([0], [0, 1], [0], [1], [0, 1]):
         table.grad = torch.zeros_like(table)

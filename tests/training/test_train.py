@@ -12,43 +12,43 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shapespace import space
 from shapespace.data.loader import StepDataset, batches, collate
-from shapespace.data.preprocess import pack
-from shapespace.data.store import Store
-from shapespace.datasets import find_recipe
-from shapespace.geometry.proximity import inside
+from shapespace.data.preprocess import preprocess
+from shapespace.data.store import ScanStore
+from shapespace.datasets import get_dataset
+from shapespace.geometry.proximity import contains
 from shapespace.geometry.scan import Scan
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models import igr
 from shapespace.space import ShapeSpace
-from shapespace.tools._config import expand, of_family
+from shapespace.tools._config import config_class, expand_config_option
 from shapespace.training import optimizers, train
 from shapespace.training.config import OptimConfig, TrainConfig
 from shapespace.training.objective import Objective
-from shapespace.training.run import Run, machine
+from shapespace.training.run import Run, describe_hardware
 
 
 @pytest.fixture
-def store(synthetic_root: Path, tmp_path: Path) -> Store:
-    pack(find_recipe("synthetic"), synthetic_root, tmp_path / "store.h5", points=2000)
-    return Store(tmp_path / "store.h5")
+def store(synthetic_root: Path, tmp_path: Path) -> ScanStore:
+    preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "store.h5", points=2000)
+    return ScanStore(tmp_path / "store.h5")
 
 
 def tiny(*arguments: str) -> TrainConfig[Any]:
-    words = expand(["--config", "tiny", "--device", "cpu", "--pictured", "0", *arguments])
-    return tyro.cli(of_family(words), args=words)
+    words = expand_config_option(["--config", "tiny", "--device", "cpu", "--projector-codes", "0", *arguments])
+    return tyro.cli(config_class(words), args=words)
 
 
-def learn(store: Store, folder: Path, *arguments: str, resume: bool = False) -> dict[str, torch.Tensor]:
+def learn(store: ScanStore, folder: Path, *arguments: str, resume: bool = False) -> dict[str, torch.Tensor]:
     run = Run(folder)
     if not resume:
         run.create({})
-    ShapeSpace.learn(store, store.select("train"), run, tiny(*arguments), resume=resume)
+    ShapeSpace.train(store, store.scan_names("train"), run, tiny(*arguments), resume=resume)
     return load_tensors(run.weights, "model")[0]
 
 
 WEIGHTS = ("surface", "normal", "eikonal", "code", "tangent", "far")
-TAUGHT = ("--model.encoder", "taught", "--weights.lesson", "1")
-RECOMMENDED = ("--optim.lr_hidden", "0.01", "--batch.sloped", "4", "--products", "bf16", *TAUGHT)
+TAUGHT = ("--model.encoder", "distilled", "--weights.distillation", "1")
+RECOMMENDED = ("--optim.lr-muon", "0.01", "--batch.gradient-stride", "4", "--matmul-precision", "bf16", *TAUGHT)
 
 
 class InterruptionError(Exception):
@@ -56,12 +56,12 @@ class InterruptionError(Exception):
 
 
 @pytest.mark.parametrize(
-    "kind", [(), ("--model.encoder", "table"), ("--model.encoder", "variational"), TAUGHT, RECOMMENDED]
+    "kind", [(), ("--model.encoder", "autodecoder"), ("--model.encoder", "variational"), TAUGHT, RECOMMENDED]
 )
 def test_resumed_equals_uninterrupted_to_the_bit(
-    kind: tuple[str, ...], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: tuple[str, ...], store: ScanStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ("--optim.steps", "12", "--save_every", "5", *kind)
+    settings = ("--optim.max-steps", "12", "--save_every", "5", *kind)
     whole = learn(store, tmp_path / "whole", *settings)
 
     original = StepDataset.__getitem__
@@ -82,20 +82,20 @@ def test_resumed_equals_uninterrupted_to_the_bit(
         assert torch.equal(tensor, resumed[name]), name
 
 
-def test_it_learns_and_leaves_scalars_and_a_mesh(store: Store, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.steps", "60")
+def test_it_learns_and_leaves_scalars_and_a_mesh(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "60")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     loss = [event.value for event in events.Scalars("loss")]
     assert loss[-1] < 0.7 * loss[0]
     assert {"terms/surface", "terms/normal", "terms/eikonal", "terms/code", "lr"} <= set(events.Tags()["scalars"])
     assert any("surface" in tag for tag in events.Tags()["tensors"])
-    assert Run(tmp_path / "run").told().machines == [machine()]
+    assert Run(tmp_path / "run").training_log().machines == [describe_hardware()]
 
 
-def test_the_projector_has_codes_and_a_picture_of_each(store: Store, tmp_path: Path) -> None:
+def test_the_projector_has_codes_and_a_picture_of_each(store: ScanStore, tmp_path: Path) -> None:
     """Codes that are longer than their number are turned onto fewer axes, and stay as far from one another."""
-    learn(store, tmp_path / "run", "--optim.steps", "20", "--save_every", "10", "--pictured", "3")
+    learn(store, tmp_path / "run", "--optim.max-steps", "20", "--save_every", "10", "--projector-codes", "3")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"histograms": 0})
     events.Reload()
     codes = _codes(store, tmp_path / "run")
@@ -108,7 +108,7 @@ def test_the_projector_has_codes_and_a_picture_of_each(store: Store, tmp_path: P
     assert lengths.histogram_value.max == pytest.approx(codes.norm(dim=1).max().item(), rel=1e-4)
 
     (folder,) = (tmp_path / "run" / "tensorboard").glob("00020/codes")
-    names = store.select("train")
+    names = store.scan_names("train")
     rows = [0, 2, 3]  # evenly over four
     lines = (folder / "metadata.tsv").read_text().splitlines()
     assert lines == ["scan\tsubject", *(f"{names[row]}\t{names[row].split('/')[0]}" for row in rows)]
@@ -119,16 +119,16 @@ def test_the_projector_has_codes_and_a_picture_of_each(store: Store, tmp_path: P
     assert sprite.shape == (128, 128, 3)  # two by two, the last one empty
 
 
-def _codes(store: Store, folder: Path) -> torch.Tensor:
+def _codes(store: ScanStore, folder: Path) -> torch.Tensor:
     learned = ShapeSpace.load(folder)
     batch = tiny().batch
-    sizes = {"scans": batch.scans, "points": batch.points, "surface": batch.surface, "sigma": batch.sigma}
-    dataset = StepDataset(store, store.select("train"), **sizes, half=batch.half, seed=0)
-    return train.training_codes(learned.model, dataset, torch.device("cpu"))
+    sizes = {"scans": batch.scans, "points": batch.points, "surface": batch.surface_points, "sigma": batch.near_std}
+    dataset = StepDataset(store, store.scan_names("train"), **sizes, half_extent=batch.half_extent, seed=0)
+    return train.encode_training_scans(learned.model, dataset, torch.device("cpu"))
 
 
-def test_minutes_end_a_training_and_its_schedule(store: Store, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.steps", "100000", "--optim.minutes", "0.02", "--log_every", "1")
+def test_minutes_end_a_training_and_its_schedule(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "100000", "--optim.max-minutes", "0.02", "--log_every", "1")
     assert 0 < Run(tmp_path / "run").load_checkpoint()["step"] < 1000
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
@@ -136,18 +136,18 @@ def test_minutes_end_a_training_and_its_schedule(store: Store, tmp_path: Path) -
     assert rates[-1] < 0.2 * max(rates)
 
 
-def test_the_encoder_is_taught_alone(store: Store, tmp_path: Path) -> None:
+def test_the_encoder_is_taught_alone(store: ScanStore, tmp_path: Path) -> None:
     """Decoder, codes and the loss that stands in the file stay those of the run that it starts from."""
-    learn(store, tmp_path / "run", "--optim.steps", "20", *TAUGHT)
+    learn(store, tmp_path / "run", "--optim.max-steps", "20", *TAUGHT)
     first, about = load_tensors(Run(tmp_path / "run").weights, "model")
     lesson = (
-        "--learn",
+        "--trainable",
         "encoder",
-        "--start",
+        "--init-from",
         str(tmp_path / "run"),
         "--model.encoder",
-        "taught",
-        "--optim.steps",
+        "distilled",
+        "--optim.max-steps",
         "60",
     )
     only = tuple(f"--weights.{name}={weight}" for name, weight in {**dict.fromkeys(WEIGHTS, 0), "lesson": 1}.items())
@@ -162,56 +162,56 @@ def test_the_encoder_is_taught_alone(store: Store, tmp_path: Path) -> None:
     assert lessons[-1] < 0.5 * lessons[0]
 
 
-def test_codes_of_other_scans_begin_where_the_encoder_of_the_start_sees_them(store: Store, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.steps", "20", *TAUGHT)
+def test_codes_of_other_scans_begin_where_the_encoder_of_the_start_sees_them(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "20", *TAUGHT)
     run, space = Run(tmp_path / "more"), ShapeSpace.load(tmp_path / "run")
     run.create({})
-    asleep = ("--optim.lr", "0", "--optim.lr_codes", "0", "--optim.steps", "1")
-    config, others = tiny("--start", str(tmp_path / "run"), *asleep, *TAUGHT), store.names
-    assert len(others) != len(store.select("train"))
-    ShapeSpace.learn(store, others, run, config)
+    asleep = ("--optim.lr", "0", "--optim.lr_codes", "0", "--optim.max-steps", "1")
+    config, others = tiny("--init-from", str(tmp_path / "run"), *asleep, *TAUGHT), store.names
+    assert len(others) != len(store.scan_names("train"))
+    ShapeSpace.train(store, others, run, config)
     codes = load_tensors(run.weights, "model")[0]["encoder.table.codes"]
     assert len(codes) == len(others)
     scan = store.sample(others[2], config.batch.points, np.random.default_rng((0, 2)))
     torch.testing.assert_close(codes[2:3], space.model.encode(collate([scan])).flat, atol=1e-6, rtol=0)
 
 
-def test_a_larger_decoder_goes_on_from_the_same_field(store: Store, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.steps", "20", *TAUGHT)
+def test_a_larger_decoder_goes_on_from_the_same_field(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "20", *TAUGHT)
     larger = ("--model.width", "56", "--model.modulate", "all", "--optim.lr", "0", "--optim.lr_codes", "0")
-    learn(store, tmp_path / "grown", "--start", str(tmp_path / "run"), *larger, "--optim.steps", "1", *TAUGHT)
+    learn(store, tmp_path / "grown", "--init-from", str(tmp_path / "run"), *larger, "--optim.max-steps", "1", *TAUGHT)
     small, grown = ShapeSpace.load(tmp_path / "run"), ShapeSpace.load(tmp_path / "grown")
-    assert grown.sizes.width == 56
+    assert grown.config.width == 56
     code, x = small.sample(2), torch.rand(2, 200, 3) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(grown.model.field(x, code), small.model.field(x, code), atol=1e-5, rtol=0)
 
 
-def test_a_start_that_does_not_fit_is_refused(store: Store, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.steps", "2", *TAUGHT)
+def test_a_start_that_does_not_fit_is_refused(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "2", *TAUGHT)
     with pytest.raises(ValueError, match=r"does not fit this training: its decoder\..* has another size"):
-        learn(store, tmp_path / "wider", "--start", str(tmp_path / "run"), "--model.width", "40", *TAUGHT)
+        learn(store, tmp_path / "wider", "--init-from", str(tmp_path / "run"), "--model.width", "40", *TAUGHT)
     with pytest.raises(FileNotFoundError, match="no model at"):
-        learn(store, tmp_path / "nothing", "--start", str(tmp_path / "none"), *TAUGHT)
-    with pytest.raises(ValueError, match="say which one, --start RUN"):
-        learn(store, tmp_path / "alone", "--learn", "encoder", *TAUGHT)
+        learn(store, tmp_path / "nothing", "--init-from", str(tmp_path / "none"), *TAUGHT)
+    with pytest.raises(ValueError, match="say which one, --init-from RUN"):
+        learn(store, tmp_path / "alone", "--trainable", "encoder", *TAUGHT)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_that_are_read_ahead_are_those_of_the_data_set(store: Store, workers: int) -> None:
-    dataset = StepDataset(store, store.names, scans=2, points=64, sigma=0.01, half=1.0, seed=0)
+def test_batches_that_are_read_ahead_are_those_of_the_data_set(store: ScanStore, workers: int) -> None:
+    dataset = StepDataset(store, store.names, scans=2, points=64, near_std=0.01, half_extent=1.0, seed=0)
     last = 3 * len(store.names)  # epochs end on the way
-    ahead = list(batches(dataset, 2, last, workers=workers))
+    ahead = list(batches(dataset, 2, last, num_workers=workers))
     assert len(ahead) == last - 2
     for step, batch in enumerate(ahead, start=2):
-        assert batch.shape.tolist() == dataset[step].shape.tolist()
+        assert batch.scan_index.tolist() == dataset[step].scan_index.tolist()
         assert torch.equal(batch.points, dataset[step].points)
-        assert torch.equal(batch.box, dataset[step].box)
-    assert list(batches(dataset, 5, 5, workers=workers)) == []
+        assert torch.equal(batch.uniform_points, dataset[step].uniform_points)
+    assert list(batches(dataset, 5, 5, num_workers=workers)) == []
 
 
-def test_what_fails_while_reading_ahead_is_raised_at_its_step(store: Store) -> None:
-    dataset = StepDataset(store, store.names, scans=2, points=64, sigma=0.01, half=1.0, seed=0)
+def test_what_fails_while_reading_ahead_is_raised_at_its_step(store: ScanStore) -> None:
+    dataset = StepDataset(store, store.names, scans=2, points=64, near_std=0.01, half_extent=1.0, seed=0)
     dataset.transform = Failing(after=4)
     ahead = batches(dataset, 0, 10)
     next(ahead), next(ahead)
@@ -232,77 +232,81 @@ class Failing:
         return data
 
 
-def test_batches_are_a_function_of_seed_and_step(store: Store) -> None:
+def test_batches_are_a_function_of_seed_and_step(store: ScanStore) -> None:
     def dataset(seed: int = 0, **share: int) -> StepDataset:
-        names = store.select("train")
-        return StepDataset(store, names, scans=2, points=64, sigma=0.01, half=1.0, seed=seed, **share)
+        names = store.scan_names("train")
+        return StepDataset(store, names, scans=2, points=64, near_std=0.01, half_extent=1.0, seed=seed, **share)
 
     one, again = dataset()[7], dataset()[7]
     assert torch.equal(one.points, again.points)
-    assert torch.equal(one.shell, again.shell)
-    assert torch.equal(one.box, again.box)
+    assert torch.equal(one.near_points, again.near_points)
+    assert torch.equal(one.uniform_points, again.uniform_points)
     assert not torch.equal(one.points, dataset(seed=1)[7].points)
     parts = [dataset(rank=rank, world=2)[7] for rank in range(2)]
     assert torch.equal(torch.cat([part.points for part in parts]), one.points)
-    assert torch.equal(torch.cat([part.shape for part in parts]), one.shape)
-    seen = torch.cat([dataset()[step].shape for step in range(2)])
+    assert torch.equal(torch.cat([part.scan_index for part in parts]), one.scan_index)
+    seen = torch.cat([dataset()[step].scan_index for step in range(2)])
     assert sorted(seen.tolist()) == [0, 1, 2, 3]  # an epoch visits every scan once
 
 
-def test_labels_are_those_of_the_true_surface(store: Store) -> None:
-    names = store.select("train")
-    dataset = StepDataset(store, names, scans=2, points=64, sigma=0.01, half=1.0, seed=0, labels=3000)
+def test_labels_are_those_of_the_true_surface(store: ScanStore) -> None:
+    names = store.scan_names("train")
+    dataset = StepDataset(
+        store, names, scans=2, points=64, near_std=0.01, half_extent=1.0, seed=0, occupancy_points=3000
+    )
     batch = dataset[1]
-    assert batch.query is not None
-    assert batch.inside is not None
-    for row, query, known in zip(batch.shape.tolist(), batch.query.numpy(), batch.inside.numpy(), strict=True):
-        truth = store.truth(names[row])
+    assert batch.occupancy_points is not None
+    assert batch.occupancy is not None
+    for row, query, known in zip(
+        batch.scan_index.tolist(), batch.occupancy_points.numpy(), batch.occupancy.numpy(), strict=True
+    ):
+        truth = store.ground_truth(names[row])
         assert truth is not None
         places = store.frame(names[row]).to_world(torch.from_numpy(query)).numpy()
-        assert (inside(places, truth) == known).mean() > 0.999
+        assert (contains(places, truth) == known).mean() > 0.999
         assert 0.1 < known.mean() < 0.6
-    again = dataset[1].query
+    again = dataset[1].occupancy_points
     assert again is not None
-    assert torch.equal(again, batch.query)
-    bare = Store(store.path)
-    bare.has_truth = lambda name: name != names[0]  # type: ignore[method-assign]
+    assert torch.equal(again, batch.occupancy_points)
+    bare = ScanStore(store.path)
+    bare.has_ground_truth = lambda name: name != names[0]  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"have no true surface, .* for one"):
-        StepDataset(bare, names, scans=2, points=64, sigma=0.01, half=1.0, seed=0, labels=8)
+        StepDataset(bare, names, scans=2, points=64, near_std=0.01, half_extent=1.0, seed=0, occupancy_points=8)
 
 
 def test_schedules() -> None:
-    cosine, halving = optimizers.cosine(warmup=10), optimizers.halving(every=100)
+    cosine, halving = optimizers.cosine(warmup_steps=10), optimizers.halving(every=100)
     assert cosine(0, 0.0) == pytest.approx(0.1)
     assert cosine(50, 0.5) == pytest.approx(0.505)
     assert cosine(99, 1.0) == pytest.approx(0.01)
     assert [halving(step, 0.0) for step in (0, 99, 100, 250)] == [1, 1, 0.5, 0.25]
 
 
-def test_a_loss_that_is_no_number_stops_with_a_sentence(store: Store, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_with_a_sentence(store: ScanStore, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+, .*lower --optim.lr"):
         learn(store, tmp_path / "run", "--optim.lr", "1e30", "--log_every", "1")
 
 
-def test_a_field_that_has_died_stops_the_training(store: Store, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.steps", "2", *TAUGHT)
+def test_a_field_that_has_died_stops_the_training(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "2", *TAUGHT)
     tensors, about = load_tensors(Run(tmp_path / "run").weights, "model")
     silent = {name: torch.zeros_like(t) if name.startswith("decoder.out") else t for name, t in tensors.items()}
     save_tensors(tmp_path / "dead.safetensors", silent, about)
     asleep = ("--optim.lr", "0", "--optim.lr_codes", "0", "--log_every", "1")
     with pytest.raises(FloatingPointError, match=r"the field is zero everywhere at step 1, .*lower --optim.lr"):
-        learn(store, tmp_path / "more", "--start", str(tmp_path / "dead.safetensors"), *asleep, *TAUGHT)
+        learn(store, tmp_path / "more", "--init-from", str(tmp_path / "dead.safetensors"), *asleep, *TAUGHT)
 
 
 def test_scans_are_seen_so_often_and_no_oftener() -> None:
-    optim = OptimConfig(steps=6000, visits=400.0)
+    optim = OptimConfig(max_steps=6000, max_epochs=400.0)
     found = [space._steps(optim, scans, 16) for scans in (8, 100, 120, 228, 3000)]
     assert found == [2000, 2500, 3000, 5700, 6000]
-    assert space._steps(OptimConfig(steps=50, visits=400.0), 120, 16) == 50
-    assert space._steps(OptimConfig(steps=90_000), 120, 16) == 90_000
+    assert space._steps(OptimConfig(max_steps=50, max_epochs=400.0), 120, 16) == 50
+    assert space._steps(OptimConfig(max_steps=90_000), 120, 16) == 90_000
 
 
 def test_scans_without_normals_need_a_weight_of_zero() -> None:
-    model = igr.build_igr(igr.IGRSizes(code=4, width=24, depth=3, skip=1, encoder_points=50))
+    model = igr.build_igr(igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1, encoder_points=50))
     batch = collate([Scan("", np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32))])
     with pytest.raises(ValueError, match=r"weights\.normal 0"):
         Objective(model, {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 0.0, "tangent": 0.0, "far": 0.0})(
@@ -310,8 +314,8 @@ def test_scans_without_normals_need_a_weight_of_zero() -> None:
         )
 
 
-def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: Store, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.steps", "2")
+def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "2")
     with pytest.raises(FileExistsError, match="already holds a run"):
         Run(tmp_path / "run").create({})
     with pytest.raises(FileNotFoundError, match=r"no checkpoint.pt to resume from"):
@@ -320,11 +324,11 @@ def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: Store, tmp_p
         Run(tmp_path / "nothing").settings()
 
 
-def test_an_empty_split_and_an_uneven_batch(store: Store) -> None:
+def test_an_empty_split_and_an_uneven_batch(store: ScanStore) -> None:
     with pytest.raises(ValueError, match="no scans to train on"):
-        StepDataset(store, [], scans=2, points=8, sigma=0.01, half=1.0, seed=0)
+        StepDataset(store, [], scans=2, points=8, near_std=0.01, half_extent=1.0, seed=0)
     with pytest.raises(ValueError, match="3 scans does not divide among 2 processes"):
-        StepDataset(store, store.names, scans=3, points=8, sigma=0.01, half=1.0, seed=0, world=2)
+        StepDataset(store, store.names, scans=3, points=8, near_std=0.01, half_extent=1.0, seed=0, world_size=2)
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

@@ -61,5 +61,5 @@ def learned(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a training of seconds; nobody writes into it."""
     folder = tmp_path_factory.mktemp("learned") / "run"
     words = [str(store), "--config", "tiny", "--split", "train", "--out", str(folder), "--device", "cpu"]
-    run(train.main, [*words, "--optim.steps", "40", "--pictured", "0"])
+    run(train.main, [*words, "--optim.max-steps", "40", "--projector-codes", "0"])
     return folder

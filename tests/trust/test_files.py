@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.io.atomic import claimed, replacing
 from shapespace.tools import fit, preprocess, train
 from shapespace.tools.__main__ import main
@@ -126,7 +126,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return called
 
 
-QUICK = ("--lm.steps", 5, "--lm.points", 256)
+QUICK = ("--lm.max-steps", 5, "--lm.num-points", 256)
 
 
 def fill(disk: Path, left: int) -> Path:
@@ -136,7 +136,18 @@ def fill(disk: Path, left: int) -> Path:
     return disk / "filler"
 
 
-TRAINING = ("--config", "tiny", "--device", "cpu", "--pictured", "0", "--optim.steps", "10", "--save_every", "5")
+TRAINING = (
+    "--config",
+    "tiny",
+    "--device",
+    "cpu",
+    "--projector-codes",
+    "0",
+    "--optim.max-steps",
+    "10",
+    "--save_every",
+    "5",
+)
 
 
 def test_a_full_disk_stops_a_training_and_keeps_its_checkpoint(
@@ -161,7 +172,7 @@ def test_a_full_disk_stops_a_packing_and_the_same_line_goes_on(
     assert not (small_disk / "people.h5").exists()
     filler.unlink()
     run(preprocess.main, [str(word) for word in line[1:]])
-    assert len(Store(small_disk / "people.h5")) == 9
+    assert len(ScanStore(small_disk / "people.h5")) == 9
 
 
 def test_a_store_that_broke_while_it_was_written_is_begun_anew(
@@ -176,7 +187,7 @@ def test_a_store_that_broke_while_it_was_written_is_begun_anew(
     part.write_bytes(content)
     run(preprocess.main, ["synthetic", str(people), str(tmp_path / "people.h5"), "--points", "600"])
     assert f"note: {part} was broken when its writing was cut off, and is begun anew" in capsys.readouterr().err
-    with Store(tmp_path / "people.h5") as packed:
+    with ScanStore(tmp_path / "people.h5") as packed:
         assert len(packed) == 9
     assert not part.exists()
 

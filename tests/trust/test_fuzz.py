@@ -26,11 +26,11 @@ import trimesh
 from PIL import Image
 
 from shapespace.data.scan_dataset import read_split
-from shapespace.data.store import FORMAT, Store
+from shapespace.data.store import FORMAT, ScanStore
 from shapespace.datasets.layout import read_registration
 from shapespace.datasets.synthetic import Synthetic
 from shapespace.fitting.result import load_fits, save_fits
-from shapespace.io.formats import suffixes
+from shapespace.io.formats import readable_suffixes
 from shapespace.io.scan_files import read_scan
 from shapespace.models import igr, registry
 from shapespace.space import ShapeSpace
@@ -46,14 +46,14 @@ FACES = np.arange(102, dtype="<i4").reshape(-1, 3)
 CAMERA = {"width": 16, "height": 16, "fx": 16, "fy": 16, "cx": 7.5, "cy": 7.5, "k1": 0, "camera_to_world": None}
 CAMERA["camera_to_world"] = np.diag([1.0, -1, -1, 1]).tolist()
 DEPTH = np.full((16, 16), 2000, np.uint16)
-SIZES = igr.IGRSizes(code=2, width=8, depth=2, skip=1, encoder_points=8, encoder_width=4, encoder_features=4)
+SIZES = igr.IGRConfig(code_dim=2, width=8, depth=2, skip=1, encoder_points=8, encoder_width=4, encoder_features=4)
 SCAN = "a/b/0"
 
 
 def _space() -> ShapeSpace:
     torch.manual_seed(0)
     weights = {"surface": 1.0, "eikonal": 0.1}
-    return ShapeSpace(registry.model(SIZES).eval(), SIZES, scale=1.25, about={"weights": weights})
+    return ShapeSpace(registry.build_model(SIZES).eval(), SIZES, scale=1.25, metadata={"weights": weights})
 
 
 SPACE = _space()
@@ -131,8 +131,8 @@ def _checkpoint(path: Path) -> None:
 
 
 def _read_store(path: Path) -> None:
-    with Store(path) as store:
-        store.frame(SCAN), store.count(SCAN), store.has_normals(SCAN), store.truth(SCAN), store.origin(SCAN)
+    with ScanStore(path) as store:
+        store.frame(SCAN), store.count(SCAN), store.has_normals(SCAN), store.ground_truth(SCAN), store.provenance(SCAN)
         store.sample(SCAN, 50, np.random.default_rng(0))
 
 
@@ -190,7 +190,11 @@ FORMATS = {
     "model": Format("x.safetensors", SPACE.save, ShapeSpace.load),
     "codes": Format(
         "x.safetensors",
-        lambda path: save_fits(path, SPACE.between(SPACE.along([0.0]), SPACE.along([1.0]), 2), SPACE.model),
+        lambda path: save_fits(
+            path,
+            SPACE.interpolate_codes(SPACE.from_principal_components([0.0]), SPACE.from_principal_components([1.0]), 2),
+            SPACE.model,
+        ),
         lambda path: load_fits(path, SPACE.model),
     ),
     "checkpoint": Format("checkpoint.pt", _checkpoint, lambda path: Run(path.parent).load_checkpoint()),
@@ -206,7 +210,7 @@ HANGS = {"store": {6196}}  # HDF5 itself (h5py 3.16.0) does not come back from t
 
 
 def test_every_suffix_is_damaged_here() -> None:
-    assert suffixes() <= {Path(form.file).suffix for form in FORMATS.values()}
+    assert readable_suffixes() <= {Path(form.file).suffix for form in FORMATS.values()}
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -33,7 +33,7 @@ run({verb}.main, {words})
 PRELOADED = [f"shapespace.tools.{verb}" for verb in ("preprocess", "train", "fit", "evaluate")]
 PRELOADED += ["torch.utils.tensorboard", "torch_geometric.nn", "typeguard", "matplotlib.pyplot", "skimage.measure"]
 
-QUICK = ("--lm.steps", 5, "--lm.points", 256, "--resolution", 16)
+QUICK = ("--lm.max-steps", 5, "--lm.num-points", 256, "--resolution", 16)
 
 Words = list[object]
 
@@ -81,8 +81,8 @@ def verbs(people: Path, store: Path, learned: Path) -> dict[str, Verb]:
     def training(out: Path) -> Words:
         if (out / "checkpoint.pt").exists():
             return ["--resume", out]
-        settings = ["--config", "tiny", "--split", "train", "--device", "cpu", "--pictured", 0]
-        return [store, *settings, "--optim.steps", 30, "--save_every", 3, "--log_every", 3, "--out", out]
+        settings = ["--config", "tiny", "--split", "train", "--device", "cpu", "--projector-codes", 0]
+        return [store, *settings, "--optim.max-steps", 30, "--save_every", 3, "--log_every", 3, "--out", out]
 
     return {
         "packing": Verb(
@@ -98,7 +98,7 @@ def verbs(people: Path, store: Path, learned: Path) -> dict[str, Verb]:
         ),
         "scores": Verb(
             "evaluate",
-            lambda out: [learned, store, "--splits", "train", "--protocols", "normals", *QUICK, "--out", out],
+            lambda out: [learned, store, "--splits", "train", "--metrics", "normals", *QUICK, "--out", out],
             lambda out: [(out / "codes.safetensors").read_bytes(), rows(out / "scores.json"), meshes(out)],
         ),
     }

@@ -13,13 +13,13 @@ import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from shapespace.data.preprocess import pack
-from shapespace.data.store import Store
+from shapespace.data.preprocess import preprocess
+from shapespace.data.store import ScanStore
 from shapespace.datasets.synthetic import Synthetic
 from shapespace.space import ShapeSpace
-from shapespace.tools._config import expand, of_family
+from shapespace.tools._config import config_class, expand_config_option
 from shapespace.training.run import Run
-from shapespace.training.train import _Waited
+from shapespace.training.train import DataTimer
 
 POINTS = 250_000
 SHARED = 20  # sets of points among all scans: ten thousand of their own would take 60 GB
@@ -59,23 +59,25 @@ def _resident() -> int:
 def _train(path: Path, folder: Path, steps: int, early: int, late: int, answer: Any) -> None:
     torch.set_num_threads(1)  # threads of the parent are not there
     began, seen = time.perf_counter(), {}
-    step = Store.sample
+    step = ScanStore.sample
     visits = 0
 
-    def counted(self: Store, name: str, count: int, rng: np.random.Generator) -> Any:
+    def counted(self: ScanStore, name: str, count: int, rng: np.random.Generator) -> Any:
         nonlocal visits
         visits += 1
         if visits in (16 * 3 + 1, 16 * early + 1, 16 * late + 1):  # the third batch is begun after the first step
             seen[visits // 16] = (time.perf_counter() - began, _resident())
         return step(self, name, count, rng)
 
-    Store.sample = counted  # type: ignore[method-assign]
-    words = expand(["--config", "igr", "--device", "cpu", "--pictured", "0", "--optim.steps", str(steps)])
+    ScanStore.sample = counted  # type: ignore[method-assign]
+    words = expand_config_option(
+        ["--config", "igr", "--device", "cpu", "--projector-codes", "0", "--optim.max-steps", str(steps)]
+    )
     words += ["--log_every", "50", "--save_every", "100000"]
-    store = Store(path)
+    store = ScanStore(path)
     run = Run(folder)
     run.create({})
-    ShapeSpace.learn(store, store.select(None), run, tyro.cli(of_family(words), args=words))
+    ShapeSpace.train(store, store.scan_names(None), run, tyro.cli(config_class(words), args=words))
     answer.send(seen)
 
 
@@ -86,7 +88,7 @@ def test_a_training_on_many_scans_starts_at_once_and_stays_small(
     early, late = 100, 200  # before that, memory of many kinds is used for the first time
     if not count:
         pytest.skip("takes minutes: make trust")
-    path = pack(Synthetic(), synthetic_root, tmp_path / "s.h5", points=1000).path
+    path = preprocess(Synthetic(), synthetic_root, tmp_path / "s.h5", points=1000).path
     _many(path, count)
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(
@@ -98,7 +100,7 @@ def test_a_training_on_many_scans_starts_at_once_and_stays_small(
     process.join()
     path.unlink()
     (first, _), (_, before), (_, after) = (seen[at] for at in (3, early, late))
-    events = EventAccumulator(str(Run(tmp_path / "run").events))
+    events = EventAccumulator(str(Run(tmp_path / "run").tensorboard))
     events.Reload()
     waits = [event.value for event in events.Scalars("wait")]
     kept = [first < 30, after < before + 20e6, max(waits) < 0.05]
@@ -113,7 +115,7 @@ def test_the_wait_is_the_share_of_the_time_until_a_batch_is_there() -> None:
             time.sleep(0.05)
             yield "batch"
 
-    waited = _Waited(slow())
+    waited = DataTimer(slow())
     for _ in waited:
         time.sleep(0.05)
     assert waited.share() == pytest.approx(0.5, abs=0.2)

@@ -10,40 +10,40 @@ import pytest
 import torch
 
 from shapespace.data.loader import Batch, StepDataset
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.io.checkpoints import load_tensors
 from shapespace.space import ShapeSpace
 from shapespace.tools import train
 from shapespace.training import monitor
-from shapespace.training.monitor import FEW, MANY, Watch
+from shapespace.training.monitor import MIN_WINDOW, PATIENCE, DivergenceMonitor
 from shapespace.training.run import Run
 
-LINE = ("--config", "tiny", "--split", "train", "--device", "cpu", "--pictured", "0", "--save_every", "10")
+LINE = ("--config", "tiny", "--split", "train", "--device", "cpu", "--projector-codes", "0", "--save_every", "10")
 
 
 @pytest.fixture
 def dataset(store: Path) -> StepDataset:
-    packed = Store(store)
-    return StepDataset(packed, packed.select("train"), scans=2, points=8, sigma=0.01, half=1.0, seed=0)
+    packed = ScanStore(store)
+    return StepDataset(packed, packed.scan_names("train"), scans=2, points=8, near_std=0.01, half_extent=1.0, seed=0)
 
 
-def shown(watched: Watch, losses: list[float], first: int = 1, **terms: float) -> None:
+def shown(watched: DivergenceMonitor, losses: list[float], first: int = 1, **terms: float) -> None:
     for step, loss in enumerate(losses, first):
-        watched.see(step, torch.tensor(loss), {name: torch.tensor(value) for name, value in terms.items()})
-        watched.look()
+        watched.update(step, torch.tensor(loss), {name: torch.tensor(value) for name, value in terms.items()})
+        watched.check_losses()
 
 
 def test_a_loss_that_stays_high_stops_the_training_and_a_spike_does_not(dataset: StepDataset, tmp_path: Path) -> None:
-    watched = Watch(Run(tmp_path), dataset)
-    shown(watched, [1.0] * FEW + [50.0] * (MANY - 1))
-    assert not watched.calm
-    shown(watched, [1.0], first=MANY)
-    assert watched.calm
+    watched = DivergenceMonitor(Run(tmp_path), dataset)
+    shown(watched, [1.0] * MIN_WINDOW + [50.0] * (PATIENCE - 1))
+    assert not watched.is_stable
+    shown(watched, [1.0], first=PATIENCE)
+    assert watched.is_stable
     with pytest.raises(FloatingPointError) as stop:
-        shown(watched, [50.0] * MANY, first=1001, surface=3.0)
-    step = 1000 + MANY
+        shown(watched, [50.0] * PATIENCE, first=1001, surface=3.0)
+    step = 1000 + PATIENCE
     scans = ", ".join(dataset.scans_of(step - 1))
-    since = f"after {MANY} steps of more than 10 times the usual 1"
+    since = f"after {PATIENCE} steps of more than 10 times the usual 1"
     assert str(stop.value).startswith(
         f"the loss has blown up to 50, {since}, at step {step}, on the scans {scans} (terms: surface 3). There is no "
         "checkpoint yet: begin again, and lower --optim.lr"
@@ -51,43 +51,43 @@ def test_a_loss_that_stays_high_stops_the_training_and_a_spike_does_not(dataset:
 
 
 def test_a_loss_that_falls_or_begins_high_is_no_alarm(dataset: StepDataset, tmp_path: Path) -> None:
-    watched = Watch(Run(tmp_path), dataset)
-    shown(watched, [1e3 / (step + 1) for step in range(300)] + [60.0, 600.0] * MANY)
-    assert not watched.calm
+    watched = DivergenceMonitor(Run(tmp_path), dataset)
+    shown(watched, [1e3 / (step + 1) for step in range(300)] + [60.0, 600.0] * PATIENCE)
+    assert not watched.is_stable
     shown(watched, [60.0])
-    assert watched.calm
+    assert watched.is_stable
 
 
 def test_a_climb_at_the_end_needs_to_be_short_only(dataset: StepDataset, tmp_path: Path) -> None:
-    watched = Watch(Run(tmp_path), dataset)
-    shown(watched, [1.0] * FEW + [50.0] * (MANY // 10))
-    watched.see(FEW + MANY // 10 + 1, torch.tensor(50.0), {})
+    watched = DivergenceMonitor(Run(tmp_path), dataset)
+    shown(watched, [1.0] * MIN_WINDOW + [50.0] * (PATIENCE // 10))
+    watched.update(MIN_WINDOW + PATIENCE // 10 + 1, torch.tensor(50.0), {})
     with pytest.raises(FloatingPointError, match="the loss has blown up"):
-        watched.look(last=True)
+        watched.check_losses(last=True)
 
 
 def test_exploding_codes_are_named_once(
     dataset: StepDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    watched, codes = Watch(Run(tmp_path), dataset), torch.ones(4, 8)
-    watched.check(1, torch.nn.Linear(1, 1), codes)
+    watched, codes = DivergenceMonitor(Run(tmp_path), dataset), torch.ones(4, 8)
+    watched.check_weights(1, torch.nn.Linear(1, 1), codes)
     assert capsys.readouterr().err == ""
     codes[2] = 100
-    watched.check(20, torch.nn.Linear(1, 1), codes)
-    watched.check(40, torch.nn.Linear(1, 1), codes)
+    watched.check_weights(20, torch.nn.Linear(1, 1), codes)
+    watched.check_weights(40, torch.nn.Linear(1, 1), codes)
     said = capsys.readouterr().err
     assert said.count(f"at step 20 the codes of {dataset.names[2]} are more than 10 times as long") == 1
     assert said.count("note") == 1
     codes[3] = torch.nan
     with pytest.raises(FloatingPointError, match=f"the codes of {dataset.names[3]} are no numbers at step 60"):
-        watched.check(60, torch.nn.Linear(1, 1), codes)
+        watched.check_weights(60, torch.nn.Linear(1, 1), codes)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(dataset: StepDataset, tmp_path: Path) -> None:
     broken = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(broken.bias, torch.inf)
     with pytest.raises(FloatingPointError, match="the weights bias are no numbers at step 7"):
-        Watch(Run(tmp_path), dataset).check(7, broken, None)
+        DivergenceMonitor(Run(tmp_path), dataset).check_weights(7, broken, None)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, first: int, change: Callable[[Batch], Batch]) -> None:
@@ -112,7 +112,7 @@ def test_what_goes_wrong_in_a_training_is_told_and_undone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Scans turn to nonsense: not a number, or far too large. The checkpoint before is the one to go on from."""
-    line = [str(store), *LINE, "--optim.steps", "40", "--out"]
+    line = [str(store), *LINE, "--optim.max-steps", "40", "--out"]
     run(train.main, [*line, str(tmp_path / "whole")])
     monkeypatch.setattr(monitor, "MANY", 10)
     kinds: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -131,7 +131,7 @@ def test_what_goes_wrong_in_a_training_is_told_and_undone(
         scans = dataset.scans_of(25 if "nan" in sentence else 34)
         assert ", ".join(dict.fromkeys(scans)) in told
         assert (
-            f"The checkpoint of step 20 is as it was. Go on from its model: shapespace train STORE --start {folder}"
+            f"The checkpoint of step 20 is as it was. Go on from its model: shapespace train STORE --init-from {folder}"
             in told
         )
         assert f"shapespace train --resume {folder}" in told
@@ -147,7 +147,7 @@ def test_a_training_that_is_asked_to_end_saves_where_it_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    line = [str(store), *LINE, "--optim.steps", "20", "--out"]
+    line = [str(store), *LINE, "--optim.max-steps", "20", "--out"]
     run(train.main, [*line, str(tmp_path / "whole")])
     before = signal.getsignal(number)
     asked: list[int] = []

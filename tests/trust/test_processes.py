@@ -18,13 +18,13 @@ import tyro
 from torch.nn.parallel import DistributedDataParallel
 
 from shapespace.data.loader import Batch, StepDataset
-from shapespace.data.preprocess import pack
-from shapespace.data.store import Store
+from shapespace.data.preprocess import preprocess
+from shapespace.data.store import ScanStore
 from shapespace.datasets.synthetic import Synthetic
 from shapespace.io.checkpoints import load_tensors
 from shapespace.models import igr
 from shapespace.space import ShapeSpace
-from shapespace.tools._config import expand, of_family
+from shapespace.tools._config import config_class, expand_config_option
 from shapespace.tools.train import _restarts, _together
 from shapespace.training.config import TrainConfig
 from shapespace.training.objective import Objective
@@ -36,7 +36,7 @@ WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent
 
 @pytest.fixture
 def store(synthetic_root: Path, tmp_path: Path) -> Path:
-    return pack(Synthetic(), synthetic_root, tmp_path / "s.h5", points=500).path
+    return preprocess(Synthetic(), synthetic_root, tmp_path / "s.h5", points=500).path
 
 
 def _member(rank: int, world: int, place: Path, act: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -61,23 +61,25 @@ def together(world: int, place: Path, act: Callable[..., Any], *arguments: Any) 
 
 
 def _batch(store: Path, rank: int, world: int) -> Batch:
-    packed = Store(store)
+    packed = ScanStore(store)
     names = packed.names[:4]
-    dataset = StepDataset(packed, names, scans=4, points=60, sigma=0.01, half=1.0, seed=0, rank=rank, world=world)
+    dataset = StepDataset(
+        packed, names, scans=4, points=60, near_std=0.01, half_extent=1.0, seed=0, rank=rank, world_size=world
+    )
     return dataset[3].map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 def _gradients(rank: int, world: int, store: Path, kind: Any) -> dict[str, torch.Tensor]:
     """Of a step on a global batch of four scans: by one process, or by those that share it out."""
-    sizes = igr.IGRSizes(
-        code=4, width=24, depth=3, skip=1, encoder=kind, spread=1.0, encoder_points=60, encoder_width=16
+    sizes = igr.IGRConfig(
+        code_dim=4, width=24, depth=3, skip=1, encoder=kind, code_init_std=1.0, encoder_points=60, encoder_width=16
     )
     torch.manual_seed(0)
     model = (
-        igr.build_igr(sizes, shapes=4).double().eval()
+        igr.build_igr(sizes, num_scans=4).double().eval()
     )  # what is drawn at random differs with the number of processes
-    weights = WEIGHTS | ({"lesson": 1.0} if kind == "taught" else {})
-    objective: torch.nn.Module = Objective(model, weights, "eager" if world == 1 else "blocked")
+    weights = WEIGHTS | ({"lesson": 1.0} if kind == "distilled" else {})
+    objective: torch.nn.Module = Objective(model, weights, "eager" if world == 1 else "chunked")
     parts = [_batch(store, part, 2) for part in (range(2) if world == 1 else [rank])]
     tensors = {field.name: getattr(parts[0], field.name) for field in fields(Batch)}
     joined = {
@@ -91,7 +93,7 @@ def _gradients(rank: int, world: int, store: Path, kind: Any) -> dict[str, torch
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("kind", ["points", "table", "taught"])
+@pytest.mark.parametrize("kind", ["pointnet", "autodecoder", "distilled"])
 def test_two_processes_compute_the_gradients_of_one(
     store: Path, tmp_path: Path, kind: str, tried: Callable[..., None]
 ) -> None:
@@ -101,20 +103,22 @@ def test_two_processes_compute_the_gradients_of_one(
         for name, gradient in alone.items():
             assert gradient.abs().max() > 0
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-9, msg=name)
-    assert any("table" in name for name in alone) == (kind != "points")
+    assert any("table" in name for name in alone) == (kind != "pointnet")
     tried(f"gradients of 2 processes, codes from {kind}", len(alone), len(alone), "equal to 1e-5 to those of one")
 
 
 def _tiny(steps: int) -> TrainConfig[Any]:
-    words = ["--config", "tiny", "--device", "cpu", "--pictured", "0", "--model.encoder", "taught"]
-    words = expand([*words, "--weights.lesson", "1", "--optim.steps", str(steps), "--save_every", "3"])
-    return tyro.cli(of_family(words), args=words)
+    words = ["--config", "tiny", "--device", "cpu", "--projector-codes", "0", "--model.encoder", "distilled"]
+    words = expand_config_option(
+        [*words, "--weights.distillation", "1", "--optim.max-steps", str(steps), "--save_every", "3"]
+    )
+    return tyro.cli(config_class(words), args=words)
 
 
 def _learn(rank: int, world: int, store: Path, folder: Path, steps: int, resume: bool) -> dict[str, torch.Tensor]:
-    packed = Store(store)
-    names = packed.select("train")
-    space = ShapeSpace.learn(packed, names, Run(folder), _tiny(steps), rank=rank, world=world, resume=resume)
+    packed = ScanStore(store)
+    names = packed.scan_names("train")
+    space = ShapeSpace.train(packed, names, Run(folder), _tiny(steps), rank=rank, world=world, resume=resume)
     return {name: parameter.detach() for name, parameter in space.model.named_parameters()}
 
 
@@ -167,14 +171,14 @@ def test_a_process_that_dies_ends_the_job_and_torchrun_goes_on(
     """The second of two is killed once a checkpoint is there: alone that is the end, with --max-restarts it is not."""
     if not rounds(0, 1):
         pytest.skip("takes a minute: make trust")
-    line = ["--config", "tiny", "--device", "cpu", "--pictured", "0", "--save_every", "5", "--split", "train"]
+    line = ["--config", "tiny", "--device", "cpu", "--projector-codes", "0", "--save_every", "5", "--split", "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     ends = {}
     for restarts in (0, 1):
         run = Run(tmp_path / f"run{restarts}")
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         torchrun += ["--max-restarts", str(restarts), "-m", "shapespace.tools.train", str(store)]
-        words = [*torchrun, *line, "--out", str(run.folder), "--optim.steps", "300"]
+        words = [*torchrun, *line, "--out", str(run.folder), "--optim.max-steps", "300"]
         with (tmp_path / f"said{restarts}").open("wb") as said:
             job = subprocess.Popen(words, env=environment, stdout=said, stderr=said)
             until = time.monotonic() + 120

@@ -11,7 +11,7 @@ from shapespace.io.atomic import claimed
 from shapespace.io.checkpoints import load_tensors
 from shapespace.space import ShapeSpace
 from shapespace.tools import _resume, evaluate, fit
-from shapespace.tools._resume import Piece, kept
+from shapespace.tools._resume import Chunk, resumable
 
 
 @pytest.fixture(autouse=True)
@@ -31,16 +31,16 @@ class Count:
         self.done: list[int] = []
         self.fails = fails
 
-    def __call__(self, items: Sequence[int]) -> Piece:
+    def __call__(self, items: Sequence[int]) -> Chunk:
         if set(items) & set(self.fails):
             raise InterruptedError
         self.done += items
-        return Piece([], [{"square": item**2} for item in items])
+        return Chunk([], [{"square": item**2} for item in items])
 
 
 def collect(out: Path, work: Count, space: ShapeSpace, shard: str | None = None, **about: int) -> list[int] | None:
-    with kept(out, about, range(7), work, space, shard) as whole:
-        return None if whole is None else [row["square"] for row in whole.told]
+    with resumable(out, about, range(7), work, space, shard) as whole:
+        return None if whole is None else [row["square"] for row in whole.metadata]
 
 
 SQUARES = [0, 1, 4, 9, 16, 25, 36]
@@ -75,7 +75,7 @@ def test_other_settings_have_other_pieces(
 
 
 def test_a_result_that_could_not_be_written_loses_no_piece(space: ShapeSpace, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="full"), kept(tmp_path, {}, range(7), Count(), space):
+    with pytest.raises(OSError, match="full"), resumable(tmp_path, {}, range(7), Count(), space):
         raise OSError("full")
     again = Count()
     assert collect(tmp_path, again, space) == SQUARES
@@ -110,10 +110,10 @@ def test_a_line_waits_for_no_other_and_shards_for_each_other(space: ShapeSpace, 
 
 
 VERBS: dict[str, tuple[Callable[..., None], Callable[[Path, Path], list[object]]]] = {
-    "fit": (fit.main, lambda learned, store: [learned, "--store", store, "--split", "train", "--lm.steps", 5]),
+    "fit": (fit.main, lambda learned, store: [learned, "--store", store, "--split", "train", "--lm.max-steps", 5]),
     "evaluate": (
         evaluate.main,
-        lambda learned, store: [learned, store, "--splits", "train", "--lm.steps", 5, "--protocols", "normals"],
+        lambda learned, store: [learned, store, "--splits", "train", "--lm.max-steps", 5, "--metrics", "normals"],
     ),
 }
 
@@ -121,7 +121,7 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[[Path, Path], list[object]]
 @pytest.mark.parametrize("verb", VERBS)
 def test_shards_make_the_result_of_one_process(verb: str, learned: Path, store: Path, tmp_path: Path) -> None:
     tool, line = VERBS[verb]
-    words = [str(word) for word in [*line(learned, store), "--lm.points", 256, "--resolution", 16, "--out"]]
+    words = [str(word) for word in [*line(learned, store), "--lm.num-points", 256, "--resolution", 16, "--out"]]
     run(tool, [*words, str(tmp_path / "one")])
     for index in (1, 2):
         run(tool, [*words, str(tmp_path / "two"), "--shard", f"{index}/2"])

@@ -21,9 +21,9 @@ import trimesh
 from PIL import Image
 from safetensors.torch import save_file
 
-from shapespace.data.preprocess import pack
+from shapespace.data.preprocess import preprocess
 from shapespace.data.scan_dataset import read_split
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.datasets.layout import read_registration
 from shapespace.datasets.synthetic import Synthetic
 from shapespace.evaluation.scores import mesh_file
@@ -32,23 +32,23 @@ from shapespace.io import scan_files
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.io.scan_files import read_faces, read_mesh, read_scan
 from shapespace.models import igr, registry
-from shapespace.report.run_page import walks
+from shapespace.report.run_page import load_interpolations
 from shapespace.space import ShapeSpace
-from shapespace.tools._config import read
+from shapespace.tools._config import load_yaml
 from shapespace.training.run import Run
 
-SIZES = igr.IGRSizes(code=4, width=24, depth=3, skip=1, encoder_points=50, encoder_width=16, encoder_features=16)
+SIZES = igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1, encoder_points=50, encoder_width=16, encoder_features=16)
 WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3}
 
 
 def space() -> ShapeSpace:
     torch.manual_seed(0)
-    return ShapeSpace(registry.model(SIZES).eval(), SIZES, scale=1.25, about={"weights": WEIGHTS})
+    return ShapeSpace(registry.build_model(SIZES).eval(), SIZES, scale=1.25, metadata={"weights": WEIGHTS})
 
 
 @pytest.fixture
 def store(synthetic_root: Path, tmp_path: Path) -> Path:
-    return pack(Synthetic(), synthetic_root, tmp_path / "s.h5", points=300).path
+    return preprocess(Synthetic(), synthetic_root, tmp_path / "s.h5", points=300).path
 
 
 # ---------------------------------------------------------------------------------------------------------------- code
@@ -96,15 +96,15 @@ def test_no_file_runs_code(mark: Path, tmp_path: Path, tried: Callable[..., None
         lambda: read_faces(tmp_path / "a.npy"),
         lambda: read_scan(tmp_path / "a.npz"),
         lambda: read_scan(tmp_path / "faces.npz"),
-        lambda: read(str(tmp_path / "config.yaml")),
+        lambda: load_yaml(str(tmp_path / "config.yaml")),
         lambda: Run(tmp_path).settings(),
         lambda: Run(tmp_path).load_checkpoint(),
         lambda: Run(tmp_path).progress(),
-        lambda: Run(tmp_path).about(),
+        lambda: Run(tmp_path).metadata(),
         lambda: ShapeSpace.load(tmp_path / "raw.safetensors"),
         lambda: ShapeSpace.load(tmp_path / "told.safetensors"),
         lambda: load_fits(tmp_path / "raw.safetensors", space().model),
-        lambda: Store(tmp_path / "a.h5"),
+        lambda: ScanStore(tmp_path / "a.h5"),
         lambda: read_split(tmp_path / "split.json"),
     ]
     for trial in trials:
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path, content: Any, sent
 def test_settings_may_not_name_themselves_again(tmp_path: Path) -> None:
     (tmp_path / "bomb.yaml").write_text("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n")
     with pytest.raises(ValueError, match="is not YAML: settings have no anchors and aliases"):
-        read(str(tmp_path / "bomb.yaml"))
+        load_yaml(str(tmp_path / "bomb.yaml"))
 
 
 # ------------------------------------------------------------------------------------------------------- other places
@@ -178,8 +178,8 @@ def test_a_store_reads_nothing_but_itself(store: Path, tmp_path: Path, lead: str
     _replaced(store, place, LEADS[lead](other, place))
 
     def read() -> None:
-        opened = Store(store)
-        opened.truth(SCAN) if place.endswith("truth") else opened.sample(SCAN, 10, np.random.default_rng(0))
+        opened = ScanStore(store)
+        opened.ground_truth(SCAN) if place.endswith("truth") else opened.sample(SCAN, 10, np.random.default_rng(0))
 
     with pytest.raises(ValueError, match=r"s\.h5 is damaged, or no file of ours .*Rebuild it: shapespace preprocess"):
         read()
@@ -282,7 +282,7 @@ def test_a_path_names_its_own_meshes_only(tmp_path: Path) -> None:
     told = {"a": "a", "b": "b", "path": "linear", "area_m2": [1.0], "format": "x/../../../secret.ply"}
     (tmp_path / "path.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"path\.json tells of meshes of format .* not ply or obj: write it again"):
-        walks([tmp_path])
+        load_interpolations([tmp_path])
 
 
 EVIL = ["../../x", "/abs/x", "..", "../..", ".", "a/../../../x", "..\\x", "~/x", "x" * 30 + "/../.."]
@@ -321,11 +321,11 @@ def test_the_verbs_write_nothing_outside_their_folder(
         home.model,
     )
     before, model, out = _tree(tmp_path), tmp_path / "model.safetensors", tmp_path / "a" / "b" / "c"
-    quick = ["--resolution", "16", "--lm.steps", "1", "--lm.points", "100"]
+    quick = ["--resolution", "16", "--lm.max-steps", "1", "--lm.num-points", "100"]
     lines = {
         "mesh": [model, tmp_path / "codes.safetensors", "--resolution", "16"],
         "fit": [model, "--store", store, "--split", "..", "--clutter", "keep", *quick],
-        "evaluate": [model, store, "--splits", "..", "--protocols", "surface", *quick],
+        "evaluate": [model, store, "--splits", "..", "--metrics", "surface", *quick],
         "interpolate": [model, *names, "--store", store, "--steps", "2", *quick],
     }
     for verb, words in lines.items():
@@ -445,11 +445,11 @@ def test_what_is_declared_is_not_believed(
         "split, nested": lambda: read_split(tmp_path / "nested.json"),
         "YAML": lambda: Run(tmp_path).settings(),
         "checkpoint, packed": lambda: Run(tmp_path).load_checkpoint(),
-        "store, points": lambda: Store(copies["points"]).sample(SCAN, 10**10, rng),
-        "store, count": lambda: Store(copies["points"]).count(SCAN),
-        "store, truth": lambda: Store(copies["truth"]).truth(SCAN),
-        "store, names": lambda: Store(copies["names"]),
-        "store, one text again and again": lambda: Store(copies["about"]),
+        "store, points": lambda: ScanStore(copies["points"]).sample(SCAN, 10**10, rng),
+        "store, count": lambda: ScanStore(copies["points"]).count(SCAN),
+        "store, truth": lambda: ScanStore(copies["truth"]).ground_truth(SCAN),
+        "store, names": lambda: ScanStore(copies["names"]),
+        "store, one text again and again": lambda: ScanStore(copies["about"]),
         "registrations": lambda: read_registration(Synthetic(), synthetic_root, "p000", "poses", 0),
     }
     for key, value in {"width": 2**19, "depth": 2**19, "code": 2**19, "skip": 10**9, "encoder_width": 2**20}.items():

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from shapespace.data.store import Store
+from shapespace.data.store import ScanStore
 from shapespace.fitting.result import load_fits, save_fits
 from shapespace.space import ShapeSpace
 from shapespace.training.run import Run
@@ -44,7 +44,7 @@ def test_a_model_of_another_format(number: int | None, run: Run) -> None:
 @pytest.mark.parametrize("number", [0, 2])
 def test_codes_of_another_format(number: int, run: Run, tmp_path: Path) -> None:
     space, path = ShapeSpace.load(run.folder), tmp_path / "codes.safetensors"
-    save_fits(path, [space.along([1.0])], space.model)
+    save_fits(path, [space.from_principal_components([1.0])], space.model)
     assert [fit.name for fit in load_fits(path, space.model)] == ["along"]
     reformat(path, number)
     said = rf"codes.safetensors has format {number}, this version reads 1: fit the scans again, shapespace fit RUN"
@@ -64,7 +64,7 @@ def _numbered(number: int | None) -> Callable[[Path], None]:
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_checkpoint_of_another_format(number: int, run: Run) -> None:
     _numbered(number)(run.checkpoint)
-    anew = f"Train again, or from its model: shapespace train STORE --start {run.folder}"
+    anew = f"Train again, or from its model: shapespace train STORE --init-from {run.folder}"
     with pytest.raises(ValueError, match=re.escape(f"has format {number}, this version reads 1. {anew}")):
         run.load_checkpoint()
     with pytest.raises(ValueError, match=f"has format {number}"):
@@ -94,4 +94,4 @@ def test_a_store_of_another_format(number: int, store: Path, tmp_path: Path) -> 
     with h5py.File(path, "r+") as file:
         file.attrs["format"] = number
     with pytest.raises(ValueError, match=rf"is a store of format {number}, and format 1 is needed\. Rebuild it: shape"):
-        Store(path)
+        ScanStore(path)

@@ -15,8 +15,8 @@ import torch
 from shapespace import ShapeSpace
 from shapespace.geometry.scan import Scan
 from shapespace.models import igr
-from shapespace.viewer.app import Viewer, plain, same_site
-from shapespace.viewer.scene import MAX_UPLOAD, Gallery
+from shapespace.viewer.app import Viewer, escape_text, same_site
+from shapespace.viewer.scene import MAX_UPLOAD, ScanCollection
 
 viser = pytest.importorskip("viser", reason="the extra `view` is not installed")
 msgspec = pytest.importorskip("msgspec")
@@ -150,20 +150,26 @@ def _filled(value: Any, buffers: list[bytes]) -> Any:
 def space() -> ShapeSpace:
     """Its shapes are about balls of a metre; its code changes them by centimetres."""
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128)
+    sizes = igr.IGRConfig(code_dim=4, width=64, depth=3, skip=1, init_radius=0.5, encoder_points=128)
     model = igr.build_igr(sizes).eval()
     model.prior.covariance *= 100
-    return ShapeSpace(model, sizes, scale=2.0, about={"weights": {}})
+    return ShapeSpace(model, sizes, scale=2.0, metadata={"weights": {}})
 
 
 @pytest.fixture(scope="module")
 def scan(space: ShapeSpace) -> Scan:
-    return Scan("a/b/0", space.mesh(space.along([2.0]), resolution=32).sample(2000, seed=0).astype(np.float32))
+    return Scan(
+        "a/b/0",
+        space.mesh(space.from_principal_components([2.0]), resolution=32).sample(2000, seed=0).astype(np.float32),
+    )
 
 
 @pytest.fixture(scope="module")
 def viewer(space: ShapeSpace, scan: Scan) -> Iterator[Viewer]:
-    with Viewer(Gallery(space, [scan], lambda _: space.mesh(space.along([2.0]), resolution=48)), port=0) as viewer:
+    with Viewer(
+        ScanCollection(space, [scan], lambda _: space.mesh(space.from_principal_components([2.0]), resolution=48)),
+        port=0,
+    ) as viewer:
         yield viewer
 
 
@@ -208,7 +214,7 @@ def test_five_visitors_do_not_mix(visit: Callable[..., Visitor], space: ShapeSpa
         page.set("direction 2", share)
         page.set("direction 1", -share)
     for page, share in zip(pages, shares, strict=True):
-        own = space.mesh(space.along([-share, share, 0.0, 0.0]), resolution=64)
+        own = space.mesh(space.from_principal_components([-share, share, 0.0, 0.0]), resolution=64)
 
         def same(page: Visitor, own: Any = own) -> bool:
             shown = page.vertices()
@@ -287,7 +293,7 @@ def test_a_file_that_is_no_scan_gets_a_sentence_and_the_page_goes_on(visit: Call
     page = visit()
     page.wait(lambda page: page.vertices() is not None)
     page.upload("<b>x.ply", b"")
-    page.wait_words(plain("<b>x.ply is empty (0 bytes). Copy or download it again."))
+    page.wait_words(escape_text("<b>x.ply is empty (0 bytes). Copy or download it again."))
     page.upload("words.txt", b"these are words")
     page.wait_words("words.txt is cut off inside its header or is not a PLY file.")
     page.wait(lambda page: not page.control("Fit a scan file")["props"]["disabled"])
@@ -312,7 +318,7 @@ def test_controls_that_are_set_to_nonsense_harm_nobody(visit: Callable[..., Visi
     page.wait(lambda page: page.vertices() is not None)
     page.set("fine mesh, cells", "100000")
     page.set("scan", "/etc/passwd")
-    page.wait_words(plain("there is no scan '/etc/passwd'."))
+    page.wait_words(escape_text("there is no scan '/etc/passwd'."))
     page.set("across", "w")
     page.set("fine mesh, cells", "64")
     page.set("direction 1", 2.0)
@@ -384,18 +390,18 @@ def test_an_address_that_cannot_be_had_gets_a_sentence(space: ShapeSpace) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1, port {port} .*say another --port"):
-            Viewer(Gallery(space), port=port)
+            Viewer(ScanCollection(space), port=port)
     with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1, .*an address of this machine"):
-        Viewer(Gallery(space), host="192.0.2.1", port=0)
+        Viewer(ScanCollection(space), host="192.0.2.1", port=0)
     with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1, port 70000"):
-        Viewer(Gallery(space), port=70000)
+        Viewer(ScanCollection(space), port=70000)
 
 
 def test_without_viser_it_says_what_to_install(space: ShapeSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "viser", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'shapespace\[view\]'"):
-        Viewer(Gallery(space), port=0)
+        Viewer(ScanCollection(space), port=0)
 
 
 def test_plain_words_are_neither_markdown_nor_html() -> None:
-    assert plain("a_b *c* <script>\nd") == r"a\_b \*c\* &lt;script&gt;" + "  \nd"
+    assert escape_text("a_b *c* <script>\nd") == r"a\_b \*c\* &lt;script&gt;" + "  \nd"

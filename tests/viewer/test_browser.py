@@ -23,9 +23,9 @@ from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files
 from shapespace.models import igr
 from shapespace.synthetic.body import Body
-from shapespace.synthetic.scanner import Scanner
+from shapespace.synthetic.scanner import VirtualScanner
 from shapespace.viewer.app import PANEL, Viewer
-from shapespace.viewer.scene import Gallery
+from shapespace.viewer.scene import ScanCollection
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("viser", reason="the extra `view` is not installed")
@@ -56,20 +56,26 @@ def browser() -> Iterator[Any]:
 def space() -> ShapeSpace:
     """Its shapes are about balls of a metre; its code changes them by centimetres."""
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.4, encoder_points=128)
+    sizes = igr.IGRConfig(code_dim=4, width=64, depth=3, skip=1, init_radius=0.4, encoder_points=128)
     model = igr.build_igr(sizes).eval()
     model.prior.covariance *= 100
-    return ShapeSpace(model, sizes, scale=2.0, about={"weights": {}})
+    return ShapeSpace(model, sizes, scale=2.0, metadata={"weights": {}})
 
 
 @pytest.fixture(scope="module")
 def scan(space: ShapeSpace) -> Scan:
-    return Scan("a/b/0", space.mesh(space.along([2.0]), resolution=32).sample(4000, seed=0).astype(np.float32))
+    return Scan(
+        "a/b/0",
+        space.mesh(space.from_principal_components([2.0]), resolution=32).sample(4000, seed=0).astype(np.float32),
+    )
 
 
 @pytest.fixture(scope="module")
 def viewer(space: ShapeSpace, scan: Scan) -> Iterator[Viewer]:
-    with Viewer(Gallery(space, [scan], lambda _: space.mesh(space.along([2.0]), resolution=48)), port=0) as viewer:
+    with Viewer(
+        ScanCollection(space, [scan], lambda _: space.mesh(space.from_principal_components([2.0]), resolution=48)),
+        port=0,
+    ) as viewer:
         yield viewer
 
 
@@ -199,7 +205,7 @@ def test_a_slider_is_dragged_and_the_shape_follows(browser: Any, viewer: Viewer,
     value = float(thumb.get_attribute("aria-valuenow"))
     assert value > 1
     assert float(thumb.get_attribute("aria-valuemax")) == 3
-    expected = space.mesh(space.along([value]), resolution=128)
+    expected = space.mesh(space.from_principal_components([value]), resolution=128)
     wait(page, f"128 cells, {len(expected.vertices):,} vertices")
     seen(page, many(clay), few(bluish), few(dots))  # what is no fit has neither scan nor truth
     page.context.close()
@@ -273,7 +279,10 @@ def test_five_browsers_do_not_mix(browser: Any, viewer: Viewer, space: ShapeSpac
     for number, page in enumerate(pages, 1):
         own = [0.0] * 4
         own[number % 4] = number / 10
-        wait(page, f"128 cells, {len(space.mesh(space.along(own), resolution=128).vertices):,} vertices")
+        wait(
+            page,
+            f"128 cells, {len(space.mesh(space.from_principal_components(own), resolution=128).vertices):,} vertices",
+        )
         values = [float(slider.get_attribute("aria-valuenow")) for slider in page.get_by_role("slider").all()]
         assert values[:4] == pytest.approx(own)
         seen(page, many(clay, least=100))
@@ -284,8 +293,8 @@ def test_five_browsers_do_not_mix(browser: Any, viewer: Viewer, space: ShapeSpac
 def test_what_the_docs_show(browser: Any, tmp_path: Path) -> None:
     """A person whom `humans` has never seen: the fit in the colours of its errors, a slice, and the same as upload."""
     body, rng = Body.load(), np.random.default_rng(12)
-    vertices = body.pose(body.draw(rng), np.tile(np.eye(3), (len(body.joints), 1, 1)))
-    scan = Scanner().scan(vertices, body.faces, rng, "person")
+    vertices = body.skin(body.sample_shape(rng), np.tile(np.eye(3), (len(body.joints), 1, 1)))
+    scan = VirtualScanner().scan(vertices, body.faces, rng, "person")
     truth = Trimesh(vertices, body.faces, process=False)
     scan_files.write_scan(tmp_path / "me.ply", scan)
     folder = tmp_path
@@ -298,7 +307,7 @@ def test_what_the_docs_show(browser: Any, tmp_path: Path) -> None:
         image.save(folder / f"{name}.png", optimize=True)
         assert (folder / f"{name}.png").stat().st_size < 200_000
 
-    with Viewer(Gallery(ShapeSpace.load("humans"), [scan], lambda _: truth), title="humans", port=0) as viewer:
+    with Viewer(ScanCollection(ShapeSpace.load("humans"), [scan], lambda _: truth), title="humans", port=0) as viewer:
         page = opened(browser, viewer, sharp=1.0)
         wait(page, "Protocol surface")
         page.get_by_role("tab", name="Shapes").click()

@@ -12,7 +12,7 @@ import torch
 from trimesh import Trimesh
 
 from shapespace import ShapeSpace
-from shapespace.geometry.proximity import to_mesh
+from shapespace.geometry.proximity import closest_point
 from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files
 from shapespace.models import atlas, convolutional, igr, occupancy, registry, voxel
@@ -22,29 +22,29 @@ from shapespace.viewer.scene import (
     LEVELS,
     MEAN,
     STEPS,
-    Along,
-    Between,
-    Chosen,
-    Cut,
-    Gallery,
-    Latest,
+    Cancelled,
+    InterpolatedShape,
+    LatestRequest,
+    PrincipalShape,
+    ScanCollection,
+    ScanShape,
     Scene,
-    Stage,
-    Stale,
-    Wanted,
-    Wish,
+    SceneBuilder,
+    SlicePlane,
+    StillWanted,
+    ViewRequest,
 )
 
 
 def untrained(sizes: object) -> ShapeSpace:
     torch.manual_seed(0)
-    return ShapeSpace(registry.model(sizes, shapes=0).eval(), sizes, scale=2.0, about={"weights": {}})  # type: ignore[arg-type]
+    return ShapeSpace(registry.build_model(sizes, num_scans=0).eval(), sizes, scale=2.0, metadata={"weights": {}})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def space() -> ShapeSpace:
     """Its shapes are about balls of a metre; its code changes them by centimetres."""
-    space = untrained(igr.IGRSizes(code=4, width=64, depth=3, skip=1, radius=0.5, encoder_points=128))
+    space = untrained(igr.IGRConfig(code_dim=4, width=64, depth=3, skip=1, init_radius=0.5, encoder_points=128))
     assert space.model.prior is not None
     space.model.prior.covariance *= 100
     return space
@@ -53,25 +53,25 @@ def space() -> ShapeSpace:
 @pytest.fixture(scope="module")
 def scan(space: ShapeSpace) -> Scan:
     """Of the shape two standard deviations away, moved."""
-    mesh = space.mesh(space.along([2.0, 0.0]), resolution=48)
+    mesh = space.mesh(space.from_principal_components([2.0, 0.0]), resolution=48)
     points = mesh.sample(3000, seed=0) + np.array([5.0, 2.0, -3.0])
     return Scan("a/b/0", points.astype(np.float32))
 
 
 @pytest.fixture(scope="module")
-def gallery(space: ShapeSpace, scan: Scan) -> Gallery:
-    truth = space.mesh(space.along([2.0, 0.0]), resolution=64)
+def gallery(space: ShapeSpace, scan: Scan) -> ScanCollection:
+    truth = space.mesh(space.from_principal_components([2.0, 0.0]), resolution=64)
     truth = Trimesh(np.asarray(truth.vertices) + np.array([5.0, 2.0, -3.0]), truth.faces, process=False)
-    return Gallery(space, [scan], lambda name: truth if name == "a/b/0" else None)
+    return ScanCollection(space, [scan], lambda name: truth if name == "a/b/0" else None)
 
 
-def test_coarse_then_fine_then_numbers(gallery: Gallery) -> None:
-    coarse, fine, numbers = Stage(gallery).show(Wish(Chosen("a/b/0"), resolution=48))
+def test_coarse_then_fine_then_numbers(gallery: ScanCollection) -> None:
+    coarse, fine, numbers = SceneBuilder(gallery).show(ViewRequest(ScanShape("a/b/0"), resolution=48))
     assert (coarse.resolution, fine.resolution, numbers.resolution) == (COARSE, 48, 48)
     assert len(coarse.mesh.vertices) < len(fine.mesh.vertices)
-    assert coarse.words == fine.words == ()
+    assert coarse.summary == fine.summary == ()
     median, p95 = 1e3 * np.percentile(gallery.exhibit("a/b/0").fit.residuals, [50, 95])
-    verdict, score = numbers.words
+    verdict, score = numbers.summary
     assert f"within {median:.1f} mm, 95 % within {p95:.1f} mm" in verdict
     assert re.fullmatch(r"Protocol surface: truth to found \d+\.\d\d mm, found to truth \d+\.\d\d mm\.", score)
     assert 0 < coarse.seconds <= fine.seconds <= numbers.seconds
@@ -79,70 +79,72 @@ def test_coarse_then_fine_then_numbers(gallery: Gallery) -> None:
     assert numbers.floor[1] == pytest.approx(low)
 
 
-def test_another_colour_needs_no_other_mesh(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(gallery)
-    list(stage.show(Wish(Chosen("a/b/0"), resolution=40)))
+def test_another_colour_needs_no_other_mesh(gallery: ScanCollection, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = SceneBuilder(gallery)
+    list(stage.show(ViewRequest(ScanShape("a/b/0"), resolution=40)))
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("meshed again")
 
     monkeypatch.setattr(ShapeSpace, "mesh", refuse)
-    scenes = list(stage.show(Wish(Chosen("a/b/0"), "scan to mesh", resolution=40)))
+    scenes = list(stage.show(ViewRequest(ScanShape("a/b/0"), "scan to mesh", resolution=40)))
     assert [scene.resolution for scene in scenes] == [40, 40]
 
 
-def test_colours_are_the_errors_in_the_colours_of_the_legend(gallery: Gallery) -> None:
-    stage, exhibit = Stage(gallery), gallery.exhibit("a/b/0")
-    *_, scene = stage.show(Wish(Chosen("a/b/0"), "scan to mesh", 12.0, resolution=40))
-    away, _, _ = to_mesh(scene.scan.points.astype(np.float64), scene.mesh)  # type: ignore[union-attr]
-    np.testing.assert_array_equal(scene.dots, colors.colours(away, limit=12.0))
-    assert scene.words[0].startswith(f"Scan to mesh, exactly: median {1e3 * np.median(away):.1f} mm")
+def test_colours_are_the_errors_in_the_colours_of_the_legend(gallery: ScanCollection) -> None:
+    stage, exhibit = SceneBuilder(gallery), gallery.exhibit("a/b/0")
+    *_, scene = stage.show(ViewRequest(ScanShape("a/b/0"), "scan to mesh", 12.0, resolution=40))
+    away, _, _ = closest_point(scene.scan.points.astype(np.float64), scene.mesh)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(scene.dots, colors.colors_of(away, limit=12.0))
+    assert scene.summary[0].startswith(f"Scan to mesh, exactly: median {1e3 * np.median(away):.1f} mm")
     plain = scene.mesh
 
-    *_, scene = stage.show(Wish(Chosen("a/b/0"), "mesh to truth", 12.0, resolution=40))
-    away, _, _ = to_mesh(np.asarray(plain.vertices), exhibit.truth)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], colors.colours(away, limit=12.0))
+    *_, scene = stage.show(ViewRequest(ScanShape("a/b/0"), "mesh to truth", 12.0, resolution=40))
+    away, _, _ = closest_point(np.asarray(plain.vertices), exhibit.ground_truth)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], colors.colors_of(away, limit=12.0))
 
-    *_, scene = stage.show(Wish(Chosen("a/b/0"), "uncertainty", 12.0, resolution=40))
+    *_, scene = stage.show(ViewRequest(ScanShape("a/b/0"), "uncertainty", 12.0, resolution=40))
     deviation = gallery.space.uncertainty(exhibit.fit, plain)
-    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], colors.colours(deviation, limit=12.0))
+    np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], colors.colors_of(deviation, limit=12.0))
     np.testing.assert_array_equal(scene.mesh.vertex_attributes["quality"], deviation)
 
 
-def test_points_are_lit_by_their_normals(gallery: Gallery) -> None:
-    scene = next(Stage(gallery).show(Wish(Chosen("a/b/0"), resolution=COARSE)))
+def test_points_are_lit_by_their_normals(gallery: ScanCollection) -> None:
+    scene = next(SceneBuilder(gallery).show(ViewRequest(ScanShape("a/b/0"), resolution=COARSE)))
     outward = scene.scan.points - scene.mesh.bounds.mean(axis=0)  # type: ignore[union-attr]  # it is about a ball
-    facing = outward @ renderer.KEY / np.linalg.norm(outward, axis=1)
+    facing = outward @ renderer.LIGHT_DIRECTION / np.linalg.norm(outward, axis=1)
     shade = scene.dots[:, 0].astype(int)  # type: ignore[index]
     assert shade[facing > 0.9].min() > 140
     assert shade[facing < -0.5].max() < 90
 
 
-def test_what_has_no_colours_says_why(space: ShapeSpace, gallery: Gallery, scan: Scan) -> None:
-    (scene,) = Stage(gallery).show(Wish(Along((0.0,)), "mesh to truth", resolution=COARSE))
-    assert scene.words == ("There is no error to colour: this shape belongs to no scan.",)
+def test_what_has_no_colours_says_why(space: ShapeSpace, gallery: ScanCollection, scan: Scan) -> None:
+    (scene,) = SceneBuilder(gallery).show(ViewRequest(PrincipalShape((0.0,)), "mesh to truth", resolution=COARSE))
+    assert scene.summary == ("There is no error to colour: this shape belongs to no scan.",)
     assert scene.scan is None
     assert scene.mesh.visual.kind is None
-    stage = Stage(Gallery(space, [scan]))
-    scene = next(stage.show(Wish(Chosen("a/b/0"), "mesh to truth", resolution=COARSE)))
-    assert scene.words == ("No true surface of a/b/0 is known.",)
+    stage = SceneBuilder(ScanCollection(space, [scan]))
+    scene = next(stage.show(ViewRequest(ScanShape("a/b/0"), "mesh to truth", resolution=COARSE)))
+    assert scene.summary == ("No true surface of a/b/0 is known.",)
 
 
 @pytest.mark.parametrize("axis", ["x", "y", "z"])
-def test_the_lines_of_a_slice_lie_where_the_field_has_their_level(gallery: Gallery, axis: str) -> None:
-    stage, normal = Stage(gallery), "xyz".index(axis)
-    (scene,) = stage.show(Wish(Along((1.0, -1.0)), cut=Cut(axis, 0.3), resolution=COARSE))  # type: ignore[arg-type]
-    cut = scene.cut
+def test_the_lines_of_a_slice_lie_where_the_field_has_their_level(gallery: ScanCollection, axis: str) -> None:
+    stage, normal = SceneBuilder(gallery), "xyz".index(axis)
+    (scene,) = stage.show(
+        ViewRequest(PrincipalShape((1.0, -1.0)), slice_plane=SlicePlane(axis, 0.3), resolution=COARSE)
+    )  # type: ignore[arg-type]
+    cut = scene.slice
     assert cut is not None
     centre = scene.mesh.bounds.mean(axis=0)
     np.testing.assert_allclose(cut.lines[..., normal], centre[normal] + 0.3, atol=1e-6)
-    shape = gallery.space.along([1.0, -1.0])
+    shape = gallery.space.from_principal_components([1.0, -1.0])
     at = shape.frame.to_model(torch.from_numpy(cut.lines.reshape(-1, 3)).float())
     with torch.no_grad():
         field = gallery.space.model.field(at[None], shape.code)[0].numpy() * 1e3 * gallery.space.scale  # type: ignore[operator]
     nearest = np.array(LEVELS)[np.abs(field[:, None] - LEVELS).argmin(axis=1)]
     np.testing.assert_allclose(field, nearest, atol=1.0)  # millimetres
-    black = (cut.line_colours.reshape(-1, 3) == 0).all(axis=1)
+    black = (cut.line_colors.reshape(-1, 3) == 0).all(axis=1)
     assert black.any()
     np.testing.assert_array_equal(black, nearest == 0)
     assert set(nearest) >= {-100, 0, 100}
@@ -157,7 +159,7 @@ def test_the_lines_of_a_slice_lie_where_the_field_has_their_level(gallery: Galle
             x = shape.frame.to_model(torch.from_numpy(place[None]).float())
             value = gallery.space.model.field(x[None], shape.code)[0, 0].numpy() * 1e3 * gallery.space.scale  # type: ignore[operator]
         cover = 255 * np.clip((300.0 - value) / 150.0, 0, 1)
-        expected = [*colors.signed_colours(np.array([value]), limit=300.0)[0], cover]
+        expected = [*colors.signed_colors(np.array([value]), limit=300.0)[0], cover]
         np.testing.assert_allclose(cut.image[row, column].astype(int), expected, atol=2)
     assert {0, 255} <= set(cut.image[..., 3].flat)
 
@@ -167,32 +169,34 @@ def test_the_lines_of_a_slice_lie_where_the_field_has_their_level(gallery: Galle
     assert seen.max() <= centre[normal] + 0.3 < seen.max() + 2 * gallery.space.scale * 2 / COARSE
 
 
-def test_there_are_no_more_directions_than_numbers_in_a_code(gallery: Gallery) -> None:
-    assert Stage(gallery).directions == 4
+def test_there_are_no_more_directions_than_numbers_in_a_code(gallery: ScanCollection) -> None:
+    assert SceneBuilder(gallery).directions == 4
     with pytest.raises(ValueError, match="5 deviations, and the codes have 4 numbers"):
-        gallery.space.along([1.0] * 5)
+        gallery.space.from_principal_components([1.0] * 5)
 
 
-def test_between_two_shapes(gallery: Gallery) -> None:
-    stage, fit = Stage(gallery), gallery.exhibit("a/b/0").fit
+def test_between_two_shapes(gallery: ScanCollection) -> None:
+    stage, fit = SceneBuilder(gallery), gallery.exhibit("a/b/0").fit
     assert stage.ends == [MEAN, "a/b/0"]
-    (start,) = stage.show(Wish(Between(MEAN, "a/b/0", 0.0), resolution=COARSE))
-    (end,) = stage.show(Wish(Between(MEAN, "a/b/0", 1.0), resolution=COARSE))
-    mean = gallery.space.mesh(gallery.space.along([0.0]), resolution=COARSE)
+    (start,) = stage.show(ViewRequest(InterpolatedShape(MEAN, "a/b/0", 0.0), resolution=COARSE))
+    (end,) = stage.show(ViewRequest(InterpolatedShape(MEAN, "a/b/0", 1.0), resolution=COARSE))
+    mean = gallery.space.mesh(gallery.space.from_principal_components([0.0]), resolution=COARSE)
     np.testing.assert_allclose(start.mesh.vertices, mean.vertices, atol=1e-6)
     np.testing.assert_allclose(end.mesh.vertices, gallery.space.mesh(fit, resolution=COARSE).vertices, atol=1e-6)
-    (middle,) = stage.show(Wish(Between(MEAN, "a/b/0", 0.5), resolution=COARSE))
-    halfway = gallery.space.between(gallery.space.along([0.0]), fit, STEPS)[STEPS // 2]
-    torch.testing.assert_close(halfway.code.flat, 0.5 * (gallery.space.along([0.0]).code.flat + fit.code.flat))
+    (middle,) = stage.show(ViewRequest(InterpolatedShape(MEAN, "a/b/0", 0.5), resolution=COARSE))
+    halfway = gallery.space.interpolate_codes(gallery.space.from_principal_components([0.0]), fit, STEPS)[STEPS // 2]
+    torch.testing.assert_close(
+        halfway.code.flat, 0.5 * (gallery.space.from_principal_components([0.0]).code.flat + fit.code.flat)
+    )
     np.testing.assert_allclose(middle.mesh.vertices, gallery.space.mesh(halfway, resolution=COARSE).vertices, atol=1e-6)
 
 
 def test_scans_are_fitted_when_they_are_first_asked_for(space: ShapeSpace, scan: Scan) -> None:
-    gallery = Gallery(space, [scan])
-    stage = Stage(gallery)
-    assert stage.waiting(Chosen("a/b/0")) == stage.waiting(Between(MEAN, "a/b/0", 0.0)) == ["a/b/0"]
+    gallery = ScanCollection(space, [scan])
+    stage = SceneBuilder(gallery)
+    assert stage.waiting(ScanShape("a/b/0")) == stage.waiting(InterpolatedShape(MEAN, "a/b/0", 0.0)) == ["a/b/0"]
     assert gallery.exhibit("a/b/0") is gallery.exhibit("a/b/0")
-    assert stage.waiting(Chosen("a/b/0")) == []
+    assert stage.waiting(ScanShape("a/b/0")) == []
     with pytest.raises(ValueError, match="there is no scan 'a/b/1'"):
         gallery.exhibit("a/b/1")
 
@@ -201,32 +205,32 @@ def test_scans_are_fitted_when_they_are_first_asked_for(space: ShapeSpace, scan:
     ("sizes", "family"),
     [
         (
-            convolutional.ConvolutionalSizes(features=4, plane=8, depth=2, width=8, blocks=1, encoder_points=128),
+            convolutional.ConvolutionalConfig(features=4, plane=8, depth=2, width=8, blocks=1, encoder_points=128),
             "convolutional",
         ),
-        (voxel.VoxelSizes(grid=16), "voxel"),
-        (atlas.AtlasSizes(code=8, patches=2, width=16, encoder_width=16, encoder_features=16), "atlas"),
-        (occupancy.OccupancySizes(code=8, width=16, blocks=1, encoder_width=16), "occupancy"),
+        (voxel.VoxelConfig(grid=16), "voxel"),
+        (atlas.AtlasConfig(code_dim=8, patches=2, width=16, encoder_width=16, encoder_features=16), "atlas"),
+        (occupancy.OccupancyConfig(code_dim=8, width=16, blocks=1, encoder_width=16), "occupancy"),
     ],
     ids=lambda it: it if isinstance(it, str) else "",
 )
 def test_every_family_says_what_it_has_not(sizes: object, family: str) -> None:
     space = untrained(sizes)
-    stage = Stage(Gallery(space))
+    stage = SceneBuilder(ScanCollection(space))
     if space.model.prior is None:
         assert stage.no_directions == (
             f"The codes of family {family} are grids: there are no principal directions to go along."
         )
         assert (stage.first(), stage.ends) == (None, [])
         with pytest.raises(ValueError, match=f"the codes of family {family} are grids"):
-            space.along([1.0])
+            space.from_principal_components([1.0])
     else:
         assert stage.no_directions is None
         assert stage.ends == [MEAN]
     if family == "atlas":
         assert stage.no_slice == "Family atlas has patches and no field: there is nothing to slice."
-        (scene,) = stage.show(Wish(Along((1.0,)), cut=Cut("x", 0.0), resolution=16))
-        assert scene.cut is None
+        (scene,) = stage.show(ViewRequest(PrincipalShape((1.0,)), slice_plane=SlicePlane("x", 0.0), resolution=16))
+        assert scene.slice is None
         assert len(scene.mesh.vertices) > 0
     else:
         assert stage.no_slice is None
@@ -235,20 +239,22 @@ def test_every_family_says_what_it_has_not(sizes: object, family: str) -> None:
 # ------------------------------------------------------------------------------------------------- a visitor's own scan
 
 
-def test_a_file_is_read_fitted_and_shown_to_its_visitor_alone(gallery: Gallery, scan: Scan, tmp_path: Path) -> None:
+def test_a_file_is_read_fitted_and_shown_to_its_visitor_alone(
+    gallery: ScanCollection, scan: Scan, tmp_path: Path
+) -> None:
     scan_files.write_scan(tmp_path / "me.ply", Scan("", scan.points), unit=0.001)
     data = (tmp_path / "me.ply").read_bytes()
-    mine, theirs = Stage(gallery), Stage(gallery)
+    mine, theirs = SceneBuilder(gallery), SceneBuilder(gallery)
     assert mine.take("C:\\scans/me.ply", data) == "me.ply"  # millimetres, by the size
     assert mine.take("me.ply", data, unit="mm") == "me.ply again"
     assert mine.names == ["a/b/0", "me.ply", "me.ply again"]
     assert theirs.names == gallery.names == ["a/b/0"]
     assert mine.knows_uncertainty("me.ply")
-    *_, scene = mine.show(Wish(Chosen("me.ply"), "uncertainty", resolution=COARSE))
+    *_, scene = mine.show(ViewRequest(ScanShape("me.ply"), "uncertainty", resolution=COARSE))
     np.testing.assert_allclose(scene.scan.points, scan.points, atol=1e-5)  # type: ignore[union-attr]
-    assert "the oddness of its code is" in scene.words[1]
+    assert "the oddness of its code is" in scene.summary[1]
     with pytest.raises(ValueError, match=r"there is no scan 'me\.ply'"):
-        next(theirs.show(Wish(Chosen("me.ply"))))
+        next(theirs.show(ViewRequest(ScanShape("me.ply"))))
 
 
 BAD = {
@@ -261,14 +267,16 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_scan_gets_the_sentence_of_the_command_line(gallery: Gallery, name: str, tmp_path: Path) -> None:
+def test_what_is_no_scan_gets_the_sentence_of_the_command_line(
+    gallery: ScanCollection, name: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     data = BAD[name]
     if data is None:
         np.save(path, np.zeros((3, 3)))
         data = path.read_bytes()
     path.write_bytes(data)
-    stage = Stage(gallery)
+    stage = SceneBuilder(gallery)
     with pytest.raises(ValueError) as said:  # noqa: PT011 -- compared below
         scan_files.read_scan(path)
     with pytest.raises(ValueError) as heard:  # noqa: PT011
@@ -280,18 +288,18 @@ def test_what_is_no_scan_gets_the_sentence_of_the_command_line(gallery: Gallery,
 
 
 def test_what_is_no_person_and_what_is_too_large_are_refused(
-    gallery: Gallery, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gallery: ScanCollection, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan_files.write_scan(tmp_path / "far.ply", Scan("", scan.points), unit=0.001)
     data = (tmp_path / "far.ply").read_bytes()
     with pytest.raises(ValueError, match=r"scan far\.ply is .* m large, .* Then say --unit mm"):
-        Stage(gallery).take("far.ply", data, unit="m")
+        SceneBuilder(gallery).take("far.ply", data, unit="m")
     monkeypatch.setattr("shapespace.viewer.scene.MAX_UPLOAD", 10_000)
     with pytest.raises(ValueError, match=r"far\.ply has \d\d,\d{3} bytes, and at most 10,000 are taken"):
-        Stage(gallery).take("far.ply", data)
+        SceneBuilder(gallery).take("far.ply", data)
 
 
-def test_a_file_cannot_name_another_one(gallery: Gallery, tmp_path: Path) -> None:
+def test_a_file_cannot_name_another_one(gallery: ScanCollection, tmp_path: Path) -> None:
     """A GLB may name files that hold its arrays; those of this machine are none of its business."""
     secret = tmp_path / "secret.bin"
     secret.write_bytes(np.random.default_rng(0).normal(0, 0.5, (500, 3)).astype("<f4").tobytes())
@@ -304,7 +312,7 @@ def test_a_file_cannot_name_another_one(gallery: Gallery, tmp_path: Path) -> Non
     tree += b" " * (-len(tree) % 4)
     whole = len(tree) + 20
     data = b"glTF" + b"".join(n.to_bytes(4, "little") for n in (2, whole, len(tree))) + b"JSON" + tree
-    stage = Stage(gallery)
+    stage = SceneBuilder(gallery)
     with pytest.raises(ValueError, match=r"^secret\.glb "):
         stage.take("secret.glb", data)
 
@@ -320,9 +328,11 @@ class Desk:
         self.begins, self.go = threading.Semaphore(0), threading.Event()
         self.idle, self.first = threading.Semaphore(0), threading.Event()
         self.first.set()
-        self.latest: Latest[int, tuple[int, int]] = Latest(self.work, self.delivered.append, self.failed.append)
+        self.latest: LatestRequest[int, tuple[int, int]] = LatestRequest(
+            self.work, self.delivered.append, self.failed.append
+        )
 
-    def work(self, question: int, wanted: Wanted) -> Iterator[tuple[int, int]]:
+    def work(self, question: int, wanted: StillWanted) -> Iterator[tuple[int, int]]:
         self.begun.append(question)
         if question < 0:
             raise ValueError(f"{question} is negative")
@@ -378,7 +388,7 @@ def test_a_question_without_an_answer_is_said_and_the_next_one_is_answered(desk:
     assert desk.delivered[-1] == (6, 2)
 
 
-def test_a_mesh_that_nobody_waits_for_is_not_finished(gallery: Gallery) -> None:
+def test_a_mesh_that_nobody_waits_for_is_not_finished(gallery: ScanCollection) -> None:
     asked = 0
 
     def wanted() -> bool:
@@ -386,8 +396,8 @@ def test_a_mesh_that_nobody_waits_for_is_not_finished(gallery: Gallery) -> None:
         asked += 1
         return asked < 3
 
-    with pytest.raises(Stale):
-        list(Stage(gallery).show(Wish(Along((0.0,)), resolution=64), wanted))
+    with pytest.raises(Cancelled):
+        list(SceneBuilder(gallery).show(ViewRequest(PrincipalShape((0.0,)), resolution=64), wanted))
     assert asked == 3
 
 
@@ -396,14 +406,14 @@ def test_a_slider_of_humans_is_answered_in_time() -> None:
     """Coarse meshes, from the wish to the scene, with one thread of torch as the verb has it; prints what it took."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    stage = Stage(Gallery(ShapeSpace.load("humans")))
+    stage = SceneBuilder(ScanCollection(ShapeSpace.load("humans")))
     scenes, failed = list[Scene](), list[str]()
-    latest = Latest(stage.show, scenes.append, failed.append)
+    latest = LatestRequest(stage.show, scenes.append, failed.append)
     try:
         for pause, words in ((0.05, "dragged without rest"), (0.5, "a move each half second")):
             scenes.clear()
             for value in np.random.default_rng(0).uniform(-3, 3, 30):
-                latest.ask(Wish(Along((float(value),))))
+                latest.ask(ViewRequest(PrincipalShape((float(value),))))
                 time.sleep(pause)
             time.sleep(1.0)
             coarse = [1e3 * scene.seconds for scene in scenes if scene.resolution == COARSE]

@@ -1,6 +1,6 @@
 """See meshes as a ring of depth cameras would: raw virtual scans beside the true surfaces.
 
-    shapespace scan man.obj woman.obj --out data/strangers
+    shapespace simulate man.obj woman.obj --out data/strangers
     shapespace preprocess synthetic data/strangers data/strangers.h5
     shapespace evaluate humans data/strangers.h5 --splits all
 
@@ -16,12 +16,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from shapespace.data.scan_dataset import Recipe
-from shapespace.datasets import find_recipe
+from shapespace.data.scan_dataset import ScanDataset
+from shapespace.datasets import get_dataset
 from shapespace.io import scan_files, units
 from shapespace.io.atomic import replacing
 from shapespace.synthetic.people import write_json
-from shapespace.synthetic.scanner import Scanner
+from shapespace.synthetic.scanner import VirtualScanner
 
 SEQUENCE = "scan"
 
@@ -47,13 +47,13 @@ def main(
     subjects = [path.stem for path in meshes]
     if len(set(subjects)) < len(subjects):
         raise ValueError(f"two meshes have one name ({', '.join(sorted(subjects))}): rename one, it names the subject.")
-    recipe: Recipe = find_recipe("synthetic")
+    recipe: ScanDataset = get_dataset("synthetic")
     for index, (path, subject) in enumerate(zip(tqdm(meshes, desc="scan", unit="mesh"), subjects, strict=True)):
         whole = scan_files.read_scan(path, unit=units.UNITS[unit], up=up)
         if whole.faces is None:
             raise ValueError(f"{path} holds points without faces: a surface is needed for cameras to see.")
         recipe.check_size(whole)
-        scan = Scanner().scan(whole.points, whole.faces, np.random.default_rng([seed, index]))
+        scan = VirtualScanner().scan(whole.points, whole.faces, np.random.default_rng([seed, index]))
         scan_files.write_scan(out / "scans" / subject / SEQUENCE / f"{SEQUENCE}.000000.ply", scan)
         with replacing(out / f"registrations_{subject}.hdf5") as part, h5py.File(part, "w", locking=False) as file:
             file["faces"] = whole.faces

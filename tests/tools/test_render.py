@@ -10,7 +10,7 @@ from PIL import Image
 from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files
 from shapespace.rendering import colors
-from shapespace.tools.picture import main
+from shapespace.tools.render import main
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def inputs(tmp_path: Path) -> tuple[Path, ...]:
     """A ball in clay, one that is off by 20 mm everywhere, and the points of one."""
     ball = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
     scan_files.write_mesh(tmp_path / "clay.obj", ball)
-    scan_files.write_mesh(tmp_path / "off.ply", colors.paint(ball, np.full(len(ball.vertices), 0.020)))
+    scan_files.write_mesh(tmp_path / "off.ply", colors.color_by_value(ball, np.full(len(ball.vertices), 0.020)))
     scan_files.write_scan(tmp_path / "scan.ply", Scan("s", np.asarray(ball.vertices, dtype=np.float32)))
     return tuple(tmp_path / name for name in ("clay.obj", "off.ply", "scan.ply"))
 

@@ -1,8 +1,8 @@
 """Pictures of meshes and scans, without a display: side by side, turning, or one after the other.
 
-    shapespace picture fitted/*.ply --out fits.png                   (a contact sheet)
-    shapespace picture fitted/a.ply fitted/b.ply --out both.gif      (a turntable; .webp, .apng or .mp4 as well)
-    shapespace picture between/*.obj --play --turn 90 --out way.webp (one after the other, there and back)
+    shapespace render fitted/*.ply --out fits.png                   (a contact sheet)
+    shapespace render fitted/a.ply fitted/b.ply --out both.gif      (a turntable; .webp, .apng or .mp4 as well)
+    shapespace render between/*.obj --play --turn 90 --out way.webp (one after the other, there and back)
 
 The end of --out says what it becomes. PLY that holds lengths as its vertex `quality`, as `evaluate` leaves its meshes
 with the distance to the truth and `fit --uncertainty` those of fits, is drawn in their colours. MP4 needs the extra
@@ -55,7 +55,7 @@ def main(
 
     """
     if not meshes:
-        raise ValueError("no meshes given: name files, for example shapespace picture fitted/*.ply --out fits.png")
+        raise ValueError("no meshes given: name files, for example shapespace render fitted/*.ply --out fits.png")
     if frames < 1 or columns < 1 or size < 16 or seconds <= 0:
         raise ValueError(
             f"--frames {frames}, --columns {columns}, --size {size}, --seconds {seconds:g} make no picture: give at "
@@ -78,7 +78,9 @@ def main(
         )
     else:
         scenes = [[shape] for shape in (*shapes, *shapes[-2:0:-1])] if play else [shapes] * frames
-        animation.film(scenes, out, seconds=seconds, turn=turn, size=size, azimuth=azimuth, elevation=elevation)
+        animation.write_animation(
+            scenes, out, seconds=seconds, turn=turn, size=size, azimuth=azimuth, elevation=elevation
+        )
     print(f"{len(shapes)} meshes in {out}")
 
 
@@ -86,8 +88,8 @@ def _shape(file: Path, limit: float, unit: float, up: units.Up) -> Trimesh:
     """What is to be drawn: a mesh, in the colours of its lengths if it has any, or the points of a scan."""
     scan = scan_files.read_scan(file, unit=unit, up=up)
     if scan.faces is None:
-        return renderer.mesh_of_scan(scan)
-    return colors.paint_quality(scan_files.read_mesh(file, unit=unit, up=up), limit=limit)
+        return renderer.scan_to_mesh(scan)
+    return colors.color_by_quality(scan_files.read_mesh(file, unit=unit, up=up), limit=limit)
 
 
 if __name__ == "__main__":
