@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check slow trust gallery licences bench clean
+.PHONY: help demo test check slow trust docs figures gallery licenses bench clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,15 +19,15 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# an unseen pose of a known person, and an unseen person; two poses of one person
+# an unseen pose of a training person, an unseen person; two poses of one person
 UNSEEN := $(addprefix data/demo/scans/,04/walk/walk.000000.ply 24/walk/walk.000000.ply)
 ENDS   := 00/walk/000000 00/limits/000000
 
-demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/report.html  ## people from raw scans to scores: at most 15 minutes on 2 cores
-	@echo "Trained now:"; cat runs/demo/scores.md
-	@echo "The space that comes with the package, on the same scans:"; cat runs/demo/humans/scores.md
-	@echo "Everything on one page, to be opened in a browser: runs/demo/report.html"
-	@echo "Look at these first: runs/demo/fits.png runs/demo/humans/fits.png runs/demo/interpolation/interpolation.png"
+demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/report.html  ## train on synthetic people, fit, evaluate, report: at most 15 minutes on 2 cores
+	@echo "The model trained now:"; cat runs/demo/scores.md
+	@echo "humans, the packaged model, on the same scans:"; cat runs/demo/humans/scores.md
+	@echo "Report, opens in a browser: runs/demo/report.html"
+	@echo "Pictures: runs/demo/fits.png runs/demo/humans/fits.png runs/demo/interpolation/interpolation.png"
 	@echo "Meshes: runs/demo/meshes runs/demo/fitted runs/demo/interpolation (with interpolation.glb)"
 	@echo "Scores: runs/demo/scores.json. Curves: $(BIN)/tensorboard --logdir runs"
 
@@ -58,7 +58,7 @@ runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/
 test: $(VENV)/ready  ## the test suite: at most 10 minutes on 2 cores
 	$(BIN)/python -m pytest -q
 
-check: $(VENV)/ready  ## format, lint, types, floors
+check: $(VENV)/ready  ## format, lint, types, layers of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
@@ -66,29 +66,39 @@ check: $(VENV)/ready  ## format, lint, types, floors
 	cd build/typed && MYPYPATH= ../../$(BIN)/mypy --config-file ../../pyproject.toml --no-incremental -p shapespace
 
 slow: $(VENV)/ready  ## the tests that take minutes
-	$(PIP) --constraint constraints.txt --editable '.[dev,fuzz]' || echo "no atheris here: its tests are skipped"
+	$(PIP) --constraint constraints.txt --editable '.[dev,fuzz]' || echo "atheris is not available: its tests are skipped"
 	$(BIN)/python -m pytest -q -m slow
 
-trust: $(VENV)/ready  ## kill it, starve it, feed it rubbish: a table, in at most 30 minutes on 2 cores
+trust: $(VENV)/ready  ## fault-injection tests (kills, full disks, damaged files) and their table: at most 30 minutes on 2 cores
 	$(BIN)/python -m pytest -q tests/trust --full
 
-# docs/gallery.md quotes these lines, and a test compares them
-gallery: $(VENV)/ready  ## the pictures of docs/gallery.md and docs/viewer.md
-	rm -rf data/gallery runs/gallery && mkdir -p docs/gallery docs/viewer
+docs: $(VENV)/ready  ## the reference pages that are made from the code
+	$(BIN)/python -m shapespace.tools._reference docs/reference
+
+figures: $(VENV)/ready data/figures.h5  ## the figures of README and docs: about ten minutes on 2 cores
+	$(BIN)/python -m shapespace.tools._figures data/figures data/figures.h5 docs/images
+
+data/figures.h5: $(VENV)/ready
+	$(BIN)/shapespace synthesize data/figures --people 1 --poses 2 --test-people 3 --poses-per-test-person 2 --seed 11
+	$(BIN)/shapespace preprocess synthetic data/figures $@ --points 50000
+
+# docs/guide/pictures.md quotes these lines, and a test compares them
+gallery: $(VENV)/ready  ## the pictures of docs/guide/pictures.md and docs/guide/viewer.md
+	rm -rf data/gallery runs/gallery && mkdir -p docs/images/pictures docs/images/viewer
 	$(BIN)/shapespace synthesize data/gallery --people 2 --poses 2 --test-people 6 --poses-per-test-person 1 --seed 1
 	$(BIN)/shapespace preprocess synthetic data/gallery data/gallery.h5 --points 50000
 	$(BIN)/shapespace evaluate humans data/gallery.h5 --splits unseen_people --out runs/gallery
-	$(BIN)/shapespace render runs/gallery/meshes/unseen_people/*.ply --size 260 --out docs/gallery/errors.png
-	$(BIN)/shapespace render runs/gallery/meshes/unseen_people/07_punch_000000.ply --frames 24 --size 240 --out docs/gallery/turntable.gif
-	$(BIN)/shapespace interpolate humans runs/gallery/codes.safetensors:03/limits/000000 runs/gallery/codes.safetensors:07/punch/000000 --steps 13 --out runs/gallery/way
-	$(BIN)/shapespace render runs/gallery/way/*.obj --play --turn 0 --size 240 --out docs/gallery/way.gif
-	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs $(BIN)/python -m pytest -q -m slow tests/report/test_browser.py tests/viewer/test_browser.py -k "light_and_dark or docs"
+	$(BIN)/shapespace render runs/gallery/meshes/unseen_people/*.ply --size 260 --out docs/images/pictures/errors.png
+	$(BIN)/shapespace render runs/gallery/meshes/unseen_people/07_punch_000000.ply --frames 24 --size 240 --out docs/images/pictures/turntable.gif
+	$(BIN)/shapespace interpolate humans runs/gallery/codes.safetensors:03/limits/000000 runs/gallery/codes.safetensors:07/punch/000000 --steps 13 --out runs/gallery/interpolation
+	$(BIN)/shapespace render runs/gallery/interpolation/*.obj --play --turn 0 --size 240 --out docs/images/pictures/interpolation.gif
+	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest -q -m slow tests/report/test_browser.py tests/viewer/test_browser.py -k "light_and_dark or docs"
 
-licences: $(VENV)/ready  ## the licences of what is installed here
+licenses: $(VENV)/ready  ## the licenses of what is installed here
 	$(BIN)/pip-licenses --format=markdown --with-urls
 
-bench: $(VENV)/ready  ## times and memory against the plain way
+bench: $(VENV)/ready  ## time and memory against the reference implementation
 	$(BIN)/shapespace benchmark
 
-clean:  ## remove what make made, but no runs and no data
+clean:  ## remove the environment and build files; runs and data stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

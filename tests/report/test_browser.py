@@ -1,6 +1,6 @@
 """The page in a real browser, with the network cut: it opens, says what the files say, and its meshes turn.
 
-With SHAPESPACE_SCREENSHOTS=FOLDER the page's pictures in the docs are made anew in FOLDER/gallery (`make gallery`).
+With SHAPESPACE_SCREENSHOTS=FOLDER the page's pictures in the docs are made anew in FOLDER/pictures (`make gallery`).
 """
 
 import base64
@@ -260,5 +260,5 @@ def test_light_and_dark(browser: Any, run: Path, scheme: str) -> None:
     body = np.abs(shown - paper).max(axis=-1) > 40
     assert 0.03 < body.mean() < 0.5
     if folder := os.environ.get("SHAPESPACE_SCREENSHOTS"):
-        Image.fromarray(image.astype(np.uint8)).save(Path(folder) / "gallery" / f"report_{scheme}.png", optimize=True)
+        Image.fromarray(image.astype(np.uint8)).save(Path(folder) / "pictures" / f"report_{scheme}.png", optimize=True)
     opened.context.close()
