@@ -1,4 +1,4 @@
-"""Scores for programs and for people: `scores.json`, `scores.csv`, `scores.md`, and a table for the terminal."""
+"""Score meshes against the ground truth of a store, and write tables as JSON, CSV and Markdown."""
 
 import csv
 import io
@@ -14,20 +14,23 @@ from trimesh import Trimesh
 
 from shapespace.data.store import ScanStore
 from shapespace.evaluation import metrics
+from shapespace.evaluation.metrics import METRICS
 from shapespace.io.atomic import replacing
 from shapespace.io.scan_files import file_name
 
+FORMAT = 2  # of JSON files with results; files without a number have format 1
 STATISTICS = ("median", "mean", "p5", "p95")
+VISIBILITY_POINTS = 50_000  # points of a scan that decide which ground truth is visible
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """Rows of scores with what is needed to read them.
+    """Rows of scores with their summary and settings.
 
-    `rows` are `{"name", "split", protocol: {column: value}}`, NaN where nothing was found; `summary` is
-    `{split: {protocol: {column: {"mean", "median", "p5", "p95", "count", "failed"}}}}`; `protocols` describes each
-    protocol in a sentence, `units` gives the unit of each of its columns; `settings` is what the numbers depend on
-    besides (run, resolution, method, seed, largest component or not).
+    `rows` are `{"name", "split", metric: {column: value}}`, NaN where no surface was predicted; `summary` is
+    `{split: {metric: {column: {"mean", "median", "p5", "p95", "count", "failed"}}}}`; `metrics` describes each metric
+    in a sentence, `units` has the unit of each of its columns; `settings` is everything else that the numbers depend on
+    (run, resolution, method, seed, components).
     """
 
     metrics: Mapping[str, str]
@@ -37,24 +40,22 @@ class ScoreReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `scores.json`, `scores.csv` and `scores.md`, each complete or not at all, and return their paths."""
+        """Write `scores.json`, `scores.csv` and `scores.md`, each atomically, and return their paths."""
         texts = {"scores.json": self.json(), "scores.csv": self.csv(), "scores.md": self.markdown()}
-        for name, text in texts.items():
-            with replacing(folder / name) as part:
-                part.write_text(text, encoding="utf-8", newline="")
-        return [folder / name for name in texts]
+        return [_write_text(folder / name, text) for name, text in texts.items()]
 
     def json(self) -> str:
-        """Everything, as JSON; numbers that are not finite are null."""
-        protocols = {
+        """Everything as JSON; numbers that are not finite are null."""
+        described = {
             name: {"description": sentence, "units": dict(self.units.get(name, {}))}
             for name, sentence in self.metrics.items()
         }
-        whole = {"protocols": protocols, "settings": self.settings, "summary": self.summary, "rows": self.rows}
-        return json.dumps(to_json(whole), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return _results_json(
+            {"metrics": described, "settings": self.settings, "summary": self.summary, "rows": self.rows}
+        )
 
     def csv(self) -> str:
-        """One line per scan under a header such as `surface.completeness [mm]`; empty where there is no value."""
+        """One line per scan; headers such as `surface_distance.completeness [mm]`; empty cells for missing values."""
         columns = list(dict.fromkeys((name, column) for row in self.rows for name, column, _ in _values(row)))
         lines = [["name", "split", *(f"{name}.{self._title(name, column)}" for name, column in columns)]]
         for row in self.rows:
@@ -66,11 +67,11 @@ class ScoreReport:
         return text.getvalue()
 
     def table(self) -> str:
-        """Summarise for a terminal: a block per split, a line per column of each protocol."""
+        """Summary for a terminal: a block per split, a line per column of each metric."""
         blocks = []
-        for split, protocols in self.summary.items():
+        for split, metrics_of_split in self.summary.items():
             lines = [[split, *STATISTICS, "scans"]]
-            for name, columns in protocols.items():
+            for name, columns in metrics_of_split.items():
                 lines += [[f"  {name}.{self._title(name, c)}", *format_statistics(s)] for c, s in columns.items()]
             blocks.append(_aligned(lines))
         return "\n\n".join(blocks)
@@ -80,22 +81,22 @@ class ScoreReport:
         print(self.table())
 
     def markdown(self) -> str:
-        """Summarise as a page: a table per split, what failed, how the numbers were made."""
+        """Summary as a page: a table per split, failed scans, metrics and settings."""
         parts = ["# Scores"]
-        for split, protocols in self.summary.items():
-            lines = [["protocol", "column", "unit", *STATISTICS, "scans"]]
-            for name, columns in protocols.items():
+        for split, metrics_of_split in self.summary.items():
+            lines = [["metric", "column", "unit", *STATISTICS, "scans"]]
+            for name, columns in metrics_of_split.items():
                 units = self.units.get(name, {})
                 lines += [[name, c, units.get(c, ""), *format_statistics(s)] for c, s in columns.items()]
             parts.append(f"## {split}\n\n{markdown_table(lines)}")
         failed = [f"- {row['name']} ({row['split']})" for row in self.rows if _has_failed(row)]
         if failed:
-            parts.append("## No surface found\n\nThese scans are in no mean, median or percentile above.\n")
+            parts.append("## Failed scans\n\nNo surface was predicted. These scans are excluded from the statistics.\n")
             parts[-1] += "\n" + "\n".join(failed)
         described = [f"- **{name}**: {sentence}" for name, sentence in self.metrics.items()]
-        parts.append("## Protocols\n\n" + "\n".join(described))
+        parts.append("## Metrics\n\n" + "\n".join(described))
         if self.settings:
-            parts.append("## Settings\n\n" + "\n".join(f"- {key}: {_word(v)}" for key, v in self.settings.items()))
+            parts.append("## Settings\n\n" + "\n".join(f"- {key}: {_text(v)}" for key, v in self.settings.items()))
         parts.append("p5 and p95 are the 5th and 95th percentiles over the scans; `scans` counts those with a value.")
         return "\n\n".join(parts) + "\n"
 
@@ -105,43 +106,130 @@ class ScoreReport:
 
 
 def mesh_file(folder: Path, split: str, name: str) -> Path:
-    """Where the mesh of a scan lies that was scored, beside the scores in `folder`."""
+    """Path of the mesh of a scored scan, below the folder of its scores."""
     return folder / "meshes" / file_name(split) / f"{file_name(name)}.ply"
 
 
 def best_median_worst(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Mapping[str, Any]]:
-    """The rows of the best, the median and the worst scan of a split; empty where nothing was found.
+    """Rows of the best, the median and the worst scan of a split; empty if no surface was predicted.
 
-    They are ordered by the sum of the columns of their first protocol.
+    Scans are ordered by the mean of completeness and accuracy of the first metric, or by the mean of its columns if it
+    has no such columns.
     """
-    found = sorted((row for row in rows if row["split"] == split and _total(row) < math.inf), key=_total)
-    return {"best": found[0], "median": found[len(found) // 2], "worst": found[-1]} if found else {}
+    ranked = sorted((row for row in rows if row["split"] == split and _rank(row) < math.inf), key=_rank)
+    return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]} if ranked else {}
 
 
-def _total(row: Mapping[str, Any]) -> float:
-    """Infinite where nothing was found: NaN, or null in a file."""
-    columns = next((value for key, value in row.items() if key not in ("name", "split")), {"nothing": None})
-    total = sum(math.nan if value is None else float(value) for value in columns.values())
-    return math.inf if math.isnan(total) else total
+def _rank(row: Mapping[str, Any]) -> float:
+    """Order of a row by its first metric, the best first; infinite without a value (NaN, or null in a file)."""
+    name, columns = next(((key, value) for key, value in row.items() if key not in ("name", "split")), ("", {}))
+    metric = METRICS.get(name)
+    ordered_by = [column for column in ("completeness", "accuracy") if column in columns]
+    ordered_by = ordered_by or [column for column in columns if metric is None or column in metric.units]
+    values = [math.nan if columns[column] is None else float(columns[column]) for column in ordered_by]
+    if not values or math.isnan(sum(values)):
+        return math.inf
+    mean = sum(values) / len(values)
+    return -mean if metric is not None and metric.higher_is_better else mean
 
 
 def _values(row: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """The scores of a row, one after the other, as (protocol, column, value)."""
-    protocols = [key for key in row if key not in ("name", "split")]
-    return [(name, column, value) for name in protocols for column, value in row[name].items()]
+    """The scores of a row as a list of (metric, column, value)."""
+    names = [key for key in row if key not in ("name", "split")]
+    return [(name, column, value) for name in names for column, value in row[name].items()]
 
 
 def _has_failed(row: Mapping[str, Any]) -> bool:
     return any(math.isnan(value) for _, _, value in _values(row))
 
 
+def score_meshes(
+    predicted: Iterable[tuple[str, str, Trimesh | None]], store: ScanStore, names: Sequence[str], *, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Yield the row of each (split, scan, mesh in meters or None) by the named metrics.
+
+    Raises:
+        ValueError: A metric is unknown, or a scan has no ground truth.
+
+    """
+    for split, name, mesh in predicted:
+        ground_truth = require_ground_truth(store, name)
+        sampled = store.sample(name, min(VISIBILITY_POINTS, store.count(name)), np.random.default_rng(seed))
+        scores = metrics.score(names, mesh, ground_truth, sampled.to_world(store.frame(name)), seed=seed)
+        yield {"name": name, "split": split, **scores}
+
+
+def require_ground_truth(store: ScanStore, name: str) -> Trimesh:
+    """Ground truth of a scan in meters. Raises `ValueError` if the store has none."""
+    ground_truth = store.ground_truth(name)
+    if ground_truth is None:
+        raise ValueError(
+            f"{store.path}: scan {name} has no ground truth. Preprocess the scans with their registrations, or choose "
+            "another split."
+        )
+    return ground_truth
+
+
+def make_score_report(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], settings: Mapping[str, Any]
+) -> ScoreReport:
+    """Report of rows by the named metrics, with their summary."""
+    chosen = {name: metrics.get_metric(name) for name in names}
+    return ScoreReport(
+        metrics={name: metric.description for name, metric in chosen.items()},
+        units={name: metric.all_units for name, metric in chosen.items()},
+        rows=rows,
+        summary=metrics.summarize(rows),
+        settings=settings,
+    )
+
+
+# -------------------------------------------------------------------------------------------------- files and tables
+
+
+def write_table(
+    folder: Path,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    lines: Sequence[Sequence[str]],
+    note: str = "",
+    *,
+    settings: Mapping[str, Any] | None = None,
+    text_columns: int = 1,
+) -> str:
+    """Write a table as `NAME.json` (settings and rows) and `NAME.md` (lines and note), and return the Markdown.
+
+    The first of the `lines` holds the headers; the first `text_columns` columns are aligned to the left.
+    """
+    page = markdown_table(lines, text_columns) + "\n" + (f"\n{note}\n" if note else "")
+    write_results(folder, name, {"settings": settings or {}, "rows": rows}, page)
+    return page
+
+
+def write_results(folder: Path, name: str, content: Mapping[str, Any], page: str | None = None) -> None:
+    """Write `NAME.json` with the number of its format and, if there is a page, `NAME.md`; each atomically."""
+    _write_text(folder / f"{name}.json", _results_json(content))
+    if page is not None:
+        _write_text(folder / f"{name}.md", page)
+
+
+def _results_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(to_json({"format": FORMAT, **content}), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _write_text(path: Path, text: str) -> Path:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
 def to_json(value: Any) -> Any:
-    """The same in JSON's own types: no NaN, no numpy, no paths."""
+    """Convert to types of JSON: NaN and infinity become null, NumPy and torch scalars numbers, paths strings."""
     if isinstance(value, Mapping):
         return {str(key): to_json(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(each) for each in value]
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a numpy or torch number
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a NumPy or torch scalar
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -149,7 +237,7 @@ def to_json(value: Any) -> Any:
 
 
 def format_statistics(statistics: Mapping[str, Any]) -> list[str]:
-    """`STATISTICS`, all with the decimals that give the median three digits, and how many scans they are of."""
+    """Cells of `STATISTICS` (as many decimals as give the median three digits) and of the number of scans."""
     median = _finite(statistics["median"])
     decimals = 2 - math.floor(math.log10(abs(median))) if median else 2
     decimals = min(max(decimals, 1), 4)
@@ -164,7 +252,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: words to the left, numbers to the right."""
+    """Columns of equal width: the first aligned to the left, the others to the right."""
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     padded = (
         [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
@@ -173,54 +261,18 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cells) for cells in padded)
 
 
-def markdown_table(lines: Sequence[Sequence[str]], words: int = 3) -> str:
-    """A Markdown table whose source is aligned too; the first columns are words, the others numbers."""
+def markdown_table(lines: Sequence[Sequence[str]], text_columns: int = 3) -> str:
+    """Markdown table with an aligned source; the first columns are text, the others numbers."""
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[k]) for line in cells)) for k in range(len(cells[0]))]
-    rule = ["-" * width if k < words else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
+    rule = ["-" * width if k < text_columns else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
     padded = [
-        [c.ljust(w) if k < words else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))]
+        [c.ljust(w) if k < text_columns else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))]
         for line in cells
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
 
 
-def _word(value: Any) -> str:
-    word = to_json(value)
-    return word if isinstance(word, str) else json.dumps(word, ensure_ascii=False)
-
-
-SCAN_POINTS = 50_000  # of the packed scan, to tell which of the true surface was seen
-
-
-def score_meshes(
-    predicted: Iterable[tuple[str, str, Trimesh | None]], store: ScanStore, names: Sequence[str], *, seed: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Yield a row of scores for each of `found`: split, name in the store, mesh in metres (None: no surface was found).
-
-    Raises `ValueError` for a protocol that there is not, and for a scan without a true surface.
-    """
-    for split, name, mesh in predicted:
-        truth = store.ground_truth(name)
-        if truth is None:
-            raise ValueError(
-                f"scan {name} has no true surface in {store.path}: scores need registrations beside the scans. "
-                "Pack them together (see the recipe), or evaluate another split."
-            )
-        packed = store.sample(name, min(SCAN_POINTS, store.count(name)), np.random.default_rng(seed))
-        scores = metrics.score(names, mesh, truth, packed.to_world(store.frame(name)), seed=seed)
-        yield {"name": name, "split": split, **scores}
-
-
-def make_score_report(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str], settings: Mapping[str, Any]
-) -> ScoreReport:
-    """The rows with their summary, and what is needed to read them."""
-    chosen = {name: metrics.get_metric(name) for name in names}
-    return ScoreReport(
-        metrics={name: protocol.description for name, protocol in chosen.items()},
-        units={name: protocol.all_units for name, protocol in chosen.items()},
-        rows=rows,
-        summary=metrics.summarize(rows),
-        settings=settings,
-    )
+def _text(value: Any) -> str:
+    converted = to_json(value)
+    return converted if isinstance(converted, str) else json.dumps(converted, ensure_ascii=False)

@@ -1,6 +1,6 @@
-"""The experiments of IGR's paper that concern single surfaces (Gropp et al., ICML 2020, section 6): what goes in.
+"""Test data and field errors for the experiments of IGR on single surfaces (Gropp et al., ICML 2020, section 6).
 
-*Known surfaces* have a signed distance that can be told exactly; a *benchmark* is a folder of points and truths.
+A *known surface* has an exact signed distance; a *benchmark* is a folder of scans with ground truth.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from trimesh import Trimesh
 
+from shapespace.evaluation.metrics import MILLIMETERS, Row
 from shapespace.geometry import primitives, proximity
 from shapespace.geometry.isosurface import isosurface
 from shapespace.geometry.proximity import contains
@@ -24,15 +25,17 @@ from shapespace.synthetic.body import Body
 from shapespace.synthetic.scanner import VirtualScanner
 
 Distance = Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n"]]
+Gradient = Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 3"]]
 
-_CELLS = 256  # along the edge of the cube in which a shape in closed form is meshed
+_CELLS = 256  # along an edge of the cube in which a closed-form SDF is meshed
+_SCANNER_SIZE = 1.5  # meters: size of the body that the virtual cameras surround
 
 
 @dataclass(frozen=True)
 class KnownSurface:
-    """A closed surface as a fine mesh, with its exact signed distance, negative inside; metres.
+    """A closed surface as a fine mesh, with its exact signed distance, negative inside; meters.
 
-    `moved` takes points near the surface onto it, and gives its normals there; without it, the mesh is the surface.
+    `project` moves points near the surface onto it and returns the normals there. Without it the mesh is exact.
     """
 
     name: str
@@ -41,65 +44,66 @@ class KnownSurface:
     project: Callable[[Float[np.ndarray, "n 3"]], tuple[np.ndarray, np.ndarray]] | None = None
 
     def points(self, count: int, rng: np.random.Generator) -> Scan:
-        """Points of the surface, with its normals."""
+        """Points on the surface, with normals."""
         scan = Scan(self.name, np.asarray(self.mesh.vertices), faces=np.asarray(self.mesh.faces)).sample(count, rng)
         return scan if self.project is None else Scan(self.name, *self.project(scan.points.astype(np.float64)))
 
 
 def known_surfaces() -> dict[str, KnownSurface]:
     """A sphere, a box, a torus, a union of capsules, and a watertight body in its rest pose."""
-    centre, half = torch.tensor([0.1, -0.05, 0.2]), torch.tensor([0.5, 0.3, 0.4])
+    center, half = torch.tensor([0.1, -0.05, 0.2]), torch.tensor([0.5, 0.3, 0.4])
     capsules = partial(_capsules, radius=0.15)
     body = Body.load()
     vertices, _ = body.rest_pose(body.sample_shape(np.random.default_rng(0)))
-    middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
-    found = [
-        _in_closed_form("sphere", partial(primitives.sphere, centre=centre, radius=0.6)),
-        _in_closed_form("box", partial(primitives.box, half=half)),
-        _in_closed_form("torus", partial(primitives.torus, ring=0.5, tube=0.2)),
-        _of_mesh("capsules", _in_closed_form("capsules", capsules).mesh),
-        _of_mesh("body", Trimesh(vertices - middle, body.faces, process=False)),
+    body_center = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
+    surfaces = [
+        _from_sdf("sphere", lambda x: primitives.sphere(x, center, 0.6)),
+        _from_sdf("box", partial(primitives.box, half_extents=half)),
+        _from_sdf("torus", partial(primitives.torus, ring=0.5, tube=0.2)),
+        _from_mesh("capsules", _from_sdf("capsules", capsules).mesh),
+        _from_mesh("body", Trimesh(vertices - body_center, body.faces, process=False)),
     ]
-    return {known.name: known for known in found}
+    return {known.name: known for known in surfaces}
 
 
 def _capsules(x: Float[Tensor, "n 3"], radius: float) -> Float[Tensor, "n"]:
-    """Three limbs that meet; inside, a union of distances is a bound only."""
+    """Three capsules with a common end. Inside, the union is only a bound of the distance."""
     ends = [torch.tensor(end) for end in ([0.6, 0.5, 0.0], [-0.6, 0.4, 0.2], [0.0, -0.7, -0.1])]
     return primitives.union(*(primitives.capsule(x, torch.zeros(3), end, radius) for end in ends))
 
 
-def _in_closed_form(name: str, field: Callable[[Tensor], Tensor]) -> KnownSurface:
+def _from_sdf(name: str, field: Callable[[Tensor], Tensor]) -> KnownSurface:
     mesh = isosurface(field, resolution=_CELLS)
 
     def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
         return field(torch.from_numpy(points).double()).numpy()
 
-    def moved(points: Float[np.ndarray, "n 3"]) -> tuple[np.ndarray, np.ndarray]:
+    def project(points: Float[np.ndarray, "n 3"]) -> tuple[np.ndarray, np.ndarray]:
         x = torch.from_numpy(points)
-        for _ in range(3):  # once would do, but where the nearest point changes, as at the edges of a box
+        for _ in range(3):  # one step is exact except where the nearest point changes, as at the edges of a box
             x = x.detach().requires_grad_()
             value = field(x)
-            (slope,) = torch.autograd.grad(value.sum(), x)
-            x = x - value[:, None] * slope
-        return x.detach().numpy(), slope.numpy()
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+            x = x - value[:, None] * gradient
+        return x.detach().numpy(), gradient.numpy()
 
-    return KnownSurface(name, mesh, distance, moved)
+    return KnownSurface(name, mesh, distance, project)
 
 
-def _of_mesh(name: str, mesh: Trimesh) -> KnownSurface:
-    def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
-        away, _, _ = proximity.closest_point(points, mesh)
-        return np.where(contains(points, mesh), -away, away)
+def _from_mesh(name: str, mesh: Trimesh) -> KnownSurface:
+    return KnownSurface(name, mesh, partial(_signed_distance, mesh=mesh))
 
-    return KnownSurface(name, mesh, distance)
+
+def _signed_distance(points: Float[np.ndarray, "n 3"], mesh: Trimesh) -> Float[np.ndarray, "n"]:
+    distance, _, _ = proximity.closest_point(points.astype(np.float64), mesh)
+    return np.where(contains(points, mesh), -distance, distance)
 
 
 class FieldError(NamedTuple):
-    """How far a field is from a signed distance, at points spread evenly over the model cube.
+    """Difference between a field f and the signed distance d, at points that are uniform in the model cube.
 
-    `relative` is the mean of |f - d| / |d|, as in IGR's table, `median` the median of these; `ratio` is mean |f - d|
-    over mean |d|; `absolute` is mean |f - d| in metres, and `sign` the share of points whose sign is right.
+    `relative` is the mean of |f - d| / |d| (IGR's table), `median` the median of these; `ratio` is mean |f - d| over
+    mean |d|; `absolute` is mean |f - d| in meters; `sign` is the share of points with the correct sign.
     """
 
     relative: float
@@ -117,22 +121,64 @@ def field_error(
     *,
     count: int = 100_000,
 ) -> FieldError:
-    """Errors of a field (metres in, metres out) between the corners of a box."""
+    """Errors of a field (meters in, meters out) in the box between two corners."""
     points = np.random.default_rng(0).uniform(low, high, (count, 3))
-    true, found = known.distance(points), field(points)
-    error, size = np.abs(found - true), np.abs(true)
+    distance, value = known.distance(points), field(points)
+    error, size = np.abs(value - distance), np.abs(distance)
     return FieldError(
         float((error / size).mean()),
         float(np.median(error / size)),
         float(error.mean() / size.mean()),
         float(error.mean()),
-        float((np.sign(found) == np.sign(true)).mean()),
+        float((np.sign(value) == np.sign(distance)).mean()),
     )
+
+
+def sdf_error(
+    sdf: Distance, ground_truth: Trimesh, rng: np.random.Generator, *, count: int = 30_000, near_std: float = 0.01
+) -> Row:
+    """Error of a signed distance near a closed surface: `absolute` (mm), `relative`, and share of correct `sign`.
+
+    `sdf` takes points in meters and returns meters, negative inside. `relative` is the mean error over the mean
+    distance (IGR's experiment on known signed distances). Points as in `eikonal_error`.
+    """
+    points = _near_points(ground_truth, rng, count, near_std)
+    distance, value = _signed_distance(points, ground_truth), sdf(points)
+    error = np.abs(value - distance).mean()
+    row = {
+        "absolute": MILLIMETERS * error,
+        "relative": error / np.abs(distance).mean(),
+        "sign": (np.sign(value) == np.sign(distance)).mean(),
+    }
+    return {column: float(number) for column, number in row.items()}
+
+
+def eikonal_error(
+    gradient: Gradient,
+    ground_truth: Trimesh,
+    rng: np.random.Generator,
+    *,
+    count: int = 30_000,
+    near_std: float = 0.01,
+) -> Row:
+    """Deviation of the gradient norm from 1 near a surface: mean absolute deviation and root mean square.
+
+    `gradient` takes points in meters; the gradient of a signed distance in meters has norm 1 (IGR, equation 2). The
+    points are surface samples with Gaussian noise of `near_std` meters along each axis.
+    """
+    norms = np.linalg.norm(gradient(_near_points(ground_truth, rng, count, near_std)), axis=1)
+    return {"mean": float(np.abs(norms - 1).mean()), "rms": float(np.sqrt(np.square(norms - 1).mean()))}
+
+
+def _near_points(mesh: Trimesh, rng: np.random.Generator, count: int, std: float) -> Float[np.ndarray, "n 3"]:
+    vertices = np.asarray(mesh.vertices, dtype=np.float64)
+    points = Scan("(ground truth)", vertices, faces=np.asarray(mesh.faces)).sample(count, rng).points
+    return points + rng.normal(scale=std, size=points.shape)
 
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """One object of a benchmark: its points (with normals or without), and its true surface or points of it."""
+    """One object of a benchmark: its scan (with or without normals), and its true surface or points of it."""
 
     name: str
     scan: Scan
@@ -140,34 +186,38 @@ class BenchmarkCase:
 
 
 def load_benchmark(folder: Path, *, seed: int = 0) -> Iterator[BenchmarkCase]:
-    """The objects of a folder, in the layout of Deep Geometric Prior (Williams et al., CVPR 2019).
+    """Objects of a folder in the layout of Deep Geometric Prior (Williams et al., CVPR 2019).
 
-    `scans/NAME.ply` holds the points of an object and `ground_truth/NAME.xyz` (or a mesh) its truth. Where there are no
-    scans, true meshes are seen by virtual cameras. One unit of the files is taken for a millimetre, so that errors in
-    millimetres are in the unit of the files.
+    `scans/NAME.ply` holds the points of an object, `ground_truth/NAME.xyz` (or a mesh) its ground truth. Without
+    `scans`, virtual cameras scan the meshes of the ground truth. One unit of the files is read as a millimeter, so
+    errors in millimeters are in the unit of the files.
 
-    Raises `FileNotFoundError` where the folder is of another layout, and `ValueError` for a scan without its truth.
+    Raises:
+        FileNotFoundError: The folder has another layout.
+        ValueError: A scan has no ground truth.
+
     """
-    truths = {path.stem: path for path in _files(folder / "ground_truth")}
-    scans = {path.stem: path for path in _files(folder / "scans")}
-    if not truths:
+    truth_files = {path.stem: path for path in _files(folder / "ground_truth")}
+    scan_paths = {path.stem: path for path in _files(folder / "scans")}
+    if not truth_files:
         raise FileNotFoundError(
-            f"{folder} has no truths: ground_truth/NAME.xyz (points) or .ply (a mesh), and scans/NAME.ply, are needed. "
-            "The data of Deep Geometric Prior have this layout."
+            f"{folder}: no ground truth. Provide ground_truth/NAME.xyz (points) or .ply (a mesh), and scans/NAME.ply, "
+            "as in the data of Deep Geometric Prior."
         )
-    if lost := sorted(scans.keys() - truths.keys()):
+    if missing := sorted(scan_paths.keys() - truth_files.keys()):
         raise ValueError(
-            f"{folder / 'scans'} has {lost[0]}, and {folder / 'ground_truth'} has no truth for it. Add it."
+            f"{folder / 'ground_truth'}: no ground truth for scan {missing[0]}. Add it or remove the scan."
         )
-    millimetre = units.UNITS["mm"]
-    for index, name in enumerate(sorted(scans or truths)):
-        known = scan_files.read_scan(truths[name], name=name, unit=millimetre)
+    millimeter = units.UNITS["mm"]
+    for index, name in enumerate(sorted(scan_paths or truth_files)):
+        known = scan_files.read_scan(truth_files[name], name=name, unit=millimeter)
         faces = known.faces if known.faces is not None else np.empty((0, 3), dtype=int)
-        truth = Trimesh(known.points, faces, process=False)
-        if scans:
-            yield BenchmarkCase(name, scan_files.read_scan(scans[name], name=name, unit=millimetre), truth)
+        ground_truth = Trimesh(known.points, faces, process=False)
+        if scan_paths:
+            scan = scan_files.read_scan(scan_paths[name], name=name, unit=millimeter)
         else:
-            yield BenchmarkCase(name, _seen(known, np.random.default_rng([seed, index])), truth)
+            scan = _virtual_scan(known, np.random.default_rng([seed, index]))
+        yield BenchmarkCase(name, scan, ground_truth)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -176,13 +226,14 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in formats.readable_suffixes())
 
 
-def _seen(known: Scan, rng: np.random.Generator) -> Scan:
-    """A virtual scan of a mesh of any size: the cameras stand about a body of a metre and a half."""
+def _virtual_scan(known: Scan, rng: np.random.Generator) -> Scan:
+    """Virtual scan of a mesh of any size, scaled to the size of a body for the cameras."""
     if known.faces is None:
         raise ValueError(
-            f"{known.name} has no scan, and its truth is points without faces, which cameras cannot see. Give a mesh."
+            f"{known.name}: no scan, and its ground truth is points without faces, which cameras cannot see. Add "
+            f"scans/{known.name}.ply, or give the ground truth as a mesh."
         )
-    size = float(np.ptp(known.points, axis=0).max()) / 1.5
+    size = float(np.ptp(known.points, axis=0).max()) / _SCANNER_SIZE
     scan = VirtualScanner().scan(known.points / size, known.faces, rng, known.name)
-    assert scan.sensors is not None  # the cameras'
+    assert scan.sensors is not None  # virtual scans have sensors
     return Scan(known.name, scan.points * size, sensors=scan.sensors * size, faces=scan.faces)

@@ -1,4 +1,4 @@
-"""Scoring a store: perfect meshes score zero, missing ones are counted, and a scan without truth is named."""
+"""Scores against a store: exact meshes have zero error, missing ones are counted, missing ground truth is an error."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ def test_the_truth_scores_zero_and_nothing_is_counted_as_failed(synthetic_root: 
     preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "store.h5", points=500)
     store = ScanStore(tmp_path / "store.h5")
     first, second = store.scan_names("unseen_poses")
-    found = [("unseen_poses", first, store.ground_truth(first)), ("unseen_poses", second, None)]
-    protocols = ["surface", "normals"]
-    told = make_score_report(list(score_meshes(found, store, protocols)), protocols, {"method": "none"})
-    column = told.summary["unseen_poses"]["surface"]["completeness"]
+    predicted = [("unseen_poses", first, store.ground_truth(first)), ("unseen_poses", second, None)]
+    names = ["surface_distance", "normal_consistency"]
+    report = make_score_report(list(score_meshes(predicted, store, names)), names, {"method": "none"})
+    column = report.summary["unseen_poses"]["surface_distance"]["completeness"]
     assert column["median"] == pytest.approx(0, abs=1e-3)
     assert (column["count"], column["failed"]) == (1, 1)
-    assert told.summary["unseen_poses"]["normals"]["angle"]["median"] < 0.1
+    assert report.summary["unseen_poses"]["normal_consistency"]["angle"]["median"] < 0.1
 
 
 def test_a_scan_without_truth_is_named(make_raw: object, make_body: object, tmp_path: Path) -> None:
@@ -31,8 +31,8 @@ def test_a_scan_without_truth_is_named(make_raw: object, make_body: object, tmp_
     make_raw(make_body(), 0).export(tmp_path / "scans" / "one.ply")  # type: ignore[operator]
     preprocess(get_dataset("folder"), tmp_path / "scans", tmp_path / "store.h5", points=500)
     store = ScanStore(tmp_path / "store.h5")
-    with pytest.raises(ValueError, match=f"scan {store.names[0]} has no true surface"):
-        next(score_meshes([("all", store.names[0], None)], store, ["surface"]))
+    with pytest.raises(ValueError, match=f"scan {store.names[0]} has no ground truth"):
+        next(score_meshes([("all", store.names[0], None)], store, ["surface_distance"]))
 
 
 def test_flicker_is_what_trembles_and_neither_motion_nor_an_error_that_stays() -> None:
@@ -40,13 +40,13 @@ def test_flicker_is_what_trembles_and_neither_motion_nor_an_error_that_stays() -
         made = trimesh.creation.icosphere(3, radius)
         return made.apply_translation((x, 0, 0))
 
-    truth = [ball(1.0, 0.1 * t * t) for t in range(5)]
+    ground_truth = [ball(1.0, 0.1 * t * t) for t in range(5)]
     wide = [ball(1.01, 0.1 * t * t) for t in range(5)]
     tremble = [ball(1.01 - 0.002 * (t % 2), 0.1 * t * t) for t in range(5)]
-    assert np.mean(signed_offsets(wide[0], truth[0])) == pytest.approx(10, abs=0.1)
-    assert acceleration_error([signed_offsets(*pair) for pair in zip(wide, truth, strict=True)]) == pytest.approx(
-        0, abs=0.01
-    )
-    assert acceleration_error([signed_offsets(*pair) for pair in zip(tremble, truth, strict=True)]) == pytest.approx(
-        4, rel=0.02
-    )
+    assert np.mean(signed_offsets(wide[0], ground_truth[0])) == pytest.approx(10, abs=0.1)
+    assert acceleration_error(
+        [signed_offsets(*pair) for pair in zip(wide, ground_truth, strict=True)]
+    ) == pytest.approx(0, abs=0.01)
+    assert acceleration_error(
+        [signed_offsets(*pair) for pair in zip(tremble, ground_truth, strict=True)]
+    ) == pytest.approx(4, rel=0.02)

@@ -1,12 +1,18 @@
-"""The paper's experiments on single surfaces: exact distances, errors of fields, and the folder of a benchmark."""
+"""IGR's experiments on single surfaces: exact distances, errors of fields, and the layout of a benchmark."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from trimesh import creation
+from trimesh import Trimesh, creation
 
-from shapespace.evaluation.surface_benchmarks import field_error, known_surfaces, load_benchmark
+from shapespace.evaluation.surface_benchmarks import (
+    eikonal_error,
+    field_error,
+    known_surfaces,
+    load_benchmark,
+    sdf_error,
+)
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import write_mesh, write_scan
 
@@ -42,6 +48,36 @@ def test_an_exact_field_has_no_error_and_a_shifted_one_its_shift() -> None:
     assert twice.sign == 0
 
 
+def box() -> Trimesh:
+    return creation.box([1.0] * 3)
+
+
+def box_distance(points: np.ndarray, half: float = 0.5) -> np.ndarray:
+    beyond = np.abs(points) - half
+    return np.linalg.norm(np.maximum(beyond, 0), axis=1) + np.minimum(beyond.max(axis=1), 0)
+
+
+def test_sdf_error_of_an_exact_distance_and_of_its_double() -> None:
+    rng = np.random.default_rng(0)
+    exact = sdf_error(box_distance, box(), rng, count=2000)
+    assert exact == pytest.approx({"absolute": 0, "relative": 0, "sign": 1}, abs=1e-9)
+    doubled = sdf_error(lambda x: 2 * box_distance(x), box(), rng, count=2000)
+    assert doubled["relative"] == pytest.approx(1)
+    assert doubled["absolute"] == pytest.approx(1e3 * 0.01 * np.sqrt(2 / np.pi), rel=0.1)  # mean |N(0, 10 mm)|
+    assert sdf_error(lambda x: -box_distance(x), box(), rng, count=2000)["sign"] == 0
+
+
+def test_eikonal_error_is_the_departure_from_unit_length() -> None:
+    def radial(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    rng = np.random.default_rng(0)
+    ball = creation.icosphere(subdivisions=5, radius=0.5)
+    assert eikonal_error(radial, ball, rng, count=500) == pytest.approx({"mean": 0, "rms": 0}, abs=1e-12)
+    half = eikonal_error(lambda x: 0.5 * radial(x), ball, rng, count=500)
+    assert half == pytest.approx({"mean": 0.5, "rms": 0.5})
+
+
 def folder(root: Path, *, scans: bool) -> Path:
     """Two objects as Deep Geometric Prior has them: points with normals, and truths (points, and a mesh)."""
     ball = creation.icosphere(subdivisions=3, radius=40.0)
@@ -73,11 +109,11 @@ def test_without_scans_cameras_see_the_truth_whatever_its_size(tmp_path: Path) -
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has no truths"):
+    with pytest.raises(FileNotFoundError, match="no ground truth"):
         next(load_benchmark(tmp_path))
     root = folder(tmp_path / "a", scans=True)
     (root / "ground_truth" / "dots.xyz").unlink()
-    with pytest.raises(ValueError, match=r"has dots, and .* has no truth"):
+    with pytest.raises(ValueError, match=r"ground_truth: no ground truth for scan dots\."):
         next(load_benchmark(root))
     root = folder(tmp_path / "b", scans=True)
     for file in (root / "scans").iterdir():
