@@ -8,18 +8,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from shapespace.evaluation import metrics, scores
 from shapespace.fitting.quality import OOD_THRESHOLD, FitQuality, assess
 from shapespace.fitting.result import Fit, save_fits
 from shapespace.geometry.scan import Scan
+from shapespace.interpolation import InterpolationPath
 from shapespace.io import scan_files, units
 from shapespace.io.atomic import replacing
 from shapespace.io.scan_files import file_name
 from shapespace.models import registry
+from shapespace.rendering import sheet
 from shapespace.rendering.animation import write_animated_glb
 from shapespace.rendering.colors import color_by_value
 from shapespace.space import Components, ShapeSpace
@@ -195,6 +198,39 @@ def _from_model(fit: Fit, source: ScanInput) -> dict[str, object]:
         "translation": centre.tolist(),
         "scale": float(frame.scale) / source.metres,
     }
+
+
+def write_interpolation(
+    space: ShapeSpace,
+    a: Fit,
+    b: Fit,
+    out: Path,
+    *,
+    steps: int = 9,
+    path: InterpolationPath = "linear",
+    resolution: int = 128,
+    format: Literal["ply", "obj"] = "obj",
+    unit: float = 1.0,
+    up: units.Up = "y",
+) -> None:
+    """Mesh the interpolation between two fits; write the meshes, an animated GLB, a contact sheet and `path.json`.
+
+    `unit` (m) and `up` are those of the files; `steps` includes both ends.
+    """
+    meshes = space.interpolate(a, b, steps, path=path, resolution=resolution)
+    for index, mesh in enumerate(meshes):
+        scan_files.write_mesh(out / f"{index:03d}.{format}", mesh, unit=unit, up=up)
+    write_animated_glb(meshes, out / "interpolation.glb")
+    area, volume = metrics.areas(meshes).tolist(), metrics.volumes(meshes).tolist()
+    sheet.contact_sheet(
+        [(f"{a.name} to {b.name}, {path}", meshes)],
+        out / "interpolation.png",
+        curves={"area (m²)": area, "volume (m³)": volume},
+    )
+    record = {"a": a.name, "b": b.name, "path": path, "area_m2": area, "volume_m3": volume}
+    record |= {"mesh_format": format, "unit": unit, "up": up, "sa_sigma": metrics.sa_sigma(meshes)}
+    scores.write_results(out, "path", record)
+    print(f"{steps} meshes in {out}, animation in {out / 'interpolation.glb'}, picture in {out / 'interpolation.png'}")
 
 
 Item = TypeVar("Item")

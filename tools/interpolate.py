@@ -9,21 +9,17 @@ meshes, one animated GLB, a contact sheet with the path's area and volume curves
 curves and SA-sigma.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from shapespace.evaluation import metrics
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.result import Fit, load_fits
 from shapespace.interpolation import InterpolationPath as CodePath
-from shapespace.io import scan_files
-from shapespace.io.atomic import replacing
-from shapespace.rendering import animation, sheet
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import ScanInput, read_scans
+from shapespace.tools._outputs import write_interpolation
 
 
 def main(
@@ -58,22 +54,18 @@ def main(
     """
     space = ShapeSpace.load(run)
     (start, end), source = _ends(space, (a, b), source, lm, seed)
-    meshes = space.interpolate(start, end, steps, path=path, resolution=resolution)
-    for index, mesh in enumerate(meshes):
-        file = out / f"{index:03d}.{format}"
-        scan_files.write_mesh(file, mesh, unit=source.metres, up=source.up)
-    animation.write_animated_glb(meshes, out / "interpolation.glb")
-    area, volume = metrics.areas(meshes).tolist(), metrics.volumes(meshes).tolist()
-    sheet.contact_sheet(
-        [(f"{start.name} to {end.name}, {path}", meshes)],
-        out / "interpolation.png",
-        curves={"area (m²)": area, "volume (m³)": volume},
+    write_interpolation(
+        space,
+        start,
+        end,
+        out,
+        steps=steps,
+        path=path,
+        resolution=resolution,
+        format=format,
+        unit=source.metres,
+        up=source.up,
     )
-    record = {"a": start.name, "b": end.name, "path": path, "area_m2": area, "volume_m3": volume}
-    record |= {"format": format, "unit": source.metres, "up": source.up}
-    with replacing(out / "path.json") as part:
-        part.write_text(json.dumps({**record, "sa_sigma": metrics.sa_sigma(meshes)}, indent=1))
-    print(f"{steps} meshes in {out}, animation in {out / 'interpolation.glb'}, picture in {out / 'interpolation.png'}")
 
 
 def _ends(

@@ -1,1 +1,1 @@
-"""Pages that compare runs."""
+"""Report pages that show and compare runs."""

@@ -1,27 +1,27 @@
-// Meshes of a page that one can turn: every <figure class="turnable"> whose canvas holds frames (see turnable.py).
+// Interactive meshes of a page: every <figure class="mesh-view"> whose canvas has frames (see mesh_view.py).
 //
-// A browser grants a page some sixteen WebGL contexts, and a page may hold more meshes: one hidden canvas draws for
-// all, and each visible canvas is given a copy of the picture. Nothing is drawn unless something has changed. Figures
-// of one group share a camera and a scale, so that what is turned can be compared.
+// Browsers allow about sixteen WebGL contexts for a page, and a page may have more meshes. One hidden canvas therefore
+// draws all of them, and its image is copied to each visible canvas, only when something has changed. Figures of one
+// group share camera and scale, so that they can be compared.
 "use strict";
 (() => {
   const VERTEX = `
-    attribute vec3 place, normal, colour;
+    attribute vec3 position, normal, color;
     uniform mat3 turn;
-    uniform vec3 centre, scale;
+    uniform vec3 center, scale;
     varying vec3 n, paint;
     void main() {
-      vec3 seen = turn * (place - centre) * scale;
+      vec3 seen = turn * (position - center) * scale;
       gl_Position = vec4(seen.xy, -seen.z, 1.0);
       n = turn * normal;
-      paint = colour;
+      paint = color;
     }`;
   const FRAGMENT = `
     precision mediump float;
     uniform vec3 up;
     varying vec3 n, paint;
     const vec3 key = vec3(-0.45, 0.65, 0.62);
-    void main() {  // the light of picture.py
+    void main() {  // shading of renderer.py
       vec3 m = normalize(gl_FrontFacing ? n : -n);
       float ahead = clamp(m.z, 0.0, 1.0);
       float lit = 0.22 + 0.30 * ahead + 0.50 * max(dot(m, key), 0.0) + 0.12 * (1.0 + dot(m, up));
@@ -29,13 +29,13 @@
       vec3 light = vec3((lit + gloss) * (0.68 + 0.32 * pow(ahead, 0.4)));
       gl_FragColor = vec4(clamp(paint * pow(light, vec3(0.92, 1.0, 1.06)), 0.0, 1.0), 1.0);
     }`;
-  const HOME = { azimuth: 25, elevation: 10, zoom: 1 };  // as in picture.py
+  const HOME = { azimuth: 25, elevation: 10, zoom: 1 };  // as in renderer.py
   const SECOND = 1000;
 
-  const figures = [...document.querySelectorAll("figure.turnable")];
+  const figures = [...document.querySelectorAll("figure.mesh-view")];
   const hidden = document.createElement("canvas");
   const gl = hidden.getContext("webgl", { alpha: true, antialias: true, preserveDrawingBuffer: true });
-  if (!gl || !figures.length) return;  // the pictures stay
+  if (!gl || !figures.length) return;  // the images stay
 
   function compile(kind, source) {
     const shader = gl.createShader(kind);
@@ -52,29 +52,29 @@
   gl.useProgram(program);
   gl.enable(gl.DEPTH_TEST);
   const uniform = (name) => gl.getUniformLocation(program, name);
-  const where = { turn: uniform("turn"), centre: uniform("centre"), scale: uniform("scale"), up: uniform("up") };
+  const where = { turn: uniform("turn"), center: uniform("center"), scale: uniform("scale"), up: uniform("up") };
 
-  // Little-endian: counts of vertices and faces and whether it is coloured (uint32), lowest corner and step (float32);
-  // then places (uint16, 3 each), faces (uint16, 3 each), colours (uint8, 3 each).
+  // Little-endian: counts of vertices and faces and has_colors (uint32), lowest corner and step (float32);
+  // then positions (uint16, 3 each), faces (uint16, 3 each), colors (uint8, 3 each).
   function unpack(text, clay) {
     const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
-    const [vertices, faces, coloured] = new Uint32Array(bytes, 0, 3);
+    const [vertices, faces, colored] = new Uint32Array(bytes, 0, 3);
     const [x, y, z, step] = new Float32Array(bytes, 12, 4);
     const grid = new Uint16Array(bytes, 28, 3 * vertices);
     const corners = new Uint16Array(bytes, 28 + 6 * vertices, 3 * faces);
-    const places = Float32Array.from(grid, (value, k) => [x, y, z][k % 3] + step * value);
-    const colours = coloured
+    const positions = Float32Array.from(grid, (value, k) => [x, y, z][k % 3] + step * value);
+    const colors = colored
       ? new Uint8Array(bytes, 28 + 6 * vertices + 6 * faces, 3 * vertices)
       : Uint8Array.from({ length: 3 * vertices }, (_, k) => clay[k % 3]);
-    return { count: 3 * faces, corners, places, colours, normals: normals(places, corners) };
+    return { count: 3 * faces, corners, positions, colors, normals: normals(positions, corners) };
   }
 
-  function normals(places, corners) {  // sums over the faces, by area
-    const sums = new Float32Array(places.length);
+  function normals(positions, corners) {  // sums over the faces, weighted by area
+    const sums = new Float32Array(positions.length);
     for (let k = 0; k < corners.length; k += 3) {
       const [a, b, c] = [3 * corners[k], 3 * corners[k + 1], 3 * corners[k + 2]];
-      const u = [0, 1, 2].map((i) => places[b + i] - places[a + i]);
-      const v = [0, 1, 2].map((i) => places[c + i] - places[a + i]);
+      const u = [0, 1, 2].map((i) => positions[b + i] - positions[a + i]);
+      const v = [0, 1, 2].map((i) => positions[c + i] - positions[a + i]);
       for (let i = 0; i < 3; i++) {
         const [j, l] = [(i + 1) % 3, (i + 2) % 3];
         const area = u[j] * v[l] - u[l] * v[j];
@@ -88,21 +88,21 @@
 
   function upload(frame) {
     const buffer = (target, data) => {
-      const held = gl.createBuffer();
-      gl.bindBuffer(target, held);
+      const created = gl.createBuffer();
+      gl.bindBuffer(target, created);
       gl.bufferData(target, data, gl.STATIC_DRAW);
-      return held;
+      return created;
     };
     frame.buffers = {
-      place: buffer(gl.ARRAY_BUFFER, frame.places),
+      position: buffer(gl.ARRAY_BUFFER, frame.positions),
       normal: buffer(gl.ARRAY_BUFFER, frame.normals),
-      colour: buffer(gl.ARRAY_BUFFER, frame.colours),
+      color: buffer(gl.ARRAY_BUFFER, frame.colors),
       corners: buffer(gl.ELEMENT_ARRAY_BUFFER, frame.corners),
     };
   }
 
   function point(frame) {
-    for (const [name, kind] of [["place", gl.FLOAT], ["normal", gl.FLOAT], ["colour", gl.UNSIGNED_BYTE]]) {
+    for (const [name, kind] of [["position", gl.FLOAT], ["normal", gl.FLOAT], ["color", gl.UNSIGNED_BYTE]]) {
       const at = gl.getAttribLocation(program, name);
       gl.bindBuffer(gl.ARRAY_BUFFER, frame.buffers[name]);
       gl.enableVertexAttribArray(at);
@@ -128,16 +128,16 @@
       this.frames.forEach(upload);
       this.shown = 0;
       const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
-      for (const { places } of this.frames) {
-        places.forEach((value, k) => {
+      for (const { positions } of this.frames) {
+        positions.forEach((value, k) => {
           low[k % 3] = Math.min(low[k % 3], value);
           high[k % 3] = Math.max(high[k % 3], value);
         });
       }
-      this.centre = low.map((value, i) => (value + high[i]) / 2);
+      this.center = low.map((value, i) => (value + high[i]) / 2);
       const [x, y, z] = low.map((value, i) => Math.max((high[i] - value) / 2, 1e-6));
       camera.across = Math.max(camera.across, Math.hypot(x, z));
-      camera.high = Math.max(camera.high, y + 0.2 * Math.hypot(x, z));  // seen a little from above
+      camera.high = Math.max(camera.high, y + 0.2 * Math.hypot(x, z));  // the camera looks slightly down
       figure.querySelector("img").hidden = true;
       this.canvas.hidden = false;
       this.steer();
@@ -158,7 +158,7 @@
       gl.clearColor(0, 0, 0, 0);
       gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
       gl.uniformMatrix3fv(where.turn, false, [0, 1, 2].flatMap((i) => [right[i], up[i], back[i]]));
-      gl.uniform3fv(where.centre, this.centre);
+      gl.uniform3fv(where.center, this.center);
       gl.uniform3f(where.scale, size / width, size / height, 0.9 / Math.hypot(across, high));
       gl.uniform3f(where.up, right[1], up[1], back[1]);
       point(frame);
@@ -178,7 +178,7 @@
 
     steer() {
       const { canvas, camera } = this, fingers = new Map();
-      const apart = () => {
+      const distance = () => {
         const [a, b] = [...fingers.values()];
         return Math.hypot(a.x - b.x, a.y - b.y);
       };
@@ -190,17 +190,17 @@
       canvas.addEventListener("pointermove", (event) => {
         const finger = fingers.get(event.pointerId);
         if (!finger) return;
-        const before = fingers.size > 1 ? apart() : 0;
+        const before = fingers.size > 1 ? distance() : 0;
         const [dx, dy] = [event.clientX - finger.x, event.clientY - finger.y];
         Object.assign(finger, { x: event.clientX, y: event.clientY });
-        if (fingers.size > 1) this.move({ zoom: (camera.zoom * apart()) / Math.max(before, 1) });
+        if (fingers.size > 1) this.move({ zoom: (camera.zoom * distance()) / Math.max(before, 1) });
         else this.move({ azimuth: camera.azimuth - 0.5 * dx, elevation: camera.elevation + 0.5 * dy });
       });
       for (const name of ["pointerup", "pointercancel"]) {
         canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
       }
       canvas.addEventListener("wheel", (event) => {
-        if (document.activeElement !== canvas) return;  // or nobody could scroll past
+        if (document.activeElement !== canvas) return;  // else the page could not be scrolled past the canvas
         event.preventDefault();
         this.move({ zoom: camera.zoom * Math.exp(-0.0015 * event.deltaY) });
       }, { passive: false });
@@ -219,7 +219,7 @@
       new ResizeObserver(() => changed(this)).observe(canvas);
     }
 
-    play() {  // there and back, and there again
+    play() {  // forward and backward, repeated
       const bar = this.figure.querySelector(".play");
       const [button, slider] = [bar.querySelector("button"), bar.querySelector("input")];
       const last = this.frames.length - 1, pace = (Number(this.canvas.dataset.seconds) * SECOND) / last;
@@ -270,7 +270,7 @@
     camera.views.push(new View(figure, camera));
   }
   hidden.addEventListener("webglcontextlost", () => {
-    for (const figure of figures) {  // the pictures again
+    for (const figure of figures) {  // the images again
       figure.querySelector("img").hidden = false;
       figure.querySelector("canvas").hidden = true;
     }

@@ -1,9 +1,5 @@
-"""What a run tells of itself: how it learned, its fits and a path of it to look at, its settings, data and machine.
+"""Sections of a report on the runs: training curves, meshes of fits and interpolations, settings and hardware."""
 
-`compare` has the numbers, this the rest of the same page: for one run everything, for several what tells them apart.
-"""
-
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,34 +9,37 @@ from typing import Any
 from trimesh import Trimesh
 
 from shapespace.evaluation.scores import best_median_worst, mesh_file
+from shapespace.evaluation.stored_scores import MotionScores, ScoredRun, find_files, read_result, run_names
 from shapespace.io import scan_files, units
+from shapespace.io.migration import upgrade_path
 from shapespace.rendering import colors
-from shapespace.report.comparison import COLUMNS, MotionScores, ScoredRun, find_files, label, runs, splits
-from shapespace.report.mesh_view import MOST_FACES, MeshFigure, MeshViews
+from shapespace.report.comparison import COLUMNS, label, split_names
+from shapespace.report.mesh_view import MAX_FACES, MeshFigure, MeshViews
 from shapespace.report.page import Chart, Notes, Part, Section, Table, Text
 from shapespace.training.run import Run, TrainingLog
 
 CURVES = "training.png"  # beside the page
-LIMIT = 20.0  # mm: where the colours of errors end
-ROOM = 9e6  # bytes of the page that all its meshes may take
-FACE_BYTES = 15  # that one face takes there, with its share of the vertices
+ERROR_LIMIT = 20.0  # mm, upper end of the error colors, as in `colors.color_by_distance`
+MESH_BYTES = 9e6  # arbitrary: size of all meshes of a page
+FACE_BYTES = 15  # of the page for a face with its share of the vertices, as packed by `mesh_view.pack`
+SHARE_OF_FITS, SHARE_OF_INTERPOLATIONS = 0.6, 0.4  # of MESH_BYTES
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run, apart from its scores."""
+    """Settings, model metadata and training log of a run."""
 
     name: str
     home: Path
     settings: Mapping[str, Any]
     metadata: Mapping[str, Any]
-    """What stands beside the weights; nothing where there are none."""
+    """Header of the model file; empty without a model."""
     training_log: TrainingLog
 
 
 @dataclass(frozen=True)
 class InterpolationResult:
-    """Shapes on a path between two codes, as `shapespace interpolate` left them."""
+    """Meshes on a path between two codes, as written by `shapespace interpolate`."""
 
     file: Path
     a: str
@@ -48,216 +47,227 @@ class InterpolationResult:
     kind: str
     meshes: Sequence[Path]
     unit: float
+    """Unit of the files (m)."""
     up: units.Up
 
     def read(self) -> list[Trimesh]:
-        """The shapes, metres, y up."""
+        """Read the meshes (metres, y up)."""
         return [scan_files.read_mesh(file, unit=self.unit, up=self.up) for file in self.meshes]
 
 
-def load_runs(folders: Sequence[Path], scored: Sequence[ScoredRun], moved: Sequence[MotionScores]) -> list[RunInfo]:
-    """The runs among these folders and around these scores.
+def load_runs(folders: Sequence[Path], scored: Sequence[ScoredRun], paths: Sequence[MotionScores]) -> list[RunInfo]:
+    """Read the runs among these folders and around these scores.
 
     Raises `ValueError` for settings or a model that cannot be read.
     """
-    found = []
-    for home, name in runs(folders, scored, moved).items():
+    infos = []
+    for home, name in run_names(folders, [*scored, *paths]).items():
         run = Run(home)
-        found.append(RunInfo(name, home, run.settings(), run.metadata(), run.training_log()))
-    return found
+        infos.append(RunInfo(name, home, run.settings(), run.metadata(), run.training_log()))
+    return infos
 
 
 def load_interpolations(folders: Sequence[Path]) -> list[InterpolationResult]:
-    """The paths at or below these folders whose shapes are there.
+    """Read the interpolations at or below these folders.
 
-    Raises `ValueError` for a path.json that `shapespace interpolate` did not write.
+    Raises `ValueError` for an invalid path.json.
     """
-    return [
-        _walk(file) for file in dict.fromkeys(file for folder in folders for file in find_files(folder, "path.json"))
-    ]
+    files = dict.fromkeys(file for folder in folders for file in find_files(folder, "path.json"))
+    return [_read_interpolation(file) for file in files]
 
 
-def _walk(file: Path) -> InterpolationResult:
+def _read_interpolation(file: Path) -> InterpolationResult:
+    command = "shapespace interpolate"
+    content = read_result(file, "path", upgrade_path, command)
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        count, form = len(told["area_m2"]), told.get("format")
-        unit, up = float(told.get("unit", 1.0)), told.get("up", "y")
-        found = (str(told["a"]), str(told["b"]), str(told["path"]))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} tells of no path ({error!r}): write it again, shapespace interpolate.") from None
+        count, form = len(content["area_m2"]), content.get("mesh_format")
+        unit, up = float(content.get("unit", 1.0)), content.get("up", "y")
+        names = (str(content["a"]), str(content["b"]), str(content["path"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not a valid interpolation ({error!r}). Write it again: {command}") from None
     form = form or ("obj" if (file.parent / "000.obj").is_file() else "ply")
     if form not in ("ply", "obj"):
-        raise ValueError(f"{file} tells of meshes of format {form!r}, not ply or obj: write it again.")
+        raise ValueError(f"{file}: mesh format {form!r} is neither ply nor obj. Write it again: {command}")
     meshes = [file.parent / f"{index:03d}.{form}" for index in range(count)]
-    return InterpolationResult(file, *found, [mesh for mesh in meshes if mesh.is_file()], unit, up)
+    return InterpolationResult(file, *names, [mesh for mesh in meshes if mesh.is_file()], unit, up)
 
 
 # ------------------------------------------------------------------------------------------------------------ sections
 
 
-def seen(scored: Sequence[ScoredRun], walks: Sequence[InterpolationResult], *, alone: bool) -> list[Section]:
-    """Fits and paths, to be turned: the fits of a run `alone` from best to worst, those of several side by side."""
-    page = fits(scored) if alone else side_by_side(scored)
-    if page:
-        page[-1] = replace(page[-1], parts=[*page[-1].parts, Text(FITS)])
-    return [*page, *([Section("From one shape to another", [_moving(walks), Text(WALK)])] if walks else [])]
+def mesh_sections(
+    scored: Sequence[ScoredRun], interpolations: Sequence[InterpolationResult], *, alone: bool
+) -> list[Section]:
+    """Fits and interpolations as interactive meshes.
+
+    A run `alone` shows its best, median and worst fits, several runs show their fits of the same scan.
+    """
+    sections = fit_sections(scored) if alone else side_by_side_sections(scored)
+    if sections:
+        sections[-1] = replace(sections[-1], parts=[*sections[-1].parts, Text(FIT_CAPTION)])
+    if interpolations:
+        parts = [_interpolation_views(interpolations), Text(INTERPOLATION_CAPTION)]
+        sections = [*sections, Section("Interpolation", parts)]
+    return sections
 
 
-def learning(curves: str | None) -> list[Section]:
-    """How the runs learned; `curves` is the drawing of `panels` as an element of the page, if there is one."""
-    return [] if curves is None else [Section("Training", [Chart(curves, CURVES, TRAINING)])]
+def training_sections(curves: str | None) -> list[Section]:
+    """Training curves; `curves` is the SVG drawing of `training_panels`, None without curves."""
+    return [] if curves is None else [Section("Training", [Chart(curves, CURVES, TRAINING_CAPTION)])]
 
 
-def origin(trained: Sequence[RunInfo], scored: Sequence[ScoredRun]) -> list[Section]:
-    """Settings, data and machine."""
-    return [settings(trained), data(trained), machines(trained, scored)] if trained else []
+def provenance_sections(runs: Sequence[RunInfo], scored: Sequence[ScoredRun]) -> list[Section]:
+    """Settings, data and hardware."""
+    return [settings_section(runs), data_section(runs), hardware_section(runs, scored)] if runs else []
 
 
-def missing(trained: Sequence[RunInfo], scored: Sequence[ScoredRun], walks: Sequence[InterpolationResult]) -> list[str]:
-    """What the page would show if it were there, and the line that makes it."""
-    found = []
-    for one in trained:
-        here = shlex.quote(str(one.home))
+def missing_outputs(
+    runs: Sequence[RunInfo], scored: Sequence[ScoredRun], interpolations: Sequence[InterpolationResult]
+) -> list[str]:
+    """Outputs that the page would show, with the commands that make them."""
+    missing = []
+    for one in runs:
+        folder = shlex.quote(str(one.home))
         if not one.metadata:
-            found.append(f"{one.name} has no model yet: shapespace train --resume {here}")
+            missing.append(f"{one.name} has no model: shapespace train --resume {folder}")
         if all(each.home != one.home for each in scored):
             store = shlex.quote(str(one.settings.get("store", "STORE")))
-            found.append(f"{one.name} was not scored: shapespace evaluate {here} {store}")
+            missing.append(f"{one.name} has no scores: shapespace evaluate {folder} {store}")
         if not one.training_log.curves:
-            found.append(
-                f"{one.name} has no records of its training (TensorBoard's events): its folder was copied in part."
-            )
-    if len(trained) == 1 and not walks:
-        here = shlex.quote(str(trained[0].home))
-        there = shlex.quote(str(trained[0].home / "interpolation"))
-        found.append(f"No path between two shapes: shapespace interpolate {here} A B --out {there}")
-    return found
+            missing.append(f"{one.name} has no training curves: the folder `tensorboard` is missing or empty.")
+    if len(runs) == 1 and not interpolations:
+        folder = shlex.quote(str(runs[0].home))
+        out = shlex.quote(str(runs[0].home / "interpolation"))
+        missing.append(f"No interpolation: shapespace interpolate {folder} A B --out {out}")
+    return missing
 
 
-def panels(trained: Sequence[RunInfo]) -> dict[str, dict[str, Any]]:
-    """The scalars of the trainings: a panel for each, in it the runs."""
-    tags = dict.fromkeys(tag for one in trained for tag in one.training_log.curves)
+def training_panels(runs: Sequence[RunInfo]) -> dict[str, dict[str, Any]]:
+    """Scalars of the trainings: a panel for each tag, in it a curve for each run."""
+    tags = dict.fromkeys(tag for one in runs for tag in one.training_log.curves)
     return {
-        tag.removeprefix("terms/"): {
-            one.name: one.training_log.curves[tag] for one in trained if tag in one.training_log.curves
+        tag.removeprefix("loss/"): {
+            one.name: one.training_log.curves[tag] for one in runs if tag in one.training_log.curves
         }
         for tag in tags
     }
 
 
-def fits(scored: Sequence[ScoredRun]) -> list[Section]:
-    """The best, the median and the worst scan of each split, by each method."""
+def fit_sections(scored: Sequence[ScoredRun]) -> list[Section]:
+    """Best, median and worst scan of each split, for each run and method."""
     chosen = [
         (f"Fits: {split}" if len(scored) == 1 else f"Fits: {split}, {label(one)}", one, split)
-        for split in splits(scored)
+        for split in split_names(scored)
         for one in scored
         if one.names(split)
     ]
-    faces = _faces(3 * len(chosen))
+    faces = _faces_per_mesh(3 * len(chosen))
     return [
         Section(
-            title, _shown([(word, one, split, row) for word, row in best_median_worst(one.rows, split).items()], faces)
+            title,
+            _fit_views([(word, one, split, row) for word, row in best_median_worst(one.rows, split).items()], faces),
         )
         for title, one, split in chosen
     ]
 
 
-def side_by_side(scored: Sequence[ScoredRun]) -> list[Section]:
-    """One scan of each split, fitted by every run and method: the one that is the median of the first."""
-    page = []
-    for split in splits(scored):
-        them = [one for one in scored if one.names(split)]
-        if "median" not in (first := best_median_worst(them[0].rows, split)):
+def side_by_side_sections(scored: Sequence[ScoredRun]) -> list[Section]:
+    """Fits of one scan of each split by all runs and methods: the median scan of the first run."""
+    sections = []
+    faces = _faces_per_mesh(len(scored) * len(split_names(scored)))
+    for split in split_names(scored):
+        of_split = [one for one in scored if one.names(split)]
+        if "median" not in (first := best_median_worst(of_split[0].rows, split)):
             continue
         name = first["median"]["name"]
-        held = [(one, row) for one in them for row in one.rows if (row["split"], row["name"]) == (split, name)]
-        chosen = [(label(one), one, split, row) for one, row in held]
-        page.append(Section(f"One scan of {split}: {name}", _shown(chosen, _faces(len(scored) * len(splits(scored))))))
-    return page
+        rows = [(one, row) for one in of_split for row in one.rows if (row["split"], row["name"]) == (split, name)]
+        chosen = [(label(one), one, split, row) for one, row in rows]
+        sections.append(Section(f"One scan of {split}: {name}", _fit_views(chosen, faces)))
+    return sections
 
 
-def _shown(chosen: Sequence[tuple[str, ScoredRun, str, Mapping[str, Any]]], faces: int) -> list[Part]:
-    """Fits in the colours of their errors; what cannot be shown is said."""
-    figures, coloured, absent = [], [], [] if chosen else ["No surface was found for any scan."]
+def _fit_views(chosen: Sequence[tuple[str, ScoredRun, str, Mapping[str, Any]]], faces: int) -> list[Part]:
+    """Fits colored by their errors, and a list of those that are missing."""
+    figures, colored, notes = [], [], [] if chosen else ["No surface was predicted for any scan."]
     for word, one, split, row in chosen:
         file = mesh_file(one.path.parent, split, row["name"])
         if not file.is_file():
-            absent.append(f"{word}: no surface was found, or its mesh is gone ({file.name}).")
+            notes.append(f"{word}: no surface was predicted, or the mesh {file.name} is missing.")
             continue
         mesh = scan_files.read_mesh(file)
-        coloured.append("quality" in mesh.vertex_attributes)
-        figures.append(MeshFigure([colors.color_by_quality(mesh, limit=LIMIT)], f"{word}: {row['name']}{_errors(row)}"))
-    parts: list[Part] = [MeshViews(figures, LIMIT if any(coloured) else None, faces=faces)] if figures else []
-    if not all(coloured):
-        absent.append("Meshes in clay hold no errors: they were written by an earlier version. Score them again.")
-    return [*parts, Notes(absent)] if absent else parts
+        colored.append("quality" in mesh.vertex_attributes)
+        caption = f"{word}: {row['name']}{_error_text(row)}"
+        figures.append(MeshFigure([colors.color_by_quality(mesh, limit=ERROR_LIMIT)], caption))
+    parts: list[Part] = [MeshViews(figures, ERROR_LIMIT if any(colored) else None, faces=faces)] if figures else []
+    if not all(colored):
+        notes.append("Gray meshes have no errors at their vertices. Score them again: shapespace evaluate")
+    return [*parts, Notes(notes)] if notes else parts
 
 
-def _errors(row: Mapping[str, Any]) -> str:
-    told = row.get("surface", {})
-    return "".join(
-        f", {words} {told[column]:.2f} mm" for column, words in COLUMNS.items() if told.get(column) is not None
-    )
+def _error_text(row: Mapping[str, Any]) -> str:
+    errors = row.get("surface_distance", {})
+    return "".join(f", {column} {errors[column]:.2f} mm" for column in COLUMNS if errors.get(column) is not None)
 
 
-def _moving(walks: Sequence[InterpolationResult]) -> MeshViews:
-    faces = _faces(sum(len(walk.meshes) for walk in walks), share=0.4)
-    figures = [MeshFigure(walk.read(), f"{walk.a} to {walk.b}, {walk.kind}") for walk in walks if walk.meshes]
+def _interpolation_views(interpolations: Sequence[InterpolationResult]) -> MeshViews:
+    faces = _faces_per_mesh(sum(len(one.meshes) for one in interpolations), share=SHARE_OF_INTERPOLATIONS)
+    figures = [MeshFigure(one.read(), f"{one.a} to {one.b}, {one.kind}") for one in interpolations if one.meshes]
     return MeshViews(figures, faces=faces)
 
 
-def _faces(meshes: int, share: float = 0.6) -> int:
-    """How many faces each of so many meshes may have."""
-    return min(MOST_FACES, int(share * ROOM / FACE_BYTES / max(meshes, 1)))
+def _faces_per_mesh(meshes: int, share: float = SHARE_OF_FITS) -> int:
+    """Maximum number of faces of each of so many meshes."""
+    return min(MAX_FACES, int(share * MESH_BYTES / FACE_BYTES / max(meshes, 1)))
 
 
-def settings(trained: Sequence[RunInfo]) -> Section:
-    """What was set: everything for one run; for several, what differs."""
-    flat = [_flat(one.settings) for one in trained]
+def settings_section(runs: Sequence[RunInfo]) -> Section:
+    """All settings of one run, or the settings that differ between several runs."""
+    flat = [_flatten(one.settings) for one in runs]
     lines = []
     for key in dict.fromkeys(key for each in flat for key in each):
         values = [each.get(key, "-") for each in flat]
-        if len(trained) == 1 or len(set(values)) > 1:
+        if len(runs) == 1 or len(set(values)) > 1:
             lines.append([key, *values])
-    names = ["value"] if len(trained) == 1 else [one.name for one in trained]
-    about = "Settings" if len(trained) == 1 else "Settings that differ"
-    return Section(about, [Table(["setting", *names], lines, words=1)] if lines else [Text("None.")])
+    names = ["value"] if len(runs) == 1 else [one.name for one in runs]
+    title = "Settings" if len(runs) == 1 else "Settings that differ"
+    return Section(title, [Table(["setting", *names], lines, text_columns=1)] if lines else [Text("None.")])
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
     return flat
 
 
-def data(trained: Sequence[RunInfo]) -> Section:
-    """What it learned from, by the model's own description."""
-    keys = dict.fromkeys(key for one in trained for key in one.metadata.get("metadata", {}).get("data", {}))
+def data_section(runs: Sequence[RunInfo]) -> Section:
+    """Training data, from the metadata of the models."""
+    described = [one.metadata.get("metadata", {}) for one in runs]
+    keys = dict.fromkeys(key for each in described for key in each.get("data", {}))
+    lines = [[key, *(str(each.get("data", {}).get(key, "-")) for each in described)] for key in keys]
+    lines.append(["training scans", *(str(each.get("scans", "-")) for each in described)])
+    return Section("Data", [Table(["", *(one.name for one in runs)], lines, text_columns=1 + len(runs))])
+
+
+def hardware_section(runs: Sequence[RunInfo], scored: Sequence[ScoredRun]) -> Section:
+    """Hardware of the trainings and of the scores."""
     lines = [
-        [key, *(str(one.metadata.get("metadata", {}).get("data", {}).get(key, "-")) for one in trained)] for key in keys
+        f"{one.name} was trained on: {'; '.join(dict.fromkeys(one.training_log.machines)) or 'not recorded'}."
+        for one in runs
     ]
-    lines.append(["training scans", *(str(one.metadata.get("metadata", {}).get("scans", "-")) for one in trained)])
-    return Section("Data", [Table(["", *(one.name for one in trained)], lines, words=1 + len(trained))])
+    lines += [f"{label(one)} was scored on: {one.settings.get('machine') or 'not recorded'}." for one in scored]
+    return Section("Hardware", [Notes(lines)])
 
 
-def machines(trained: Sequence[RunInfo], scored: Sequence[ScoredRun]) -> Section:
-    """Where it was trained and scored."""
-    lines = [
-        f"{one.name} was trained on: {'; '.join(dict.fromkeys(one.training_log.machines)) or 'not told'}."
-        for one in trained
-    ]
-    lines += [f"{label(one)} was scored on: {one.settings.get('machine') or 'not told'}." for one in scored]
-    return Section("Machine", [Notes(lines)])
-
-
-FITS = (
-    "Colours are the distance of each point of a fit to the true surface. Best and worst are by the sum of the columns "
-    "of the first protocol. Meshes are reduced to fit into the page; the whole ones lie beside the scores."
+FIT_CAPTION = (
+    "Color is the distance of each point of a fit to the ground truth. The best, median and worst scans are ordered by "
+    "the mean of completeness and accuracy. Meshes are decimated for the page; the full meshes are beside the scores."
 )
-WALK = "Shapes on a path between two codes, evenly spaced; the path's own meshes lie beside its path.json."
-TRAINING = (
-    "What the training recorded, over its steps: the loss, its terms without their weights, the learning rate, and "
-    "the share of the time spent waiting for batches. "
-    "Curves of many records are means over stretches."
+INTERPOLATION_CAPTION = (
+    "Meshes of codes at equal steps on a path between two codes, decimated for the page. The full meshes are beside "
+    "the path.json."
+)
+TRAINING_CAPTION = (
+    "Records of the training over its steps: the loss, its terms without their weights, the learning rate, and the "
+    "share of time spent waiting for batches. Long curves are averaged over intervals."
 )

@@ -1,6 +1,6 @@
-"""The page in a real browser, with the network cut: it opens, says what the files say, and its meshes turn.
+"""The report in a browser without network: it shows the values of the files, and its meshes rotate.
 
-With SHAPESPACE_SCREENSHOTS=FOLDER the page's pictures in the docs are made anew in FOLDER/pictures (`make gallery`).
+With SHAPESPACE_SCREENSHOTS=FOLDER the images of the docs are written to FOLDER/pictures (`make gallery`).
 """
 
 import base64
@@ -82,7 +82,7 @@ class Opened:
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.asked.append(request.url.partition(":")[0]))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda told: self.complaints.append(told.text) if told.type == "error" else None)
+        self.page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
         self.page.goto(file.resolve().as_uri())
         self.settle()
 
@@ -93,7 +93,7 @@ class Opened:
 
     def canvas(self, caption: str) -> Any:
         """The canvas of the figure whose caption begins so."""
-        figure = self.page.locator("figure.turnable", has=self.page.locator("figcaption", has_text=caption)).first
+        figure = self.page.locator("figure.mesh-view", has=self.page.locator("figcaption", has_text=caption)).first
         return figure.locator("canvas")
 
     def drawn(self, caption: str) -> np.ndarray:
@@ -138,23 +138,23 @@ def test_the_page_is_small_and_says_what_the_scores_say(opened: Opened, run: Pat
     cells = {tuple(line[:3]): line[4:] for line in (row.split("\t") for row in rows)}
     for file, label in ((run, "<small>& by encode"), (run / "humans", "humans by lm")):
         scores = json.loads((file / "scores.json").read_text())
-        for column, told in scores["summary"]["unseen_people"]["surface"].items():
-            shown = [float(cell) for cell in cells[label, "surface", column][:4]]
-            wanted = [told[key] for key in ("median", "mean", "p5", "p95")]
+        for column, statistics in scores["summary"]["unseen_people"]["surface_distance"].items():
+            shown = [float(cell) for cell in cells[label, "surface_distance", column][:4]]
+            wanted = [statistics[key] for key in ("median", "mean", "p5", "p95")]
             assert shown == pytest.approx(wanted, rel=0.006), (label, column)
         for word, row in best_median_worst(scores["rows"], "unseen_people").items():
             caption = (
-                f"{word}: {row['name']}, truth → found {row['surface']['completeness']:.2f} mm, "
-                f"found → truth {row['surface']['accuracy']:.2f} mm"
+                f"{word}: {row['name']}, completeness {row['surface_distance']['completeness']:.2f} mm, "
+                f"accuracy {row['surface_distance']['accuracy']:.2f} mm"
             )
             assert opened.page.get_by_text(caption, exact=True).count() == 1
-    for title in ("Training", "Settings", "Data", "Machine", "From one shape to another", "Errors of all scans"):
+    for title in ("Training", "Settings", "Data", "Hardware", "Interpolation", "Errors of all scans"):
         assert opened.page.get_by_role("heading", name=title, exact=True).count() == 1
 
 
 def test_a_mesh_is_drawn_as_the_renderer_draws_it(opened: Opened, run: Path) -> None:
     row = best_median_worst(json.loads((run / "humans" / "scores.json").read_text())["rows"], "unseen_people")["best"]
-    seen = opened.drawn(f"best: {row['name']}, truth → found {row['surface']['completeness']:.2f}")
+    seen = opened.drawn(f"best: {row['name']}, completeness {row['surface_distance']['completeness']:.2f}")
     assert 0.05 < (seen[..., 3] > 127).mean() < 0.6
     assert not seen[[0, -1], :, 3].any()
     mesh = colors.color_by_quality(scan_files.read_mesh(mesh_file(run / "humans", "unseen_people", row["name"])))
@@ -178,12 +178,12 @@ def shadowed(image: np.ndarray) -> np.ndarray:
 def test_a_drag_turns_its_group_and_a_double_click_turns_it_back(opened: Opened, run: Path) -> None:
     scores = json.loads((run / "humans" / "scores.json").read_text())["rows"]
     best, worst = (
-        f"{word}: {row['name']}, truth → found {row['surface']['completeness']:.2f}"
+        f"{word}: {row['name']}, completeness {row['surface_distance']['completeness']:.2f}"
         for word, row in best_median_worst(scores, "unseen_people").items()
         if word != "median"
     )
     before, beside = opened.drawn(best), opened.drawn(worst)
-    way = opened.page.locator("section", has_text="From one shape to another").last.locator("canvas")
+    way = opened.page.locator("section", has_text="Interpolation").last.locator("canvas")
     other = way.evaluate("(canvas) => canvas.toDataURL()")
     opened.drag(best, 120, 20)
     after = opened.drawn(best)
@@ -213,7 +213,7 @@ def test_the_wheel_comes_nearer_only_to_what_was_clicked(opened: Opened) -> None
 
 
 def test_a_path_is_played_and_stopped(opened: Opened) -> None:
-    section = opened.page.locator("section", has_text="From one shape to another").last
+    section = opened.page.locator("section", has_text="Interpolation").last
     slider, button = section.locator("input"), section.locator("button")
     caption = section.locator("figcaption").inner_text()
     first = opened.drawn(caption)
@@ -236,7 +236,7 @@ def test_a_path_is_played_and_stopped(opened: Opened) -> None:
 def test_without_webgl_there_are_pictures(launch: Launch, run: Path) -> None:
     chromium = launch("--no-sandbox --disable-gpu --disable-3d-apis --disable-background-networking")
     opened = Opened(chromium, run / "report.html")
-    images, canvases = (opened.page.locator(f".turnable {tag}") for tag in ("img", "canvas"))
+    images, canvases = (opened.page.locator(f".mesh-view {tag}") for tag in ("img", "canvas"))
     assert images.count() == canvases.count() == 7
     assert all(image.is_visible() for image in images.all())
     assert not any(canvas.is_visible() for canvas in canvases.all())

@@ -1,4 +1,4 @@
-"""Meshes of a page come back as they were, to within the quantisation; what stands around them is harmless."""
+"""Meshes of a page are restored to within the quantization; captions are escaped."""
 
 import base64
 import hashlib
@@ -21,28 +21,28 @@ from shapespace.report.page import Section
 RUDE = "<b> & \"x\" 'y' </script><script>alert(1)</script>"
 
 
-def ball(subdivisions: int = 3, *, coloured: bool = True) -> Trimesh:
-    """Not round, off the centre, and as large as a person; red where x is large, else blue."""
+def ball(subdivisions: int = 3, *, colored: bool = True) -> Trimesh:
+    """Not round, off center, and as large as a person; red where x is large, else blue."""
     mesh = trimesh.creation.icosphere(subdivisions=subdivisions)
-    places = np.asarray(mesh.vertices) * [0.3, 0.9, 0.2] + [5.0, 0.9, -2.0]
-    colours = np.where(places[:, :1] > 5.0, [[200, 20, 20]], [[20, 20, 200]]).astype(np.uint8)
-    return Trimesh(places, mesh.faces, vertex_colors=colours if coloured else None, process=False)
+    positions = np.asarray(mesh.vertices) * [0.3, 0.9, 0.2] + [5.0, 0.9, -2.0]
+    painted = np.where(positions[:, :1] > 5.0, [[200, 20, 20]], [[20, 20, 200]]).astype(np.uint8)
+    return Trimesh(positions, mesh.faces, vertex_colors=painted if colored else None, process=False)
 
 
-def colours(mesh: Trimesh) -> np.ndarray:
+def rgb(mesh: Trimesh) -> np.ndarray:
     return np.asarray(mesh.visual.vertex_colors)[:, :3]
 
 
-@pytest.mark.parametrize("coloured", [True, False])
-def test_a_mesh_comes_back_to_within_half_a_step(coloured: bool) -> None:
-    mesh = ball(coloured=coloured)
+@pytest.mark.parametrize("colored", [True, False])
+def test_a_mesh_comes_back_to_within_half_a_step(colored: bool) -> None:
+    mesh = ball(colored=colored)
     back = unpack(pack(mesh))
     step = np.ptp(mesh.vertices, axis=0).max() / STEPS
     assert np.abs(back.vertices - mesh.vertices).max() <= 0.5 * step + 1e-6  # and float32 of metres
     assert (back.faces == mesh.faces).all()
-    assert (colors.vertex_colors(back) is not None) == coloured
-    if coloured:
-        assert (colours(back) == colours(mesh)).all()
+    assert (colors.vertex_colors(back) is not None) == colored
+    if colored:
+        assert (rgb(back) == rgb(mesh)).all()
 
 
 def test_what_no_face_uses_is_left_out() -> None:
@@ -50,7 +50,7 @@ def test_what_no_face_uses_is_left_out() -> None:
     loose = Trimesh(
         np.vstack([[[99.0, 99, 99]], mesh.vertices]),
         mesh.faces + 1,
-        vertex_colors=np.vstack([[[0, 255, 0]], colours(mesh)]),
+        vertex_colors=np.vstack([[[0, 255, 0]], rgb(mesh)]),
         process=False,
     )
     assert pack(loose) == pack(mesh)
@@ -67,7 +67,7 @@ def test_more_faces_than_may_be_are_merged_and_keep_place_and_colour() -> None:
     assert np.sqrt(squared.max()) < 0.003
     assert abs(back.volume / mesh.volume - 1) < 0.01
     far = np.abs(back.vertices[:, 0] - 5.0) > 0.03
-    assert (colours(back)[far, 0] == np.where(back.vertices[far, 0] > 5.0, 200, 20)).all()
+    assert (rgb(back)[far, 0] == np.where(back.vertices[far, 0] > 5.0, 200, 20)).all()
     assert len(packed) < 2000 * 15
 
 
@@ -78,14 +78,14 @@ def test_a_mesh_of_a_page_is_small() -> None:
 @pytest.mark.parametrize("kind", ["fin", "soup"])
 def test_what_is_no_manifold_is_merged_too(kind: str) -> None:
     mesh = ball(5)
-    places, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
+    positions, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
     if kind == "fin":  # three faces at one edge
         faces = np.vstack([faces, [[faces[0, 0], faces[0, 1], 1000]], [[faces[0, 0], faces[0, 1], 2000]]])
     else:  # each face by itself
-        places, faces = places[faces].reshape(-1, 3), np.arange(faces.size).reshape(-1, 3)
-    back = unpack(pack(Trimesh(places, faces, process=False), faces=2000))
+        positions, faces = positions[faces].reshape(-1, 3), np.arange(faces.size).reshape(-1, 3)
+    back = unpack(pack(Trimesh(positions, faces, process=False), faces=2000))
     assert 200 < len(back.faces) <= 2000
-    assert np.ptp(back.vertices, axis=0) == pytest.approx(np.ptp(places, axis=0), abs=0.06)
+    assert np.ptp(back.vertices, axis=0) == pytest.approx(np.ptp(positions, axis=0), abs=0.06)
 
 
 def test_a_mesh_without_extent_is_packed() -> None:
@@ -95,7 +95,7 @@ def test_a_mesh_without_extent_is_packed() -> None:
 @pytest.mark.parametrize(
     ("mesh", "sentence"),
     [
-        (Trimesh(), "has no faces: leave it out"),
+        (Trimesh(), r"it has no faces\. Leave it out"),
         (Trimesh([[0, 0, 0], [1, 0, 0], [0, np.nan, 0]], [[0, 1, 2]], process=False), "vertices that are not finite"),
     ],
 )
@@ -114,7 +114,7 @@ def test_the_page_holds_the_meshes_a_picture_of_each_and_one_script() -> None:
     assert text.count("<script>") == text.count("</script>") == 1
     assert text.count('type="range"') == text.count("Play</button>") == 1  # one mesh is no film
     assert text.count('class="legend"') == 1
-    assert "20 mm and more" in text
+    assert "20 mm or more" in text
     assert f"<figcaption>{entities.escape(RUDE)}</figcaption>" in text
     assert not re.search(r"https?:|url\(|@import|<b>", text)
     assert text.index("<figure") < text.index("<script>")

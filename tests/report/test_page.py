@@ -1,4 +1,4 @@
-"""A page stands alone, says what it was given, and is not broken by what it is given."""
+"""Pages are self-contained, show their content, and escape it."""
 
 import re
 from html.parser import HTMLParser
@@ -61,7 +61,7 @@ def alone(text: str) -> Reader:
 
 SECTIONS = [
     Section("First", [Text("One & two < three."), Notes(["a", "b"], warning=True)]),
-    Section("Second", [Table(["run", "n", "x"], [["a|b", "1", "2.5"], [RUDE, "2", "-"]], words=1)]),
+    Section("Second", [Table(["run", "n", "x"], [["a|b", "1", "2.5"], [RUDE, "2", "-"]], text_columns=1)]),
     Section("Third", [Chart('<svg viewBox="0 0 1 1"><path d="M0 0"/></svg>', "curves.png", "A curve.")]),
 ]
 
@@ -101,5 +101,5 @@ def test_markdown_says_the_same_and_holds_no_html() -> None:
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
     assert set(lines[1].strip("|").split("|")[0].strip()) == {"-"}
     assert lines[1].rstrip("| ").endswith("-:")
-    assert text.count("**Take care.**") == 2
+    assert text.count("**Warning.**") == 2
     assert "![curves](curves.png)\n\nA curve." in text

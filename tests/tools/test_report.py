@@ -1,4 +1,4 @@
-"""The page of `shapespace report`: whole, self-contained, and unbroken by the names of runs."""
+"""The page of `shapespace report` is complete and self-contained, and escapes the names of runs."""
 
 import re
 from pathlib import Path
@@ -11,15 +11,15 @@ from shapespace.evaluation.scores import ScoreReport
 from shapespace.tools.report import main
 
 
-def score(folder: Path, errors: list[float], protocol: str = "surface", **settings: object) -> None:
+def score(folder: Path, errors: list[float], metric: str = "surface_distance", **settings: object) -> None:
     rows = [
-        {"name": f"p/{k}", "split": "test", protocol: dict.fromkeys(metrics.METRICS[protocol].units, error)}
+        {"name": f"p/{k}", "split": "test", metric: dict.fromkeys(metrics.METRICS[metric].units, error)}
         for k, error in enumerate(errors)
     ]
-    described = metrics.METRICS[protocol]
-    told = {"store": "s.h5", "method": "lm", "family": "igr", **settings}
+    described = metrics.METRICS[metric]
+    recorded = {"store": "s.h5", "method": "lm", "family": "igr", **settings}
     ScoreReport(
-        {protocol: described.description}, {protocol: described.units}, rows, metrics.summarize(rows), told
+        {metric: described.description}, {metric: described.units}, rows, metrics.summarize(rows), recorded
     ).write(folder)
 
 
@@ -39,7 +39,7 @@ def test_the_page_the_markdown_and_the_curves(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     written = (tmp_path / "out" / "report.md").read_text()
     assert printed.startswith(written)
-    assert printed.splitlines()[-1].startswith(f"The page is {tmp_path / 'out' / 'report.html'}")
+    assert printed.splitlines()[-1].startswith(f"page in {tmp_path / 'out' / 'report.html'}")
     assert any(line.split()[1:8:2] == ["a", "igr", "lm", "2.00"] for line in written.splitlines() if "|" in line)
     assert "![curves](curves.png)" in written
     assert Image.open(tmp_path / "out" / "curves.png").width > 600
