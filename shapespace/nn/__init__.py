@@ -1,1 +1,1 @@
-"""Network parts that know nothing of shapes' families."""
+"""Networks, losses and priors; nothing here depends on shapes or model families."""

@@ -1,6 +1,6 @@
-"""Features on grids and planes: written by points, mixed by convolutions, read between the nodes.
+"""Feature grids and planes: scattering from points, U-Nets, and multilinear interpolation.
 
-A grid has r nodes along each axis of [-1, 1]; the first and the last node lie on the faces of the cube.
+A grid has r nodes along each axis of [-1, 1]; the first and the last node are on the faces of the cube.
 """
 
 from itertools import pairwise, product
@@ -13,31 +13,32 @@ from shapespace.nn.resnet import ResidualBlock
 
 
 def interpolate(grid: Float[Tensor, "b c *r"], x: Float[Tensor, "b q d"]) -> Float[Tensor, "b q c"]:
-    """Multilinear interpolation of features at x; twice differentiable, which `grid_sample` is not.
+    """Multilinear interpolation of features at x. It is twice differentiable; `grid_sample` is not.
 
-    Places outside have the features of the nearest place on the cube's surface.
+    A point outside of the cube has the features of the nearest point of the cube.
     """
     sizes = torch.tensor(grid.shape[2:], device=x.device)
     place = ((x.clamp(-1, 1) + 1) / 2) * (sizes - 1)
     low = place.detach().floor().long().clamp(min=0).minimum(sizes - 2)
-    share = place - low
-    flat, found = grid.flatten(2), torch.zeros(())
+    fraction = place - low
+    flat, features = grid.flatten(2), torch.zeros(())
     for corner in product((0, 1), repeat=x.shape[-1]):
         at = torch.tensor(corner, device=x.device)
-        weight = torch.where(at.bool(), share, 1 - share).prod(dim=-1)
+        weight = torch.where(at.bool(), fraction, 1 - fraction).prod(dim=-1)
         node = _node(low + at, sizes)
         values = flat.gather(2, node[:, None].expand(-1, flat.shape[1], -1))
-        found = found + (weight[:, None] * values)
-    return found.transpose(1, 2)
+        features = features + (weight[:, None] * values)
+    return features.transpose(1, 2)
 
 
 def cell_index(x: Float[Tensor, "b n d"], resolution: int) -> Int[Tensor, "b n"]:
-    """The node of an r^d grid that is nearest to each point, as one number."""
+    """Flat index of the node of an r^d grid that is nearest to each point."""
     place = ((x.clamp(-1, 1) + 1) / 2 * (resolution - 1)).round().long()
     return _node(place, torch.full((x.shape[-1],), resolution, device=x.device))
 
 
 def _node(place: Int[Tensor, "b q d"], sizes: Int[Tensor, "d"]) -> Int[Tensor, "b q"]:
+    """Flat index of a node from its indices along the axes."""
     node = place[..., 0]
     for axis in range(1, place.shape[-1]):
         node = node * sizes[axis] + place[..., axis]
@@ -45,30 +46,30 @@ def _node(place: Int[Tensor, "b q d"], sizes: Int[Tensor, "d"]) -> Int[Tensor, "
 
 
 def scatter_mean(features: Float[Tensor, "b n c"], cell: Int[Tensor, "b n"], count: int) -> Float[Tensor, "b c m"]:
-    """Mean of the features of the points in each of `count` cells; zero where there are none."""
+    """Mean of the features of the points in each of `count` cells; zero in empty cells."""
     index = cell[:, None].expand(-1, features.shape[-1], -1)
     total = features.new_zeros(len(features), features.shape[-1], count).scatter_add(2, index, features.transpose(1, 2))
-    held = features.new_zeros(len(features), 1, count).scatter_add(
+    members = features.new_zeros(len(features), 1, count).scatter_add(
         2, cell[:, None], torch.ones_like(cell[:, None], dtype=features.dtype)
     )
-    return total / held.clamp(min=1)
+    return total / members.clamp(min=1)
 
 
 def scatter_max(features: Float[Tensor, "b n c"], cell: Int[Tensor, "b n"], count: int) -> Float[Tensor, "b n c"]:
-    """For each point, the largest features among the points in its cell."""
+    """For each point, the maximum of the features over the points in its cell."""
     index = cell[..., None].expand_as(features)
     empty = features.new_zeros(len(features), count, features.shape[-1])
     return empty.scatter_reduce(1, index, features, "amax", include_self=False).gather(1, index)
 
 
 def check_divisible(name: str, size: int, times: int) -> None:
-    """Raise `ValueError` if a grid of this size (a setting of the model, `name`) cannot be halved so often."""
+    """Raise `ValueError` if the grid size, which is the setting `--model.NAME`, cannot be halved `times` times."""
     if size % 2**times:
-        raise ValueError(f"--model.{name} {size} cannot be halved {times} times: take a multiple of {2**times}.")
+        raise ValueError(f"--model.{name} {size}: cannot be halved {times} times. Set a multiple of {2**times}.")
 
 
 class LocalPointNet(nn.Module):
-    """A PointNet whose maxima are taken over cells, not over the whole scan (Peng et al., ECCV 2020, section 3.1)."""
+    """PointNet with maxima over grid cells instead of the whole scan (Peng et al., ECCV 2020, section 3.1)."""
 
     def __init__(self, *, features: int, width: int, blocks: int = 5) -> None:
         super().__init__()
@@ -79,20 +80,20 @@ class LocalPointNet(nn.Module):
     def forward(
         self, points: Float[Tensor, "b n 3"], places: list[tuple[Int[Tensor, "b n"], int]]
     ) -> Float[Tensor, "b n c"]:
-        """Features of each point; `places` are its cells in each plane or grid, and how many cells that has."""
-        found = self.enter(points)
+        """Features of each point; `places` has the cell of each point and the number of cells, for each plane or grid."""
+        hidden = self.enter(points)
         for index, block in enumerate(self.blocks):
             if index:
-                pooled = torch.stack([scatter_max(found, cell, count) for cell, count in places]).sum(dim=0)
-                found = torch.cat([found, pooled], dim=-1)
-            found = block(found)
-        return self.out(found)
+                pooled = torch.stack([scatter_max(hidden, cell, count) for cell, count in places]).sum(dim=0)
+                hidden = torch.cat([hidden, pooled], dim=-1)
+            hidden = block(hidden)
+        return self.out(hidden)
 
 
 class UNet(nn.Module):
-    """A U-Net on planes or volumes (Ronneberger et al., MICCAI 2015; Cicek et al., MICCAI 2016 in three dimensions).
+    """U-Net on planes or volumes (Ronneberger et al., MICCAI 2015; in three dimensions Cicek et al., MICCAI 2016).
 
-    `depth` levels; the first has `width` channels, every further one twice as many at half the resolution.
+    It has `depth` levels. The first has `width` channels; each further one has twice as many at half the resolution.
     """
 
     def __init__(self, *, dimensions: int, channels: int, width: int, depth: int) -> None:
@@ -101,22 +102,22 @@ class UNet(nn.Module):
         transposed = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dimensions - 2]
         self.pool = (nn.MaxPool2d, nn.MaxPool3d)[dimensions - 2](2)
 
-        def twice(size_in: int, size_out: int) -> nn.Sequential:
+        def double_convolution(size_in: int, size_out: int) -> nn.Sequential:
             first, second = (convolution(size, size_out, 3, padding=1) for size in (size_in, size_out))
             return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
 
         sizes = [width * 2**level for level in range(depth)]
-        self.down = nn.ModuleList(twice(a, b) for a, b in pairwise([channels, *sizes]))
+        self.down = nn.ModuleList(double_convolution(a, b) for a, b in pairwise([channels, *sizes]))
         self.lift = nn.ModuleList(transposed(b, a, 2, stride=2) for a, b in pairwise(sizes))
-        self.up = nn.ModuleList(twice(2 * size, size) for size in sizes[:-1])
+        self.up = nn.ModuleList(double_convolution(2 * size, size) for size in sizes[:-1])
         self.out = convolution(width, channels, 1)
 
     def forward(self, grid: Float[Tensor, "b c *r"]) -> Float[Tensor, "b c *r"]:
-        """Features of the same size; the resolution has to divide by two `depth - 1` times."""
-        kept: list[Tensor] = []
+        """Features of the same size; the resolution must be divisible by 2^(depth - 1)."""
+        skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             grid = block(grid if level == 0 else self.pool(grid))
-            kept.append(grid)
-        for lift, block, beside in reversed(list(zip(self.lift, self.up, kept[:-1], strict=True))):
-            grid = block(torch.cat([lift(grid), beside], dim=1))
+            skips.append(grid)
+        for lift, block, skip in reversed(list(zip(self.lift, self.up, skips[:-1], strict=True))):
+            grid = block(torch.cat([lift(grid), skip], dim=1))
         return self.out(grid)

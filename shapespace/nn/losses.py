@@ -1,4 +1,4 @@
-"""The terms of the loss, one formula each, and the one place where weights meet them."""
+"""Loss terms, one function for each formula, and their weighted sum."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 Scalar = Float[Tensor, ""]
 
-# Order of summation: floating-point sums depend on it, and the same seed gives the same bits in every version.
+# Order of summation. Floating-point sums depend on it: it is fixed so that a seed gives the same bits in every version.
 _ORDER = (
     "chamfer",
     "code_reg",
@@ -25,26 +25,26 @@ _ORDER = (
 
 
 def surface(value: Float[Tensor, "b n"]) -> Scalar:
-    """Mean |f| on the scan: the surface is where f is zero (IGR eq. 2)."""
+    """Mean |f| at points of the scan (IGR eq. 2)."""
     return value.abs().mean()
 
 
 def normal(gradient: Float[Tensor, "b n 3"], normals: Float[Tensor, "b n 3"]) -> Scalar:
-    """Mean length of grad f - n on the scan (IGR eq. 2)."""
+    """Mean norm of grad f - n at points of the scan (IGR eq. 2)."""
     return (gradient - normals).norm(dim=-1).mean()
 
 
 def orient_normals(unoriented: Float[Tensor, "b n 3"], gradient: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n 3"]:
-    """Normals of a scan that has none: its lines, each turned to the side on which the field rises at present.
+    """Orient unoriented normals to the side on which the present field increases.
 
-    Not in IGR. The field starts as a sphere inside the body and is one for all scans, so that most lines are turned
-    outward from the beginning, and the others follow their neighbours.
+    Not in IGR. The field is initialized as a sphere inside the body and is shared by all scans, so most normals are
+    oriented outward from the first step, and the others follow their neighbors.
     """
     return torch.where((unoriented * gradient.detach()).sum(dim=-1, keepdim=True) < 0, -unoriented, unoriented)
 
 
 def eikonal(gradient: Float[Tensor, "b n 3"]) -> Scalar:
-    """Mean squared departure of |grad f| from 1: f is a distance (IGR eq. 2)."""
+    """Mean (|grad f| - 1)^2: the gradient of a distance has norm 1 (IGR eq. 2)."""
     return (gradient.norm(dim=-1) - 1).square().mean()
 
 
@@ -54,10 +54,10 @@ def tangent_plane(
     points: Float[Tensor, "b n 3"],
     normals: Float[Tensor, "b n 3"],
 ) -> Scalar:
-    """Mean |f(y) - n (y - x)| close to the scan: f is the signed distance to the tangent plane.
+    """Mean |f(y) - n (y - x)| at near points y of scan points x: f is the signed distance to the tangent plane.
 
-    The planes are those of Hoppe et al. (SIGGRAPH 1992, section 3.3). Not in IGR: the same points, already evaluated
-    for the Eikonal term, also tell sign and distance.
+    The planes are those of Hoppe et al. (SIGGRAPH 1992, section 3.3). Not in IGR: it supervises sign and distance at
+    the points where the Eikonal term is evaluated anyway.
     """
     return (value - ((near_points - points) * normals).sum(dim=-1)).abs().mean()
 
@@ -65,16 +65,16 @@ def tangent_plane(
 def unsigned_distance(
     value: Float[Tensor, "b m"], uniform_points: Float[Tensor, "b m 3"], points: Float[Tensor, "b p 3"]
 ) -> Scalar:
-    """Mean ||f(y)| - d(y)| anywhere in the box, where d is the distance to the nearest point of the scan.
+    """Mean ||f(y)| - d(y)| at uniform points y of the box, where d is the distance to the nearest point of the scan.
 
     The unsigned loss of Atzmon & Lipman (SAL, CVPR 2020, eq. 4): it needs neither normals nor a closed surface. Not in
-    IGR, where ghost sheets in empty space take long to go.
+    IGR; it removes spurious sheets in empty space early.
     """
     return (value.abs() - torch.cdist(uniform_points, points).amin(dim=-1)).abs().mean()
 
 
 def signed_distance(value: Float[Tensor, "b m"], target: Float[Tensor, "b m"]) -> Scalar:
-    """Mean |f - s| where the signed distance s is known: `far` with a sign. Not in IGR; for refining."""
+    """Mean |f - s| at points of known signed distance s. Not in IGR; used for refining."""
     return (value - target).abs().mean()
 
 
@@ -84,32 +84,38 @@ def occupancy(logit: Float[Tensor, "b l"], inside: Bool[Tensor, "b l"]) -> Scala
 
 
 def chamfer(predicted: Float[Tensor, "b n 3"], points: Float[Tensor, "b m 3"]) -> Scalar:
-    """Mean squared distance to the nearest point, one way and the other, added (AtlasNet, CVPR 2018, eq. 1)."""
-    apart = torch.cdist(predicted, points, compute_mode="donot_use_mm_for_euclid_dist")
-    return apart.amin(dim=2).square().mean() + apart.amin(dim=1).square().mean()
+    """Sum of the mean squared nearest-point distances in both directions (AtlasNet, CVPR 2018, eq. 1)."""
+    distances = torch.cdist(predicted, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.amin(dim=2).square().mean() + distances.amin(dim=1).square().mean()
 
 
-def _place(term: str) -> tuple[int, str]:
+def _rank(term: str) -> tuple[int, str]:
+    """Sort key of a term in the sum; unknown terms come last, by name."""
     return (_ORDER.index(term) if term in _ORDER else len(_ORDER), term)
 
 
 def weighted_sum(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
-    """The loss: the sum of weight times term. A weight of zero takes its term out of the loss.
+    """The loss: the sum of weight times term. A weight of zero removes its term.
 
-    Raises `ValueError` for a term without a weight, or a weight without its term.
+    Raises `ValueError` for a term without a weight, or for a nonzero weight without a term.
     """
     wanted = {name for name, weight in weights.items() if weight}
     if unknown := sorted(terms.keys() - weights.keys()):
-        raise ValueError(f"loss terms without a weight: {', '.join(unknown)}. Give each one under `weights`, or 0.")
-    if missing := sorted(wanted - terms.keys()):
         raise ValueError(
-            f"weights without a term: {', '.join(missing)}; this model on this batch has {', '.join(sorted(terms))}. "
-            "Scans with neither normals nor lines have no terms `normal` and `tangent`: pack them anew, or add "
-            "--weights.normal 0 --weights.tangent-plane 0."
+            f"no weight for these loss terms: {', '.join(unknown)}. Set --weights.{unknown[0]}, or 0 to drop the term."
+        )
+    if missing := sorted(wanted - terms.keys()):
+        drop = " ".join(f"--weights.{name.replace('_', '-')} 0" for name in missing)
+        remedy = f"Set {drop}."
+        if "normal" in missing and "eikonal" in terms:
+            remedy = f"The scans have no normals: preprocess them again, or set {drop}."
+        raise ValueError(
+            f"no loss term for these weights: {', '.join(missing)} (terms of this batch: {', '.join(sorted(terms))}). "
+            + remedy
         )
     if not wanted:
-        raise ValueError("every weight of the loss is zero: nothing would be learned. Set one under `weights`.")
+        raise ValueError("every loss weight is zero. Set at least one, such as --weights.surface 1.")
     return sum(
-        (weights[name] * terms[name] for name in sorted(wanted, key=_place)),
+        (weights[name] * terms[name] for name in sorted(wanted, key=_rank)),
         start=next(iter(terms.values())).new_zeros(()),
     )

@@ -1,13 +1,13 @@
-"""Independent pieces of work, side by side: one thread of torch's for each core, and no waiting inside a product.
+"""Run independent tasks in a thread pool, each with one torch thread.
 
-A product that is cut among all cores ends when the slowest core does, and every layer waits for it; on a machine with
-other work to do that is most of the time. Whole pieces need no such waiting, and a piece of a thousand points stays in
-the cores' caches.
+A matrix product that is split over all cores ends with its slowest core, and every layer waits for it. Whole tasks do
+not wait for each other, and the activations of about a thousand points stay in the caches of a core.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -16,18 +16,26 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CHUNK_POINTS = 1200  # points whose activations stay in a core's caches
+CHUNK_POINTS = 1200  # points in a task; their activations fit into the caches of a core
 
 
-def parallel_map(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Yield `work(item)` for each item, in order, from as many threads as torch is set to use.
+def parallel_map(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return `work(item)` for each item, in order (see `parallel_results`)."""
+    with parallel_results(work, items) as results:
+        return list(results)
 
-    Each thread computes by itself, with the caller's grad mode. With one thread, or from within one, the items are
-    simply worked through.
+
+@contextmanager
+def parallel_results(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Iterator[Result]]:
+    """Give an iterator over `work(item)` for each item, in order: results need not all be in memory at once.
+
+    There are as many threads as torch is set to use. Each runs with the grad mode of the caller. With one torch thread,
+    or inside such a task, the items are processed one after another. Inside the context, torch uses one thread; the
+    number is restored at its end.
     """
     threads = torch.get_num_threads()
     if threads == 1 or len(items) < 2:
-        yield from map(work, items)
+        yield map(work, items)
         return
     grad = torch.is_grad_enabled()
 
@@ -35,16 +43,16 @@ def parallel_map(work: Callable[[Item], Result], items: Sequence[Item]) -> Itera
         with torch.set_grad_enabled(grad):
             return work(item)
 
-    torch.set_num_threads(1)  # whoever takes the results must not ask for cores that are busy
+    torch.set_num_threads(1)  # the cores are busy with the tasks
     try:
-        yield from _pool(threads).map(in_thread, items)
+        yield _pool(threads).map(in_thread, items)
     finally:
         torch.set_num_threads(threads)
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay, with what the libraries keep for each; each has one thread of torch's."""
+    """Thread pool that is reused, with the buffers that libraries allocate for each thread."""
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 

@@ -1,4 +1,4 @@
-"""PointNet: from an unordered set of points to a code."""
+"""PointNet: from an unordered set of points to a code, or to a Gaussian over codes."""
 
 from typing import cast
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class PointNet(nn.Module):
-    """A shared MLP on each point, a maximum over the points, an MLP on what is left (Qi et al., CVPR 2017, section 4).
+    """Shared MLP on each point, maximum over the points, MLP on the maximum (Qi et al., CVPR 2017, section 4).
 
-    No transformation nets: scans stand upright in the model frame, and turning is left to the augmentation. No batch
-    normalisation either, so that a batch equals its members and a code does not depend on its neighbours.
+    There are no transformation networks: scans are upright in the model frame, and the augmentation rotates them. There
+    is no batch normalization, so the code of a scan does not depend on the other scans of the batch.
 
-    It reads the first `count` points of a scan, which lie in random order: a maximum grows with the number of points,
-    so a code of many points would not be the code of few.
+    It reads the first `num_points` points of a scan; the points are in random order. The number is fixed because a
+    maximum grows with the number of points.
     """
 
     def __init__(self, *, code_dim: int, num_points: int, width: int, features: int, variational: bool = False) -> None:
@@ -26,14 +26,14 @@ class PointNet(nn.Module):
         self.pooled = MLP([features, features // 2, features // 2], norm=None, plain_last=False)
         self.mean = nn.Linear(features // 2, code_dim)
         self.log_variance = nn.Linear(features // 2, code_dim) if variational else None
-        self._spread()
+        self._initialize()
 
-    def _spread(self) -> None:
-        """Start with codes that differ between scans (He et al., ICCV 2015, eq. 10, and biases that differ).
+    def _initialize(self) -> None:
+        """Initialize the weights (He et al., ICCV 2015, eq. 10) with random biases, so that codes differ between scans.
 
-        With torch's own initialisation the codes of 36 people differ by 1e-4 of their size, with this one by a fifth:
-        nothing could be told apart for hundreds of steps. The last layer starts small, or what it is taught first is to
-        be silent.
+        With torch's default initialization the codes of 36 people differ by 1e-4 of their norm, with this one by a
+        fifth; the default delays the separation of scans by hundreds of steps. The last layer has small weights:
+        otherwise the first steps only shrink its output.
         """
         for linear in (*self.points.lins, *self.pooled.lins):
             nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
@@ -42,11 +42,11 @@ class PointNet(nn.Module):
         nn.init.zeros_(self.mean.bias)
 
     def layers(self) -> list[nn.Module]:
-        """Hidden layers after the first."""
+        """Linear layers after the first one, but for the output layers."""
         return [*list(self.points.lins)[1:], *self.pooled.lins]
 
     def forward(self, points: Float[Tensor, "b n 3"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"] | None]:
-        """Mean of the code, and the logarithm of its variance if variational."""
+        """Mean of the code, and the logarithm of its variance for a variational encoder."""
         points = points[:, : self.count]
         features = cast(Tensor, self.points(points.flatten(0, 1))).view(*points.shape[:2], -1).amax(dim=1)
         pooled = self.pooled(features)
@@ -54,7 +54,7 @@ class PointNet(nn.Module):
 
 
 def sample_normal(mean: Float[Tensor, "b k"], log_variance: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-    """A draw from N(mean, exp(log_variance)) through which gradients pass (Kingma & Welling 2014, section 2.4)."""
+    """Sample of N(mean, exp(log_variance)), differentiable in both (Kingma & Welling 2014, section 2.4)."""
     return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """`x + W1 relu(W0 relu(x))`; a shortcut where the sizes differ. The second product is zero at the start."""
+    """Residual block `x + W1 relu(W0 relu(x))`, with a linear shortcut where the sizes differ. W1 is initialized with 0."""
 
     def __init__(self, size_in: int, size_out: int) -> None:
         super().__init__()
@@ -16,12 +16,12 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
-        """As many rows, `size_out` wide."""
+        """Features of `size_out` channels."""
         return self.shortcut(x) + self.second(self.first(x.relu()).relu())
 
 
 class ConditionalNorm(nn.Module):
-    """Batch normalisation whose factor and shift are read from the code."""
+    """Batch normalization whose scale and shift are linear functions of the code."""
 
     def __init__(self, *, code_dim: int, width: int) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class ConditionalNorm(nn.Module):
             nn.init.constant_(linear.bias, start)
 
     def forward(self, x: Float[Tensor, "b q w"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q w"]:
-        """Normalised over all points of all shapes while training, by the running moments afterwards."""
-        even = self.norm(x.flatten(0, 1)).view(x.shape)
-        return torch.addcmul(self.shift(code)[:, None], even, self.factor(code)[:, None])
+        """Normalize over all points of all shapes in training, and with the running moments in evaluation."""
+        normalized = self.norm(x.flatten(0, 1)).view(x.shape)
+        return torch.addcmul(self.shift(code)[:, None], normalized, self.factor(code)[:, None])
 
 
 class ConditionalBlock(nn.Module):
-    """A residual block with conditional normalisation before each product."""
+    """Residual block with conditional batch normalization before each linear layer."""
 
     def __init__(self, *, code_dim: int, width: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class ConditionalBlock(nn.Module):
 
 
 class ConditionalMLP(nn.Module):
-    """From points and a code to one number each: blocks under conditional batch normalisation."""
+    """MLP from a point to one number, conditioned on a code by the batch normalization of its residual blocks."""
 
     def __init__(self, *, code_dim: int, width: int, blocks: int) -> None:
         super().__init__()
@@ -64,16 +64,16 @@ class ConditionalMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "b q 3"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b q"]:
         """One number for each point."""
-        found = self.enter(x)
+        features = self.enter(x)
         for block in self.blocks:
-            found = block(found, code)
-        return self.out(self.norm(found, code).relu())[..., 0]
+            features = block(features, code)
+        return self.out(self.norm(features, code).relu())[..., 0]
 
 
 class ResidualPointNet(nn.Module):
-    """A PointNet of five residual blocks; between two, each point is also told the maximum over all points.
+    """PointNet of five residual blocks; between two blocks, the maximum over all points is concatenated to each point.
 
-    It reads the first `count` points of a scan, which lie in random order.
+    It reads the first `num_points` points of a scan; the points are in random order.
     """
 
     def __init__(self, *, code_dim: int, num_points: int, width: int) -> None:
@@ -84,10 +84,10 @@ class ResidualPointNet(nn.Module):
         self.out = nn.Linear(width, code_dim)
 
     def forward(self, points: Float[Tensor, "b n 3"]) -> tuple[Float[Tensor, "b k"], None]:
-        """The code; it has no variance."""
-        found = self.enter(points[:, : self.count])
+        """Code of each scan, without a variance."""
+        features = self.enter(points[:, : self.count])
         for index, block in enumerate(self.blocks):
             if index:
-                found = torch.cat([found, found.amax(dim=1, keepdim=True).expand_as(found)], dim=-1)
-            found = block(found)
-        return self.out(found.amax(dim=1).relu()), None
+                features = torch.cat([features, features.amax(dim=1, keepdim=True).expand_as(features)], dim=-1)
+            features = block(features)
+        return self.out(features.amax(dim=1).relu()), None

@@ -1,4 +1,4 @@
-"""Grids and planes against torch's own interpolation, and against loops."""
+"""Feature grids and planes against the interpolation of torch, and against loops."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from shapespace.nn.feature_grid import LocalPointNet, UNet, cell_index, interpol
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_reading_equals_grid_sample(dimensions: int) -> None:
+def test_interpolate_equals_grid_sample(dimensions: int) -> None:
     torch.manual_seed(0)
     grid = torch.randn(2, 4, *(5, 6, 7)[:dimensions], dtype=torch.float64)
     x = torch.rand(2, 30, dimensions, dtype=torch.float64) * 2.4 - 1.2  # some of it outside
@@ -18,7 +18,7 @@ def test_reading_equals_grid_sample(dimensions: int) -> None:
     torch.testing.assert_close(interpolate(grid, x), expected.view(2, 4, 30).transpose(1, 2), atol=1e-12, rtol=0)
 
 
-def test_reading_is_twice_differentiable() -> None:
+def test_interpolate_is_twice_differentiable() -> None:
     torch.manual_seed(0)
     grid = torch.randn(1, 2, 4, 4, 4, dtype=torch.float64, requires_grad=True)
     x = (torch.rand(1, 3, 3, dtype=torch.float64) * 1.6 - 0.8).requires_grad_()
@@ -40,7 +40,7 @@ def test_a_node_has_its_own_features_and_its_own_cell() -> None:
 def test_means_and_maxima_of_cells_equal_loops() -> None:
     torch.manual_seed(0)
     features, cell = torch.randn(2, 40, 3), torch.randint(6, (2, 40))
-    cell[cell == 4] = 5  # a cell that nobody is in
+    cell[cell == 4] = 5  # an empty cell
     mean, top = scatter_mean(features, cell, 6), scatter_max(features, cell, 6)
     for scan in range(2):
         for index in range(6):
@@ -51,7 +51,7 @@ def test_means_and_maxima_of_cells_equal_loops() -> None:
             torch.testing.assert_close(top[scan, point], features[scan, cell[scan] == cell[scan, point]].amax(dim=0))
 
 
-def test_points_hear_of_their_cell_and_of_no_other() -> None:
+def test_points_depend_on_their_cell_only() -> None:
     torch.manual_seed(0)
     net, points = LocalPointNet(features=4, width=8), torch.randn(1, 6, 3)
     for block in net.blocks:  # type: ignore[union-attr]
@@ -65,7 +65,7 @@ def test_points_hear_of_their_cell_and_of_no_other() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_a_unet_keeps_size_and_sees_far(dimensions: int) -> None:
+def test_a_unet_keeps_size_and_has_a_large_receptive_field(dimensions: int) -> None:
     torch.manual_seed(0)
     net = UNet(dimensions=dimensions, channels=3, width=4, depth=3)
     grid = torch.randn(1, 3, *(16,) * dimensions)

@@ -18,3 +18,10 @@ def test_principal_directions_are_orthogonal_widest_first_and_make_up_the_covari
     torch.testing.assert_close(away, torch.ones(5), atol=1e-3, rtol=0)
     torch.testing.assert_close(prior.principal_axes(2), steps[:2])
     assert (steps.gather(1, steps.abs().argmax(dim=1, keepdim=True)) > 0).all()
+
+
+def test_samples_repeat_with_a_generator() -> None:
+    prior = GaussianPrior(code_dim=4)
+    first, again = (prior.sample(3, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, prior.sample(3, torch.Generator().manual_seed(2)))

@@ -1,4 +1,4 @@
-"""The terms, where they meet their weights, and what they find: planes."""
+"""Loss terms, their weighted sum, and a plane fitted by them."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_terms_are_zero_for_a_distance_and_known_for_others() -> None:
     torch.testing.assert_close(losses.eikonal(3 * normals), torch.tensor(4.0))
 
 
-def test_tangent_and_far_are_zero_for_the_distance_to_a_plane() -> None:
+def test_tangent_plane_and_unsigned_distance_are_zero_for_the_distance_to_a_plane() -> None:
     points = torch.randn(2, 500, 3) * torch.tensor([3.0, 0.0, 3.0])
     normals = torch.tensor([0.0, 1.0, 0.0]).expand_as(points)
     near = points + 0.1 * torch.randn_like(points)
@@ -34,14 +34,14 @@ def test_tangent_and_far_are_zero_for_the_distance_to_a_plane() -> None:
     )
 
 
-def test_chamfer_is_what_trees_find() -> None:
+def test_chamfer_equals_kd_trees() -> None:
     torch.manual_seed(0)
-    found, points = torch.randn(2, 40, 3), torch.randn(2, 60, 3)
+    predicted, points = torch.randn(2, 40, 3), torch.randn(2, 60, 3)
     expected = []
-    for a, b in zip(found.numpy(), points.numpy(), strict=True):
+    for a, b in zip(predicted.numpy(), points.numpy(), strict=True):
         there, back = cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
         expected.append((there**2).mean() + (back**2).mean())
-    assert losses.chamfer(found, points).item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert losses.chamfer(predicted, points).item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_occupancy_is_the_mean_logarithm_of_the_labels_probability() -> None:
@@ -51,30 +51,34 @@ def test_occupancy_is_the_mean_logarithm_of_the_labels_probability() -> None:
     torch.testing.assert_close(losses.occupancy(logit, inside), expected)
 
 
-def test_weigh_is_the_weighted_sum() -> None:
-    terms = {"surface": torch.tensor(2.0), "eikonal": torch.tensor(3.0), "code": torch.tensor(7.0)}
-    assert losses.weighted_sum(terms, {"surface": 1.0, "eikonal": 0.5, "code": 0.0, "normal": 0.0}) == 3.5
+def test_weighted_sum_is_the_weighted_sum() -> None:
+    terms = {"surface": torch.tensor(2.0), "eikonal": torch.tensor(3.0), "code_reg": torch.tensor(7.0)}
+    assert losses.weighted_sum(terms, {"surface": 1.0, "eikonal": 0.5, "code_reg": 0.0, "normal": 0.0}) == 3.5
 
 
-def test_weigh_refuses_one_without_the_other() -> None:
+def test_terms_without_weight_and_weights_without_term_are_refused() -> None:
     one = torch.tensor(1.0)
-    with pytest.raises(ValueError, match="loss terms without a weight: eikonal"):
+    with pytest.raises(ValueError, match="no weight for these loss terms: eikonal. Set --weights.eikonal"):
         losses.weighted_sum({"surface": one, "eikonal": one}, {"surface": 1.0})
     with pytest.raises(
-        ValueError, match=r"weights without a term: normal; .* --weights.normal 0 --weights.tangent-plane 0"
+        ValueError,
+        match=r"no loss term for these weights: normal, tangent_plane \(terms of this batch: eikonal\). The scans have no "
+        r"normals: preprocess them again, or set --weights.normal 0 --weights.tangent-plane 0",
     ):
+        losses.weighted_sum({"eikonal": one}, {"eikonal": 1.0, "normal": 1.0, "tangent_plane": 1.0})
+    with pytest.raises(ValueError, match=r"no loss term for these weights: normal .* Set --weights.normal 0\.$"):
         losses.weighted_sum({"surface": one}, {"surface": 1.0, "normal": 1.0})
-    with pytest.raises(ValueError, match="every weight of the loss is zero"):
+    with pytest.raises(ValueError, match="every loss weight is zero"):
         losses.weighted_sum({"surface": one}, {"surface": 0.0})
 
 
 def fit_plane(points: Tensor, slope: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimise the loss of the linear model `slope x + bias` from a start."""
+    """Minimize the loss of the linear model `slope x + bias` from a start."""
     slope, bias = slope.requires_grad_(), bias.requires_grad_()
-    optimiser = torch.optim.LBFGS([slope, bias], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([slope, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         terms = {
             "surface": (points @ slope + bias).square().mean(),
             "eikonal": losses.eikonal(slope.expand(1, 1, 3)),
@@ -83,7 +87,7 @@ def fit_plane(points: Tensor, slope: Tensor, bias: Tensor) -> tuple[Tensor, Tens
         total.backward()
         return total
 
-    optimiser.step(loss)
+    optimizer.step(loss)
     return slope.detach(), bias.detach()
 
 
@@ -104,7 +108,7 @@ def test_plane_reproduction(noise: float) -> None:
         torch.testing.assert_close(bias * sign, torch.tensor(-offset), atol=5e-3, rtol=0)
 
 
-def test_lines_are_turned_to_where_the_field_rises() -> None:
+def test_unoriented_normals_are_oriented_to_where_the_field_increases() -> None:
     gradient = torch.tensor([[[0.0, 1.0, 0.2], [0.9, 0.0, 0.0]]])
-    lines = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
-    assert torch.equal(losses.orient_normals(lines, gradient), torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]))
+    unoriented = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
+    assert torch.equal(losses.orient_normals(unoriented, gradient), torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]))

@@ -1,4 +1,4 @@
-"""The written-out network against its twin: concatenated input, plain softplus, autograd."""
+"""The analytic network against its reference: concatenated input, softplus of torch, autograd."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from shapespace.nn.mlp_reference import reference_of
 def network(width: int = 24, depth: int = 5, skip: int = 3, *, modulated: bool = False) -> SkipMLP:
     torch.manual_seed(0)
     net = SkipMLP(code_dim=5, width=width, depth=depth, skip=skip, modulated=modulated).double()
-    for parameter in net.parameters():  # away from the initialisation, where half the terms vanish
+    for parameter in net.parameters():  # away from the initialization, where half the terms vanish
         parameter.data += 0.05 * torch.randn_like(parameter)
     return net
 
@@ -23,14 +23,14 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("depth", "skip", "modulated"), [(5, 3, False), (5, 3, True), (4, 1, True), (3, 2, False)])
-def test_value_and_gradient_equal_the_twin(depth: int, skip: int, modulated: bool) -> None:
+def test_value_and_gradient_equal_the_reference(depth: int, skip: int, modulated: bool) -> None:
     net, (x, code) = network(depth=depth, skip=skip, modulated=modulated), inputs()
     x.requires_grad_()
     expected = reference_of(net)(x, code)
-    (slope,) = torch.autograd.grad(expected.sum(), x)
+    (derivative,) = torch.autograd.grad(expected.sum(), x)
     value, gradient = net.value_and_gradient(x, code)
     torch.testing.assert_close(value, expected, atol=1e-10, rtol=0)
-    torch.testing.assert_close(gradient, slope, atol=1e-9, rtol=0)
+    torch.testing.assert_close(gradient, derivative, atol=1e-9, rtol=0)
     torch.testing.assert_close(net(x, code), expected, atol=1e-10, rtol=0)
 
 
@@ -50,7 +50,7 @@ def test_weights_gradients_equal_double_backward(modulated: bool) -> None:
 
 
 @pytest.mark.parametrize(("depth", "skip", "modulated"), [(5, 3, False), (5, 3, True), (4, 1, True), (3, 2, False)])
-def test_the_value_alone_has_the_twin_s_gradients(depth: int, skip: int, modulated: bool) -> None:
+def test_the_value_alone_has_the_gradients_of_the_reference(depth: int, skip: int, modulated: bool) -> None:
     net, (x, code) = network(depth=depth, skip=skip, modulated=modulated), inputs()
     x.requires_grad_()
     code.requires_grad_()
@@ -73,7 +73,7 @@ def test_products_of_bfloat16_are_close_and_end_with_the_training() -> None:
 
     exact, value = gradients(), net.eval()(x, code)
     net.matmul_dtype = torch.bfloat16
-    assert torch.equal(net(x, code), value)  # asleep: float32
+    assert torch.equal(net(x, code), value)  # evaluation mode: float32
     rounded, coarse = net.train() and gradients(), net(x, code)
     assert rounded.dtype == torch.float32
     assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.05  # rounded it is, and not by much
@@ -102,7 +102,7 @@ def test_float32_gradients_hold_to_1e_5() -> None:
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_linearise_equals_autograd(modulated: bool) -> None:
+def test_linearize_equals_autograd(modulated: bool) -> None:
     net, (x, code) = network(modulated=modulated), inputs()
     found = net.linearize(x, code)
     code.requires_grad_()
@@ -115,7 +115,7 @@ def test_linearise_equals_autograd(modulated: bool) -> None:
         torch.testing.assert_close(found.jacobian[:, point], by_code, atol=1e-9, rtol=0)
 
 
-def test_the_field_is_linear_in_what_the_last_layer_reads() -> None:
+def test_the_field_is_linear_in_the_input_of_the_last_layer() -> None:
     net, x, code = (
         SkipMLP(code_dim=3, width=20, depth=4, skip=2, modulated=True),
         torch.rand(2, 7, 3),
@@ -140,13 +140,13 @@ def test_a_modulated_network_begins_as_one_that_is_not() -> None:
 
 
 def test_softplus_holds_far_from_zero() -> None:
-    """No overflow, no jump and the right slope where the exponential saturates."""
+    """No overflow, no jump and the right derivative where the exponential saturates."""
     z = torch.tensor([-1e4, -3.0, -0.31, -0.3, -0.29, 0.0, 0.29, 0.3, 0.31, 3.0, 1e4])
-    value, slope = (found[0] for found in softplus_and_derivative(100 * z[None]))
+    value, derivative = (found[0] for found in softplus_and_derivative(100 * z[None]))
     value = value / 100
     exact = torch.logaddexp(torch.zeros(()).double(), 100 * z.double()) / 100
     torch.testing.assert_close(value, exact.float(), atol=1e-7, rtol=1e-6)
-    torch.testing.assert_close(slope, torch.sigmoid(100 * z.double()).float(), atol=2e-7, rtol=0)
+    torch.testing.assert_close(derivative, torch.sigmoid(100 * z.double()).float(), atol=2e-7, rtol=0)
 
 
 def test_starts_as_a_sphere() -> None:
@@ -158,8 +158,8 @@ def test_starts_as_a_sphere() -> None:
     assert error.abs().mean() < 0.15  # in the limit of infinite width it is zero (SAL, theorem 1)
 
 
-def test_sizes_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="re-enters at layer 8"):
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="skip 8: must be a hidden layer from 1 to 7"):
         SkipMLP(code_dim=4, width=32, depth=8, skip=8)
-    with pytest.raises(ValueError, match="width 64 leaves nothing beside the input of 64 \\+ 3"):
+    with pytest.raises(ValueError, match="width 64: must exceed the 64 \\+ 3 inputs"):
         SkipMLP(code_dim=64, width=64, depth=8, skip=4)

@@ -1,4 +1,4 @@
-"""PointNet, codebook and prior."""
+"""PointNet, code table and prior."""
 
 import torch
 
@@ -25,11 +25,11 @@ def test_divergence_is_the_monte_carlo_mean_of_the_log_ratio() -> None:
     torch.testing.assert_close(kl_divergence(mean, log_variance)[0], ratio.mean(), atol=5e-3, rtol=0)
 
 
-def test_codebook_gives_rows_and_for_strangers_the_mean() -> None:
-    book = CodeTable(num_scans=3, code_dim=2)
-    book.codes.data = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
-    assert book(torch.tensor([2, -1])).tolist() == [[5, 6], [3, 4]]
-    assert "codes" in book.state_dict()
+def test_code_table_gives_rows_and_the_mean_for_unseen_scans() -> None:
+    table = CodeTable(num_scans=3, code_dim=2)
+    table.codes.data = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
+    assert table(torch.tensor([2, -1])).tolist() == [[5, 6], [3, 4]]
+    assert "codes" in table.state_dict()
 
 
 def test_prior_has_the_moments_of_the_codes_and_full_rank_for_few() -> None:

@@ -12,7 +12,7 @@ def test_a_block_is_its_shortcut_at_the_start() -> None:
     assert ResidualBlock(4, 7)(x).shape == (5, 7)
 
 
-def test_the_code_sets_factor_and_shift_of_normalised_features() -> None:
+def test_the_code_sets_factor_and_shift_of_normalized_features() -> None:
     torch.manual_seed(0)
     norm = ConditionalNorm(code_dim=3, width=4)
     x, code = 5 * torch.randn(2, 1000, 4) + 2, torch.randn(2, 3)
@@ -25,7 +25,7 @@ def test_the_code_sets_factor_and_shift_of_normalised_features() -> None:
     torch.testing.assert_close(moved[:, 0] - even.view(2, 1000, 4)[:, 0], expected, atol=1e-5, rtol=0)
 
 
-def test_asleep_a_shape_does_not_depend_on_its_neighbours() -> None:
+def test_in_evaluation_a_shape_does_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     net = ConditionalMLP(code_dim=3, width=8, blocks=2)
     x, code = torch.randn(2, 50, 3), torch.randn(2, 3)
