@@ -1,20 +1,39 @@
-"""YAML configurations as command-line arguments."""
+"""Training configs: YAML files and names of packaged ones, as command-line arguments or as an object."""
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from shapespace.io.errors import did_you_mean
+from shapespace.io.migration import upgrade_training
 from shapespace.io.settings import parse_settings
 from shapespace.models.registry import FAMILIES
 from shapespace.training.config import TrainConfig
 
 
+def load_config(name: str | None, *overrides: str) -> TrainConfig[Any]:
+    """The config of that name (or file; None: the defaults) with overrides, such as `--optim.lr`, `1e-4`."""
+    return parse_config([*([] if name is None else ["--config", name]), *overrides])
+
+
+def config_of_settings(content: Mapping[str, Any]) -> TrainConfig[Any]:
+    """The config that nested settings describe; other keys than those of a config are refused by the parser."""
+    return parse_config(list(to_arguments(content)))
+
+
+def parse_config(words: Sequence[str]) -> TrainConfig[Any]:
+    """The config that command-line arguments describe."""
+    arguments = expand_config_option(words)
+    config: TrainConfig[Any] = tyro.cli(config_class(arguments), args=arguments)
+    return config
+
+
 def config_class(words: Sequence[str]) -> Any:
-    """`TrainConfig` with the sizes of the family that these arguments name (`igr` if none)."""
+    """`TrainConfig` with the model config of the family that these arguments name (`igr` if none)."""
     name = "igr"
     for index, word in enumerate(words):
         key, equals, value = word.partition("=")
@@ -22,27 +41,28 @@ def config_class(words: Sequence[str]) -> Any:
             name = value if equals else "".join(words[index + 1 : index + 2])
     if name not in FAMILIES:
         raise ValueError(f"no family {name!r}. {did_you_mean(name, list(FAMILIES))}")
-    sizes: Any = FAMILIES[name].config
-    return TrainConfig[sizes]
+    model_config: Any = FAMILIES[name].config
+    return TrainConfig[model_config]
 
 
 def load_yaml(name: str) -> dict[str, Any]:
-    """A config's content: a file's path, or the name of one that comes with the package.
+    """The content of a config, under its present names: a file's path, or the name of a packaged config.
 
-    Raises `FileNotFoundError` for an unknown name, listing those there are, and `ValueError` for bad YAML.
+    Raises `FileNotFoundError` for an unknown name, and `ValueError` for a file that is no valid YAML.
     """
     packaged = resources.files("shapespace.configs")
     known = sorted(entry.name.removesuffix(".yaml") for entry in packaged.iterdir() if entry.name.endswith(".yaml"))
-    source = Path(name) if Path(name).is_file() else packaged / f"{name}.yaml"
-    if not source.is_file():
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "give one of these, or the path of a YAML file."
-        raise FileNotFoundError(f"no config {name!r}; there are {', '.join(known)}: {hint}")
-    return parse_settings(source.read_bytes(), f"config {name}")
+    file = Path(name) if Path(name).is_file() else packaged / f"{name}.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no config {name!r}. {did_you_mean(name, known)} Give the name of a packaged config, or a YAML file."
+        )
+    source = f"config {name}"
+    return upgrade_training(parse_settings(file.read_bytes(), source), source)
 
 
 def to_arguments(content: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
-    """Nested settings as command-line arguments, so that both are checked by the same parser."""
+    """Nested settings as command-line arguments: one parser checks both."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from to_arguments(value, f"{prefix}{key}.")
@@ -51,7 +71,7 @@ def to_arguments(content: Mapping[str, Any], prefix: str = "--") -> Iterator[str
 
 
 def expand_config_option(arguments: Sequence[str]) -> list[str]:
-    """Arguments with `--config NAME` replaced by what NAME says; whatever else is given comes later and wins."""
+    """Arguments with `--config NAME` replaced by the content of NAME; other arguments come later and override it."""
     before: list[str] = []
     rest = list(arguments)
     while (
@@ -59,6 +79,6 @@ def expand_config_option(arguments: Sequence[str]) -> list[str]:
     ) is not None:
         word = rest.pop(place)
         if "=" not in word and place >= len(rest):
-            raise ValueError("--config needs a name: for example --config igr.")
+            raise ValueError("--config needs a name. Example: --config igr.")
         before += to_arguments(load_yaml(word.partition("=")[2] or rest.pop(place)))
     return before + rest

@@ -1,4 +1,4 @@
-"""Models and codes as safetensors files, checkpoints of trainings, and their format numbers."""
+"""Models and codes as safetensors files, and checkpoints of trainings; every format up to the present one is read."""
 
 import json
 import zipfile
@@ -11,82 +11,91 @@ from safetensors.torch import save
 from torch import Tensor
 
 from shapespace.io.atomic import replacing
+from shapespace.io.migration import FORMATS, check_format, upgrade_checkpoint, upgrade_model
 
-FORMAT = 1
+_REMEDIES = {
+    "model": "train again: shapespace train STORE --out FOLDER",
+    "codes": "fit the scans again: shapespace fit RUN SCANS --out FOLDER",
+}
 
 
 def read_checkpoint(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any]:
-    """The state of a training, with at least these `keys`.
+    """Read the state of a training, with at least these `keys`, under its present names.
 
-    A file from a stranger cannot run code, nor unpack to more than it holds.
+    Untrusted files cannot run code, nor unpack to more than their size.
+
+    Raises:
+        ValueError: The file is damaged, is no checkpoint, or has an unknown format.
+
     """
-    damaged = f"{path} is damaged, or no checkpoint of ours"
-    remedy = "Remove it and train again, or take the run's whole folder from where it came."
+    damaged = f"{path}: not a valid checkpoint"
+    remedy = "Remove it and train again, or copy the folder of the run again."
     try:
         with zipfile.ZipFile(path) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise ValueError("it is packed")
+                raise ValueError("it is compressed")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        missing = [key for key in keys if key not in state]
+        number = state.get("format", 1)  # the first checkpoints had no number
     except OSError:
         raise
     except Exception as error:  # of the many kinds that torch, pickle and zipfile raise
         what = str(error).split("\n")[0][:200] or type(error).__name__
         raise ValueError(f"{damaged} ({what}). {remedy}") from error
-    if missing:
+    init = f"shapespace train STORE --init-from {path.parent} --out OTHER"
+    check_format("checkpoint", number, path, f"train again from its model: {init}")
+    try:
+        state = upgrade_checkpoint(state) if number < FORMATS["checkpoint"] else dict(state)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{damaged} ({error}). {remedy}") from error
+    if missing := [key for key in keys if key not in state]:
         raise ValueError(f"{damaged} (it has no {missing[0]}). {remedy}")
-    form = state.get("format", 1)  # the first ones had no number
-    if form != FORMAT:
-        raise ValueError(
-            f"{path} has format {form}, this version reads {FORMAT}. Train again, or from its model: "
-            f"shapespace train STORE --init-from {path.parent} --out OTHER, or go on with the version that wrote it."
-        )
-    return dict(state)
+    return state
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Tensors with a description (JSON in the metadata), atomically."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors and their metadata (JSON in the header, with its `kind`) to one file, complete or not at all."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = json.dumps({"format": FORMATS[metadata["kind"]], **metadata})
     with replacing(path) as part:
-        part.write_bytes(save(contiguous, metadata={"shapespace": json.dumps({"format": FORMAT, **about})}))
+        part.write_bytes(save(contiguous, metadata={"shapespace": header}))
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and their description; `kind` ("model", "codes") is what they must be.
+    """Read tensors and their metadata; the file must be of this `kind` ("model", "codes").
 
-    Raises `FileNotFoundError` or `ValueError` with a sentence.
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, of another kind, or has an unknown format.
+
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {kind} at {path}: give the folder of a run, or a .safetensors file that it wrote.")
-    about = read_metadata(path, kind)
+    metadata = read_metadata(path, kind)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): write it again.") from None
-    return tensors, about
+        raise _damaged(path, error) from None
+    return tensors, metadata
 
 
 def read_metadata(path: Path, kind: str) -> dict[str, Any]:
-    """What a safetensors file of ours tells of itself."""
+    """Read the metadata of a safetensors file of this `kind`, under the present names.
+
+    Raises `ValueError` as `load_tensors` does.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = dict(json.loads((file.metadata() or {}).get("shapespace", "{}")))
+            metadata: dict[str, Any] = dict(json.loads((file.metadata() or {}).get("shapespace", "{}")))
     except (SafetensorError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): write it again.") from None
-    if about.get("kind") != kind:
+        raise _damaged(path, error) from None
+    if metadata.get("kind") != kind:
         raise ValueError(
-            f"{path} holds {about.get('kind', 'something else')}, not a shapespace {kind}: give another file."
+            f"{path} holds {metadata.get('kind', 'something else')}, not a shapespace {kind}. Give another file."
         )
-    if about.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {about.get('format')}, this version reads {FORMAT}: {_REBUILD[kind]}, or install the "
-            "version that wrote it."
-        )
-    return about
+    check_format(kind, metadata.get("format"), path, _REMEDIES[kind])
+    return upgrade_model(metadata) if kind == "model" and metadata["format"] < FORMATS[kind] else metadata
 
 
-_REBUILD = {
-    "model": "train again, shapespace train STORE --out FOLDER",
-    "codes": "fit the scans again, shapespace fit RUN SCANS --out FOLDER",
-}
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: not a valid safetensors file ({error}). Copy it again, or write it again.")

@@ -7,13 +7,13 @@ import yaml
 
 
 class SettingsLoader(yaml.SafeLoader):
-    """YAML of settings: values, and nothing that runs code or, by naming itself again, unfolds to any size.
+    """Safe YAML without anchors and aliases, which can expand to any size.
 
-    YAML 1.1 reads 1e-3 as text; we read it as a number.
+    Numbers such as 1e-3 are numbers; YAML 1.1 reads them as text.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One node, unless it is an alias."""
+        """Compose one node; raise `yaml.YAMLError` for an alias."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("settings have no anchors and aliases: write the value out")
         return super().compose_node(parent, index)
@@ -27,13 +27,13 @@ SettingsLoader.add_implicit_resolver(
 
 
 def parse_settings(text: bytes, source: object) -> dict[str, Any]:
-    """Settings from YAML; `source` is how the file is called in the sentence of the `ValueError` for bad ones."""
+    """Parse settings in YAML; `source` names the file in the `ValueError` for settings that are not valid."""
     try:
         content = yaml.load(text, Loader=SettingsLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}. Mend the file.") from None
+        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}. Fix the file.") from None
     if not isinstance(content or {}, dict):
-        raise ValueError(f"{source} holds a {type(content).__name__}, not settings: write `group: {{name: value}}`.")
+        raise ValueError(f"{source} holds a {type(content).__name__}, not settings. Write `group: {{name: value}}`.")
     if wrong := [name for name in content or {} if not isinstance(name, str)]:
-        raise ValueError(f"{source} has a setting called {wrong[0]!r}, which is no name: write words.")
+        raise ValueError(f"{source} has a setting called {wrong[0]!r}, which is no name. Write a word.")
     return content or {}

@@ -1,11 +1,10 @@
-"""A run: the folder with everything that a training leaves."""
+"""The folder of a training: its files and where they are."""
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,16 @@ import yaml
 from jaxtyping import Float
 
 from shapespace.io.atomic import replacing
-from shapespace.io.checkpoints import FORMAT, read_checkpoint, read_metadata
+from shapespace.io.checkpoints import read_checkpoint, read_metadata
+from shapespace.io.migration import FORMATS, upgrade_tag, upgrade_training
 from shapespace.io.settings import parse_settings
 
-MACHINE = "machine"  # tag of the words in TensorBoard
+MACHINE = "machine"  # TensorBoard tag of the description of the hardware
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training has come."""
+    """Steps and seconds of a training so far."""
 
     steps: int
     seconds: float
@@ -30,17 +30,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What a training told while it ran."""
+    """Records of a training in TensorBoard."""
 
     curves: Mapping[str, Float[np.ndarray, "n 2"]]
-    """Steps and values of every scalar; what an interruption undid is left out."""
+    """Steps and values of every scalar, by its tag; steps that an interruption discarded are left out."""
     machines: Sequence[str]
-    """Where it ran, in words: one for each start."""
+    """Descriptions of the hardware, one for each start."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of a run, and what is written to them; every file appears whole or not at all."""
+    """Paths of a run and what is written to them; every file is complete or absent."""
 
     folder: Path
 
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The model: weights, and what it needs to be built again, in one file that cannot run code."""
+        """The model in one file that cannot run code: weights, and the config from which it is built."""
         return self.folder / "model.safetensors"
 
     @property
@@ -65,62 +65,74 @@ class Run:
         return self.folder / "tensorboard"
 
     def create(self, settings: dict[str, Any]) -> None:
-        """Make the folder and write the settings; refuse a folder that already holds a run."""
+        """Make the folder and write the settings; raise `FileExistsError` for a folder that already holds a run."""
         if self.checkpoint.exists() or self.weights.exists():
             raise FileExistsError(
-                f"{self.folder} already holds a run: choose another --out, remove it, "
-                f"or go on with it: shapespace train --resume {self.folder}"
+                f"{self.folder} already holds a run. Choose another --out, remove the folder, "
+                f"or resume: shapespace train --resume {self.folder}"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.config) as part:
             part.write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def settings(self) -> dict[str, Any]:
-        """What `create` wrote. Raises `FileNotFoundError` or `ValueError` with a sentence."""
+        """Read what `create` wrote, under its present names.
+
+        Raises `FileNotFoundError` for a folder without settings, and `ValueError` for settings that are no valid YAML.
+        """
         if not self.config.is_file():
-            raise FileNotFoundError(f"{self.folder} has no config.yaml: is it the folder of a run?")
-        return parse_settings(self.config.read_bytes(), self.config)
+            raise FileNotFoundError(f"{self.folder} has no config.yaml. Give the folder of a run.")
+        return upgrade_training(parse_settings(self.config.read_bytes(), self.config), self.config)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write the training's state (plain dicts, tensors and numbers)."""
-        held = io.BytesIO()
-        torch.save({"format": FORMAT, **state}, held)  # to a full disk, torch.save itself says nothing of the disk
+        """Write the state of the training: dictionaries, lists, tensors and numbers."""
+        # to a buffer first: torch.save does not report a full disk
+        buffer = io.BytesIO()
+        torch.save({"format": FORMATS["checkpoint"], **state}, buffer)
         with replacing(self.checkpoint) as part:
-            part.write_bytes(held.getbuffer())
+            part.write_bytes(buffer.getbuffer())
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """Read it back; a file from a stranger cannot run code."""
+        """Read what `save_checkpoint` wrote; an untrusted file cannot run code.
+
+        Raises `FileNotFoundError` where there is no checkpoint, and `ValueError` as `read_checkpoint` does.
+        """
         if not self.checkpoint.is_file():
-            raise FileNotFoundError(f"{self.folder} has no checkpoint.pt to resume from: is it the folder of a run?")
+            raise FileNotFoundError(f"{self.folder} has no checkpoint.pt. Give the folder of a run to resume.")
         return read_checkpoint(self.checkpoint, "step", "seconds", "model", "optimizer")
 
     def progress(self) -> Progress | None:
-        """How far the training has come, by its checkpoint; none where there is no checkpoint."""
+        """Steps and seconds of the checkpoint; None where there is no checkpoint."""
         if not self.checkpoint.is_file():
             return None
-        state = read_checkpoint(self.checkpoint, "step", "seconds", mmap=True)  # its tensors stay there
+        state = read_checkpoint(self.checkpoint, "step", "seconds", mmap=True)  # the tensors are not read
         return Progress(int(state["step"]), float(state["seconds"]))
 
     def metadata(self) -> dict[str, Any]:
-        """What stands beside the weights: family, sizes, scale, data; nothing where there is no model."""
+        """The header of the model: family, config, scale, data; empty where there is no model."""
         return read_metadata(self.weights, "model") if self.weights.is_file() else {}
 
-    def training_log(self) -> "TrainingLog":
-        """What the training told TensorBoard; nothing where there are no events."""
+    def training_log(self) -> TrainingLog:
+        """Read TensorBoard's records, under their present tags; empty where there are none."""
         if not self.tensorboard.is_dir():
             return TrainingLog({}, [])
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second
 
-        held = EventAccumulator(str(self.tensorboard), size_guidance={"scalars": 0, "tensors": 0})
-        held.Reload()
-        tags = held.Tags()
-        curves = {tag: np.array([(e.step, e.value) for e in held.Scalars(tag)]) for tag in tags["scalars"]}
-        wanted = f"{MACHINE}/text_summary"
-        machines = held.Tensors(wanted) if wanted in tags["tensors"] else []
-        return TrainingLog(curves, [event.tensor_proto.string_val[0].decode(errors="replace") for event in machines])
+        events = EventAccumulator(str(self.tensorboard), size_guidance={"scalars": 0, "tensors": 0})
+        events.Reload()
+        tags = events.Tags()
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for tag in tags["scalars"]:
+            curves.setdefault(upgrade_tag(tag), []).extend((event.step, event.value) for event in events.Scalars(tag))
+        hardware = f"{MACHINE}/text_summary"
+        starts = events.Tensors(hardware) if hardware in tags["tensors"] else []
+        return TrainingLog(
+            {tag: np.array(sorted(records, key=lambda record: record[0])) for tag, records in curves.items()},
+            [event.tensor_proto.string_val[0].decode(errors="replace") for event in starts],
+        )
 
     def family(self) -> str:
-        """The family of the model, by the settings."""
+        """The family of the model, by the settings (`igr` where they name none)."""
         return str(self.settings().get("family", "igr"))
 
 
@@ -133,21 +145,19 @@ def describe_hardware() -> str:
     return f"{cpu}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
 
-def find_model(path: str | FilePath) -> FilePath:
-    """The file of a model: in a run's folder, by its own path, or among those that come with the package."""
-    file = FilePath(path)
+def find_model(path: str | Path) -> Path:
+    """The file of a model, given a run's folder, its own path, or the name of one that comes with the package.
+
+    Raises `FileNotFoundError` for a name that is none of these.
+    """
+    file = Path(path)
     if file.exists() or file.suffix or len(file.parts) != 1:
         return Run(file).weights if file.is_dir() else file
-    packaged = {
-        entry.name.removesuffix(".safetensors"): entry for entry in _packaged_files() if entry.suffix == ".safetensors"
-    }
+    assets = (Path(str(entry)) for entry in (resources.files("shapespace.datasets") / "assets").iterdir())
+    packaged = {asset.stem: asset for asset in assets if asset.suffix == ".safetensors"}
     if file.name not in packaged:
         raise FileNotFoundError(
-            f"no model at {file}: there is no such folder, and no space of that name comes with the package (it has "
-            f"{', '.join(sorted(packaged))}). Give the folder of a run, or one of these names."
+            f"no model at {file}: neither a folder nor a packaged model ({', '.join(sorted(packaged))}). "
+            "Give the folder of a run, a .safetensors file, or the name of a packaged model."
         )
     return packaged[file.name]
-
-
-def _packaged_files() -> list[FilePath]:
-    return [FilePath(str(entry)) for entry in (resources.files("shapespace.datasets") / "assets").iterdir()]

@@ -183,7 +183,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 MISTAKES = {
-    "shapespace fti x y": "did you mean fit",
+    "shapespace fti x y": "Did you mean fit",
     "shapespace fit {run} nothing.ply": r"nothing\.ply",
     "shapespace fit nowhere nothing.ply": "no model at nowhere",
     "shapespace fit {run} --split test": "--split test needs the store",
@@ -208,7 +208,7 @@ MISTAKES = {
     "shapespace train --resume nothing": r"no config\.yaml",
     "shapespace train --resume nothing --optim.lr 1e-4": r"settings that it was begun with.*--init-from nothing",
     "shapespace train a.h5 --resume nothing": r"settings that it was begun with.*--init-from nothing",
-    "shapespace train x.h5 --config igr_papr": "did you mean igr_paper",
+    "shapespace train x.h5 --config igr_papr": "Did you mean igr_paper",
     "shapespace train x.h5 --family ocupancy": "no family 'ocupancy'. Did you mean occupancy",
     "shapespace evaluate {run} nothing.h5": r"nothing\.h5",
     "shapespace interpolate {run} {run}:a b": "not a shapespace codes",

@@ -224,7 +224,7 @@ def test_a_folder_that_is_barred_gets_a_sentence(
         ["fit", learned, "--store", store, "--split", "unseen_poses", "--resolution", 16, "--out", small_disk / "fit"],
         ["evaluate", learned, store, "--resolution", 16, "--out", small_disk / "scores"],
     ):
-        assert re.search(r"/disk/.*it may not be written or read", fails(*line))
+        assert re.search(r"/disk/.*no permission to read or write it", fails(*line))
 
 
 def test_what_vanishes_is_named(
