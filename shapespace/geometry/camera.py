@@ -1,4 +1,4 @@
-"""Depth images: what pinhole cameras measured, as one scan."""
+"""Pinhole cameras, depth images, and their conversion to scans."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,21 +9,19 @@ from trimesh import Trimesh
 
 from shapespace.geometry.scan import Scan
 
-MAX_DEPTH_JUMP = (
-    0.03  # metres between neighbouring pixels: more than a grazing body shows, less than an arm is from the trunk
-)
+MAX_DEPTH_JUMP = 0.03  # meters between neighboring pixels: above that of a slanted surface, below arm to trunk
 
-UPRIGHT_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0])  # from x right, y down, z ahead to x right, y up, z behind
+UPRIGHT_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0])  # from x right, y down, z forward to x right, y up, z backward
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera; sizes, focal lengths and principal point are in pixels.
+    """Pinhole camera; sizes, focal lengths and principal point in pixels.
 
-    The ray through the middle of the pixel in column u, row v (from the top left, counted from 0) is
-    ((u - cx) / fx, (v - cy) / fy, 1) in the camera's axes: x to the right, y down, z ahead, as OpenCV, Open3D and
-    RealSense have them. `to_world` is the rigid motion from these axes to the world, if it is known. Depths below
-    `near` or above `far` (metres) do not count as measured.
+    The ray through the center of the pixel in column u and row v (from the top left, counted from 0) is
+    ((u - cx) / fx, (v - cy) / fy, 1) in the axes of the camera: x right, y down, z forward, as in OpenCV, Open3D and
+    RealSense. `to_world`: rigid transform from these axes to the world, if known. Depths below `near` or above `far`
+    (meters) are ignored.
     """
 
     width: int
@@ -36,72 +34,73 @@ class Camera:
     near: float = 0.0
     far: float = np.inf
 
-    def in_world(self, turn: Float[np.ndarray, "3 3"], unit: float) -> "Camera":
-        """The camera in our world (metres, y up), by the turn from its own one and metres per unit of that.
+    def in_world(self, rotation: Float[np.ndarray, "3 3"], unit: float) -> "Camera":
+        """The camera in meters and y up; `rotation` from its own world to this one, `unit`: meters of its unit.
 
-        Without a place it stands at the origin, level, and looks along -z, so that people who look at it face +z.
+        A camera without `to_world` is placed level at the origin and looks along -z: people who face it face +z.
         """
-        pose = UPRIGHT_CAMERA
+        to_world = UPRIGHT_CAMERA
         if self.to_world is not None:
-            pose = np.eye(4)
-            pose[:3, :3], pose[:3, 3] = turn @ self.to_world[:3, :3], unit * turn @ self.to_world[:3, 3]
-        return replace(self, to_world=pose)
+            to_world = np.eye(4)
+            to_world[:3, :3] = rotation @ self.to_world[:3, :3]
+            to_world[:3, 3] = unit * rotation @ self.to_world[:3, 3]
+        return replace(self, to_world=to_world)
 
     def with_limits(self, near: float, far: float) -> "Camera":
-        """The camera with limits (metres) beside its own: the narrower ones hold."""
+        """The camera with the narrower of its own limits and these (meters)."""
         return replace(self, near=float(np.maximum(self.near, near)), far=float(np.minimum(self.far, far)))
 
 
 @dataclass(frozen=True)
 class DepthImage:
-    """One depth image and the camera that took it, which must be placed before anything is asked of it.
+    """Depth image and its camera, whose `to_world` must be set before points are computed.
 
-    `depth` is along the optical axis, in metres; 0, less, or not finite where nothing was measured.
+    `depth`: along the optical axis, in meters; zero, negative or not finite where nothing was measured.
     """
 
     depth: Float[np.ndarray, "rows columns"]
     camera: Camera
 
     @property
-    def pose(self) -> Float[np.ndarray, "4 4"]:
-        """From the camera's axes to the world."""
-        assert self.camera.to_world is not None, "the camera is not placed: use Camera.placed"
+    def to_world(self) -> Float[np.ndarray, "4 4"]:
+        """Rigid transform from the axes of the camera to the world."""
+        assert self.camera.to_world is not None, "the camera has no to_world: call Camera.in_world first"
         return self.camera.to_world
 
     @property
     def measured(self) -> Bool[np.ndarray, "rows columns"]:
-        """Where something was measured, at whatever depth."""
+        """Mask of the measured pixels, at any depth."""
         return np.isfinite(self.depth) & (self.depth > 0)
 
     @property
     def seen(self) -> Bool[np.ndarray, "rows columns"]:
-        """Where something was measured within the camera's limits."""
+        """Mask of the pixels measured within the limits of the camera."""
         return self.measured & (self.depth >= self.camera.near) & (self.depth <= self.camera.far)
 
     def unproject(self, pixels: Int[np.ndarray, "k"]) -> Float[np.ndarray, "k 3"]:
-        """Points in the world at pixels, which are counted along the rows."""
+        """Points in the world at pixels (flat indices, row by row)."""
         row, column = np.divmod(pixels, self.depth.shape[1])
         z, camera = self.depth.reshape(-1)[pixels].astype(np.float64), self.camera
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever stores the points checks that they are finite
+        with np.errstate(over="ignore", invalid="ignore"):  # the reader checks that the points are finite
             x, y = (column - camera.cx) / camera.fx * z, (row - camera.cy) / camera.fy * z
-            return np.stack([x, y, z], axis=1) @ self.pose[:3, :3].T + self.pose[:3, 3]
+            return np.stack([x, y, z], axis=1) @ self.to_world[:3, :3].T + self.to_world[:3, 3]
 
     def to_scan(self, max_depth_jump: float = MAX_DEPTH_JUMP) -> Scan:
-        """The surface that spans neighbouring pixels no further apart in depth than `jump` (metres); float64.
+        """Surface between neighboring pixels whose depths differ by at most `max_depth_jump` (meters); float64.
 
-        Normals are the means of those of the triangles around a point, so that all face the camera. Pixels that belong
-        to no triangle, as at the edge of an outline, are left out.
+        Normals are the means of those of the adjacent triangles, so that all face the camera. Pixels without a
+        triangle, as at the edge of an outline, are dropped.
         """
         used, faces = triangulate(self.seen, self.depth, max_depth_jump)
         points = self.unproject(used)
         with np.errstate(over="ignore", invalid="ignore"):
             normals = np.array(Trimesh(points, faces, process=False).vertex_normals).reshape(-1, 3)
-        return Scan("", points, normals, np.tile(self.pose[:3, 3], (len(points), 1)), faces)
+        return Scan("", points, normals, np.tile(self.to_world[:3, 3], (len(points), 1)), faces)
 
 
 def merge_depth_images(images: Sequence[DepthImage], name: str = "", *, max_depth_jump: float = MAX_DEPTH_JUMP) -> Scan:
-    """What several cameras saw at one time, as one scan: a patch for each, unmerged; see `View.scan`."""
-    parts = [view.to_scan(max_depth_jump) for view in images]
+    """Scan with one patch for each image, unmerged; see `DepthImage.to_scan`."""
+    parts = [image.to_scan(max_depth_jump) for image in images]
     starts = np.cumsum([0, *(len(part) for part in parts)])
     faces = [part.faces + start for part, start in zip(parts, starts, strict=False) if part.faces is not None]
     return Scan(
@@ -116,15 +115,15 @@ def merge_depth_images(images: Sequence[DepthImage], name: str = "", *, max_dept
 def triangulate(
     seen: Bool[np.ndarray, "*c rows columns"], depth: Float[np.ndarray, "*c rows columns"], max_depth_jump: float
 ) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "m 3"]]:
-    """Two triangles in each square of neighbouring pixels, where the corners are seen and within `jump` in depth.
+    """Two triangles in each square of neighboring pixels that are seen and within `max_depth_jump` in depth.
 
-    Give the pixels that the triangles use (flat indices, rising), and the triangles of these, wound so that normals
-    face the camera.
+    Returns the pixels of the triangles (flat indices, rising), and the triangles as indices into these, wound so that
+    normals face the camera.
     """
-    place = np.arange(seen.size, dtype=np.int32).reshape(seen.shape)
-    above, below = slice(0, -1), slice(1, None)
-    a, b = place[..., above, above], place[..., above, below]
-    c, d = place[..., below, above], place[..., below, below]
+    pixel = np.arange(seen.size, dtype=np.int32).reshape(seen.shape)
+    first, second = slice(0, -1), slice(1, None)
+    a, b = pixel[..., first, first], pixel[..., first, second]
+    c, d = pixel[..., second, first], pixel[..., second, second]
     triangles = np.stack([np.stack([a, c, b], -1), np.stack([b, c, d], -1)], axis=-2).reshape(-1, 3)
     triangles = triangles[seen.reshape(-1)[triangles].all(axis=1)]
     triangles = triangles[np.ptp(depth.reshape(-1)[triangles], axis=1) <= max_depth_jump]

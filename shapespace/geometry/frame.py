@@ -1,4 +1,4 @@
-"""Where a scan lies in the world, how it is turned, and how large it is in the model cube."""
+"""Frame: position, rotation and scale that bring a scan into the model cube."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Frame:
-    """`model = rotation (world - centre) / scale`; world lengths are metres.
+    """`model = rotation (world - center) / scale`; world lengths are meters.
 
-    One `scale` serves a whole data set, so that stature stays in the code; `centre` belongs to one scan, and so does
-    `rotation`, where it had to be found (none: not turned).
+    All scans of a dataset share one `scale`, so that the code holds the stature. Each scan has its own `center`, and
+    its own `rotation` if its orientation was estimated (none: identity).
     """
 
     center: Float[Tensor, "*b 3"]
@@ -19,24 +19,24 @@ class Frame:
     rotation: Float[Tensor, "*b 3 3"] | None = None
 
     def to_model(self, world: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
-        """World points (metres) as model points."""
+        """World points (meters) to model points."""
         return self.rotate((world - self.center[..., None, :]) / self.scale[..., None, None])
 
     def to_world(self, model: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
-        """Model points as world points (metres)."""
+        """Model points to world points (meters)."""
         return self.rotate_back(model) * self.scale[..., None, None] + self.center[..., None, :]
 
     def rotate(self, world: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
-        """Directions in the world as directions in the model frame."""
+        """Directions in the world to directions in the model frame."""
         return world if self.rotation is None else world @ self.rotation.mT
 
     def rotate_back(self, model: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
-        """Directions in the model frame as directions in the world."""
+        """Directions in the model frame to directions in the world."""
         return model if self.rotation is None else model @ self.rotation
 
     def compose(self, other: "Frame") -> "Frame":
-        """Both, one after the other: `other` takes what is model here for its world."""
-        centre = self.to_world(other.center[..., None, :])[..., 0, :]
+        """Compose with a frame whose world is the model space of this one."""
+        center = self.to_world(other.center[..., None, :])[..., 0, :]
         first, second = self.rotation, other.rotation
         rotation = second if first is None else first if second is None else second @ first
-        return Frame(centre, self.scale * other.scale, rotation)
+        return Frame(center, self.scale * other.scale, rotation)

@@ -1,18 +1,18 @@
-"""Signed distances in closed form: what the tests trust. Negative inside."""
+"""Signed distances in closed form, negative inside; the reference of the tests."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-def sphere(x: Float[Tensor, "*b 3"], centre: Float[Tensor, "3"], radius: float) -> Float[Tensor, "*b"]:
-    """Distance to the ball of `radius` about `centre`; negative inside."""
-    return (x - centre).norm(dim=-1) - radius
+def sphere(x: Float[Tensor, "*b 3"], center: Float[Tensor, "3"], radius: float) -> Float[Tensor, "*b"]:
+    """Distance to the ball of `radius` about `center`; negative inside."""
+    return (x - center).norm(dim=-1) - radius
 
 
-def box(x: Float[Tensor, "*b 3"], half: Float[Tensor, "3"]) -> Float[Tensor, "*b"]:
-    """Distance to the box [-half, half]; negative inside."""
-    beyond = x.abs() - half
+def box(x: Float[Tensor, "*b 3"], half_extents: Float[Tensor, "3"]) -> Float[Tensor, "*b"]:
+    """Distance to the box [-half_extents, half_extents]; negative inside."""
+    beyond = x.abs() - half_extents
     return beyond.clamp(min=0).norm(dim=-1) + beyond.amax(dim=-1).clamp(max=0)
 
 

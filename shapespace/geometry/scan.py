@@ -1,4 +1,4 @@
-"""A scan: what one capture of one person left."""
+"""Scan: the points of one capture, with sampling, outlier removal, normals and frames."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,22 +7,27 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from trimesh import Trimesh
 
 from shapespace.geometry import normals, proximity
 from shapespace.geometry.frame import Frame
 
-_FEW, _AFAR = 2000, 3.0  # points that tell where a camera stood, and how many units of the points away it is put
-_NEIGHBOUR, _ALONE, _MANY = 8, 3.0, 0.02  # which neighbour, how many times as far, and which share of the points
+MIN_POINTS = 100  # fewer cannot describe a body; it also rejects files that hold a skeleton or a single marker
+
+_VIEW_POINTS = 2000  # points from which the direction of a single view is estimated
+_SENSOR_DISTANCE = 3.0  # distance of an inferred sensor, in units of the points (arbitrary: far beyond a body)
+_NEIGHBOR = 8  # a point is an outlier if its 8th neighbor
+_OUTLIER_RATIO = 3.0  # is this many times as far as that of the median point,
+_MIN_OUTLIERS = 0.02  # and outliers are removed only above this share of the points: fewer are rims and corners
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Points of one capture; metres (or model units after `to_model`), y up.
+    """Points of one capture; meters (or model units after `to_model`), y up.
 
-    `normals` are unit vectors that point out of the body; `lines` are what a scan may have instead, unit vectors along
-    them of which nobody knows which way is out (`with_normals`). `sensors` holds, for
-    each point, the origin of the sensor that saw it. `faces` are kept where the file has them, so that the surface can
-    be sampled evenly.
+    `normals`: unit vectors that point out of the body. `unoriented_normals`: unit vectors of unknown sign, for scans
+    whose outside is unknown (see `estimate_normals`). `sensors`: for each point, the origin of the sensor that measured
+    it. `faces`: triangles where the file has them, so that the surface can be sampled evenly.
     """
 
     name: str
@@ -35,57 +40,59 @@ class Scan:
     def __len__(self) -> int:
         return len(self.points)
 
+    @classmethod
+    def from_mesh(cls, mesh: Trimesh, name: str = "", *, dtype: type[np.floating] = np.float64) -> "Scan":
+        """Scan with the vertices (in this precision) and the faces of a mesh."""
+        return cls(name, np.asarray(mesh.vertices, dtype=dtype), faces=np.asarray(mesh.faces))
+
     def sample(self, count: int, rng: np.random.Generator) -> "Scan":
         """Draw `count` points: evenly over the area of the faces, or from the points if there are no faces.
 
-        Points on faces have the normals of these, or between those of the corners if the scan has both. Points alone
-        are drawn without repetition while they last, and all of them, in random order, if fewer.
+        Points on faces get the normals of the faces, or interpolated vertex normals if the scan has normals too. Points
+        without faces are drawn without repetition: at most all of them, in random order.
         """
         if self.faces is None:
             chosen = rng.permutation(len(self))[:count]
             return self.select(chosen)
-        corners = self.points[self.faces]
-        cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        doubled = np.linalg.norm(cross, axis=1)
-        total = np.cumsum(doubled, dtype=np.float64)
+        face_normals, areas = proximity.face_normals_and_areas(self.points, self.faces)
+        total = np.cumsum(areas, dtype=np.float64)
         if not total[-1] > 0:
             raise self._no_area()
-        face = np.searchsorted(total, rng.random(count) * total[-1], side="right").clip(max=len(doubled) - 1)
+        face = np.searchsorted(total, rng.random(count) * total[-1], side="right").clip(max=len(areas) - 1)
         u, v = np.sqrt(rng.random(count)), rng.random(count)
         weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
-        points = np.einsum("nk,nkd->nd", weights, corners[face])
-        facing = cross[face]
+        points = np.einsum("nk,nkd->nd", weights, self.points[self.faces[face]])
+        sampled = face_normals[face]
         if self.normals is not None:
-            facing = np.einsum("nk,nkd->nd", weights, self.normals[self.faces[face]])
-        facing = facing / np.linalg.norm(facing, axis=1, keepdims=True).clip(1e-30)
+            sampled = np.einsum("nk,nkd->nd", weights, self.normals[self.faces[face]])
+            sampled = sampled / np.linalg.norm(sampled, axis=1, keepdims=True).clip(1e-30)
         sensors = None if self.sensors is None else self.sensors[self.faces[face, 0]]
-        return Scan(self.name, points.astype(self.points.dtype), facing.astype(self.points.dtype), sensors)
+        return Scan(self.name, points.astype(self.points.dtype), sampled.astype(self.points.dtype), sensors)
 
     def frame(self, scale: float) -> Frame:
-        """Where the scan lies: centred at the mean of its surface (IGR centres at the mean of surface samples).
+        """Frame of the scan: centered at the mean of its surface (IGR centers at the mean of surface samples).
 
         The mean is taken over the area of the faces, exactly, so that it does not depend on a draw; over the points
-        if there are no faces. `scale` is metres of one model unit.
+        if there are no faces. `scale`: meters of one model unit.
         """
         if self.faces is None:
-            centre = self.points.mean(axis=0, dtype=np.float64)
+            center = self.points.mean(axis=0, dtype=np.float64)
         else:
-            corners = self.points[self.faces].astype(np.float64)
-            doubled = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-            if not doubled.any():
+            wide = self.points.astype(np.float64)
+            _, areas = proximity.face_normals_and_areas(wide, self.faces)
+            if not areas.any():
                 raise self._no_area()
-            centre = np.average(corners.mean(axis=1), axis=0, weights=doubled)
-        return Frame(torch.from_numpy(centre).float(), torch.tensor(scale))
+            center = np.average(wide[self.faces].mean(axis=1), axis=0, weights=areas)
+        return Frame(torch.from_numpy(center).float(), torch.tensor(scale))
 
     def _no_area(self) -> ValueError:
         count = 0 if self.faces is None else len(self.faces)
         return ValueError(
-            f"scan {self.name} has {count} faces of no area: its surface cannot be sampled. "
-            "Remove the faces to use its vertices as points."
+            f"scan {self.name}: its {count} faces have no area. Remove the faces to use the vertices as points."
         )
 
     def select(self, chosen: Int[np.ndarray, "k"]) -> "Scan":
-        """Keep only the chosen points (and drop the faces)."""
+        """Keep only the chosen points, by index; faces are dropped."""
         return Scan(
             self.name,
             self.points[chosen],
@@ -94,92 +101,92 @@ class Scan:
             unoriented_normals=None if self.unoriented_normals is None else self.unoriented_normals[chosen],
         )
 
-    def mask(self, kept: Bool[np.ndarray, "n"]) -> "Scan":
-        """Keep only these points, and the faces all of whose corners they are."""
-        few = self.select(np.flatnonzero(kept))
+    def mask(self, selected: Bool[np.ndarray, "n"]) -> "Scan":
+        """Keep only the selected points, and the faces whose corners are all selected."""
+        scan = self.select(np.flatnonzero(selected))
         if self.faces is None:
-            return few
-        return replace(few, faces=(np.cumsum(kept) - 1)[self.faces[kept[self.faces].all(axis=1)]])
+            return scan
+        return replace(scan, faces=(np.cumsum(selected) - 1)[self.faces[selected[self.faces].all(axis=1)]])
 
     def remove_statistical_outliers(self) -> "Scan":
-        """The same scan without points that stand alone, if these are many; meshes are left as they are.
+        """Remove isolated points, if there are many; meshes are returned unchanged.
 
-        A point stands alone if its eighth neighbour is thrice as far as that of most points (after Rusu et al., Towards
-        3D Point Cloud Based Object Maps, 2008, section 4.1). Few such points are the rims and corners of any scan.
+        A point is isolated if its eighth neighbor is three times as far as that of the median point (after Rusu et al.,
+        Towards 3D Point Cloud Based Object Maps, 2008, section 4.1). A few such points are rims and corners.
         """
-        if self.faces is not None or len(self) <= _NEIGHBOUR:
+        if self.faces is not None or len(self) <= _NEIGHBOR:
             return self
-        away = proximity.kth_neighbor_distance(self.points, neighbor=_NEIGHBOUR)
-        alone = away > _ALONE * np.median(away)
-        return self.select(np.flatnonzero(~alone)) if alone.mean() > _MANY else self
+        distance = proximity.kth_neighbor_distance(self.points, neighbor=_NEIGHBOR)
+        outlier = distance > _OUTLIER_RATIO * np.median(distance)
+        return self.select(np.flatnonzero(~outlier)) if outlier.mean() > _MIN_OUTLIERS else self
 
     def estimate_normals(self) -> "Scan":
-        """The same scan; one that has neither normals nor faces gets some, estimated from its points.
+        """Estimate normals from the points, if the scan has neither normals nor faces.
 
-        They look to the sensors where these are known, else to where one can leave (`geometry.normals.outward`). A scan
-        without sensors that was not seen from all around gets lines: which way is out cannot be told by points alone.
+        They point to the sensors where these are known, else outward (`geometry.normals.orient_outward`). A scan
+        without sensors that does not cover the surface from all sides gets `unoriented_normals`: its points do not
+        determine the outside.
         """
         if self.normals is not None or self.unoriented_normals is not None or self.faces is not None:
             return self
-        lines = normals.estimate(self.points)
+        unoriented = normals.estimate(self.points)
         if self.sensors is not None:
-            return replace(self, normals=normals.orient_towards(lines, self.sensors - self.points))
-        oriented = normals.orient_outward(self.points, lines)
-        return replace(self, normals=oriented.normals) if oriented.whole else replace(self, unoriented_normals=lines)
+            return replace(self, normals=normals.orient_towards(unoriented, self.sensors - self.points))
+        oriented = normals.orient_outward(self.points, unoriented)
+        if not oriented.is_complete:
+            return replace(self, unoriented_normals=unoriented)
+        return replace(self, normals=oriented.normals)
 
     def infer_sensor(self) -> "Scan":
-        """The same scan; bare points that one camera saw (`geometry.normals.seen_from`) get it back, from afar."""
-        if self.sensors is not None or self.normals is not None or self.faces is not None or len(self) < _NEIGHBOUR:
+        """Add a distant sensor to bare points that one camera measured (`geometry.normals.single_view_direction`)."""
+        if self.sensors is not None or self.normals is not None or self.faces is not None or len(self) < _NEIGHBOR:
             return self
-        few = self.sample(_FEW, np.random.default_rng(0)).points
-        towards = normals.single_view_direction(few, normals.estimate(few))
-        if towards is None:
+        sample = self.sample(_VIEW_POINTS, np.random.default_rng(0)).points
+        direction = normals.single_view_direction(sample, normals.estimate(sample))
+        if direction is None:
             return self
-        return replace(self, sensors=(self.points + _AFAR * towards).astype(self.points.dtype))
+        return replace(self, sensors=(self.points + _SENSOR_DISTANCE * direction).astype(self.points.dtype))
 
     def to_model(self, frame: Frame) -> "Scan":
-        """The same scan in the model frame."""
-        return self._moved(frame.to_model, frame.rotate)
+        """The scan in the model frame (float32)."""
+        return self._transform(frame.to_model, frame.rotate)
 
     def to_world(self, frame: Frame) -> "Scan":
-        """The way back from `to_model`."""
-        return self._moved(frame.to_world, frame.rotate_back)
+        """The scan in the world (float32); inverse of `to_model`."""
+        return self._transform(frame.to_world, frame.rotate_back)
 
-    def _moved(
-        self, move: Callable[[torch.Tensor], torch.Tensor], turn: Callable[[torch.Tensor], torch.Tensor]
+    def _transform(
+        self, move: Callable[[torch.Tensor], torch.Tensor], rotate: Callable[[torch.Tensor], torch.Tensor]
     ) -> "Scan":
-        def by(change: Callable[[torch.Tensor], torch.Tensor], of: Any) -> Any:
-            if of is None:
+        def apply(change: Callable[[torch.Tensor], torch.Tensor], values: Any) -> Any:
+            if values is None:
                 return None
-            return change(torch.from_numpy(np.ascontiguousarray(of, dtype=np.float32))).numpy()
+            return change(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))).numpy()
 
         return replace(
             self,
-            points=by(move, self.points),
-            normals=by(turn, self.normals),
-            sensors=by(move, self.sensors),
-            unoriented_normals=by(turn, self.unoriented_normals),
+            points=apply(move, self.points),
+            normals=apply(rotate, self.normals),
+            sensors=apply(move, self.sensors),
+            unoriented_normals=apply(rotate, self.unoriented_normals),
         )
 
     def to_data(self) -> Any:
-        """As a torch-geometric `Data` (`pos`, `normal`, `sensor`, `line`, `name`), for its transforms and loaders."""
-        from torch_geometric.data import Data  # three seconds: only where it is wanted
+        """Convert to a torch-geometric `Data` (`pos`, `normal`, `sensor`, `unoriented_normal`, `name`); no faces."""
+        from torch_geometric.data import Data  # takes three seconds to import
 
-        optional = {"normal": self.normals, "sensor": self.sensors, "line": self.unoriented_normals}
+        optional = {"normal": self.normals, "sensor": self.sensors, "unoriented_normal": self.unoriented_normals}
         tensors = {key: torch.from_numpy(value).float() for key, value in optional.items() if value is not None}
         return Data(pos=torch.from_numpy(self.points).float(), name=self.name, **tensors)
 
     @classmethod
     def from_data(cls, data: Any) -> "Scan":
-        """The way back from `to_data`."""
-        normal, sensor, line = (data.get(key) for key in ("normal", "sensor", "line"))
+        """Convert from a torch-geometric `Data`; inverse of `to_data`."""
+        normal, sensor, unoriented = (data.get(key) for key in ("normal", "sensor", "unoriented_normal"))
         return cls(
             data.get("name", ""),
             data.pos.numpy(),
             None if normal is None else normal.numpy(),
             None if sensor is None else sensor.numpy(),
-            unoriented_normals=None if line is None else line.numpy(),
+            unoriented_normals=None if unoriented is None else unoriented.numpy(),
         )
-
-
-MIN_POINTS = 100  # fewer cannot describe a body; it also catches files that hold a skeleton or a single marker

@@ -1,7 +1,4 @@
-"""What stands about in a scan: planes that bound it (floor, walls), and parts that touch no other one.
-
-All of it is told by points alone, in metres, however the scan lies.
-"""
+"""Segmentation of points (meters, any orientation): bounding planes (floor, walls) and connected parts."""
 
 from dataclasses import dataclass
 
@@ -13,102 +10,106 @@ from scipy.spatial import cKDTree
 
 from shapespace.geometry import proximity
 
-AREA = 0.6  # square metres of a plane; of people kept for tuning, at most 0.41 lie in one that bounds them
-GAP = 0.05  # between two parts, at least
-_PLANES = 4  # a floor and three walls
-_GUESSES = 500
-_NEAR = 0.5  # metres within which a guess takes its three points
-_THIN, _THICK = 0.01, 0.02  # a guess is thin; a found plane is as thick as its points ask for, between these
-_BEYOND = 0.02  # share of the points that may lie further than this beyond a plane that bounds
-_DEPTH = 0.03  # metres: a board's other side belongs to it
-_CELL = 0.05  # of the grid on which area is counted
-_LOOKED_AT = 3000  # points by which guesses are compared
+MIN_AREA = 0.6  # square meters of a plane; people of the tuning set have at most 0.41 in a plane that bounds them
+MIN_GAP = 0.05  # meters between two parts
+_MAX_PLANES = 4  # a floor and three walls
+_NUM_HYPOTHESES = 500
+_TRIPLE_RADIUS = 0.5  # meters: the three points of a hypothesis are this close
+_MIN_THICKNESS, _MAX_THICKNESS = 0.01, 0.02  # meters to either side; hypotheses have the least
+_MAX_BEYOND = 0.02  # share of the points that may be beyond a bounding plane
+_BEYOND_DEPTH = 0.03  # meters that count as beyond: the other side of a board belongs to the plane
+_CELL = 0.05  # meters: cell of the grid on which area is counted
+_SAMPLE = 3000  # points on which hypotheses are compared
 
 
 @dataclass(frozen=True)
 class Plane:
-    """The slab around `normal . x == offset`, `thickness` to either side; the normal points to where the scan lies."""
+    """Slab around `normal . x == offset`, `thickness` to either side; the normal points to the side of the scan."""
 
     normal: Float[np.ndarray, "3"]
     offset: float
     thickness: float
 
     def height(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
-        """How far the points lie above the plane."""
+        """Signed heights of points above the plane."""
         return np.asarray(points @ self.normal - self.offset)
 
     def below(self, points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:
-        """Which points belong to the plane, or lie beyond it."""
+        """Mask of the points in the slab or beyond it."""
         return np.asarray(self.height(points) < self.thickness)
 
 
 def bounding_planes(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[Plane]:
-    """Find the planes that bound points of even density, the largest first: nearly all others lie on one side.
+    """Find the planes that have nearly all points on one side, the largest first; points of even density.
 
-    By RANSAC (Fischler & Bolles 1981) on triples of neighbours, then least squares on what a guess caught.
+    RANSAC (Fischler & Bolles 1981) on triples of close points, then least squares on the inliers.
     """
-    found: list[Plane] = []
+    planes: list[Plane] = []
     rest = points.astype(np.float64)
     cell = max(_CELL, 3 * proximity.median_spacing(rest, neighbor=1)) if len(rest) > 1 else _CELL
-    while len(found) < _PLANES and len(rest) > 3 and (plane := _largest(rest, cell, rng)) is not None:
-        found.append(plane)
+    while len(planes) < _MAX_PLANES and len(rest) > 3 and (plane := _largest(rest, cell, rng)) is not None:
+        planes.append(plane)
         rest = rest[~plane.below(rest)]
-    return found
+    return planes
 
 
 def connected_parts(points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:
-    """Number the parts of points of even density: a chain of steps shorter than the gap joins what is one."""
-    gap = max(GAP, 4 * proximity.median_spacing(points, neighbor=1))
+    """Part number of each point: points closer than the gap are connected; points of even density."""
+    gap = max(MIN_GAP, 4 * proximity.median_spacing(points, neighbor=1))
     a, b = cKDTree(points).query_pairs(gap, output_type="ndarray").T
     graph = coo_array((np.ones(len(a), dtype=np.bool_), (a, b)), shape=(len(points), len(points)))
     return np.asarray(connected_components(graph, directed=False)[1])
 
 
 def _largest(points: Float[np.ndarray, "n 3"], cell: float, rng: np.random.Generator) -> Plane | None:
-    few = points[rng.permutation(len(points))[:_LOOKED_AT]]
-    best, most = None, 0.0
-    for plane in _guesses(few, rng):
-        height = plane.height(few)
-        if (height < -_DEPTH).mean() <= _BEYOND and (area := _area(few[np.abs(height) < _THIN], plane, cell)) > most:
-            best, most = plane, area
+    """The bounding plane of the largest area, if it has at least `MIN_AREA`."""
+    sample = points[rng.permutation(len(points))[:_SAMPLE]]
+    best, largest = None, 0.0
+    for plane in _hypotheses(sample, rng):
+        height = plane.height(sample)
+        if (height < -_BEYOND_DEPTH).mean() > _MAX_BEYOND:
+            continue
+        area = _area(sample[np.abs(height) < _MIN_THICKNESS], plane, cell)
+        if area > largest:
+            best, largest = plane, area
     if best is None:
         return None
     for _ in range(5):
-        best = _fitted(points, best)
+        best = _refit(points, best)
     height = best.height(points)
-    bounds = (height < -_DEPTH).mean() <= _BEYOND
-    return best if bounds and _area(points[np.abs(height) < best.thickness], best, cell) > AREA else None
+    is_bounding = (height < -_BEYOND_DEPTH).mean() <= _MAX_BEYOND
+    return best if is_bounding and _area(points[np.abs(height) < best.thickness], best, cell) > MIN_AREA else None
 
 
-def _guesses(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[Plane]:
-    """Planes through triples, each turned to the side on which most points lie."""
-    first = rng.integers(len(points), size=_GUESSES)
-    around = cKDTree(points).query_ball_point(points[first], _NEAR)
+def _hypotheses(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[Plane]:
+    """Planes through triples of points, oriented to the side of most points."""
+    first = rng.integers(len(points), size=_NUM_HYPOTHESES)
+    around = cKDTree(points).query_ball_point(points[first], _TRIPLE_RADIUS)
     triples = np.array([[a, *rng.choice(near, 2)] for a, near in zip(first, around, strict=True)])
     a, b, c = points[triples].swapaxes(0, 1)
     cross = np.cross(b - a, c - a)
     size = np.linalg.norm(cross, axis=1)
-    good = size > 1e-4  # a square centimetre
+    good = size > 1e-4  # a square centimeter
     normals, offsets = cross[good] / size[good, None], ((cross * a).sum(axis=1) / size.clip(1e-12))[good]
-    made = []
+    planes = []
     for normal, offset in zip(normals, offsets, strict=True):
         side = 1.0 if np.mean(points @ normal > offset) >= 0.5 else -1.0
-        made.append(Plane(side * normal, float(side * offset), _THIN))
-    return made
+        planes.append(Plane(side * normal, float(side * offset), _MIN_THICKNESS))
+    return planes
 
 
-def _fitted(points: Float[np.ndarray, "n 3"], guess: Plane) -> Plane:
-    """The plane of least squares through what a plane holds, as thick as three deviations of it."""
-    on = points[np.abs(guess.height(points)) < guess.thickness]
-    middle = on.mean(axis=0)
-    normal = np.linalg.svd(on - middle, full_matrices=False)[2][2]
-    normal = normal * (1.0 if normal @ guess.normal > 0 else -1.0)
-    offset = float(normal @ middle)
-    spread = 1.4826 * float(np.median(np.abs(on @ normal - offset)))
-    return Plane(normal, offset, float(np.clip(3 * spread, _THIN, _THICK)))
+def _refit(points: Float[np.ndarray, "n 3"], plane: Plane) -> Plane:
+    """Plane of least squares through the inliers of a plane; thickness: three robust standard deviations."""
+    inliers = points[np.abs(plane.height(points)) < plane.thickness]
+    center = inliers.mean(axis=0)
+    normal = np.linalg.svd(inliers - center, full_matrices=False)[2][2]
+    normal = normal * (1.0 if normal @ plane.normal > 0 else -1.0)
+    offset = float(normal @ center)
+    std = 1.4826 * float(np.median(np.abs(inliers @ normal - offset)))  # MAD of a normal distribution
+    return Plane(normal, offset, float(np.clip(3 * std, _MIN_THICKNESS, _MAX_THICKNESS)))
 
 
-def _area(on: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
-    """Square metres that points of a plane cover, by the cells of a grid."""
+def _area(inliers: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
+    """Area (square meters) that points of a plane cover, by occupied cells of a grid."""
     across = np.linalg.svd(plane.normal[None])[2][1:]
-    return len(np.unique(np.floor(on @ across.T / cell).astype(int), axis=0)) * cell**2
+    return len(np.unique(np.floor(inliers @ across.T / cell).astype(int), axis=0)) * cell**2

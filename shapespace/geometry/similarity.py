@@ -1,4 +1,4 @@
-"""Small rigid motions and changes of size, with their derivatives; and rotations to start from."""
+"""Similarity transforms with derivatives, rotation grids, and interpolation of frames."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,73 +11,78 @@ from torch import Tensor
 
 from shapespace.geometry.frame import Frame
 
-SIZE = 7  # numbers of a pose: a rotation vector (radians), a shift, the logarithm of a size
+NUM_PARAMETERS = 7  # of a similarity transform: rotation vector (radians), translation, logarithm of the scale
 
-Unknown = Literal["yaw", "full"]
+UnknownRotation = Literal["yaw", "full"]
 
 
 def apply(
-    points: Float[Tensor, "r q 3"], pose: Float[Tensor, "r 7"]
+    points: Float[Tensor, "r q 3"], transform: Float[Tensor, "r 7"]
 ) -> tuple[Float[Tensor, "r q 3"], Float[Tensor, "r 3 3"]]:
-    """Points y = e^s exp(w) x + t, for a pose (w, t, s); and the matrix that `by_pose` needs beside them."""
-    turn, shift, size = pose[:, :3], pose[:, None, 3:6], pose[:, None, 6:]
-    cross = _cross(turn)
-    angle = turn.norm(dim=1).clamp(min=1e-4)[:, None, None]
+    """Points y = e^s exp(w) x + t for transforms (w, t, s), and the matrix that `jacobian` needs."""
+    rotation, translation, log_scale = transform[:, :3], transform[:, None, 3:6], transform[:, None, 6:]
+    cross = _cross(rotation)
+    angle = rotation.norm(dim=1).clamp(min=1e-4)[:, None, None]
     left = (
-        torch.eye(3, device=pose.device)
+        torch.eye(3, device=transform.device)
         + (1 - angle.cos()) / angle.square() * cross
         + (angle - angle.sin()) / angle**3 * cross @ cross
     )
-    return size.exp() * (points @ torch.linalg.matrix_exp(cross).mT) + shift, left
+    return log_scale.exp() * (points @ torch.linalg.matrix_exp(cross).mT) + translation, left
 
 
 def jacobian(
     gradient: Float[Tensor, "r q 3"],
     moved: Float[Tensor, "r q 3"],
-    pose: Float[Tensor, "r 7"],
+    transform: Float[Tensor, "r 7"],
     left: Float[Tensor, "r 3 3"],
 ) -> Float[Tensor, "r q 7"]:
-    """Derivatives of f(y) with respect to the pose that moved x to y, from the gradient of f there.
+    """Derivatives of f(y) with respect to the transform that moved x to y, from the gradient of f at y.
 
-    By the left Jacobian of the rotation group (Solà, Deray & Atchuthan, A micro Lie theory, 2018, eq. 145).
+    `left` is the left Jacobian of the rotation group (Solà, Deray & Atchuthan, A micro Lie theory, 2018, eq. 145).
     """
-    about = moved - pose[:, None, 3:6]
-    turning = torch.linalg.cross(about, gradient) @ left
-    return torch.cat([turning, gradient, (gradient * about).sum(dim=2, keepdim=True)], dim=2)
+    offset = moved - transform[:, None, 3:6]
+    rotational = torch.linalg.cross(offset, gradient) @ left
+    return torch.cat([rotational, gradient, (gradient * offset).sum(dim=2, keepdim=True)], dim=2)
 
 
-def frame_of(pose: Float[Tensor, "7"]) -> Frame:
-    """The same motion as a frame."""
-    rotation, scale = torch.linalg.matrix_exp(_cross(pose[None, :3]))[0], (-pose[6]).exp()
-    return Frame(-scale * (rotation.T @ pose[3:6]), scale, rotation)
+def frame_of(transform: Float[Tensor, "7"]) -> Frame:
+    """Frame of the same transform."""
+    rotation, scale = torch.linalg.matrix_exp(_cross(transform[None, :3]))[0], (-transform[6]).exp()
+    return Frame(-scale * (rotation.T @ transform[3:6]), scale, rotation)
 
 
 def interpolate_frames(a: Frame, b: Frame, share: float) -> Frame:
-    """A frame on the way from a to b: centre and scale along a straight line, the rotation at an even speed."""
-    centre, scale = torch.lerp(a.center, b.center, share), torch.lerp(a.scale, b.scale, share)
+    """Frame between a (0) and b (1): center and scale linearly, rotation at constant angular speed (slerp)."""
+    center, scale = torch.lerp(a.center, b.center, share), torch.lerp(a.scale, b.scale, share)
     if a.rotation is None and b.rotation is None:
-        return Frame(centre, scale)
+        return Frame(center, scale)
     ends = [torch.eye(3) if frame.rotation is None else frame.rotation for frame in (a, b)]
-    turn = Slerp([0, 1], Rotation.from_matrix(torch.stack(ends).numpy()))(share)
-    return Frame(centre, scale, torch.from_numpy(turn.as_matrix()).to(centre))
+    rotation = Slerp([0, 1], Rotation.from_matrix(torch.stack(ends).numpy()))(share)
+    return Frame(center, scale, torch.from_numpy(rotation.as_matrix()).to(center))
 
 
 def second_differences(frames: Sequence[Frame]) -> Float[Tensor, "m 7"]:
-    """Second differences of frames along time, for all but both ends, in the numbers of a pose (float64).
+    """Second differences of frames over time, for all frames but the first and the last, as transforms (float64).
 
-    To first order, frames that are moved further by small poses p bend by this and the second differences of p.
+    To first order, frames followed by small transforms p have these plus the second differences of p.
     """
-    still = torch.eye(3)
-    turns = Rotation.from_matrix([(still if frame.rotation is None else frame.rotation).numpy() for frame in frames])
-    steps = (turns[1:] * turns[:-1].inv()).as_rotvec()
-    centres = np.stack([frame.center.double().numpy() for frame in frames])
+    identity = torch.eye(3)
+    rotations = Rotation.from_matrix(
+        [(identity if frame.rotation is None else frame.rotation).numpy() for frame in frames]
+    )
+    steps = (rotations[1:] * rotations[:-1].inv()).as_rotvec()
+    centers = np.stack([frame.center.double().numpy() for frame in frames])
     scales = np.array([float(frame.scale) for frame in frames])
-    moved = turns[1:-1].apply(np.diff(centres, 2, axis=0)) / scales[1:-1, None]
+    moved = rotations[1:-1].apply(np.diff(centers, 2, axis=0)) / scales[1:-1, None]
     return torch.from_numpy(np.concatenate([np.diff(steps, axis=0), -moved, -np.diff(np.log(scales), 2)[:, None]], 1))
 
 
-def rotation_grid(unknown: Unknown | None) -> Float[np.ndarray, "k 3 3"]:
-    """Rotations no more than 45 degrees from any other one: 8 headings about y, or the 60 turns of an icosahedron."""
+def rotation_grid(unknown: UnknownRotation | None) -> Float[np.ndarray, "k 3 3"]:
+    """Rotations that cover the unknown ones to within 45 degrees: 8 about y, or the 60 of an icosahedron.
+
+    The identity alone if nothing is unknown.
+    """
     if unknown is None:
         return np.eye(3)[None]
     if unknown == "yaw":
@@ -85,8 +90,8 @@ def rotation_grid(unknown: Unknown | None) -> Float[np.ndarray, "k 3 3"]:
     return Rotation.create_group("I").as_matrix()
 
 
-def rotation_neighborhood(unknown: Unknown, angle: float) -> Float[np.ndarray, "k 3 3"]:
-    """No rotation, and those by `angle` degrees to either side: about y, or about the six axes of an icosahedron."""
+def rotation_neighborhood(unknown: UnknownRotation, angle: float) -> Float[np.ndarray, "k 3 3"]:
+    """The identity, and rotations by +-`angle` degrees: about y, or about the six axes of an icosahedron."""
     axes = np.array([[0.0, 1.0, 0.0]])
     if unknown == "full":
         golden = (1 + 5**0.5) / 2
@@ -96,7 +101,7 @@ def rotation_neighborhood(unknown: Unknown, angle: float) -> Float[np.ndarray, "
 
 
 def _cross(vectors: Float[Tensor, "r 3"]) -> Float[Tensor, "r 3 3"]:
-    """The matrices that multiply by a cross product from the left."""
+    """Matrices of the cross products with the vectors from the left."""
     x, y, z = vectors.unbind(dim=1)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).view(-1, 3, 3)

@@ -1,4 +1,4 @@
-"""Frames, samples, closed-form distances, nearest points."""
+"""Frames, samples, closed-form distances, closest points, face normals."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def test_frame_of_a_batch() -> None:
     torch.testing.assert_close(frame.to_world(model)[2], one)
 
 
-def test_shell_and_box() -> None:
+def test_near_surface_and_uniform_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     shell = loader.sample_near_surface(torch.ones(3, 800, 3), std=0.01, generator=generator)
     assert shell.shape == (3, 800, 3)
@@ -76,7 +76,7 @@ def test_nearest_on_a_box_is_the_closed_form() -> None:
     np.testing.assert_allclose(np.einsum("ij,ij->i", closest - box.triangles[face, 0], normal), 0, atol=1e-12)
 
 
-def test_nearest_on_a_mesh_is_the_library_s_own_answer_to_the_bit(make_body: Callable[..., trimesh.Trimesh]) -> None:
+def test_closest_point_is_that_of_libigl_to_the_bit(make_body: Callable[..., trimesh.Trimesh]) -> None:
     body, rng = make_body(), np.random.default_rng(0)
     points = np.concatenate([body.vertices, body.sample(5000, seed=0), rng.normal(size=(5000, 3))])
     plain = igl.point_mesh_squared_distance(points, np.array(body.vertices), np.array(body.faces))
@@ -96,8 +96,25 @@ def test_nearest_notices_that_a_mesh_was_changed() -> None:
 
 
 def test_nearest_refuses_a_mesh_without_faces() -> None:
-    with pytest.raises(ValueError, match=r"mesh without faces \(0 vertices\)"):
+    with pytest.raises(ValueError, match=r"mesh: it has 0 vertices and no faces"):
         proximity.closest_point(np.zeros((1, 3)), trimesh.Trimesh())
+
+
+def test_signed_distance_of_a_box_is_the_closed_form() -> None:
+    box = trimesh.creation.box((0.4, 0.8, 0.6))
+    points = np.random.default_rng(0).uniform(-1, 1, (500, 3))
+    expected = primitives.box(torch.from_numpy(points), torch.tensor([0.2, 0.4, 0.3], dtype=torch.float64))
+    np.testing.assert_allclose(proximity.signed_distance(points, box), expected.numpy(), atol=1e-12)
+
+
+def test_face_normals_and_areas_are_those_of_trimesh(make_body: Callable[..., trimesh.Trimesh]) -> None:
+    body = make_body()
+    normals, areas = proximity.face_normals_and_areas(np.asarray(body.vertices), np.asarray(body.faces))
+    np.testing.assert_allclose(normals, body.face_normals, atol=1e-9)
+    np.testing.assert_allclose(areas, body.area_faces, rtol=1e-9)
+    flat, none = proximity.face_normals_and_areas(np.zeros((3, 3)), np.array([[0, 1, 2]]))
+    assert not flat.any()
+    assert not none.any()
 
 
 def test_nearest_among_points() -> None:
@@ -115,7 +132,7 @@ def test_nearest_among_points() -> None:
 @pytest.mark.parametrize(
     "points", [np.zeros((0, 3)), np.ones((40, 3)), np.geomspace(1e-300, 1, 900)[:, None] * [1, 0, 0]]
 )
-def test_nearest_bears_no_points_equal_points_and_crowded_points(points: np.ndarray) -> None:
+def test_nearest_works_for_no_points_equal_points_and_crowded_points(points: np.ndarray) -> None:
     to_itself, _ = (
         proximity.nearest_point(points, points) if len(points) else proximity.nearest_point(points, np.ones((1, 3)))
     )
@@ -125,7 +142,7 @@ def test_nearest_bears_no_points_equal_points_and_crowded_points(points: np.ndar
     np.testing.assert_allclose(distance, 4 - points.max(axis=1, initial=-np.inf))
 
 
-def test_reach_is_the_distance_to_the_so_manieth_neighbour() -> None:
+def test_kth_neighbor_distance() -> None:
     points = np.random.default_rng(0).normal(size=(200, 3))
     apart = np.sort(np.linalg.norm(points[:, None] - points, axis=2), axis=1)
     np.testing.assert_allclose(proximity.kth_neighbor_distance(points, neighbor=8), apart[:, 8])

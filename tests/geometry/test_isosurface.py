@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from shapespace.geometry import primitives
-from shapespace.geometry.isosurface import dense, isosurface, isosurface_by_sign, largest_component
+from shapespace.geometry.isosurface import dense_isosurface, isosurface, isosurface_by_sign, largest_component
 
 A, B = torch.tensor([0.3, -0.4, 0.1]), torch.tensor([-0.1, 0.5, 0.3])
 
@@ -22,7 +22,7 @@ def sphere(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
     return primitives.sphere(x, torch.zeros(3), 0.6)
 
 
-@pytest.mark.parametrize("mesher", [isosurface, isosurface_by_sign, dense])
+@pytest.mark.parametrize("mesher", [isosurface, isosurface_by_sign, dense_isosurface])
 def test_a_sphere_is_a_sphere(mesher: object) -> None:
     mesh = mesher(sphere, resolution=64)  # type: ignore[operator]
     assert mesh.is_watertight
@@ -30,8 +30,8 @@ def test_a_sphere_is_a_sphere(mesher: object) -> None:
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=5e-3)  # positive: outward
 
 
-@pytest.mark.parametrize("mesher", [isosurface, isosurface_by_sign, dense])
-def test_an_off_centre_capsule_is_not_mirrored_or_swapped(mesher: object) -> None:
+@pytest.mark.parametrize("mesher", [isosurface, isosurface_by_sign, dense_isosurface])
+def test_an_off_center_capsule_is_not_mirrored_or_swapped(mesher: object) -> None:
     mesh = mesher(capsule, resolution=96)  # type: ignore[operator]
     assert mesh.is_watertight
     assert capsule(torch.from_numpy(mesh.vertices).float()).abs().max() < 1e-3
@@ -53,46 +53,46 @@ def test_sparse_equals_dense_on_the_same_grid(resolution: int) -> None:
     assert len(sparse.faces) == len(faces)
     order = lambda v: v[np.lexsort(np.round(v, 5).T)]  # noqa: E731
     np.testing.assert_allclose(order(sparse.vertices), order(vertices), atol=1e-5)
-    assert sparse.area == pytest.approx(dense(capsule, resolution=resolution).area, rel=2e-3)
+    assert sparse.area == pytest.approx(dense_isosurface(capsule, resolution=resolution).area, rel=2e-3)
 
 
 @pytest.mark.parametrize("resolution", [24, 64, 128])
-def test_what_is_no_distance_is_meshed_by_its_signs(resolution: int) -> None:
-    """A steep and warped field, of which a bound would say nothing, has the surface of the distance."""
-    found = isosurface_by_sign(lambda x: (40 * capsule(x)).tanh() * (2 + x[:, 0].sin()), resolution=resolution)
-    assert found.is_watertight
-    assert capsule(torch.from_numpy(found.vertices).float()).abs().max() < 0.2 * 2 / resolution
-    assert len(found.vertices) == len(isosurface(capsule, resolution=resolution).vertices)
+def test_a_field_that_is_not_a_distance_is_meshed_by_its_signs(resolution: int) -> None:
+    """A steep and warped field has the surface of the distance."""
+    mesh = isosurface_by_sign(lambda x: (40 * capsule(x)).tanh() * (2 + x[:, 0].sin()), resolution=resolution)
+    assert mesh.is_watertight
+    assert capsule(torch.from_numpy(mesh.vertices).float()).abs().max() < 0.2 * 2 / resolution
+    assert len(mesh.vertices) == len(isosurface(capsule, resolution=resolution).vertices)
 
 
-def test_visits_grow_with_the_surface_and_not_with_the_volume() -> None:
-    def visits(resolution: int) -> int:
-        visited = 0
+def test_evaluations_grow_with_the_surface_and_not_with_the_volume() -> None:
+    def evaluations(resolution: int) -> int:
+        evaluated = 0
 
         def counted(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
-            nonlocal visited
-            visited += len(x)
+            nonlocal evaluated
+            evaluated += len(x)
             return capsule(x)
 
         isosurface(counted, resolution=resolution)
-        return visited
+        return evaluated
 
-    few, many = visits(128), visits(256)
+    few, many = evaluations(128), evaluations(256)
     assert many < 0.012 * 257**3
     assert many < 4.5 * few  # a volume would be 8 times as large
 
 
 @pytest.mark.parametrize("speed", [0.2, 1.25, 1.9, 5.0])
-def test_a_field_that_changes_faster_than_a_distance_loses_nothing(speed: float) -> None:
-    """Above the slope that was taken for granted, the search notices and is made again."""
+def test_a_steeper_field_than_a_distance_has_the_complete_surface(speed: float) -> None:
+    """A slope above the assumed one repeats the search."""
     fast = isosurface(lambda x: speed * capsule(x), resolution=64)
-    plain = dense(lambda x: speed * capsule(x), resolution=64)
+    plain = dense_isosurface(lambda x: speed * capsule(x), resolution=64)
     distance, _ = cKDTree(plain.vertices).query(fast.vertices)
     assert distance.max() < 1e-6
     np.testing.assert_allclose(fast.area, plain.area, rtol=2e-3)  # the two marchers cut some cells differently
 
 
-def test_no_place_is_evaluated_twice_though_the_search_is_made_again() -> None:
+def test_no_point_is_evaluated_twice_if_the_search_is_repeated() -> None:
     seen = []
 
     def field(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
@@ -102,23 +102,25 @@ def test_no_place_is_evaluated_twice_though_the_search_is_made_again() -> None:
     isosurface(field, resolution=64)
     points = torch.cat(seen).numpy()
     apart = cKDTree(points).query(points, k=2)[0][:, 1]
-    assert apart.min() > 0.4 * 2 / 64  # corners and centres of cells
+    assert apart.min() > 0.4 * 2 / 64  # corners and centers of cells
 
 
-def test_a_steep_spot_between_the_centres_ends_the_search_too() -> None:
-    """It is found along the edges of marched cells: slower than large blocks may be, faster than small ones may."""
+def test_a_steep_spot_between_the_centers_repeats_the_search() -> None:
+    """Its slope along edges of marched cells is below the limit of large blocks, above that of small ones."""
 
     def field(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         ripple = 0.006 * torch.sin(160 * x[:, 0]) * torch.exp(-((x[:, 1] - 0.6) / 0.03).square())
         return sphere(x) + ripple
 
     mesh = isosurface(field, resolution=64)
-    assert mesh.area == pytest.approx(dense(field, resolution=64).area, rel=2e-3)
+    assert mesh.area == pytest.approx(dense_isosurface(field, resolution=64).area, rel=2e-3)
 
 
-def test_no_surface_says_what_the_field_does() -> None:
-    for mesher in (isosurface, dense):
-        with pytest.raises(ValueError, match=r"stays within \[2, 2\].* never crosses level 0.*trained"):
+def test_no_surface_is_an_error_with_the_range_of_the_field() -> None:
+    for mesher in (isosurface, dense_isosurface):
+        with pytest.raises(
+            ValueError, match=r"no surface at level 0: the field is within \[2, 2\].*Train the model.*model frame"
+        ):
             mesher(lambda x: torch.full((len(x),), 2.0), resolution=16)
 
 

@@ -1,4 +1,4 @@
-"""Lines against the normals of surfaces that are known."""
+"""Estimated normals against those of known surfaces."""
 
 from collections.abc import Callable
 
@@ -13,26 +13,26 @@ from shapespace.geometry.scan import Scan
 from shapespace.synthetic.scanner import VirtualScanner
 
 
-def test_lines_of_a_sphere_are_its_radii_up_to_their_side() -> None:
+def test_normals_of_a_sphere_are_its_radii_up_to_sign() -> None:
     points = np.random.default_rng(0).normal(size=(4000, 3))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    lines = estimate(points)
-    cosine = (lines * points).sum(axis=1)
-    np.testing.assert_allclose(np.linalg.norm(lines, axis=1), 1, atol=1e-6)
+    unoriented = estimate(points)
+    cosine = (unoriented * points).sum(axis=1)
+    np.testing.assert_allclose(np.linalg.norm(unoriented, axis=1), 1, atol=1e-6)
     assert np.abs(cosine).min() > 0.98
 
 
-def test_lines_of_a_noisy_plane_stand_on_it() -> None:
+def test_normals_of_a_noisy_plane_are_perpendicular_to_it() -> None:
     rng = np.random.default_rng(1)
     points = np.column_stack([rng.uniform(-1, 1, (3000, 2)), rng.normal(0, 0.002, 3000)]).astype(np.float32)
-    lines = estimate(points)
-    assert lines.dtype == np.float32
-    assert np.median(np.abs(lines[:, 2])) > 0.99
+    unoriented = estimate(points)
+    assert unoriented.dtype == np.float32
+    assert np.median(np.abs(unoriented[:, 2])) > 0.99
 
 
-def test_three_points_have_lines_too() -> None:
-    lines = estimate(np.array([[0.0, 0, 1], [1, 0, 1], [0, 1, 1]]))
-    np.testing.assert_allclose(np.abs(lines), [[0, 0, 1]] * 3, atol=1e-9)
+def test_three_points_have_normals() -> None:
+    unoriented = estimate(np.array([[0.0, 0, 1], [1, 0, 1], [0, 1, 1]]))
+    np.testing.assert_allclose(np.abs(unoriented), [[0, 0, 1]] * 3, atol=1e-9)
 
 
 def body(count: int) -> Scan:
@@ -46,17 +46,17 @@ def body(count: int) -> Scan:
     return Scan("", np.concatenate([part.points for part in parts]), np.concatenate(normals))
 
 
-def test_outside_is_where_one_can_leave() -> None:
+def test_outward_is_the_visible_side() -> None:
     scan = body(4000)
     assert scan.normals is not None
-    found = orient_outward(scan.points, estimate(scan.points))
-    assert found.whole
-    assert ((found.normals * scan.normals).sum(axis=1) > 0).mean() > 0.99
+    oriented = orient_outward(scan.points, estimate(scan.points))
+    assert oriented.is_complete
+    assert ((oriented.normals * scan.normals).sum(axis=1) > 0).mean() > 0.99
 
 
 @pytest.mark.parametrize("turn", [(0.0, 0.0, 0.0), (0.0, 1.5, 0.0), (0.7, 2.5, -0.4)])
-def test_one_view_tells_where_its_camera_stood(turn: tuple[float, ...], make_body: Callable[..., Trimesh]) -> None:
-    """A person seen by one camera from before, from aside, and from behind and above; then by sixteen."""
+def test_the_sensor_of_one_view_is_inferred(turn: tuple[float, ...], make_body: Callable[..., Trimesh]) -> None:
+    """A person seen by one camera from the front, the side, and behind and above; then by sixteen."""
     mesh = make_body()
     vertices = Rotation.from_rotvec(turn).apply(np.asarray(mesh.vertices))
     rng = np.random.default_rng(0)
@@ -66,16 +66,16 @@ def test_one_view_tells_where_its_camera_stood(turn: tuple[float, ...], make_bod
     towards /= np.linalg.norm(towards)
     for noise in (0.0, 0.005):
         points = view.points + rng.normal(scale=noise, size=view.points.shape).astype(np.float32)
-        found = Scan("", points).infer_sensor()
-        assert found.sensors is not None
-        np.testing.assert_allclose(np.linalg.norm(found.sensors - points, axis=1), 3, rtol=1e-5)
-        assert ((found.sensors - points) @ towards).min() > 3 * 0.95
+        scan = Scan("", points).infer_sensor()
+        assert scan.sensors is not None
+        np.testing.assert_allclose(np.linalg.norm(scan.sensors - points, axis=1), 3, rtol=1e-5)
+        assert ((scan.sensors - points) @ towards).min() > 3 * 0.95
     whole = VirtualScanner().scan(vertices, np.asarray(mesh.faces), rng, "whole")
     few = whole.sample(2000, rng).points
     assert single_view_direction(few, estimate(few)) is None
 
 
-def test_a_scan_that_says_more_than_points_or_was_seen_from_around_gets_no_camera() -> None:
+def test_no_sensor_is_inferred_for_more_than_points_or_for_several_views() -> None:
     scan = body(2000)
     assert scan.normals is not None
     assert Scan("", scan.points).infer_sensor().sensors is None
@@ -88,7 +88,7 @@ def test_a_scan_that_says_more_than_points_or_was_seen_from_around_gets_no_camer
     assert placed.infer_sensor() is placed
 
 
-def test_both_sides_of_something_flat_are_no_view_of_one_camera() -> None:
+def test_both_sides_of_a_slab_are_not_a_single_view() -> None:
     out = np.random.default_rng(0).normal(size=(2000, 3))
     points = out / np.linalg.norm(out, axis=1, keepdims=True) * (0.3, 0.85, 0.1)
     assert single_view_direction(points, estimate(points)) is None
@@ -96,16 +96,16 @@ def test_both_sides_of_something_flat_are_no_view_of_one_camera() -> None:
     np.testing.assert_allclose(single_view_direction(front, estimate(front)), [0, 0, 1], atol=0.1)
 
 
-def test_half_a_surface_has_no_inside() -> None:
+def test_normals_of_half_a_surface_stay_unoriented() -> None:
     scan = body(4000)
     half = scan.select(np.flatnonzero(scan.points[:, 1] > 0.02))
-    assert not orient_outward(half.points, estimate(half.points)).whole
+    assert not orient_outward(half.points, estimate(half.points)).is_complete
     bare = Scan("", half.points).estimate_normals()
     assert bare.normals is None
     assert bare.unoriented_normals is not None
 
 
-def test_a_sensor_tells_outside_at_once() -> None:
+def test_normals_point_to_the_sensor() -> None:
     scan = body(500)
     assert scan.normals is not None
     half = scan.select(np.flatnonzero(scan.normals[:, 1] > 0.3))

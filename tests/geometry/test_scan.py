@@ -1,4 +1,4 @@
-"""Scans without their strays, scans in memory, and scans of the plane."""
+"""Outlier removal, scans in memory, and scans of the plane."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ def sphere(count: int = 2000) -> Scan:
     return Scan("sphere", out, out)
 
 
-def test_strays_go_and_the_surface_stays() -> None:
+def test_outliers_are_removed_and_the_surface_stays() -> None:
     clean, rng = sphere(), np.random.default_rng(1)
     assert clean.remove_statistical_outliers() is clean
     away = rng.uniform(-2, 2, (600, 3)).astype(np.float32)
-    spoilt = Scan("spoilt", np.concatenate([clean.points, away]), np.concatenate([clean.points, away]))
-    kept = spoilt.remove_statistical_outliers()
+    noisy = Scan("noisy", np.concatenate([clean.points, away]), np.concatenate([clean.points, away]))
+    kept = noisy.remove_statistical_outliers()
     assert kept.normals is not None
     np.testing.assert_array_equal(kept.points, kept.normals)  # what belongs to a point goes with it
     radius = np.linalg.norm(kept.points, axis=1)
@@ -32,7 +32,7 @@ def test_strays_go_and_the_surface_stays() -> None:
     assert (np.abs(radius - 1) > 0.2).sum() < 0.1 * len(away)
 
 
-def test_rims_are_no_strays_and_meshes_are_left_alone() -> None:
+def test_rims_are_not_outliers_and_meshes_are_unchanged() -> None:
     half = sphere()
     half = half.select(np.flatnonzero(half.points[:, 2] > 0))
     assert half.remove_statistical_outliers() is half
@@ -88,7 +88,7 @@ def test_curves_are_written_upright(tmp_path: Path) -> None:
     assert 'viewBox="-0.1 -1.1 2.2 1.2"' in text
 
 
-def test_a_turned_scan_keeps_its_normals_on_it() -> None:
+def test_normals_rotate_with_the_scan() -> None:
     from shapespace.geometry.similarity import frame_of
 
     scan = sphere()

@@ -1,4 +1,4 @@
-"""Planes that bound a scan, and its parts: found where they are, and nowhere else."""
+"""Bounding planes and connected parts of known points."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def floor(edge: float = 2.0, noise: float = 0.002) -> np.ndarray:
 
 
 @pytest.mark.parametrize("turn", [(0, 0, 0), (1.2, -0.7, 0.4)])
-def test_a_floor_is_found_where_it_is_however_the_scan_lies(turn: tuple[float, float, float]) -> None:
+def test_a_floor_is_detected_in_any_orientation(turn: tuple[float, float, float]) -> None:
     rotation = Rotation.from_rotvec(turn)
     body, ground = capsule(), floor()
     points = rotation.apply(np.concatenate([body, ground])) + np.array([3, -2, 5])
@@ -39,22 +39,22 @@ def test_a_floor_is_found_where_it_is_however_the_scan_lies(turn: tuple[float, f
 def test_a_corner_of_a_room_has_a_floor_and_two_walls() -> None:
     ground = floor()
     walls = [ground[:, [1, 0, 2]] + (-1, 1, 0), ground[:, [0, 2, 1]] + (0, 1, -1)]
-    found = segmentation.bounding_planes(np.concatenate([capsule(), ground, *walls]), np.random.default_rng(0))
-    normals = np.array([plane.normal for plane in found])
+    planes = segmentation.bounding_planes(np.concatenate([capsule(), ground, *walls]), np.random.default_rng(0))
+    normals = np.array([plane.normal for plane in planes])
     np.testing.assert_allclose(normals[np.argmax(normals, axis=1).argsort()], np.eye(3)[[0, 1, 2]], atol=0.01)
 
 
 @pytest.mark.parametrize("points", [capsule(), floor(0.6), capsule(300), floor()[:3], np.zeros((200, 3))])
-def test_what_has_no_large_plane_keeps_all(points: np.ndarray) -> None:
+def test_points_without_a_large_plane_have_no_bounding_plane(points: np.ndarray) -> None:
     assert segmentation.bounding_planes(points, np.random.default_rng(0)) == []
 
 
-def test_a_plane_through_the_middle_bounds_nothing() -> None:
+def test_a_plane_through_the_middle_is_not_a_bounding_plane() -> None:
     points = np.concatenate([capsule(), floor() + np.array([0, 0.8, 0])])
     assert segmentation.bounding_planes(points, np.random.default_rng(0)) == []
 
 
-def test_parts_are_what_a_gap_keeps_apart() -> None:
+def test_parts_are_separated_by_a_gap() -> None:
     body = capsule()
     near, far = body + np.array([0.30 + 0.02, 0, 0]), body + np.array([0, 0, 0.30 + 0.15])
     assert len(np.unique(segmentation.connected_parts(np.concatenate([body, near])))) == 1
@@ -64,5 +64,5 @@ def test_parts_are_what_a_gap_keeps_apart() -> None:
     assert labels[0] != labels[-1]
 
 
-def test_few_points_that_lie_apart_are_one_part_still() -> None:
+def test_few_sparse_points_are_one_part() -> None:
     assert set(segmentation.connected_parts(capsule(500))) == {0}

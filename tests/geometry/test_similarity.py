@@ -74,7 +74,7 @@ def test_directions_turn_and_do_not_move() -> None:
 
 @pytest.mark.parametrize(("unknown", "count", "reach"), [(None, 1, 180), ("yaw", 8, 22.5), ("full", 60, 45)])
 def test_starts_are_rotations_and_near_to_any_other(
-    unknown: similarity.Unknown | None, count: int, reach: float
+    unknown: similarity.UnknownRotation | None, count: int, reach: float
 ) -> None:
     starts = similarity.rotation_grid(unknown)
     assert starts.shape == (count, 3, 3)
@@ -89,7 +89,7 @@ def test_starts_are_rotations_and_near_to_any_other(
 
 @pytest.mark.parametrize(("unknown", "count"), [("yaw", 3), ("full", 13)])
 def test_neighbours_are_still_or_turned_by_the_angle_evenly_about_the_axes(
-    unknown: similarity.Unknown, count: int
+    unknown: similarity.UnknownRotation, count: int
 ) -> None:
     vectors = Rotation.from_matrix(similarity.rotation_neighborhood(unknown, 24.0)).as_rotvec(degrees=True)
     assert vectors.shape == (count, 3)
@@ -139,7 +139,7 @@ def test_even_motion_does_not_bend() -> None:
 def test_frames_that_are_moved_by_poses_bend_by_the_second_differences_of_these() -> None:
     rng = np.random.default_rng(0)
     path = [frame((0.02 * rng.normal(size=3)).tolist(), [0.0, 0.01 * t * t, 1.0], 1.25 * 1.005**t) for t in range(5)]
-    poses = torch.from_numpy(1e-2 * rng.normal(size=(5, similarity.SIZE))).float()
+    poses = torch.from_numpy(1e-2 * rng.normal(size=(5, similarity.NUM_PARAMETERS))).float()
     moved = [frame.compose(similarity.frame_of(by)) for frame, by in zip(path, poses, strict=True)]
     expected = tridiagonal.second_differences(5) @ poses.double()
     assert expected.abs().max() > 0.03
