@@ -1,1 +1,1 @@
-"""Families: ways of turning a code into a shape, one file and one class each."""
+"""Model families: each file has the config, the class and the builder of one family."""

@@ -1,4 +1,4 @@
-"""AtlasNet (Groueix et al., CVPR 2018): parametric patches across many shapes."""
+"""AtlasNet (Groueix et al., CVPR 2018): surfaces from parametric patches."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trimesh import Trimesh
 
 from shapespace.data.loader import Batch
-from shapespace.models.base import ShapeModel
+from shapespace.models.base import ModelConfig, ShapeModel
 from shapespace.models.code import Code
 from shapespace.models.encoders import Encoder, PointNetEncoder
 from shapespace.nn import losses
@@ -20,7 +20,7 @@ from shapespace.nn.pointnet import PointNet
 
 
 class Patches(nn.Module):
-    """One small MLP for each patch, from (u, v) in the unit square and the code to a place (section 4)."""
+    """One small MLP for each patch, from (u, v) in the unit square and the code to a point (section 4)."""
 
     def __init__(self, *, code_dim: int, patches: int, width: int) -> None:
         super().__init__()
@@ -30,16 +30,16 @@ class Patches(nn.Module):
         self.biases = nn.ParameterList(torch.randn(patches, 1, b) * 0.1 for _, b in pairs)
 
     def forward(self, uv: Float[Tensor, "b p n 2"], code: Float[Tensor, "b k"]) -> Float[Tensor, "b p n 3"]:
-        """Places in [-1, 1]^3; `uv` has points for each patch. The code's share is one product per shape and patch."""
+        """Points in [-1, 1]^3; `uv` has points for each patch. The code is multiplied once for each shape and patch."""
         first = self.weights[0]
-        found = uv @ first[:, :2] + torch.einsum("bk,pkw->bpw", code, first[:, 2:])[:, :, None] + self.biases[0]
+        x = uv @ first[:, :2] + torch.einsum("bk,pkw->bpw", code, first[:, 2:])[:, :, None] + self.biases[0]
         for weight, bias in zip(list(self.weights)[1:], list(self.biases)[1:], strict=True):
-            found = found.relu() @ weight + bias
-        return found.tanh()
+            x = x.relu() @ weight + bias
+        return x.tanh()
 
 
 class Atlas(ShapeModel):
-    """A code vector and a point of a square give a point of the surface; every patch has its own MLP. No inside."""
+    """Surface of patches: each has an MLP from a point of a square and the code to a point. It has no inside."""
 
     def __init__(self, encoder: Encoder, decoder: Patches, prior: GaussianPrior) -> None:
         super().__init__()
@@ -47,23 +47,23 @@ class Atlas(ShapeModel):
 
     @property
     def patches(self) -> int:
-        """How many there are."""
+        """Number of patches."""
         return len(self.decoder.biases[0])
 
     def encode(self, batch: Batch) -> Code:
-        """Codes of a batch."""
+        """Encode a batch in one forward pass."""
         return self.encoder(batch)
 
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
-        """Chamfer distance between random points of the patches and as many of the scan (eq. 1)."""
-        each = -(-batch.surface.shape[1] // self.patches)
-        uv = torch.rand(len(code), self.patches, each, 2, device=batch.surface.device)
-        found = self.decoder(uv, code.parts[0]).flatten(1, 2)
-        return {"chamfer": losses.chamfer(found, batch.surface)}
+        """Term `chamfer`: distance between random points of the patches and as many of the scan (eq. 1)."""
+        per_patch = -(-batch.surface.shape[1] // self.patches)
+        uv = torch.rand(len(code), self.patches, per_patch, 2, device=batch.surface.device)
+        predicted = self.decoder(uv, code.parts[0]).flatten(1, 2)
+        return {"chamfer": losses.chamfer(predicted, batch.surface)}
 
     @torch.no_grad()
     def extract_surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
-        """One mesh for each code: every patch as a square of about `resolution^2 / patches` cells, open at its rim."""
+        """One open mesh for each code: each patch is a square grid of about `resolution^2 / patches` cells."""
         side = max(2, round(resolution / math.sqrt(self.patches)) + 1)
         axis = torch.linspace(0, 1, side)
         square = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).flatten(0, 1)
@@ -81,25 +81,25 @@ class Atlas(ShapeModel):
 
 
 @dataclass(frozen=True)
-class AtlasConfig:
-    """Sizes of an `Atlas` model. The defaults are the paper's (section 5)."""
+class AtlasConfig(ModelConfig):
+    """Settings of an `Atlas` model. The defaults are those of the paper (section 5)."""
 
     code_dim: int = 1024
-    """Numbers in a code."""
+    """Dimension of the code."""
     patches: int = 25
-    """Squares that make up the surface."""
+    """Number of patches."""
     width: int = 1024
-    """Units of the first hidden layer; the second and third have a half and a quarter."""
+    """Units of the first hidden layer of a patch; the second and third have a half and a quarter."""
     encoder_points: int = 2500
-    """Points that the encoder reads of a scan."""
+    """Points of a scan that the encoder reads."""
     encoder_width: int = 128
-    """Units of the encoder's shared layers."""
+    """Units of the shared layers of the encoder."""
     encoder_features: int = 1024
-    """Features over which the encoder takes the maximum."""
+    """Features that the encoder pools by a maximum over the points."""
 
 
-def build_atlas(config: AtlasConfig) -> Atlas:
-    """Parametric patches."""
+def build_atlas(config: AtlasConfig, *, num_scans: int = 0) -> Atlas:
+    """Build an AtlasNet; the number of training scans does not matter."""
     pointnet = PointNet(
         code_dim=config.code_dim,
         num_points=config.encoder_points,

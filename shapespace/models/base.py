@@ -1,7 +1,8 @@
-"""What every family can do."""
+"""Base classes of all models."""
 
 import hashlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -11,30 +12,48 @@ from trimesh import Trimesh
 from shapespace.data.loader import Batch
 from shapespace.geometry.isosurface import isosurface, isosurface_by_sign
 from shapespace.models.code import Code
-from shapespace.nn.latent import GaussianPrior
+from shapespace.nn.latent import CodeTable, GaussianPrior
 from shapespace.nn.losses import Scalar
 from shapespace.nn.mlp import Linearization
 
 
-class ShapeModel(nn.Module, ABC):
-    """A shape space: encodes scans to codes, and turns codes into surfaces. Works in the model frame."""
+@dataclass(frozen=True)
+class ModelConfig:
+    """Base class of the settings of a model; each family has its own in its file."""
 
-    prior: GaussianPrior | None  # of the training codes, where these are vectors
+
+class ShapeModel(nn.Module, ABC):
+    """Encoder from scans to codes, and decoder from codes to surfaces, in the model frame."""
+
+    prior: GaussianPrior | None  # over the training codes; None for codes that are grids
 
     @abstractmethod
     def encode(self, batch: Batch) -> Code:
-        """Codes of a batch of scans, in one forward pass."""
+        """Encode a batch of scans in one forward pass."""
 
     @abstractmethod
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, Scalar]:
-        """The unweighted terms of the loss; training and fitting use the same."""
+        """Unweighted loss terms by name; training and fitting use the same."""
 
     @abstractmethod
     def extract_surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
-        """One mesh for each code, outward, in the model frame."""
+        """One mesh for each code, in the model frame, with outward faces."""
+
+    @property
+    def codes_parameter(self) -> nn.Parameter | None:
+        """Free codes of the training scans (n, k); None for a model without a table of codes."""
+        return next((module.codes for module in self.modules() if isinstance(module, CodeTable)), None)
+
+    def encoder_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the network that computes codes from points, by their names in the state dict.
+
+        Free codes are not among them. Empty for a model that has free codes only.
+        """
+        encoder, codes = dict(self.named_children()).get("encoder", nn.Module()), self.codes_parameter
+        return {name: p for name, p in encoder.named_parameters(prefix="encoder") if p is not codes}
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with any weight: codes belong to one model."""
+        """Hash of all weights and their names, as 16 hexadecimal digits; it ties stored codes to their model."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -43,18 +62,18 @@ class ShapeModel(nn.Module, ABC):
 
 
 class FieldModel(ShapeModel):
-    """A family whose shape is a level set: the surface is `field == level`, inside is below."""
+    """Model whose surface is a level set `field == level`; inside, the field is lower."""
 
     level: float = 0.0
-    is_sdf: bool = True  # the field changes by about 1 per unit, so that it tells where no surface is
+    is_sdf: bool = True  # |gradient| is about 1, so a value bounds the distance to the surface
 
     @abstractmethod
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
-        """The field at model points; negative inside."""
+        """Field at points of the model frame; lower than `level` inside."""
 
     @torch.no_grad()
     def extract_surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
-        """One mesh for each code, by sparse marching cubes in [-1, 1]^3 of `resolution` cells along an edge."""
+        """One mesh for each code, by sparse marching cubes with `resolution` cells along each edge of [-1, 1]^3."""
         device, mesher = code.parts[0].device, isosurface if self.is_sdf else isosurface_by_sign
 
         def mesh(one: Code) -> Trimesh:
@@ -68,10 +87,10 @@ class FieldModel(ShapeModel):
 
 
 class SDFModel(FieldModel):
-    """A field that is a signed distance in model units, of one vector: its code can be fitted by second order."""
+    """Signed distance field (model units) of a code vector; its codes are fitted by Levenberg-Marquardt."""
 
     prior: GaussianPrior
 
     @abstractmethod
     def linearize(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearization:
-        """The field, its gradient in x and its Jacobian in the flat code; no graph."""
+        """Field, its gradient in x and its Jacobian in the flat code (no graph)."""

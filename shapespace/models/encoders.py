@@ -1,4 +1,4 @@
-"""Ways from a batch to codes: one noun, so that auto-decoder training is a part, not a mode."""
+"""Encoders: modules from a batch to codes, by a network or a table of free codes."""
 
 import torch
 from torch import nn
@@ -11,14 +11,14 @@ from shapespace.nn.resnet import ResidualPointNet
 
 
 class PointNetEncoder(nn.Module):
-    """Codes from points; a variational one gives a draw from its posterior while it trains."""
+    """Codes from points by a PointNet; a variational one samples its posterior in training mode."""
 
     def __init__(self, pointnet: PointNet | ResidualPointNet) -> None:
         super().__init__()
         self.pointnet = pointnet
 
     def forward(self, batch: Batch) -> Code:
-        """Codes of a batch in one pass."""
+        """Encode a batch; `kl` is set by a variational encoder in training mode."""
         mean, log_variance = self.pointnet(batch.points)
         if log_variance is None or not self.training:
             return Code((mean,))
@@ -26,21 +26,21 @@ class PointNetEncoder(nn.Module):
 
 
 class AutoDecoder(nn.Module):
-    """Free codes of the training scans (IGR, section 6); a stranger has their mean."""
+    """Free codes of the training scans (IGR, section 6); an unseen scan has their mean."""
 
     def __init__(self, table: CodeTable) -> None:
         super().__init__()
         self.table = table
 
     def forward(self, batch: Batch) -> Code:
-        """Codes of a batch, by the scans' rows."""
+        """Codes of a batch by the indices of its scans."""
         return Code((self.table(batch.scan_index),))
 
 
 class DistilledEncoder(nn.Module):
-    """Free codes for the training scans, and a PointNet that is taught to find them; a stranger has the PointNet's.
+    """Free codes for the training scans, and a PointNet that is distilled from them; it encodes unseen scans.
 
-    The decoder then learns from exact codes, and not from what the encoder cannot tell apart yet.
+    The decoder is trained on free codes only, so it does not depend on how well the encoder separates scans.
     """
 
     def __init__(self, pointnet: PointNet, table: CodeTable) -> None:
@@ -48,11 +48,11 @@ class DistilledEncoder(nn.Module):
         self.pointnet, self.table = pointnet, table
 
     def forward(self, batch: Batch) -> Code:
-        """Codes of a batch; `lesson` is the squared distance between a free code and the PointNet's."""
-        guess, _ = self.pointnet(batch.points)
+        """Codes of a batch; `distillation` is the squared distance of the PointNet's codes from them."""
+        predicted, _ = self.pointnet(batch.points)
         known = (batch.scan_index >= 0)[:, None]
-        code = torch.where(known, self.table(batch.scan_index), guess)
-        return Code((code,), distillation=(guess - code.detach()).square().sum(dim=-1))
+        code = torch.where(known, self.table(batch.scan_index), predicted)
+        return Code((code,), distillation=(predicted - code.detach()).square().sum(dim=-1))
 
 
 Encoder = PointNetEncoder | AutoDecoder | DistilledEncoder

@@ -1,4 +1,4 @@
-"""Implicit Geometric Regularization (Gropp et al., ICML 2020) across many shapes."""
+"""Implicit Geometric Regularization, IGR (Gropp et al., ICML 2020): a signed distance field of a code vector."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shapespace.data.loader import Batch
 from shapespace.models import sdf
-from shapespace.models.base import SDFModel
+from shapespace.models.base import ModelConfig, SDFModel
 from shapespace.models.code import Code
 from shapespace.models.encoders import AutoDecoder, DistilledEncoder, Encoder, PointNetEncoder
 from shapespace.nn import losses
@@ -18,18 +18,18 @@ from shapespace.nn.pointnet import PointNet
 
 
 class IGR(SDFModel):
-    """A code vector conditions one MLP; its field is a signed distance in model units, learned from raw scans."""
+    """MLP conditioned on a code vector; its field is a signed distance (model units), trained on raw scans."""
 
     def __init__(self, encoder: Encoder, decoder: SkipMLP | PlanarMLP, prior: GaussianPrior) -> None:
         super().__init__()
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
 
     def encode(self, batch: Batch) -> Code:
-        """Codes of a batch."""
+        """Encode a batch."""
         return self.encoder(batch)
 
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
-        """Signed distance in model units, negative inside."""
+        """Signed distance (model units), negative inside."""
         return self.decoder(x, code.parts[0])
 
     def linearize(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearization:
@@ -37,9 +37,10 @@ class IGR(SDFModel):
         return self.decoder.linearize(x, code.parts[0])
 
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
-        """IGR eq. 2 and the codes' regulariser (section 6), with two more terms for the recommended recipe.
+        """Terms of IGR eq. 2, those of `sdf.loss_terms`, and the code regularization (section 6).
 
-        Only taught encoders have a `lesson`.
+        `code_reg` is the mean norm of the codes, or the KL divergence of a variational encoder. A distilled encoder
+        adds `distillation`.
         """
         terms = sdf.loss_terms(self.decoder.value_and_gradient, self.decoder, batch, code.parts[0])
         terms["code_reg"] = (code.flat.norm(dim=-1) if code.kl is None else code.kl).mean()
@@ -49,45 +50,45 @@ class IGR(SDFModel):
 
 
 @dataclass(frozen=True)
-class IGRConfig:
-    """Sizes of an `IGR` model. The defaults are the paper's (section 6 and appendix)."""
+class IGRConfig(ModelConfig):
+    """Settings of an `IGR` model. The defaults are those of the paper (section 6 and appendix)."""
 
     code_dim: int = 256
-    """Numbers in a code."""
+    """Dimension of the code."""
     width: int = 512
-    """Units in each hidden layer of the decoder."""
+    """Units of each hidden layer of the decoder."""
     depth: int = 8
     """Hidden layers of the decoder."""
     skip: int = 4
-    """The layer at which the decoder's input enters once more."""
+    """Hidden layer at which the input of the decoder is concatenated again."""
     beta: float = 100.0
-    """Sharpness of the softplus."""
+    """Sharpness of the softplus (1 / model unit)."""
     init_radius: float | None = 1.0
-    """Radius, in model units, of the sphere that the decoder is at the start; `null` for the scan's own, where a single
-    scan is reconstructed."""
+    """Radius of the initial sphere (model units). `null`, for `shapespace reconstruct` only: the median radius of the
+    scan."""
     dims: Literal[2, 3] = 3
-    """Dimensions of the space in which the shapes lie: 2 for curves in the plane z = 0."""
+    """Dimension of space: 3, or 2 for curves in the plane z = 0."""
     encoder: Literal["pointnet", "variational", "autodecoder", "distilled"] = "pointnet"
-    """Where codes come from: a PointNet; a variational one; a table of free codes (auto-decoder); or a table whose
-    codes a PointNet is taught to find."""
+    """Source of the codes: a PointNet, a variational PointNet, a table of free codes (autodecoder), or a table with a
+    PointNet that is distilled from it."""
     code_init_std: float = 0.0
-    """Standard deviation of free codes at the start."""
+    """Standard deviation of the initial free codes."""
     modulate: Literal["input", "all"] = "input"
-    """Hidden layers of the decoder that the code shifts: the two at which the input enters, or all."""
+    """Hidden layers that read the code: the two that read the input, or all (shift modulation)."""
     encoder_points: int = 1024
-    """Points that the encoder reads of a scan."""
+    """Points of a scan that the encoder reads."""
     encoder_width: int = 128
-    """Units of the encoder's shared layers."""
+    """Units of the shared layers of the encoder."""
     encoder_features: int = 512
-    """Features over which the encoder takes the maximum."""
+    """Features that the encoder pools by a maximum over the points."""
 
 
 def build_igr(config: IGRConfig, *, num_scans: int = 0) -> IGR:
-    """An IGR model; a table has room for the codes of `shapes` training scans."""
+    """Build an IGR model, with free codes for `num_scans` training scans."""
     if config.init_radius is None:
         raise ValueError(
-            "model.radius is null, which is for `shapespace reconstruct`, where one scan has a size. "
-            "Give the radius of the sphere that the decoder is at the start, in model units, such as 0.3."
+            "--model.init-radius null: only `shapespace reconstruct` sets the radius by the scan. "
+            "Set the radius of the initial sphere in model units, such as --model.init-radius 0.3."
         )
     decoder = SkipMLP(
         code_dim=config.code_dim,
@@ -99,11 +100,11 @@ def build_igr(config: IGRConfig, *, num_scans: int = 0) -> IGR:
         modulated=config.modulate == "all",
         dims=config.dims,
     )
-    placed = PlanarMLP(decoder) if config.dims == 2 else decoder
-    return IGR(_encoder(config, num_scans), placed, GaussianPrior(code_dim=config.code_dim))
+    network = PlanarMLP(decoder) if config.dims == 2 else decoder
+    return IGR(_build_encoder(config, num_scans), network, GaussianPrior(code_dim=config.code_dim))
 
 
-def _encoder(config: IGRConfig, num_scans: int) -> Encoder:
+def _build_encoder(config: IGRConfig, num_scans: int) -> Encoder:
     if config.encoder == "autodecoder":
         return AutoDecoder(CodeTable(num_scans=num_scans, code_dim=config.code_dim, init_std=config.code_init_std))
     pointnet = PointNet(

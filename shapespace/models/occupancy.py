@@ -1,4 +1,4 @@
-"""Occupancy Networks (Mescheder et al., CVPR 2019) across many shapes."""
+"""Occupancy Networks (Mescheder et al., CVPR 2019): the probability of being inside, from a code vector."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.data.loader import Batch
-from shapespace.models.base import FieldModel
+from shapespace.models.base import FieldModel, ModelConfig
 from shapespace.models.code import Code
 from shapespace.models.encoders import Encoder, PointNetEncoder
 from shapespace.nn import losses
@@ -15,57 +15,61 @@ from shapespace.nn.resnet import ConditionalMLP, ResidualPointNet
 
 
 class Occupancy(FieldModel):
-    """A code vector conditions an MLP by its normalisations; the field is minus the logit of being inside."""
+    """MLP conditioned on a code vector by batch normalization; the field is minus the logit of being inside."""
+
+    is_sdf = False
 
     def __init__(self, encoder: Encoder, decoder: ConditionalMLP, prior: GaussianPrior) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.prior, self.is_sdf = encoder, decoder, prior, False
+        self.encoder, self.decoder, self.prior = encoder, decoder, prior
 
     def encode(self, batch: Batch) -> Code:
-        """Codes of a batch."""
+        """Encode a batch."""
         return self.encoder(batch)
 
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
-        """Minus the logit: negative where inside is likelier than outside."""
+        """Minus the logit: negative where the probability of being inside is above one half."""
         return -self.decoder(x, code.parts[0])
 
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
-        """Cross-entropy of labels (section 3.2)."""
+        """Term `occupancy`: cross-entropy of the labels (section 3.2)."""
         return {"occupancy": occupancy(self, batch, code)}
 
 
 def occupancy(model: FieldModel, batch: Batch, code: Code) -> losses.Scalar:
-    """Cross-entropy at labelled points; of a scan that has no labels, close to it, by its normals.
+    """Cross-entropy at labeled points; for a scan without labels, at its near points with labels from its normals.
 
-    The latter is not in the papers, which never fit a code: a point of the shell is inside if it lies below the plane
-    of its neighbour on the scan. Raises `ValueError` for scans with neither.
+    The labels from normals are not in the papers, which do not fit codes: a near point is inside if it is below the
+    tangent plane of its scan point. Raises `ValueError` for scans without labels and normals.
     """
     if batch.occupancy_points is not None and batch.occupancy is not None:
         return losses.occupancy(-model.field(batch.occupancy_points, code), batch.occupancy)
     if batch.normals is None:
-        raise ValueError("labels need a true surface, and scans without any need normals: this batch has neither.")
+        raise ValueError(
+            "term `occupancy`: the batch has neither labels nor normals. Use scans that have ground truth or normals."
+        )
     below = ((batch.near_points - batch.surface) * batch.normals).sum(dim=-1) < 0
     return losses.occupancy(-model.field(batch.near_points, code), below)
 
 
 @dataclass(frozen=True)
-class OccupancyConfig:
-    """Sizes of an `Occupancy` model. The defaults are those of Occupancy Networks for point clouds (supplementary)."""
+class OccupancyConfig(ModelConfig):
+    """Settings of an `Occupancy` model. The defaults are those of the paper for point clouds (supplementary)."""
 
     code_dim: int = 512
-    """Numbers in a code."""
+    """Dimension of the code."""
     width: int = 256
-    """Units in each hidden layer of the decoder."""
+    """Units of each hidden layer of the decoder."""
     blocks: int = 5
     """Residual blocks of the decoder."""
     encoder_points: int = 300
-    """Points that the encoder reads of a scan."""
+    """Points of a scan that the encoder reads."""
     encoder_width: int = 512
-    """Units of the encoder's layers."""
+    """Units of the layers of the encoder."""
 
 
-def build_occupancy(config: OccupancyConfig) -> Occupancy:
-    """An occupancy network."""
+def build_occupancy(config: OccupancyConfig, *, num_scans: int = 0) -> Occupancy:
+    """Build an occupancy network; the number of training scans does not matter."""
     encoder = ResidualPointNet(code_dim=config.code_dim, num_points=config.encoder_points, width=config.encoder_width)
     decoder = ConditionalMLP(code_dim=config.code_dim, width=config.width, blocks=config.blocks)
     return Occupancy(PointNetEncoder(encoder), decoder, GaussianPrior(code_dim=config.code_dim))

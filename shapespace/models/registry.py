@@ -1,8 +1,9 @@
-"""Sizes become models: every size of every family stands here."""
+"""Registry of the model families; models are built from configs and files, and saved."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -11,66 +12,106 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from shapespace.io.checkpoints import save_tensors
 from shapespace.models.atlas import AtlasConfig, build_atlas
-from shapespace.models.base import ShapeModel
-from shapespace.models.convolutional import (
-    ConvolutionalConfig,
-    build_convolutional,
-)
+from shapespace.models.base import ModelConfig, ShapeModel
+from shapespace.models.convolutional import ConvolutionalConfig, build_convolutional
 from shapespace.models.igr import IGRConfig, build_igr
 from shapespace.models.multiscale import MultiscaleConfig, build_multiscale
 from shapespace.models.occupancy import OccupancyConfig, build_occupancy
 from shapespace.models.voxel import VoxelConfig, build_voxel
 
-ModelConfig = IGRConfig | OccupancyConfig | ConvolutionalConfig | MultiscaleConfig | VoxelConfig | AtlasConfig
+
+class Family(NamedTuple):
+    """Config class of a family, and its builder `(config, *, num_scans) -> model`."""
+
+    config: type[Any]
+    build: Callable[..., ShapeModel]
+
+
+FAMILIES: dict[str, Family] = {
+    "igr": Family(IGRConfig, build_igr),
+    "occupancy": Family(OccupancyConfig, build_occupancy),
+    "convolutional": Family(ConvolutionalConfig, build_convolutional),
+    "multiscale": Family(MultiscaleConfig, build_multiscale),
+    "voxel": Family(VoxelConfig, build_voxel),
+    "atlas": Family(AtlasConfig, build_atlas),
+}
+
+# Largest accepted settings of a stored model. Encoding a scan takes memory at the second or third power of these two;
+# all others are limited by DEFAULT_MAX_SIZE.
+MAX_SIZES = {"grid": 512, "plane": 4096}
+DEFAULT_MAX_SIZE = 2**20
+
+
+def family_name(config: ModelConfig) -> str:
+    """Name of the family that this config belongs to."""
+    return next(name for name, family in FAMILIES.items() if type(config) is family.config)
 
 
 def build_model(config: ModelConfig, *, num_scans: int = 0) -> ShapeModel:
-    """A model of the family whose sizes these are; a table has room for the codes of `shapes` training scans."""
-    return FAMILIES[family_name(config)].build(config, num_scans)
+    """Build a model with initial weights, and with free codes for `num_scans` training scans where it has any."""
+    return FAMILIES[family_name(config)].build(config, num_scans=num_scans)
+
+
+def save_model(
+    path: Path, model: ShapeModel, config: ModelConfig, *, scale: float, metadata: Mapping[str, Any]
+) -> None:
+    """Write the weights and what `restore_model` needs to one safetensors file.
+
+    `scale` is the length of a model unit in meters; `metadata` has the data, their license and the loss weights.
+    """
+    description = {
+        "kind": "model",
+        "family": family_name(config),
+        "config": asdict(config),
+        "scale": scale,
+        "metadata": metadata,
+    }
+    save_tensors(path, model.state_dict(), description)
 
 
 def restore_model(
     name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[ModelConfig, ShapeModel]:
-    """The sizes and the model that a file tells of, with the file's weights.
+    """Build the model of family `name` that a file describes, with the weights of the file.
 
-    A stranger may have written it: nothing far larger than the weights that are there is built.
+    The file may be untrusted: nothing far larger than its weights is built.
 
     Raises:
-        ValueError: Family, sizes and weights do not go together.
+        ValueError: Family, config and weights are not consistent.
 
     """
     if name not in FAMILIES:
-        raise ValueError(f"family {name!r} is none of {', '.join(FAMILIES)}")
-    usual = {field.name: field.default for field in fields(FAMILIES[name].config)}
+        raise ValueError(f"family {name!r} is not one of {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    defaults = {field.name: field.default for field in fields(family.config)}
     for key, value in config.items():
-        if key not in usual or not isinstance(value, float if (kind := type(usual[key])) is float else kind):
-            raise ValueError(f"there is no size {key} of {value!r}")
-        if isinstance(value, int) and not 0 <= value <= MAX_SIZES.get(key, 2**20):
-            raise ValueError(f"its size {key} is {value:,}, and 0 to {MAX_SIZES.get(key, 2**20):,} can be")
+        if key not in defaults:
+            raise ValueError(f"family {name} has no setting {key}")
+        kind = type(defaults[key])
+        if not isinstance(value, kind):
+            raise ValueError(f"setting {key} is {value!r}, not of type {kind.__name__}")
+        if isinstance(value, int) and not 0 <= value <= (limit := MAX_SIZES.get(key, DEFAULT_MAX_SIZE)):
+            raise ValueError(f"setting {key} is {value:,}, outside of 0 to {limit:,}")
     count = sum(tensor.numel() for tensor in tensors.values())
-    if (code := config.get("code_dim", usual.get("code_dim", 0))) ** 2 > count:
-        raise ValueError(f"codes of {code:,} numbers do not go with {count:,} weights")
-    found: ModelConfig = FAMILIES[name].config(**config)
+    code_dim = config.get("code_dim", defaults.get("code_dim", 0))
+    if code_dim**2 > count:  # the covariance of the prior is written to memory before `limit_parameters` sees it
+        raise ValueError(f"code_dim {code_dim:,} needs more than the {count:,} weights of the file")
+    model_config: ModelConfig = family.config(**config)
     table = next((tensor for key, tensor in tensors.items() if key.endswith("table.codes")), ())
     with limit_parameters(count):
-        built = build_model(found, num_scans=len(table))
-    built.load_state_dict(dict(tensors))
-    return found, built
-
-
-MAX_SIZES = {
-    "grid": 512,
-    "plane": 4096,
-}  # of sizes that take memory at their second or third power when a scan is encoded
+        model = build_model(model_config, num_scans=len(table))
+    model.load_state_dict(dict(tensors))
+    return model_config, model
 
 
 @contextmanager
 def limit_parameters(count: int) -> Iterator[None]:
-    """Refuse to build a model of more than `count` numbers, before they are written.
+    """Raise `ValueError` as soon as a module with far more than `count` numbers is built, before they are initialized.
 
-    Some are in no file (buffers that are not persistent), and some are registered twice while a module is built.
+    Twice the number is allowed, and 65,536 more: buffers that are not persistent are in no file, and some tensors are
+    registered twice while a module is built.
     """
     left = 2 * count + 2**16
 
@@ -78,7 +119,7 @@ def limit_parameters(count: int) -> Iterator[None]:
         nonlocal left
         left -= 0 if tensor is None else tensor.numel()
         if left < 0:
-            raise ValueError(f"its sizes are those of a model of far more than the {count:,} weights that are there")
+            raise ValueError(f"its config describes a model of far more than the {count:,} weights of the file")
 
     hooks = (
         register_module_parameter_registration_hook(registered),
@@ -89,25 +130,3 @@ def limit_parameters(count: int) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def family_name(config: ModelConfig) -> str:
-    """The name of the family whose sizes these are."""
-    return next(name for name, its in FAMILIES.items() if type(config) is its.config)
-
-
-class Family(NamedTuple):
-    """What makes a family: its sizes, and the way from them to a model."""
-
-    config: type[Any]
-    build: Callable[[Any, int], ShapeModel]
-
-
-FAMILIES: dict[str, Family] = {
-    "igr": Family(IGRConfig, lambda sizes, shapes: build_igr(sizes, num_scans=shapes)),
-    "occupancy": Family(OccupancyConfig, lambda sizes, _: build_occupancy(sizes)),
-    "convolutional": Family(ConvolutionalConfig, lambda sizes, _: build_convolutional(sizes)),
-    "multiscale": Family(MultiscaleConfig, lambda sizes, _: build_multiscale(sizes)),
-    "voxel": Family(VoxelConfig, lambda sizes, shapes: build_voxel(sizes, num_scans=shapes)),
-    "atlas": Family(AtlasConfig, lambda sizes, _: build_atlas(sizes)),
-}

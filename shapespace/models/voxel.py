@@ -1,4 +1,4 @@
-"""The regular volumetric grid that IGR is compared with (Gropp et al., ICML 2020, section 7.2)."""
+"""Voxel grid: the volumetric baseline of IGR (Gropp et al., ICML 2020, section 7.2)."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from shapespace.data.loader import Batch
 from shapespace.models import sdf
-from shapespace.models.base import FieldModel
+from shapespace.models.base import FieldModel, ModelConfig
 from shapespace.models.code import Code
 from shapespace.nn import feature_grid, losses
 from shapespace.nn.latent import CodeTable
 
 
 class Voxel(FieldModel):
-    """One free value at each node of a grid, for each shape; the field between is trilinear.
+    """Free values at the nodes of a grid for each shape, with trilinear interpolation between them.
 
-    The values are differences from the distance to a sphere, with which all shapes begin. Nothing is shared: a stranger
-    begins with the mean of the training shapes, and all that is known of it is its scan.
+    The values are differences from the signed distance to a sphere, the initial shape. Shapes share no parameters: the
+    fit of an unseen scan starts from the mean of the training shapes and depends on its points alone.
     """
 
     sphere: Tensor
@@ -31,31 +31,31 @@ class Voxel(FieldModel):
         self.register_buffer("sphere", nodes.norm(dim=-1) - init_radius, persistent=False)
 
     def encode(self, batch: Batch) -> Code:
-        """The grids of training scans; their mean for others."""
+        """Grids of the training scans; their mean for unseen scans."""
         return Code((self.table(batch.scan_index).view(-1, *(self.grid,) * 3),))
 
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
-        """Signed distance in model units, negative inside."""
+        """Signed distance (model units), negative inside."""
         return feature_grid.interpolate((self.sphere + code.parts[0])[:, None], x)[..., 0]
 
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
-        """IGR's terms; the gradient by differences over one cell, since that of a trilinear field jumps."""
-        both = sdf.finite_difference_gradient(self.field, 2 / (self.grid - 1))
-        return sdf.loss_terms(both, self.field, batch, code) | {"code_reg": code.flat.norm(dim=-1).mean()}
+        """Terms of IGR, with gradients by differences over one cell: those of a trilinear field are discontinuous."""
+        value_and_gradient = sdf.finite_difference_gradient(self.field, 2 / (self.grid - 1))
+        return sdf.loss_terms(value_and_gradient, self.field, batch, code) | {"code_reg": code.flat.norm(dim=-1).mean()}
 
 
 @dataclass(frozen=True)
-class VoxelConfig:
-    """Sizes of a `Voxel` model."""
+class VoxelConfig(ModelConfig):
+    """Settings of a `Voxel` model."""
 
     grid: int = 32
     """Nodes along each axis."""
     init_radius: float = 0.5
-    """Radius, in model units, of the sphere that every shape is at the start."""
+    """Radius of the initial sphere (model units)."""
 
 
 def build_voxel(config: VoxelConfig, *, num_scans: int = 0) -> Voxel:
-    """A table of grids, one for each of `shapes` training scans."""
+    """Build a table of grids for `num_scans` training scans."""
     return Voxel(
         CodeTable(num_scans=num_scans, code_dim=config.grid**3), grid=config.grid, init_radius=config.init_radius
     )

@@ -80,7 +80,7 @@ class LocalPointNet(nn.Module):
     def forward(
         self, points: Float[Tensor, "b n 3"], places: list[tuple[Int[Tensor, "b n"], int]]
     ) -> Float[Tensor, "b n c"]:
-        """Features of each point; `places` has the cell of each point and the number of cells, for each plane or grid."""
+        """Features of each point; `places` has, for each plane or grid, the cells of the points and their number."""
         hidden = self.enter(points)
         for index, block in enumerate(self.blocks):
             if index:

@@ -27,10 +27,10 @@ class Linearization(NamedTuple):
 class SkipMLP(nn.Module):
     """The network of IGR: softplus layers and one skip connection from the input (IGR, section 4 and appendix).
 
-    There are `depth` hidden layers of `width`. The input (code, x) is concatenated to the input of layer `skip`, and both
-    are divided by sqrt 2. The product of the code with its weights is computed once for each shape, not for each point.
-    A `modulated` network adds such a product in every layer: shift modulations (Dupont et al., Functa, ICML 2022,
-    section 3.2), initialized with 0; they add many weights and almost no time.
+    There are `depth` hidden layers of `width` units. At layer `skip` the input (code, x) is concatenated to the hidden
+    units, and both are divided by sqrt 2. The code is multiplied once for each shape, not for each point. A `modulated`
+    network adds a product with the code in every layer: shift modulations (Dupont et al., Functa, ICML 2022, section
+    3.2), initialized with 0; they add many weights and almost no time.
 
     The initialization is that of Atzmon & Lipman, SAL (CVPR 2020), section 4: for a code of zero the output is about
     |x| - `init_radius`.
@@ -194,7 +194,7 @@ class SkipMLP(nn.Module):
 
 
 def _code_layer(code: int, units: int) -> nn.Linear:
-    """Linear layer without bias from a code; a code of dimension 0 (a single scan) is allowed without torch's warning."""
+    """Linear layer without bias from a code. Its dimension may be 0 (a single scan), of which torch warns."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
         return nn.Linear(code, units, bias=False)
@@ -324,8 +324,8 @@ def _input_gradient(deltas: Sequence[Tensor], w: _Weights, skip: int) -> Tensor:
 class _ValueAndGradient(torch.autograd.Function):
     """Value and spatial gradient, with one backward pass through both: six passes of matrix products in all.
 
-    The gradient pass is linear in the weights and in the derivatives s(z), and s' = s (1 - s): gradients with respect to
-    the derivatives are added to those with respect to the activations, and both are propagated together. Without
+    The gradient pass is linear in the weights and in the derivatives s(z), and s' = s (1 - s): gradients in the
+    derivatives are added to those in the activations, and both are propagated together. Without
     `with_gradient` there are three passes, and zeros are returned as the gradient.
     """
 

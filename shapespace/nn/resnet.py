@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """Residual block `x + W1 relu(W0 relu(x))`, with a linear shortcut where the sizes differ. W1 is initialized with 0."""
+    """Residual block `x + W1 relu(W0 relu(x))`, with a linear shortcut where the sizes differ; W1 starts at 0."""
 
     def __init__(self, size_in: int, size_out: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What every family promises, run over all of them."""
+"""Contract of the model families, tested on each of them."""
 
 from dataclasses import dataclass, replace
 
@@ -14,26 +14,26 @@ from shapespace.models.base import FieldModel, SDFModel, ShapeModel
 from shapespace.models.code import Code
 from shapespace.nn.losses import weighted_sum
 
-SMALL = {"code": 8, "width": 48, "depth": 4, "skip": 2, "radius": 0.3}
+SMALL = {"code_dim": 8, "width": 48, "depth": 4, "skip": 2, "init_radius": 0.3}
 ENCODER = {"encoder_points": 200, "encoder_width": 32, "encoder_features": 64}
-DISTANCE = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "tangent": 1.0, "far": 1.0}
+DISTANCE = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "tangent_plane": 1.0, "unsigned_distance": 1.0}
 KINDS = ("pointnet", "variational", "autodecoder", "distilled")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A small model, and the weights of what it learns by."""
+    """Config of a small model, and its loss weights."""
 
-    sizes: registry.ModelConfig
+    config: registry.ModelConfig
     weights: dict[str, float]
 
     def make(self) -> ShapeModel:
-        return registry.build_model(self.sizes, num_scans=2)
+        return registry.build_model(self.config, num_scans=2)
 
 
 def _igr(kind: str) -> Case:
-    sizes = igr.IGRConfig(**SMALL, **ENCODER, encoder=kind, code_init_std=0.1)  # type: ignore[arg-type]
-    return Case(sizes, {**DISTANCE, "code": 1e-3} | ({"lesson": 1.0} if kind == "distilled" else {}))
+    config = igr.IGRConfig(**SMALL, **ENCODER, encoder=kind, code_init_std=0.1)  # type: ignore[arg-type]
+    return Case(config, {**DISTANCE, "code_reg": 1e-3} | ({"distillation": 1.0} if kind == "distilled" else {}))
 
 
 PLANES = convolutional.ConvolutionalConfig(features=8, plane=16, depth=3, width=8, blocks=2, encoder_points=200)
@@ -45,10 +45,10 @@ FAMILIES: dict[str, Case] = {f"igr-{kind}": _igr(kind) for kind in KINDS} | {
         {"occupancy": 1.0},
     ),
     "convolutional": Case(PLANES, {"occupancy": 1.0}),
-    "convolutional-volume": Case(replace(PLANES, grid=16, learn="scans"), DISTANCE),
+    "convolutional-volume": Case(replace(PLANES, grid=16, supervision="scans"), DISTANCE),
     "multiscale": Case(PYRAMID, {"occupancy": 1.0}),
-    "multiscale-scans": Case(replace(PYRAMID, learn="scans"), DISTANCE),
-    "voxel": Case(voxel.VoxelConfig(grid=16), {**DISTANCE, "code": 1e-3}),
+    "multiscale-scans": Case(replace(PYRAMID, supervision="scans"), DISTANCE),
+    "voxel": Case(voxel.VoxelConfig(grid=16), {**DISTANCE, "code_reg": 1e-3}),
     "atlas": Case(atlas.AtlasConfig(code_dim=8, patches=4, width=32, **ENCODER), {"chamfer": 1.0}),
 }
 
@@ -62,7 +62,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def model(family: str) -> ShapeModel:
     torch.manual_seed(0)
     made = FAMILIES[family].make().eval()
-    for parameter in made.parameters():  # away from starts at which a code is not heard
+    for parameter in made.parameters():  # away from initial weights at which the code has no effect
         if not parameter.abs().sum() > 0 and not family.startswith("igr"):
             parameter.data += 0.05 * torch.randn_like(parameter)
     return made
@@ -76,14 +76,14 @@ def weights(family: str) -> dict[str, float]:
 @pytest.fixture
 def field_model(model: ShapeModel) -> FieldModel:
     if not isinstance(model, FieldModel):
-        pytest.skip("it has no field")
+        pytest.skip("no field")
     return model
 
 
 @pytest.fixture
-def distance_model(model: ShapeModel) -> SDFModel:
+def sdf_model(model: ShapeModel) -> SDFModel:
     if not isinstance(model, SDFModel):
-        pytest.skip("it has no signed distance of a vector")
+        pytest.skip("no signed distance of a code vector")
     return model
 
 
@@ -101,7 +101,7 @@ def batch() -> Batch:
 
 
 def shapes(model: ShapeModel, code: Code) -> torch.Tensor:
-    """What a code means, as numbers: the field at some places, or the vertices of the surface."""
+    """Numbers that a code decodes to: the field at some points, or the vertices of the surface."""
     if isinstance(model, FieldModel):
         x = torch.rand(len(code), 50, 3, generator=torch.Generator().manual_seed(3)) - 0.5
         return model.field(x, code)
@@ -148,7 +148,7 @@ def test_every_weight_has_a_term_and_learns(model: ShapeModel, weights: dict[str
 def test_the_code_gets_a_finite_gradient(model: ShapeModel, weights: dict[str, float]) -> None:
     given = batch()
     code = Code(tuple(part.detach().requires_grad_() for part in model.encode(given).parts))
-    weighted_sum(model.loss_terms(given, code), {**weights, "lesson": 0.0}).backward()
+    weighted_sum(model.loss_terms(given, code), {**weights, "distillation": 0.0}).backward()
     for part in code.parts:
         assert part.grad is not None
         assert part.grad.isfinite().all()
@@ -158,32 +158,32 @@ def test_the_code_gets_a_finite_gradient(model: ShapeModel, weights: dict[str, f
 def test_without_normals_there_are_no_terms_of_normals(model: ShapeModel, weights: dict[str, float]) -> None:
     given = batch()
     if "normal" not in weights:
-        pytest.skip("it does not learn by normals")
+        pytest.skip("no term of normals")
     bare = replace(given, normals=None)
     terms = model.loss_terms(bare, model.encode(bare))
-    assert model.loss_terms(given, model.encode(given)).keys() - terms.keys() == {"normal", "tangent"}
+    assert model.loss_terms(given, model.encode(given)).keys() - terms.keys() == {"normal", "tangent_plane"}
 
 
-def test_lines_stand_in_for_normals(distance_model: SDFModel) -> None:
-    """Turned to either side at random, they give the terms that normals give, where the field already knows outside."""
-    given, model = batch(), distance_model
+def test_unoriented_normals_give_the_terms_of_normals(sdf_model: SDFModel) -> None:
+    """With random signs, they give the terms of the true normals where the field is positive outside."""
+    given, model = batch(), sdf_model
     assert given.normals is not None
     side = torch.randint(2, given.normals.shape[:2], generator=torch.Generator().manual_seed(0))[..., None] * 2 - 1
-    lined = replace(given, normals=None, lines=given.normals * side)
+    unoriented = replace(given, normals=None, unoriented_normals=given.normals * side)
     code = model.encode(given)
-    terms, expected = model.loss_terms(lined, code), model.loss_terms(given, code)
+    terms, expected = model.loss_terms(unoriented, code), model.loss_terms(given, code)
     assert terms.keys() == expected.keys()
     assert terms["normal"] <= expected["normal"] + 1e-6
-    assert terms["tangent"].item() == pytest.approx(expected["tangent"].item(), rel=0.3)
+    assert terms["tangent_plane"].item() == pytest.approx(expected["tangent_plane"].item(), rel=0.3)
 
 
 def test_the_gradient_at_some_of_the_points_leaves_the_values(model: ShapeModel, weights: dict[str, float]) -> None:
     given = batch()
     code = model.encode(given)
     if "eikonal" not in weights:
-        pytest.skip("it does not learn by gradients")
-    whole, part = model.loss_terms(given, code), model.loss_terms(replace(given, sloped=4), code)
-    for name in part.keys() - {"normal", "eikonal", "lesson"}:
+        pytest.skip("no term of gradients")
+    whole, part = model.loss_terms(given, code), model.loss_terms(replace(given, gradient_stride=4), code)
+    for name in part.keys() - {"normal", "eikonal", "distillation"}:
         torch.testing.assert_close(part[name], whole[name], atol=1e-6, rtol=1e-5)
     for name in ("normal", "eikonal"):
         assert part[name] != whole[name]
@@ -199,40 +199,40 @@ def test_save_and_load_give_the_same_bits(model: ShapeModel, family: str) -> Non
 
 
 def test_the_field_rises_outward(field_model: FieldModel, weights: dict[str, float]) -> None:
-    """Taught by one scan for a moment, it is lower below the scan than above it."""
-    model, optimiser = field_model.train(), torch.optim.Adam(field_model.parameters(), lr=1e-2)
+    """After 60 steps on one scan, the field is lower below the scan than above it."""
+    model, optimizer = field_model.train(), torch.optim.Adam(field_model.parameters(), lr=1e-2)
     scan = ellipsoid((0.5, 0.4, 0.3))
     for step in range(60):
         given = collate([scan] * 2, scan_index=[0, 1], seed=step, near_std=0.1)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         weighted_sum(model.loss_terms(given, model.encode(given)), weights).backward()
-        optimiser.step()
+        optimizer.step()
     code = model.eval().encode(given)
     moved = 0.05 * given.normals
     below, above = (model.field(given.surface + side * moved, code) for side in (-1, 1))
     assert (below < above).float().mean() > 0.95
 
 
-def test_linearise_is_the_derivative_of_the_field(distance_model: SDFModel) -> None:
-    model = distance_model
+def test_linearize_is_the_derivative_of_the_field(sdf_model: SDFModel) -> None:
+    model = sdf_model
     code = model.encode(batch())
     x = (torch.rand(2, 20, 3) - 0.5).requires_grad_()
     flat = code.flat.detach().requires_grad_()
     value = model.field(x, code.unflatten(flat))
     by_x, by_code = torch.autograd.grad(value.sum(), (x, flat))
-    found = model.linearize(x.detach(), code)
-    torch.testing.assert_close(found.value, value, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found.gradient, by_x, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.jacobian.sum(dim=1), by_code, atol=1e-3, rtol=1e-3)
+    linearization = model.linearize(x.detach(), code)
+    torch.testing.assert_close(linearization.value, value, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(linearization.gradient, by_x, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(linearization.jacobian.sum(dim=1), by_code, atol=1e-3, rtol=1e-3)
 
 
-def test_the_mesh_is_closed_and_outward(distance_model: SDFModel) -> None:
-    (mesh,) = distance_model.extract_surface(distance_model.encode(batch())[0], resolution=48)
+def test_the_mesh_is_closed_and_outward(sdf_model: SDFModel) -> None:
+    (mesh,) = sdf_model.extract_surface(sdf_model.encode(batch())[0], resolution=48)
     assert mesh.is_watertight
     assert mesh.volume > 0
 
 
-def test_the_patches_are_as_many_meshes() -> None:
+def test_each_patch_is_a_mesh() -> None:
     model = FAMILIES["atlas"].make()
     (mesh,) = model.extract_surface(model.encode(batch())[0], resolution=16)
     parts = mesh.split(only_watertight=False)
@@ -243,16 +243,27 @@ def test_the_patches_are_as_many_meshes() -> None:
 @pytest.mark.slow
 def test_two_hundred_steps_on_two_bodies_halve_the_loss(model: ShapeModel, weights: dict[str, float]) -> None:
     model.train()
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses, bodies = [], ((0.3, 0.7, 0.2), (0.5, 0.4, 0.3))
     for step in range(200):
         given = collate([ellipsoid(axes, seed=step) for axes in bodies], scan_index=[0, 1], seed=step)
-        if "occupancy" in weights:  # labels: near the scan alone, two hundred steps are not enough
+        if "occupancy" in weights:  # uniform labels: near points alone need more than 200 steps
             query = torch.rand(2, 500, 3) * 2 - 1
-            given = replace(given, query=query, inside=(query / torch.tensor(bodies)[:, None]).norm(dim=-1) < 1)
+            given = replace(
+                given, occupancy_points=query, occupancy=(query / torch.tensor(bodies)[:, None]).norm(dim=-1) < 1
+            )
         loss = weighted_sum(model.loss_terms(given, model.encode(given)), weights)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-10:]) < 0.5 * losses[0]
+
+
+def test_encoder_and_codes_are_disjoint_parts_of_the_model(model: ShapeModel, family: str) -> None:
+    encoder, codes = model.encoder_parameters(), model.codes_parameter
+    assert all(dict(model.named_parameters())[name] is parameter for name, parameter in encoder.items())
+    assert all(name.startswith("encoder.") for name in encoder)
+    assert (codes is not None) == (family in ("igr-autodecoder", "igr-distilled", "voxel"))
+    assert all(parameter is not codes for parameter in encoder.values())
+    assert bool(encoder) == (family not in ("igr-autodecoder", "voxel"))

@@ -1,4 +1,4 @@
-"""What single families are made of: patches against a loop, gradients two ways, labels without a true surface."""
+"""Parts of single families: patches against a loop, gradients in two ways, labels without ground truth."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def sphere(count: int = 200) -> Scan:
 def test_patches_equal_one_network_after_the_other() -> None:
     torch.manual_seed(0)
     net, uv, code = Patches(code_dim=3, patches=4, width=16), torch.rand(2, 4, 7, 2), torch.randn(2, 3)
-    found = net(uv, code)
+    predicted = net(uv, code)
     for shape in range(2):
         for patch in range(4):
             h = torch.cat([uv[shape, patch], code[shape].expand(7, 3)], dim=1)
@@ -30,7 +30,7 @@ def test_patches_equal_one_network_after_the_other() -> None:
             for index, (weight, bias) in enumerate(layers):
                 h = h @ weight[patch] + bias[patch, 0]
                 h = h.relu() if index < len(layers) - 1 else h.tanh()
-            torch.testing.assert_close(found[shape, patch], h, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(predicted[shape, patch], h, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("both", [sdf.autograd_gradient, lambda field: sdf.finite_difference_gradient(field, 1e-4)])
@@ -44,7 +44,7 @@ def test_gradients_of_a_known_field(both: object) -> None:
     torch.testing.assert_close(gradient, x * code[:, None].square() / value[..., None], atol=1e-6, rtol=0)
 
 
-def test_a_scan_without_labels_is_told_apart_by_its_normals() -> None:
+def test_a_scan_without_labels_is_labeled_by_its_normals() -> None:
     torch.manual_seed(0)
     model = occupancy.build_occupancy(
         occupancy.OccupancyConfig(code_dim=4, width=8, blocks=1, encoder_points=50, encoder_width=8)
@@ -55,20 +55,18 @@ def test_a_scan_without_labels_is_told_apart_by_its_normals() -> None:
     assert batch.normals is not None
     below = ((batch.near_points - batch.surface) * batch.normals).sum(dim=-1) < 0
     assert (below == inside).float().mean() > 0.95
-    labelled = replace(batch, query=batch.near_points, inside=below)
-    torch.testing.assert_close(
-        model.loss_terms(batch, code)["occupancy"], model.loss_terms(labelled, code)["occupancy"]
-    )
-    with pytest.raises(ValueError, match="this batch has neither"):
+    labeled = replace(batch, occupancy_points=batch.near_points, occupancy=below)
+    torch.testing.assert_close(model.loss_terms(batch, code)["occupancy"], model.loss_terms(labeled, code)["occupancy"])
+    with pytest.raises(ValueError, match="the batch has neither labels nor normals"):
         model.loss_terms(replace(batch, normals=None), code)
 
 
-def test_what_a_code_cannot_be_made_of_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"--model\.plane or --model\.grid: both are 0"):
+def test_impossible_configs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"--model\.plane 0 --model\.grid 0: the code would be empty"):
         registry.build_model(convolutional.ConvolutionalConfig(plane=0))
-    with pytest.raises(ValueError, match=r"--model\.plane 20 cannot be halved 3 times: take a multiple of 8"):
+    with pytest.raises(ValueError, match=r"--model\.plane 20: cannot be halved 3 times\. Set a multiple of 8"):
         registry.build_model(convolutional.ConvolutionalConfig(plane=20))
-    with pytest.raises(ValueError, match=r"--model\.grid 20 cannot be halved 4 times"):
+    with pytest.raises(ValueError, match=r"--model\.grid 20: cannot be halved 4 times"):
         registry.build_model(multiscale.MultiscaleConfig(grid=20))
-    with pytest.raises(ValueError, match=r"model\.radius is null, which is for `shapespace reconstruct`"):
+    with pytest.raises(ValueError, match=r"--model\.init-radius null: only `shapespace reconstruct`"):
         registry.build_model(igr.IGRConfig(init_radius=None))

@@ -58,12 +58,12 @@ def test_weighted_sum_is_the_weighted_sum() -> None:
 
 def test_terms_without_weight_and_weights_without_term_are_refused() -> None:
     one = torch.tensor(1.0)
-    with pytest.raises(ValueError, match="no weight for these loss terms: eikonal. Set --weights.eikonal"):
+    with pytest.raises(ValueError, match=r"no weight for these loss terms: eikonal\. Set --weights\.eikonal"):
         losses.weighted_sum({"surface": one, "eikonal": one}, {"surface": 1.0})
     with pytest.raises(
         ValueError,
-        match=r"no loss term for these weights: normal, tangent_plane \(terms of this batch: eikonal\). The scans have no "
-        r"normals: preprocess them again, or set --weights.normal 0 --weights.tangent-plane 0",
+        match=r"no loss term for these weights: normal, tangent_plane \(terms of this batch: eikonal\). The scans have "
+        r"no normals: preprocess them again, or set --weights.normal 0 --weights.tangent-plane 0",
     ):
         losses.weighted_sum({"eikonal": one}, {"eikonal": 1.0, "normal": 1.0, "tangent_plane": 1.0})
     with pytest.raises(ValueError, match=r"no loss term for these weights: normal .* Set --weights.normal 0\.$"):
