@@ -1,23 +1,32 @@
-"""Two ways to the same thing, timed in turn in one run, with their peak memory."""
+"""Time two implementations in turn, with their peak memory, and compare their results."""
 
 import ctypes
 import gc
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+from trimesh import Trimesh
+
+from shapespace.geometry.proximity import mutual_nearest
 
 Result = TypeVar("Result")
 Variant = Callable[[], Result]
 
+MATMUL_ROWS, MATMUL_CALLS = 4096, 20  # of the matrix product that measures the speed of the machine; arbitrary
+
 
 @dataclass(frozen=True)
-class Figure:
-    """One comparison."""
+class Comparison:
+    """Times (s) and peak memory (MB) of the reference and of our implementation."""
 
     section: str
     name: str
@@ -27,7 +36,7 @@ class Figure:
     reference_mb: float | None
     ours_mb: float | None
     equal: bool | None
-    """Both gave the same, to the tolerance that the tests state; None where nothing is compared."""
+    """Whether the results are equal within the tolerance of the tests; None if they are not compared."""
 
 
 def compare(
@@ -39,10 +48,10 @@ def compare(
     *,
     times: int,
     scale: tuple[float, float] = (1.0, 1.0),
-) -> Figure:
-    """Time both, after a first call of each that is not counted, and whose results are compared.
+) -> Comparison:
+    """Time both after a first call of each, which gives the results and the memory.
 
-    `scale` is how many times what was timed the whole would be. With no `times`, the first calls are what counts.
+    `scale` multiplies the times of parts of the work. With 0 `times` the first calls are timed.
     """
     began = time.perf_counter()
     first, reference_mb = _peak(reference)
@@ -52,61 +61,126 @@ def compare(
     slow, fast = interleaved([reference, ours], times) if times else (between - began, ended - between)
     slow, fast = slow * scale[0], fast * scale[1]
     same = None if equal is None else bool(equal(first, second))
-    return Figure(section, name, slow, fast, slow / fast, reference_mb, ours_mb, same)
+    return Comparison(section, name, slow, fast, slow / fast, reference_mb, ours_mb, same)
 
 
-def interleaved(ways: list[Variant[Result]], times: int) -> list[float]:
-    """Median seconds of each, called in turn."""
-    taken: list[list[float]] = [[] for _ in ways]
+def interleaved(variants: list[Variant[Result]], times: int) -> list[float]:
+    """Median seconds of each variant; the variants are called in turn."""
+    taken: list[list[float]] = [[] for _ in variants]
     for _ in range(times):
-        for way, seconds in zip(ways, taken, strict=True):
+        for variant, seconds in zip(variants, taken, strict=True):
             began = time.perf_counter()
-            way()
+            variant()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
     return [statistics.median(seconds) for seconds in taken]
 
 
-HEADER = f"{'section':<7} {'what':<62} {'reference':>11} {'ours':>11} {'ratio':>8} {'memory, MB':>15}  same"
+HEADER = f"{'section':<7} {'what':<62} {'reference':>11} {'ours':>11} {'ratio':>8} {'memory, MB':>15}  equal"
 
 
-def show(figure: Figure, *, first: bool) -> None:
-    """Print one row of the table, and its head before the first."""
+def show(comparison: Comparison, *, first: bool) -> None:
+    """Print one row of the table, with the header before the first."""
     if first:
         print(HEADER)
-    f = figure
-    memory = "" if f.reference_mb is None or f.ours_mb is None else f"{f.reference_mb:,.0f} > {f.ours_mb:,.0f}"
-    same = {True: "yes", False: "NO", None: "-"}[f.equal]
+    c = comparison
+    memory = "" if c.reference_mb is None or c.ours_mb is None else f"{c.reference_mb:,.0f} > {c.ours_mb:,.0f}"
+    equal = {True: "yes", False: "NO", None: "-"}[c.equal]
     print(
-        f"{f.section:<7} {f.name:<62} {_seconds(f.reference_s):>11} {_seconds(f.ours_s):>11} {f.ratio:>7.2f}x "
-        f"{memory:>15}  {same}",
+        f"{c.section:<7} {c.name:<62} {_seconds(c.reference_s):>11} {_seconds(c.ours_s):>11} {c.ratio:>7.2f}x "
+        f"{memory:>15}  {equal}",
         flush=True,
     )
+
+
+def close(tolerance: float) -> Callable[[Tensor, Tensor], bool]:
+    """Comparison of two tensors by their relative distance."""
+    return lambda a, b: bool((a - b).norm() <= tolerance * a.norm())
+
+
+def same_vertices(a: Trimesh, b: Trimesh) -> bool:
+    """Whether every vertex of each mesh is a vertex of the other (to 1e-6)."""
+    return max(distances.max() for distances in mutual_nearest(a.vertices, b.vertices)) < 1e-6
 
 
 def _seconds(value: float) -> str:
     return f"{1e3 * value:,.1f} ms" if value < 1 else f"{value:,.2f} s"
 
 
-def _peak(way: Variant[Result]) -> tuple[Result, float | None]:
-    """What a call gives, and the most memory (MB) that it held at once beyond what was held before."""
+def _peak(variant: Variant[Result]) -> tuple[Result, float | None]:
+    """Result of a call, and its peak memory above the memory in use before (MB); None where it cannot be measured."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        return way(), (torch.cuda.max_memory_allocated() - held) / 1e6
+        before = torch.cuda.memory_allocated()
+        return variant(), (torch.cuda.max_memory_allocated() - before) / 1e6
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # or what earlier calls left to the heap would not be counted
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
+        ctypes.CDLL(None).malloc_trim(0)  # else memory that earlier calls left in the heap is not counted
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
     except (OSError, AttributeError):
-        return way(), None
-    before = _status("VmRSS")
-    result = way()
-    return result, _status("VmHWM") - before
+        return variant(), None
+    resident = _status("VmRSS")
+    result = variant()
+    return result, _status("VmHWM") - resident
 
 
 def _status(key: str) -> float:
-    """A figure of this process, in MB."""
+    """Memory of this process by `/proc/self/status` (MB)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
+
+
+def with_precision(precision: str, variant: Variant[Result]) -> Variant[Result]:
+    """The variant under this matmul precision (`torch.set_float32_matmul_precision`)."""
+
+    def under() -> Result:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            return variant()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return under
+
+
+def matmul(width: int, device: torch.device, precision: str) -> Variant[None]:
+    """`MATMUL_CALLS` matrix products of `MATMUL_ROWS` x width x width."""
+    a, b = torch.randn(MATMUL_ROWS, width, device=device), torch.randn(width, width, device=device)
+
+    def products() -> None:
+        for _ in range(MATMUL_CALLS):
+            torch.mm(a, b)
+
+    return with_precision(precision, products)
+
+
+def share_of_peak(
+    section: str, name: str, operations: float, width: int, matmul_seconds: float, seconds: float
+) -> Comparison:
+    """Compare the floating-point operations of some work, at the speed of `matmul`, with its time."""
+    peak = MATMUL_CALLS * 2 * MATMUL_ROWS * width**2 / matmul_seconds
+    rate = f"{name}: {operations / seconds / 1e9:,.0f} GFLOP/s; reference: matmul alone, {peak / 1e9:,.0f}"
+    return Comparison(section, rate, operations / peak, seconds, operations / peak / seconds, None, None, None)
+
+
+_TRAINING = """
+import torch
+net = torch.nn.Sequential(*(layer for _ in range(4) for layer in (torch.nn.Linear(512, 512), torch.nn.Softplus(100))))
+while True:
+    net(torch.randn(4096, 512)).sum().backward()
+"""
+
+
+@contextmanager
+def other_trainings(processes: int) -> Iterator[None]:
+    """Run this many other processes that train a network, as on a shared machine."""
+    busy = [subprocess.Popen([sys.executable, "-c", _TRAINING]) for _ in range(processes)]
+    try:
+        time.sleep(5)  # until they have imported torch
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()

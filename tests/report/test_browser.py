@@ -82,7 +82,7 @@ class Opened:
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.asked.append(request.url.partition(":")[0]))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
+        self.page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
         self.page.goto(file.resolve().as_uri())
         self.settle()
 
