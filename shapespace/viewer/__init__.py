@@ -1,1 +1,1 @@
-"""The viewer in the browser."""
+"""Interactive viewer in the browser (extra `view`)."""

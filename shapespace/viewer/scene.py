@@ -1,28 +1,24 @@
-"""What a viewer shows: scans with their fits and truths, and shapes that nobody scanned. Knows of no window.
+"""Requests and scenes of the viewer, without a window: fits with scan and ground truth, and generated shapes.
 
-A `Wish` says what is to be seen, and `Stage.show` answers with one `Scene` after another: the coarse mesh at once, the
-fine one when it is there, the numbers last. `Latest` does so in the background for the newest wish alone.
+A `ViewRequest` names what to show. `SceneBuilder.build` answers with several scenes: first the coarse mesh, then the
+fine mesh, then the numbers. `LatestRequest` runs it in the background for the newest request only.
 """
 
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from threading import Condition, Lock, Thread
-from typing import Generic, Literal, TypeVar
+from threading import Lock
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from trimesh import Trimesh
 
-from shapespace.data.loader import Batch
 from shapespace.evaluation import metrics
 from shapespace.fitting.quality import assess
 from shapespace.fitting.result import Fit
-from shapespace.geometry import isosurface
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.proximity import closest_point
 from shapespace.geometry.scan import Scan
@@ -30,261 +26,229 @@ from shapespace.io import scan_files, units
 from shapespace.io.errors import did_you_mean
 from shapespace.io.units import UnitName, guess_unit
 from shapespace.models.base import FieldModel
-from shapespace.models.code import Code
 from shapespace.models.registry import family_name
-from shapespace.nn.losses import Scalar
 from shapespace.rendering import colors, renderer
 from shapespace.space import ShapeSpace
+from shapespace.viewer.background import CancellableField, Cancelled, StillWanted
+from shapespace.viewer.slices import Slice, SlicePlane, slice_field
 
-COARSE = 32  # cells along an edge: on one core 0.16 s for `humans`, and arms and legs are there
+COARSE = 32  # cells along an edge: 0.16 s on one core for `humans`, and arms and legs are present
 FINE = 128
-AT_ONCE = 4096  # points of a field between two looks at whether it is still wanted: 50 ms of one core for `humans`
-DIRECTIONS = 6  # sliders; of `humans` they hold most of what differs between bodies
-REACH = 3.0  # standard deviations to either side
-STEPS = 41  # shapes on the way between two codes
+MAX_COMPONENTS = 6  # sliders; in `humans` they hold most of the variation between bodies
+STEPS = 41  # shapes of an interpolation between two codes
 MEAN = "mean shape"
-MAX_DOTS = 30_000  # points of a scan that are sent to the page: more do not show
+MAX_POINTS = 30_000  # points of a scan that are sent to the page: more make no visible difference
 MAX_UPLOAD = 64_000_000  # bytes: ten raw scans of D-FAUST; a scan of a million points with normals has 24
-ERROR_LIMIT, DEVIATION_LIMIT = 20.0, 30.0  # mm: where the colours of errors and of uncertainty end
+ERROR_LIMIT, DEVIATION_LIMIT = 20.0, 30.0  # mm: end of the color scale of errors and of uncertainty
+POINT_GRAY = (170, 167, 163)  # of a fully lit point
 
-SCAN_GREY = (170, 167, 163)  # of a point in full light
-LEVELS = (-100, -50, -20, 0, 20, 50, 100, 200)  # mm of signed distance: the lines of a slice
-SLICE_LIMIT = 300.0  # mm: where the colours of a slice end, and where it has faded
-SLICE_FADES = 150.0  # mm: where it begins to
-SLICE_CELLS = 96  # samples along an edge of a slice
-SLICE_MARGIN = 0.15  # metres around the mesh
-
-ColorBy = Literal["none", "scan to mesh", "mesh to truth", "uncertainty"]
-Axis = Literal["x", "y", "z"]
+ColorBy = Literal["none", "scan to mesh", "mesh to ground truth", "uncertainty"]
 
 
-# -------------------------------------------------------------------------------------------------------- what is asked
+# ------------------------------------------------------------------------------------------------------------- requests
 
 
 @dataclass(frozen=True)
 class ScanShape:
-    """The fit of a scan, by its name."""
+    """The fit of a scan, by the scan's name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class PrincipalShape:
-    """So many standard deviations from the mean along each of the first principal directions."""
+    """The shape at these coefficients (standard deviations) of the first principal components."""
 
     coefficients: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class InterpolatedShape:
-    """On the way between two shapes, each a scan's name or `MEAN`; `share` is 0 at the first and 1 at the second."""
+    """Interpolation between two shapes, each a scan's name or `MEAN`; `fraction` is 0 at `a` and 1 at `b`."""
 
     a: str
     b: str
-    share: float
+    fraction: float
 
 
 Subject = ScanShape | PrincipalShape | InterpolatedShape
 
 
 @dataclass(frozen=True)
-class SlicePlane:
-    """A plane across an axis, `at` metres from the middle of the shape."""
-
-    axis: Axis
-    at: float
-
-
-@dataclass(frozen=True)
 class ViewRequest:
-    """What is to be seen."""
+    """What to show, in which colors and at which resolution."""
 
     subject: Subject
     color_by: ColorBy = "none"
     limit: float = ERROR_LIMIT
-    """Millimetres at which the colours end."""
+    """End of the color scale (mm)."""
     slice_plane: SlicePlane | None = None
     resolution: int = FINE
-    """Cells of the fine mesh along the model cube's edge; up to `COARSE`, the coarse one is all."""
-    asked: float = field(default_factory=time.perf_counter, compare=False)
+    """Cells of the fine mesh along the model cube's edge; up to `COARSE` there is only the coarse mesh."""
+    created: float = field(default_factory=time.perf_counter, compare=False)
 
 
-# -------------------------------------------------------------------------------------------------------- what is shown
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A plane through the field as a picture, and lines on it; metres, where the shape lies."""
-
-    image: UInt8[np.ndarray, "h w 4"]
-    """Rows go down; red, green, blue, cover. Far outside it is clear, so that it hides no neighbours."""
-    centre: Float[np.ndarray, "3"]
-    right: Float[np.ndarray, "3"]
-    up: Float[np.ndarray, "3"]
-    side: float
-    """Length of each edge."""
-    lines: Float[np.ndarray, "s 2 3"]
-    line_colors: UInt8[np.ndarray, "s 2 3"]
-    behind: Trimesh
-    """The part of the mesh on the low side of the plane: what stands before it would hide it."""
+# --------------------------------------------------------------------------------------------------------------- scenes
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One answer to a wish. Lengths are metres; all parts lie where the scan does."""
+    """One answer to a request; lengths are meters, positions those of the scan."""
 
     request: ViewRequest
     name: str
     mesh: Trimesh
-    """The shape, painted or not."""
+    """The shape, with vertex colors if the request asks for them."""
     resolution: int
     scan: Scan | None = None
-    """At most `MAX_DOTS` of its points."""
-    dots: UInt8[np.ndarray, "n 3"] | None = None
-    """Colours of these."""
+    """At most `MAX_POINTS` of its points."""
+    point_colors: UInt8[np.ndarray, "n 3"] | None = None
+    """Colors of these points."""
     ground_truth: Trimesh | None = None
     slice: Slice | None = None
     summary: tuple[str, ...] = ()
-    """Numbers and verdicts, each a line."""
+    """Errors and quality of the fit, one line each."""
     seconds: float = 0.0
-    """From the wish to this answer."""
+    """Time from the request to this answer."""
 
     @property
     def floor(self) -> Float[np.ndarray, "3"]:
-        """The point of the floor under the scan, or under the shape where there is no scan."""
+        """The point of the floor below the scan, or below the shape if there is no scan."""
         if self.scan is None and not len(self.mesh.vertices):
             return np.zeros(3)
         points = np.asarray(self.mesh.vertices) if self.scan is None else self.scan.points
-        low, high = np.percentile(points, [0.5, 99.5], axis=0)  # scans have strays
+        low, high = np.percentile(points, [0.5, 99.5], axis=0)  # scans have outliers
         return np.array([0.5 * (low[0] + high[0]), low[1], 0.5 * (low[2] + high[2])])
 
 
-class Cancelled(Exception):  # noqa: N818 -- no error: the end of work that nobody waits for any more
-    """Somebody asked for something else meanwhile."""
-
-
-StillWanted = Callable[[], bool]
-
-
-# ---------------------------------------------------------------------------------------------------------- the gallery
+# ---------------------------------------------------------------------------------------------------------------- scans
 
 
 @dataclass(frozen=True)
 class FittedScan:
-    """A scan (metres), its fit, its coarse verdict, and the true surface where it is known."""
+    """A scan (meters), its fit, and its ground truth if there is one."""
 
     scan: Scan
     fit: Fit
     ground_truth: Trimesh | None = None
 
     @cached_property
-    def seen(self) -> Scan:
-        """At most `MAX_DOTS` points of the scan, with normals, or lines, by which they are lit."""
-        every = -(-len(self.scan) // MAX_DOTS)
-        return self.scan.select(np.arange(0, len(self.scan), every)).estimate_normals()
+    def displayed(self) -> Scan:
+        """At most `MAX_POINTS` points of the scan, with normals for shading (oriented or not)."""
+        stride = -(-len(self.scan) // MAX_POINTS)
+        return self.scan.select(np.arange(0, len(self.scan), stride)).estimate_normals()
 
 
 class ScanCollection:
-    """The scans that all visitors see; each is fitted when it is first asked for, one at a time."""
+    """The scans that all visitors see; each is fitted on its first use, one at a time."""
 
     def __init__(
         self,
         space: ShapeSpace,
         scans: Sequence[Scan] = (),
-        truth: Callable[[str], Trimesh | None] = lambda name: None,
+        ground_truth: Callable[[str], Trimesh | None] = lambda name: None,
     ) -> None:
-        self.space, self._scans, self._truth = space, {scan.name: scan for scan in scans}, truth
-        self._found: dict[str, FittedScan] = {}
+        self.space, self._scans, self._ground_truth = space, {scan.name: scan for scan in scans}, ground_truth
+        self._fitted: dict[str, FittedScan] = {}
         self._lock = Lock()
 
     @property
     def names(self) -> list[str]:
-        """In the order in which they were given."""
+        """Names of the scans, in their order."""
         return list(self._scans)
 
-    def exhibit(self, name: str) -> FittedScan:
-        """The scan of that name with its fit. Raises `ValueError` where there is none, or it cannot be fitted."""
+    def fitted_scan(self, name: str) -> FittedScan:
+        """The scan of that name with its fit.
+
+        Raises:
+            ValueError: There is no such scan, or it cannot be fitted.
+
+        """
         if name not in self._scans:
             raise ValueError(f"there is no scan {name!r}. {did_you_mean(name, self.names)}")
         with self._lock:
-            if name not in self._found:
+            if name not in self._fitted:
                 scan = self._scans[name]
-                self._found[name] = FittedScan(scan, self.space.fit_scans([scan])[0], self._truth(name))
-            return self._found[name]
+                self._fitted[name] = FittedScan(scan, self.space.fit_scans([scan])[0], self._ground_truth(name))
+            return self._fitted[name]
 
-    def ready(self, name: str) -> bool:
+    def is_fitted(self, name: str) -> bool:
         """Whether the scan of that name has been fitted."""
-        return name in self._found
+        return name in self._fitted
 
     def fit(self, scan: Scan) -> FittedScan:
-        """A scan of one visitor alone, fitted when its turn has come."""
+        """Fit an uploaded scan, which only its visitor sees, after the fits that have begun."""
         with self._lock:
             return FittedScan(scan, self.space.fit_scans([scan])[0])
 
 
 class SceneBuilder:
-    """One visitor's view of a space: the scans of the gallery, and the visitor's own."""
+    """Scenes for one visitor: the scans of the collection and the visitor's uploads."""
 
-    def __init__(self, gallery: ScanCollection) -> None:
-        self.gallery, self.space = gallery, gallery.space
-        self._own: dict[str, FittedScan] = {}
-        self._mesh: tuple[tuple[Subject, int], Trimesh] | None = None  # the finest one made last
-        self._way: tuple[tuple[str, str], list[Fit]] | None = None  # between the two ends chosen last
+    def __init__(self, collection: ScanCollection) -> None:
+        self.collection, self.space = collection, collection.space
+        self._uploads: dict[str, FittedScan] = {}
+        self._mesh: tuple[tuple[Subject, int], Trimesh] | None = None  # the finest mesh of the last subject
+        self._interpolation: tuple[tuple[str, str], list[Fit]] | None = None  # between the last two ends
 
-    # ---------------------------------------------------------------- what there is to choose
+    # ---------------------------------------------------------------- what can be chosen
 
     @property
     def names(self) -> list[str]:
-        """Scans that can be chosen, the visitor's own last."""
-        return [*self.gallery.names, *self._own]
+        """Scans that can be chosen, uploads last."""
+        return [*self.collection.names, *self._uploads]
 
     @property
     def ends(self) -> list[str]:
-        """Shapes that a way can lead between."""
+        """Shapes that can be the end of an interpolation."""
         return [*([MEAN] if self.space.model.prior is not None else []), *self.names]
 
     @property
-    def no_directions(self) -> str | None:
-        """Why there are no principal directions; none where there are."""
+    def num_components(self) -> int:
+        """Number of principal components that have a slider."""
+        prior = self.space.model.prior
+        return 0 if prior is None else min(MAX_COMPONENTS, len(prior.mean))
+
+    @property
+    def no_components_reason(self) -> str | None:
+        """Why there are no principal components; `None` if there are some."""
         if self.space.model.prior is not None:
             return None
-        return f"The codes of family {family_name(self.space.config)} are grids: there are no principal directions to go along."
+        return f"The codes of family {family_name(self.space.config)} are grids: they have no principal components."
 
     @property
-    def directions(self) -> int:
-        """How many principal directions can be gone along."""
-        prior = self.space.model.prior
-        return 0 if prior is None else min(DIRECTIONS, len(prior.mean))
-
-    @property
-    def no_slice(self) -> str | None:
-        """Why there is no slice; none where there is."""
+    def no_slice_reason(self) -> str | None:
+        """Why there is no slice; `None` if there is one."""
         if isinstance(self.space.model, FieldModel):
             return None
-        return f"Family {family_name(self.space.config)} has patches and no field: there is nothing to slice."
+        return f"Family {family_name(self.space.config)} has patches and no field: slices are not available."
 
-    def waiting(self, subject: Subject) -> list[str]:
-        """Scans that have to be fitted before the subject can be seen, which takes seconds."""
-        named = [subject.name] if isinstance(subject, ScanShape) else []
-        named += [subject.a, subject.b] if isinstance(subject, InterpolatedShape) else []
-        return [name for name in named if name in self.gallery.names and not self.gallery.ready(name)]
+    def unfitted(self, subject: Subject) -> list[str]:
+        """Scans that must be fitted before the subject can be shown, which takes seconds."""
+        names = [subject.name] if isinstance(subject, ScanShape) else []
+        names += [subject.a, subject.b] if isinstance(subject, InterpolatedShape) else []
+        return [name for name in names if name in self.collection.names and not self.collection.is_fitted(name)]
 
-    def knows_uncertainty(self, name: str) -> bool:
-        """Whether the fit of that scan, which has been fitted, tells how sure it is."""
-        return self._exhibit(name).fit.covariance is not None
+    def has_uncertainty(self, name: str) -> bool:
+        """Whether the fit of that scan has a covariance; fits the scan if necessary."""
+        return self._fitted_scan(name).fit.covariance is not None
 
-    def first(self) -> Subject | None:
-        """What to show before anybody chose: the first scan, else the mean; none where there is neither."""
+    def initial_subject(self) -> Subject | None:
+        """The first scan, or else the mean shape; `None` if there is neither."""
         if self.names:
             return ScanShape(self.names[0])
-        return PrincipalShape((0.0,) * self.directions) if self.directions else None
+        return PrincipalShape((0.0,) * self.num_components) if self.num_components else None
 
-    # ---------------------------------------------------------------- a visitor's own scan
+    # ---------------------------------------------------------------- uploads
 
-    def take(self, name: str, data: bytes, *, unit: Literal["auto"] | UnitName = "auto", up: units.Up = "y") -> str:
-        """Read and fit the scan in a file's bytes, and give the name that it can be chosen by.
+    def add_upload(
+        self, name: str, data: bytes, *, unit: Literal["auto"] | UnitName = "auto", up: units.Up = "y"
+    ) -> str:
+        """Read and fit a scan from the bytes of a file, and return the name under which it can be chosen.
 
-        Raises `ValueError` with the sentence that the command line has for a file that is no scan.
+        Raises:
+            ValueError: The file is too large or not a scan, with the message of the command line.
+
         """
         name = name.replace("\\", "/").rpartition("/")[2][:100] or "scan"
         if len(data) > MAX_UPLOAD:
@@ -293,269 +257,145 @@ class SceneBuilder:
             data, name=name, unit=1.0 if unit == "auto" else units.UNITS[unit], up=up, called=name
         )
         if unit == "auto":
-            metres = units.UNITS[guess_unit([raw]).name]
-            raw = raw.to_world(Frame(torch.zeros(3), torch.tensor(metres)))
+            meters = units.UNITS[guess_unit([raw]).name]
+            raw = raw.to_world(Frame(torch.zeros(3), torch.tensor(meters)))
         while name in self.names:
             name = f"{name} again"
-        self._own[name] = self.gallery.fit(replace(raw, name=name))
+        self._uploads[name] = self.collection.fit(replace(raw, name=name))
         return name
 
     # ---------------------------------------------------------------- scenes
 
-    def show(self, wish: ViewRequest, wanted: StillWanted = lambda: True) -> Iterator[Scene]:
-        """Answer a wish: coarse, fine, and with numbers. Raises `Stale` once it is not `wanted` any more.
+    def build(self, request: ViewRequest, still_wanted: StillWanted = lambda: True) -> Iterator[Scene]:
+        """Yield the scenes of a request: the coarse mesh, the fine mesh, and the fine mesh with numbers.
 
-        A coarse mesh that was begun is finished: else a slider that moves without rest would show nothing.
+        A coarse mesh that has begun is finished, so that a slider that keeps moving shows something.
 
-        Raises `ValueError` where a scan cannot be fitted, and where the field has no surface.
+        Raises:
+            Cancelled: The scenes are not wanted any more.
+            ValueError: A scan cannot be fitted, or the field has no surface.
+
         """
-        shape = self._shape(wish.subject)
-        if not wanted():
+        shape = self._shape(request.subject)
+        if not still_wanted():
             raise Cancelled
-        exhibit = self._exhibit(wish.subject.name) if isinstance(wish.subject, ScanShape) else None
-        key = (wish.subject, wish.resolution)
+        fitted = self._fitted_scan(request.subject.name) if isinstance(request.subject, ScanShape) else None
+        key = (request.subject, request.resolution)
         if self._mesh is not None and self._mesh[0] == key:
-            resolutions = [wish.resolution]
+            resolutions = [request.resolution]
         else:
-            resolutions = [COARSE, wish.resolution] if wish.resolution > COARSE else [wish.resolution]
+            resolutions = [COARSE, request.resolution] if request.resolution > COARSE else [request.resolution]
         for resolution in resolutions:
-            mesh = self._meshed(shape, (wish.subject, resolution), wanted)
-            scene = self._scene(wish, shape, exhibit, mesh, resolution)
+            mesh = self._cached_mesh(shape, (request.subject, resolution), still_wanted)
+            scene = self._scene(request, shape, fitted, mesh, resolution)
             yield scene
-        if exhibit is not None:
-            yield self._scored(scene, exhibit)
+        if fitted is not None:
+            yield self._with_scores(scene, fitted)
 
-    def _exhibit(self, name: str) -> FittedScan:
-        return self._own[name] if name in self._own else self.gallery.exhibit(name)
+    def _fitted_scan(self, name: str) -> FittedScan:
+        return self._uploads[name] if name in self._uploads else self.collection.fitted_scan(name)
 
     def _shape(self, subject: Subject) -> Fit:
         if isinstance(subject, ScanShape):
-            return self._exhibit(subject.name).fit
+            return self._fitted_scan(subject.name).fit
         if isinstance(subject, PrincipalShape):
             return self.space.from_principal_components(subject.coefficients)
-        if self._way is None or self._way[0] != (subject.a, subject.b):
-            ends = [
-                self.space.from_principal_components([0.0]) if end == MEAN else self._exhibit(end).fit
+        if self._interpolation is None or self._interpolation[0] != (subject.a, subject.b):
+            a, b = (
+                self.space.from_principal_components([0.0]) if end == MEAN else self._fitted_scan(end).fit
                 for end in (subject.a, subject.b)
-            ]
-            self._way = (subject.a, subject.b), self.space.interpolate_codes(ends[0], ends[1], STEPS)
-        return self._way[1][round(subject.share * (STEPS - 1))]
+            )
+            self._interpolation = (subject.a, subject.b), self.space.interpolate_codes(a, b, STEPS)
+        return self._interpolation[1][round(subject.fraction * (STEPS - 1))]
 
-    def _meshed(self, shape: Fit, key: tuple[Subject, int], wanted: StillWanted) -> Trimesh:
+    def _cached_mesh(self, shape: Fit, key: tuple[Subject, int], still_wanted: StillWanted) -> Trimesh:
         if self._mesh is not None and self._mesh[0] == key:
             return self._mesh[1]
         space = self.space
         if key[1] > COARSE and isinstance(space.model, FieldModel):
-            watched = CancellableField(space.model, wanted)
-            space = ShapeSpace(watched, space.config, scale=space.scale, metadata=space.metadata)
+            model = CancellableField(space.model, still_wanted)
+            space = ShapeSpace(model, space.config, scale=space.scale, metadata=space.metadata)
         mesh = space.mesh(shape, resolution=key[1])
         self._mesh = key, mesh
         return mesh
 
     def _scene(
-        self, wish: ViewRequest, shape: Fit, exhibit: FittedScan | None, mesh: Trimesh, resolution: int
+        self, request: ViewRequest, shape: Fit, fitted: FittedScan | None, mesh: Trimesh, resolution: int
     ) -> Scene:
-        scan = None if exhibit is None else exhibit.seen
-        dots = None if scan is None else _lit(scan)
-        painted, words = mesh, []
-        if wish.color_by == "uncertainty" and exhibit is not None and exhibit.fit.covariance is not None:
-            deviation = self.space.uncertainty(exhibit.fit, mesh)
-            painted = colors.color_by_value(mesh, deviation, limit=wish.limit)
-            painted.vertex_attributes["quality"] = deviation
-            words.append(f"Uncertainty, one standard deviation: median {1e3 * np.median(deviation):.1f} mm.")
-        elif wish.color_by == "mesh to truth" and exhibit is not None and exhibit.ground_truth is not None:
-            painted = colors.color_by_distance(mesh, exhibit.ground_truth, limit=wish.limit)
-        elif wish.color_by == "scan to mesh" and scan is not None:
-            away, _, _ = closest_point(scan.points.astype(np.float64), mesh)
-            dots = colors.colors_of(away, limit=wish.limit)
-            median, p95 = 1e3 * np.percentile(away, [50, 95])
-            words.append(f"Scan to mesh, exactly: median {median:.1f} mm, 95 % {p95:.1f} mm.")
-        elif wish.color_by != "none":
-            words.append(self._no_colours(wish.color_by, exhibit))
+        scan = None if fitted is None else fitted.displayed
+        colored, point_colors, summary = self._colored(request, fitted, mesh)
+        model, cut = self.space.model, None
+        if request.slice_plane is not None and isinstance(model, FieldModel):
+            cut = slice_field(model, shape, colored, request.slice_plane)
         return Scene(
-            wish,
+            request,
             shape.name,
-            painted,
+            colored,
             resolution,
             scan,
-            dots,
-            None if exhibit is None else exhibit.ground_truth,
-            None if wish.slice_plane is None else self._slice(shape, painted, wish.slice_plane),
-            tuple(words),
-            time.perf_counter() - wish.asked,
+            point_colors,
+            None if fitted is None else fitted.ground_truth,
+            cut,
+            tuple(summary),
+            seconds=time.perf_counter() - request.created,
         )
 
-    def _no_colours(self, colouring: ColorBy, exhibit: FittedScan | None) -> str:
-        """Why a shape is not coloured."""
-        if exhibit is None:
-            return "There is no error to colour: this shape belongs to no scan."
-        if colouring == "mesh to truth":
-            return f"No true surface of {exhibit.scan.name} is known."
-        return f"The fit of {exhibit.scan.name} has no covariance, so that its uncertainty is not known."
+    def _colored(
+        self, request: ViewRequest, fitted: FittedScan | None, mesh: Trimesh
+    ) -> tuple[Trimesh, UInt8[np.ndarray, "n 3"] | None, list[str]]:
+        """The mesh and the colors of the scan's points for the request's `color_by`, and a line about them."""
+        scan = None if fitted is None else fitted.displayed
+        point_colors = None if scan is None else _shaded(scan)
+        color_by, limit = request.color_by, request.limit
+        if color_by == "uncertainty" and fitted is not None and fitted.fit.covariance is not None:
+            deviation = self.space.uncertainty(fitted.fit, mesh)
+            mesh = colors.color_by_value(mesh, deviation, limit=limit)
+            mesh.vertex_attributes["quality"] = deviation
+            line = f"Uncertainty (standard deviation of the surface): median {1e3 * np.median(deviation):.1f} mm."
+            return mesh, point_colors, [line]
+        if color_by == "mesh to ground truth" and fitted is not None and fitted.ground_truth is not None:
+            return colors.color_by_distance(mesh, fitted.ground_truth, limit=limit), point_colors, []
+        if color_by == "scan to mesh" and scan is not None:
+            distance, _, _ = closest_point(scan.points.astype(np.float64), mesh)
+            median, p95 = 1e3 * np.percentile(distance, [50, 95])
+            line = f"Distance from scan to mesh: median {median:.1f} mm, 95th percentile {p95:.1f} mm."
+            return mesh, colors.colors_of(distance, limit=limit), [line]
+        return mesh, point_colors, [] if color_by == "none" else [_no_color_reason(color_by, fitted)]
 
-    def _scored(self, scene: Scene, exhibit: FittedScan) -> Scene:
-        """The scene with the verdict on the fit, and its score where the truth is known."""
-        fit, mesh = exhibit.fit, scene.mesh
-        words = [*scene.summary, assess(fit.code, self.space.model.prior, fit.residuals, exhibit.scan, mesh).summary]
-        if exhibit.ground_truth is not None:
-            row = metrics.score(["surface"], mesh, exhibit.ground_truth)["surface"]
-            words.append(
-                f"Protocol surface: truth to found {row['completeness']:.2f} mm, "
-                f"found to truth {row['accuracy']:.2f} mm."
+    def _with_scores(self, scene: Scene, fitted: FittedScan) -> Scene:
+        """The scene with the quality of the fit, and its metric if there is ground truth."""
+        fit, mesh = fitted.fit, scene.mesh
+        quality = assess(fit.code, self.space.model.prior, fit.residuals, fitted.scan, mesh)
+        summary = [*scene.summary, quality.summary]
+        if fitted.ground_truth is not None:
+            row = metrics.score(["surface_distance"], mesh, fitted.ground_truth)["surface_distance"]
+            summary.append(
+                f"Metric surface_distance: completeness {row['completeness']:.2f} mm, "
+                f"accuracy {row['accuracy']:.2f} mm."
             )
-        return replace(scene, summary=tuple(words), seconds=time.perf_counter() - scene.request.asked)
-
-    def _slice(self, shape: Fit, mesh: Trimesh, cut: SlicePlane) -> Slice | None:
-        """The field on a square of the plane, wide enough for the mesh."""
-        model = self.space.model
-        if not isinstance(model, FieldModel):
-            return None
-        normal = "xyz".index(cut.axis)
-        across, upwards = {0: (2, 1), 1: (0, 2), 2: (0, 1)}[normal]
-        low, high = mesh.bounds
-        centre = 0.5 * (low + high)
-        centre[normal] += cut.at
-        side = float((high - low)[[across, upwards]].max()) + 2 * SLICE_MARGIN
-        right, up = np.eye(3)[across], np.eye(3)[upwards]
-        steps = side * (np.linspace(0, 1, SLICE_CELLS) - 0.5)
-        points = centre + steps[None, :, None] * right + steps[:, None, None] * up
-        at = shape.frame.to_model(torch.from_numpy(points.reshape(-1, 3)).float()).numpy()
-        values = isosurface.evaluate(lambda x: model.field(x[None], shape.code)[0] - model.level, at)
-        values = values.reshape(SLICE_CELLS, SLICE_CELLS)
-        # A logit is no length: only its level says something.
-        limit, levels = (SLICE_LIMIT, LEVELS) if model.is_sdf else (float(np.abs(values).max()) or 1.0, (0,))
-        if model.is_sdf:
-            values = values * 1e3 * float(shape.frame.scale)
-        pieces, shades = [np.zeros((0, 2, 3))], [np.zeros((0, 2, 3), dtype=np.uint8)]
-        for level in levels:
-            if not values.min() < level < values.max():
-                continue
-            for line in isosurface.contours(values, np.stack([steps, steps]), level=float(level)):
-                corners = centre + line[:, :1] * right + line[:, 1:] * up
-                segments = np.stack([corners[:-1], corners[1:]], axis=1)
-                pieces.append(segments)
-                shade = (0, 0, 0) if level == 0 else (130, 126, 122)
-                shades.append(np.tile(np.array(shade, dtype=np.uint8), (len(segments), 2, 1)))
-        cover = ((limit - values) / (limit - SLICE_FADES)).clip(0, 1) if model.is_sdf else np.ones_like(values)
-        image = np.dstack([colors.signed_colors(values, limit=limit), (255 * cover + 0.5).astype(np.uint8)])
-        behind = mesh.copy()
-        behind.update_faces((mesh.vertices[mesh.faces, normal] <= centre[normal]).all(axis=1))
-        return Slice(
-            np.ascontiguousarray(image[::-1]),
-            centre,
-            right,
-            up,
-            side,
-            np.concatenate(pieces),
-            np.concatenate(shades),
-            behind,
-        )
+        return replace(scene, summary=tuple(summary), seconds=time.perf_counter() - scene.request.created)
 
 
 def too_large(name: str, size: int) -> ValueError:
-    """The error for a file that is refused for its size."""
+    """The error for an upload of too many bytes."""
     return ValueError(
-        f"{name} has {size:,} bytes, and at most {MAX_UPLOAD:,} are taken. Give fewer points, or fit it by "
-        "shapespace fit and look at the mesh."
+        f"{name}: {size:,} bytes, the limit is {MAX_UPLOAD:,}. Reduce the number of points, or use shapespace fit."
     )
 
 
-def _lit(scan: Scan) -> UInt8[np.ndarray, "n 3"]:
-    """Greys of the points of a scan that has normals or lines; a line is lit from either side."""
+def _no_color_reason(color_by: ColorBy, fitted: FittedScan | None) -> str:
+    if fitted is None:
+        return "No error to color: this shape has no scan."
+    if color_by == "mesh to ground truth":
+        return f"There is no ground truth for {fitted.scan.name}."
+    return f"The fit of {fitted.scan.name} has no covariance, so its uncertainty is unknown."
+
+
+def _shaded(scan: Scan) -> UInt8[np.ndarray, "n 3"]:
+    """Grays of points lit by their normals; unoriented normals are lit from both sides."""
     facing = (
         np.abs(scan.unoriented_normals @ renderer.LIGHT_DIRECTION)
         if scan.normals is None
         else (scan.normals @ renderer.LIGHT_DIRECTION).clip(0)
     )
-    return np.asarray(np.array(SCAN_GREY) * (0.5 + 0.5 * facing.clip(0, 1))[:, None], dtype=np.uint8)
-
-
-class CancellableField(FieldModel):
-    """A field that is not computed any further once nobody waits for it."""
-
-    def __init__(self, model: FieldModel, wanted: StillWanted) -> None:
-        super().__init__()
-        self._model, self._wanted = [model], wanted  # in a list: its weights are not this module's
-        self.level, self.is_sdf, self.prior = model.level, model.is_sdf, None
-
-    def encode(self, batch: Batch) -> Code:
-        """As the other model does."""
-        return self._model[0].encode(batch)
-
-    def loss_terms(self, batch: Batch, code: Code) -> dict[str, Scalar]:
-        """As the other model does."""
-        return self._model[0].loss_terms(batch, code)
-
-    def field(self, x: Float[torch.Tensor, "b q 3"], code: Code) -> Float[torch.Tensor, "b q"]:
-        """The field of the other model. Raises `Stale` if it is not wanted any more."""
-        parts = []
-        for part in x.split(AT_ONCE, dim=1):
-            if not self._wanted():
-                raise Cancelled
-            parts.append(self._model[0].field(part, code))
-        return torch.cat(parts, dim=1)
-
-
-# ------------------------------------------------------------------------------------------------------- the background
-
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
-
-
-class LatestRequest(Generic[Asked, Answer]):
-    """A thread that answers the newest question; what was asked before is dropped, but for a first answer begun."""
-
-    def __init__(
-        self,
-        work: Callable[[Asked, StillWanted], Iterator[Answer]],
-        deliver: Callable[[Answer], None],
-        fail: Callable[[str], None],
-    ) -> None:
-        """`deliver` gets each answer, `fail` a sentence where there can be none; both are called in the thread."""
-        self._work, self._deliver, self._fail = work, deliver, fail
-        self._changed = Condition()
-        self._ticket, self._asked, self._stopped = 0, list[Asked](), False
-        self._thread = Thread(target=self._run, daemon=True, name="latest")
-        self._thread.start()
-
-    def ask(self, question: Asked) -> None:
-        """Forget what was asked before, and answer this."""
-        with self._changed:
-            self._ticket += 1
-            self._asked = [question]
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Drop everything and end the thread."""
-        with self._changed:
-            self._ticket += 1
-            self._asked, self._stopped = [], True
-            self._changed.notify_all()
-
-    def join(self, seconds: float) -> None:
-        """Wait for the end of the thread, but no longer."""
-        self._thread.join(seconds)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: bool(self._asked) or self._stopped)
-                if self._stopped:
-                    return
-                question, ticket = self._asked.pop(), self._ticket
-
-            def wanted(ticket: int = ticket) -> bool:
-                return ticket == self._ticket
-
-            try:
-                for answer in self._work(question, wanted):
-                    self._deliver(answer)
-                    if not wanted():
-                        break
-            except Cancelled:
-                pass
-            except Exception as error:  # a thread that dies would leave the page without a word
-                if not isinstance(error, ValueError | OSError):
-                    traceback.print_exc(file=sys.stderr)
-                if wanted():
-                    self._fail(str(error) or type(error).__name__)
+    return np.asarray(np.array(POINT_GRAY) * (0.5 + 0.5 * facing.clip(0, 1))[:, None], dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The viewer's pages, by a visitor that speaks viser's protocol without a browser."""
+"""Pages of the viewer, tested by a client that speaks viser's protocol without a browser."""
 
 import socket
 import sys
@@ -15,7 +15,9 @@ import torch
 from shapespace import ShapeSpace
 from shapespace.geometry.scan import Scan
 from shapespace.models import igr
-from shapespace.viewer.app import Viewer, escape_text, same_site
+from shapespace.viewer.access import same_site
+from shapespace.viewer.app import Viewer
+from shapespace.viewer.controls import escape_text
 from shapespace.viewer.scene import MAX_UPLOAD, ScanCollection
 
 viser = pytest.importorskip("viser", reason="the extra `view` is not installed")
@@ -126,7 +128,7 @@ class Visitor:
 
     def vertices(self) -> np.ndarray | None:
         """Of the mesh that is shown."""
-        node = self.nodes.get("/fit/mesh")
+        node = self.nodes.get("/prediction/mesh")
         return None if node is None else np.frombuffer(node["props"]["vertices"], np.float32).reshape(-1, 3)
 
     def wait(self, until: Callable[["Visitor"], bool]) -> None:
@@ -148,7 +150,7 @@ def _filled(value: Any, buffers: list[bytes]) -> Any:
 
 @pytest.fixture(scope="module")
 def space() -> ShapeSpace:
-    """Its shapes are about balls of a metre; its code changes them by centimetres."""
+    """Its shapes are about balls of a meter; its code changes them by centimeters."""
     torch.manual_seed(0)
     sizes = igr.IGRConfig(code_dim=4, width=64, depth=3, skip=1, init_radius=0.5, encoder_points=128)
     model = igr.build_igr(sizes).eval()
@@ -190,15 +192,15 @@ def visit(viewer: Viewer) -> Iterator[Callable[..., Visitor]]:
 
 def test_a_page_shows_the_first_scan_with_its_numbers(visit: Callable[..., Visitor]) -> None:
     page = visit()
-    page.wait_words("Protocol surface: truth to found")
+    page.wait_words(escape_text("Metric surface_distance: completeness"))
     assert "128 cells" in page.words
-    assert {"/scan/points", "/fit/mesh", "/truth/mesh"} <= page.nodes.keys()
-    page.set("show truth", False)
-    page.wait(lambda page: page.nodes["/truth"].get("visible") is False)
+    assert {"/scan/points", "/prediction/mesh", "/ground_truth/mesh"} <= page.nodes.keys()
+    page.set("show ground truth", False)
+    page.wait(lambda page: page.nodes["/ground_truth"].get("visible") is False)
     legend = page.legend["props"]
     assert not legend["visible"]
-    page.set("colour", "scan to mesh")
-    page.wait_words("Scan to mesh, exactly: median")
+    page.set("color", "scan to mesh")
+    page.wait_words("Distance from scan to mesh: median")
     assert legend["visible"]
     assert "20 mm and more" in legend["content"]
 
@@ -209,10 +211,10 @@ def test_five_visitors_do_not_mix(visit: Callable[..., Visitor], space: ShapeSpa
         page.wait(lambda page: page.vertices() is not None)
     shares = (-3.0, -1.5, 0.0, 1.5, 3.0)
     for page, share in zip(pages, shares, strict=True):
-        page.set("fine mesh, cells", "64")
-        page.set("direction 2", share + 0.1)  # a wish that is stale at once
-        page.set("direction 2", share)
-        page.set("direction 1", -share)
+        page.set("cells of the fine mesh", "64")
+        page.set("component 2", share + 0.1)  # a request that the next line replaces
+        page.set("component 2", share)
+        page.set("component 1", -share)
     for page, share in zip(pages, shares, strict=True):
         own = space.mesh(space.from_principal_components([-share, share, 0.0, 0.0]), resolution=64)
 
@@ -222,21 +224,21 @@ def test_five_visitors_do_not_mix(visit: Callable[..., Visitor], space: ShapeSpa
 
         page.wait(same)
     for page, share in zip(pages, shares, strict=True):
-        assert (page.control("direction 1")["value"], page.control("direction 2")["value"]) == (-share, share)
-        assert page.control("direction 3")["value"] == 0.0
+        assert (page.control("component 1")["value"], page.control("component 2")["value"]) == (-share, share)
+        assert page.control("component 3")["value"] == 0.0
 
 
 def test_play_goes_there_and_back(visit: Callable[..., Visitor]) -> None:
     page = visit()
     page.wait(lambda page: page.vertices() is not None)
-    page.set("share", 0.95)
+    page.set("fraction", 0.95)
     page.wait_words("cells")
     seen = list[float]()
     button = page.control("Play")
     page.send("GuiUpdateMessage", uuid=button["uuid"], updates={"value": True})
 
     def turned(page: Visitor) -> bool:
-        seen.append(page.control("share")["value"])
+        seen.append(page.control("fraction")["value"])
         return max(seen) == 1.0 and seen[-1] < 0.9
 
     page.wait(turned)
@@ -248,15 +250,15 @@ def test_play_goes_there_and_back(visit: Callable[..., Visitor]) -> None:
 def test_a_slice_comes_and_goes(visit: Callable[..., Visitor]) -> None:
     page = visit()
     page.wait(lambda page: page.vertices() is not None)
-    page.set("show a slice", True)
-    page.wait(lambda page: {"/fit/slice", "/fit/lines"} <= page.nodes.keys())
-    page.set("show a slice", False)
-    page.wait(lambda page: not {"/fit/slice", "/fit/lines"} & page.nodes.keys())
+    page.set("show slice", True)
+    page.wait(lambda page: {"/prediction/slice", "/prediction/lines"} <= page.nodes.keys())
+    page.set("show slice", False)
+    page.wait(lambda page: not {"/prediction/slice", "/prediction/lines"} & page.nodes.keys())
 
 
 def test_an_export_is_the_mesh_that_is_shown(visit: Callable[..., Visitor]) -> None:
     page = visit()
-    page.wait_words("Protocol surface")
+    page.wait_words("Metric surface")
     button = page.control("Export the shown mesh")
     page.send("GuiUpdateMessage", uuid=button["uuid"], updates={"value": True})
     page.wait(lambda page: any(it["type"] == "FileTransferPart" for it in page.downloads))
@@ -279,12 +281,12 @@ def test_an_upload_is_fitted_and_shown_with_its_uncertainty(
     for each in (page, other):
         each.wait(lambda page: page.vertices() is not None)
     page.upload("me.npy", (tmp_path / "me.npy").read_bytes())
-    page.wait_words("Uncertainty, one standard deviation: median")
-    page.wait_words("the oddness of its code is")
+    page.wait_words("Uncertainty (standard deviation of the surface): median")
+    page.wait_words("istribution: score")
     assert page.control("scan")["value"] == "me.npy"
     assert page.control("scan")["props"]["options"] == ["a/b/0", "me.npy"]
-    assert page.control("colour")["value"] == "uncertainty"
-    assert page.nodes["/fit/mesh"]["type"] == "GlbMessage"
+    assert page.control("color")["value"] == "uncertainty"
+    assert page.nodes["/prediction/mesh"]["type"] == "GlbMessage"
     assert other.control("scan")["props"]["options"] == ["a/b/0"]
     assert "me.npy" not in other.words
 
@@ -297,18 +299,18 @@ def test_a_file_that_is_no_scan_gets_a_sentence_and_the_page_goes_on(visit: Call
     page.upload("words.txt", b"these are words")
     page.wait_words("words.txt is cut off inside its header or is not a PLY file.")
     page.wait(lambda page: not page.control("Fit a scan file")["props"]["disabled"])
-    page.set("direction 1", 1.0)
-    page.wait_words("after the wish")
+    page.set("component 1", 1.0)
+    page.wait_words("after the request")
 
 
 def test_more_than_is_taken_is_refused_before_it_is_held(visit: Callable[..., Visitor], viewer: Viewer) -> None:
     page = visit()
     page.wait(lambda page: page.vertices() is not None)
     page.upload("huge.ply", b"ply", announced=MAX_UPLOAD + 1)
-    page.wait_words(f"huge.ply has {MAX_UPLOAD + 1:,} bytes, and at most {MAX_UPLOAD:,} are taken.")
+    page.wait_words(f"huge.ply: {MAX_UPLOAD + 1:,} bytes, the limit is {MAX_UPLOAD:,}.")
     page.upload("liar.ply", b"p" * 1000, announced=10)
-    page.wait_words("liar.ply is larger than was announced: it is refused.")
-    held = [own.client.gui._current_file_upload_states for own in viewer._pages.values()]
+    page.wait_words("liar.ply: more bytes than the page announced. The upload is refused.")
+    held = [own.client.gui._current_file_upload_states for own in viewer._sessions.values()]
     assert held
     assert not any(held)
 
@@ -316,12 +318,12 @@ def test_more_than_is_taken_is_refused_before_it_is_held(visit: Callable[..., Vi
 def test_controls_that_are_set_to_nonsense_harm_nobody(visit: Callable[..., Visitor]) -> None:
     page = visit()
     page.wait(lambda page: page.vertices() is not None)
-    page.set("fine mesh, cells", "100000")
+    page.set("cells of the fine mesh", "100000")
     page.set("scan", "/etc/passwd")
     page.wait_words(escape_text("there is no scan '/etc/passwd'."))
-    page.set("across", "w")
-    page.set("fine mesh, cells", "64")
-    page.set("direction 1", 2.0)
+    page.set("normal axis", "w")
+    page.set("cells of the fine mesh", "64")
+    page.set("component 1", 2.0)
     page.wait_words("64 cells")
 
 
@@ -351,13 +353,13 @@ def test_only_this_machine_can_listen_in_unless_told_otherwise(viewer: Viewer) -
 
 
 def test_a_page_of_another_site_gets_nothing(visit: Callable[..., Visitor], viewer: Viewer) -> None:
-    before = len(viewer._pages)
+    before = len(viewer._sessions)
     stranger = visit(origin="http://example.org")
     own = visit(origin=f"http://127.0.0.1:{viewer.port}")
     own.wait(lambda page: page.vertices() is not None)
     assert not stranger.controls
     assert not stranger.vertices()
-    assert len(viewer._pages) == before + 1
+    assert len(viewer._sessions) == before + 1
 
 
 @pytest.mark.parametrize(
@@ -381,19 +383,19 @@ def test_no_visitor_opens_a_tunnel(visit: Callable[..., Visitor], viewer: Viewer
     page = visit()
     page.wait(lambda page: page.vertices() is not None)
     page.send("ShareUrlRequest")
-    page.set("direction 1", 1.0)
-    page.wait_words("after the wish")
+    page.set("component 1", 1.0)
+    page.wait_words("after the request")
     assert viewer._server._share_tunnel is None
 
 
 def test_an_address_that_cannot_be_had_gets_a_sentence(space: ShapeSpace) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1, port {port} .*say another --port"):
+        with pytest.raises(OSError, match=rf"--host 127\.0\.0\.1 --port {port}: cannot listen .*Pass another --port"):
             Viewer(ScanCollection(space), port=port)
-    with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1, .*an address of this machine"):
+    with pytest.raises(OSError, match=r"--host 192\.0\.2\.1 --port 0: cannot listen .*an address of this machine"):
         Viewer(ScanCollection(space), host="192.0.2.1", port=0)
-    with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1, port 70000"):
+    with pytest.raises(OSError, match=r"--host 127\.0\.0\.1 --port 70000: cannot listen"):
         Viewer(ScanCollection(space), port=70000)
 
 

@@ -1,6 +1,6 @@
-"""The viewer in a real browser: what people see and do. Slow: a browser without a graphics card draws by itself.
+"""The viewer in a real browser. Slow: without a graphics card the browser draws on the CPU.
 
-With SHAPESPACE_SCREENSHOTS=FOLDER the pictures of docs/viewer.md are made anew in FOLDER/viewer (`make gallery`).
+With SHAPESPACE_SCREENSHOTS=FOLDER the screenshots of docs/guide/viewer.md go to FOLDER/viewer (`make gallery`).
 """
 
 import io
@@ -24,7 +24,7 @@ from shapespace.io import scan_files
 from shapespace.models import igr
 from shapespace.synthetic.body import Body
 from shapespace.synthetic.scanner import VirtualScanner
-from shapespace.viewer.app import PANEL, Viewer
+from shapespace.viewer.app import PANEL_WIDTH, Viewer
 from shapespace.viewer.scene import ScanCollection
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def space() -> ShapeSpace:
-    """Its shapes are about balls of a metre; its code changes them by centimetres."""
+    """Its shapes are about balls of a meter; its code changes them by centimeters."""
     torch.manual_seed(0)
     sizes = igr.IGRConfig(code_dim=4, width=64, depth=3, skip=1, init_radius=0.4, encoder_points=128)
     model = igr.build_igr(sizes).eval()
@@ -93,7 +93,7 @@ def opened(browser: Any, viewer: Viewer, size: tuple[int, int] = SIZE, sharp: fl
 
     page.route("**/*", local)
     page.goto(f"{viewer.address}/?fixedDpr={sharp}")
-    wait(page, "after the wish")
+    wait(page, "after the request")
     page.get_by_role("alert").get_by_role("button").click()  # that there is no graphics card
     return page
 
@@ -110,7 +110,7 @@ def seen(page: Any, *looks: Look) -> np.ndarray:
     end = time.monotonic() + PATIENCE
     while True:
         image = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB")).astype(int)
-        image = image[:, : image.shape[1] - PANEL - SHADOW]
+        image = image[:, : image.shape[1] - PANEL_WIDTH - SHADOW]
         if all(look(image) for look in looks):
             return image
         assert time.monotonic() < end, f"not to be seen: {[bool(look(image)) for look in looks]}, {counts(image)}"
@@ -136,7 +136,7 @@ def counts(image: np.ndarray) -> dict[str, int]:
 
 
 def clay(image: np.ndarray) -> np.ndarray:
-    """Pixels of the fit in its own colour: reddish, lit or shaded."""
+    """Pixels of the fit in its own color: reddish, lit or shaded."""
     red, green, blue = np.moveaxis(image, -1, 0)
     return (red - blue > 25) & (red > green) & (green > blue)
 
@@ -153,7 +153,7 @@ def dots(image: np.ndarray) -> np.ndarray:
 
 
 def dark(image: np.ndarray) -> np.ndarray:
-    """Pixels in the last colour of the legend, lit or shaded."""
+    """Pixels in the last color of the legend, lit or shaded."""
     red, green, _ = np.moveaxis(image, -1, 0)
     return (red - green > 30) & (green < 100)
 
@@ -177,16 +177,16 @@ def columns(mask: np.ndarray) -> float:
 
 def test_scan_fit_and_truth_stand_side_by_side_and_can_be_hidden(browser: Any, viewer: Viewer) -> None:
     page = opened(browser, viewer)
-    wait(page, "Protocol surface: truth to found")
+    wait(page, "Metric surface_distance: completeness")
     both = re.search(r"Half of the scan is within ([\d.]+) mm, 95 % within ([\d.]+) mm", page.inner_text("body"))
     assert both is not None
     assert 0 < float(both[1]) < float(both[2]) < 100
     shown = seen(page, many(clay), many(bluish), many(dots), inside)
     assert columns(dots(shown)) < columns(clay(shown)) < columns(bluish(shown))
-    page.get_by_label("show fit", exact=True).click()
+    page.get_by_label("show prediction", exact=True).click()
     seen(page, few(clay), many(bluish), many(dots))
-    page.get_by_label("show fit", exact=True).click()
-    page.get_by_label("show truth", exact=True).click()
+    page.get_by_label("show prediction", exact=True).click()
+    page.get_by_label("show ground truth", exact=True).click()
     page.get_by_label("side by side", exact=True).click()
     seen(page, many(clay), many(dots, least=100), lambda image: abs(columns(dots(image)) - columns(clay(image))) < 0.1)
     page.context.close()
@@ -215,12 +215,12 @@ def test_a_slice_shows_the_field_and_what_is_behind(browser: Any, viewer: Viewer
     page = opened(browser, viewer)
     whole = clay(seen(page, many(clay))).sum()
     page.get_by_role("tab", name="Slice").click()
-    page.get_by_label("show a slice", exact=True).click()
+    page.get_by_label("show slice", exact=True).click()
     seen(page, many(orange, least=3000), many(purple))
-    page.get_by_label("across", exact=True).click()
+    page.get_by_label("normal axis", exact=True).click()
     page.get_by_role("option", name="y", exact=True).click()
     seen(page, many(orange), many(clay, 0.9 * whole))  # of what stands below the plane, some is seen
-    page.get_by_label("show a slice", exact=True).click()
+    page.get_by_label("show slice", exact=True).click()
     seen(page, few(orange), many(clay, least=int(0.9 * whole)))
     page.context.close()
 
@@ -238,11 +238,11 @@ def test_scans_are_uploaded_and_files_that_are_none_or_huge(
     scan_files.write_scan(tmp_path / "me.ply", scan)
     (tmp_path / "words.ply").write_text("these are words")
     (tmp_path / "huge.ply").write_bytes(bytes(300_000))
-    for place in ("stage", "viewer"):
-        monkeypatch.setattr(f"shapespace.{place}.MAX_UPLOAD", 200_000)
+    for module in ("scene", "access"):
+        monkeypatch.setattr(f"shapespace.viewer.{module}.MAX_UPLOAD", 200_000)
     page = opened(browser, viewer)
     upload(page, tmp_path / "huge.ply")
-    wait(page, "huge.ply has 300,000 bytes, and at most 200,000 are taken.")
+    wait(page, "huge.ply: 300,000 bytes, the limit is 200,000.")
     upload(page, tmp_path / "words.ply")
     wait(page, "words.ply is cut off inside its header or is not a PLY file. Copy or download it again.")
     assert "Traceback" not in page.inner_text("body")
@@ -250,12 +250,12 @@ def test_scans_are_uploaded_and_files_that_are_none_or_huge(
     for name in ("me.ply", "me.ply again"):  # one after the other
         upload(page, tmp_path / "me.ply")
         page.wait_for_function("([it, name]) => it.value === name", arg=[chosen.element_handle(), name])
-        wait(page, "Uncertainty, one standard deviation: median")
-        wait(page, "the oddness of its code is")
+        wait(page, "Uncertainty (standard deviation of the surface): median")
+        wait(page, "istribution: score")
     wait(page, "30 mm and more")  # the legend
-    # It is sure to within millimetres, so that the mesh is pale if the colours end at 30, and dark if they do at 1.
+    # It is sure to within millimeters, so that the mesh is pale if the colors end at 30, and dark if they do at 1.
     seen(page, many(dots), few(dark))
-    limit = page.get_by_label("colours end at (mm)", exact=True)
+    limit = page.get_by_label("end of the color scale (mm)", exact=True)
     limit.fill("1")
     limit.press("Enter")
     seen(page, many(dark))
@@ -291,15 +291,15 @@ def test_five_browsers_do_not_mix(browser: Any, viewer: Viewer, space: ShapeSpac
 
 
 def test_what_the_docs_show(browser: Any, tmp_path: Path) -> None:
-    """A person whom `humans` has never seen: the fit in the colours of its errors, a slice, and the same as upload."""
+    """A person whom `humans` has never seen: the fit in the colors of its errors, a slice, and the same as upload."""
     body, rng = Body.load(), np.random.default_rng(12)
     vertices = body.skin(body.sample_shape(rng), np.tile(np.eye(3), (len(body.joints), 1, 1)))
     scan = VirtualScanner().scan(vertices, body.faces, rng, "person")
-    truth = Trimesh(vertices, body.faces, process=False)
+    ground_truth = Trimesh(vertices, body.faces, process=False)
     scan_files.write_scan(tmp_path / "me.ply", scan)
     folder = tmp_path
-    if told := os.environ.get("SHAPESPACE_SCREENSHOTS"):
-        folder = Path(told) / "viewer"
+    if screenshots := os.environ.get("SHAPESPACE_SCREENSHOTS"):
+        folder = Path(screenshots) / "viewer"
         folder.mkdir(exist_ok=True)
 
     def keep(page: Any, name: str) -> None:
@@ -307,9 +307,11 @@ def test_what_the_docs_show(browser: Any, tmp_path: Path) -> None:
         image.save(folder / f"{name}.png", optimize=True)
         assert (folder / f"{name}.png").stat().st_size < 200_000
 
-    with Viewer(ScanCollection(ShapeSpace.load("humans"), [scan], lambda _: truth), title="humans", port=0) as viewer:
+    with Viewer(
+        ScanCollection(ShapeSpace.load("humans"), [scan], lambda _: ground_truth), title="humans", port=0
+    ) as viewer:
         page = opened(browser, viewer, sharp=1.0)
-        wait(page, "Protocol surface")
+        wait(page, "Metric surface_distance")
         page.get_by_role("tab", name="Shapes").click()
         page.get_by_role("slider").first.focus()
         page.keyboard.press("End")
@@ -318,21 +320,21 @@ def test_what_the_docs_show(browser: Any, tmp_path: Path) -> None:
         keep(page, "shapes")
         page.get_by_role("tab", name="Scans").click()
         page.get_by_role("button", name="Show the scan").click()
-        page.get_by_label("colour", exact=True).click()
-        page.get_by_role("option", name="mesh to truth").click()
+        page.get_by_label("color", exact=True).click()
+        page.get_by_role("option", name="mesh to ground truth").click()
         seen(page, many(bluish), many(dots), many(dark, least=100), inside)
-        wait(page, "Protocol surface")
+        wait(page, "Metric surface_distance")
         keep(page, "errors")
         page.get_by_role("tab", name="Slice").click()
-        page.get_by_label("show a slice", exact=True).click()
+        page.get_by_label("show slice", exact=True).click()
         seen(page, many(orange, least=5000))
-        wait(page, "Protocol surface")
+        wait(page, "Metric surface_distance")
         keep(page, "slice")
-        page.get_by_label("show a slice", exact=True).click()
+        page.get_by_label("show slice", exact=True).click()
         page.get_by_role("tab", name="Scans").click()
         upload(page, tmp_path / "me.ply")
-        wait(page, "Uncertainty, one standard deviation: median")
-        wait(page, "the oddness of its code is")
+        wait(page, "Uncertainty (standard deviation of the surface): median")
+        wait(page, "istribution: score")
         seen(page, many(dots), few(bluish))
         keep(page, "upload")
         page.context.close()
