@@ -1,4 +1,4 @@
-"""Scans that a command line names: files, standard input (-), names in a store, or a split of a store."""
+"""Scans on the command line: files, standard input (-), names in a store, or a split of a store."""
 
 import hashlib
 import sys
@@ -8,167 +8,155 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from shapespace.data.store import ScanStore
 from shapespace.fitting.clutter import Clutter
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.geometry.camera import MAX_DEPTH_JUMP
-from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files, units
-from shapespace.io.units import UnitName, guess_unit
+from shapespace.io.units import UnitName
 from shapespace.space import ShapeSpace
 
 PIPE = "-"
-_SURE = 0.99
+MAX_LISTED = 5  # names in a note
+_CERTAIN = 0.99  # confidence from which on meters are not reported; arbitrary
 
 
 @dataclass(frozen=True)
 class ScanInput:
-    """How to read what the command line names."""
+    """How to read the scans."""
 
     store: Path | None = None
-    """A store, for scans given by name (subject/sequence/frame) or by split."""
+    """Store of the scans that are given by name (subject/sequence/frame) or by --split."""
     split: str | None = None
-    """All scans of this split of the store."""
+    """Split of the store whose scans are all used."""
     unit: Literal["auto"] | UnitName = "auto"
-    """Unit of the files; auto goes by the size of people, and says so where it is not metres. With depth images, which
-    are metric, it is that of the places of their cameras (auto: metres). Meshes come back in it."""
+    """Unit of the files and of the meshes that are written; auto guesses it from the size of a person. Depth images
+    are metric: for them it is the unit of the camera positions (auto: m)."""
     up: units.Up = "y"
-    """Axis of the files that points up: x, y, z or their negatives. Meshes come back so."""
+    """Up axis of the files and of the meshes that are written."""
     max_depth_jump: float = MAX_DEPTH_JUMP
-    """Metres: neighbouring pixels of a depth image that differ by more are not one surface."""
+    """Maximum depth difference of neighboring pixels on one surface in a depth image (m)."""
     min_depth: float = 0.0
-    """Metres along the optical axis: what a depth image has nearer than this is ignored."""
+    """Minimum depth along the optical axis of a depth image (m)."""
     max_depth: float = float("inf")
-    """Metres along the optical axis: what a depth image has farther than this, as a wall, is ignored."""
+    """Maximum depth along the optical axis of a depth image (m)."""
 
     @property
-    def metres(self) -> float:
-        """Metres of one unit; of one that is not settled, a metre."""
+    def meters(self) -> float:
+        """Meters of one unit; 1 for `auto`."""
         return 1.0 if self.unit == "auto" else units.UNITS[self.unit]
 
 
-class Gathered(NamedTuple):
-    """Scans in metres, y up, and how they were read: the unit is settled."""
+class ReadScans(NamedTuple):
+    """Scans in meters, y up, and how they were read; the unit is not `auto` any more."""
 
     scans: list[Scan]
     source: ScanInput
 
 
-def remove_clutter(
-    space: ShapeSpace, scans: list[Scan], clutter: Clutter, lm: LMOptions | None, seed: int
-) -> list[Scan]:
-    """The scans without floor, walls and what stands apart, if that is to be removed; what was left out is said."""
-    if clutter == "keep":
-        return scans
-    alone = space.remove_clutter(scans, lm=lm, seed=seed)
-    left = [(len(new) / len(old), new.name) for new, old in zip(alone, scans, strict=True) if new is not old]
-    if left:
-        told = ", ".join(f"{1 - share:.0%} of {name or 'the scan'}" for share, name in left[:5])
-        print(
-            f"note: left out {told}{', ...' if len(left) > 5 else ''}: floor, walls, or what stands apart from the "
-            "person; --clutter keep leaves it in.",
-            file=sys.stderr,
-        )
-    return alone
-
-
 @dataclass(frozen=True)
 class NamedScan:
-    """A scan that the command line names; one of a store is read when it is asked for."""
+    """A scan of the command line: already read, or in a store."""
 
     name: str
-    held: Scan | ScanStore
+    source: Scan | ScanStore
 
     def read(self) -> Scan:
-        """The scan, in metres, y up."""
-        return self.held if isinstance(self.held, Scan) else from_store(self.held, self.name)
+        """The scan in meters, y up."""
+        return self.source if isinstance(self.source, Scan) else self.source.scan(self.name)
 
     def digest(self) -> str:
-        """What changes with its points."""
-        if isinstance(self.held, ScanStore):
-            return str(self.held.provenance(self.name)["sha256"])
-        return hashlib.sha256(self.held.points.tobytes()).hexdigest()
+        """Hash of the points; raises `ValueError` for a name that the store does not have."""
+        if isinstance(self.source, ScanStore):
+            return str(self.source.provenance(self.name)["sha256"])
+        return hashlib.sha256(self.source.points.tobytes()).hexdigest()
 
 
-def read_scans(inputs: Sequence[str], source: ScanInput, *, empty: bool = False) -> Gathered:
-    """Read all that is named. Raises `ValueError` if there are no scans, unless they may be `empty`."""
+def read_scans(inputs: Sequence[str], source: ScanInput, *, empty: bool = False) -> ReadScans:
+    """Read all scans. Raises `ValueError` if there are none, unless `empty`."""
     scans, source = named_scans(inputs, source, empty=empty)
-    return Gathered([scan.read() for scan in scans], source)
+    return ReadScans([scan.read() for scan in scans], source)
 
 
 def named_scans(
-    inputs: Sequence[str], source: ScanInput, *, empty: bool = False, bridge: bool = False
+    inputs: Sequence[str], source: ScanInput, *, empty: bool = False, interpolate: bool = False
 ) -> tuple[list[NamedScan], ScanInput]:
-    """All that is named, and how it is read; those of a store wait there. Raises as `gather` does.
+    """All scans, and how they are read; files are read now, scans of a store later. Raises as `read_scans` does.
 
-    Files that hold no usable scan are an error; if they are frames that others `bridge`, they come without points, and
-    that is said.
+    A file without a usable scan is an error. With `interpolate` it is a frame that will be interpolated: the scan has
+    no points, and a note is printed.
     """
     store = None if source.store is None else ScanStore(source.store)
     if source.split is not None and store is None:
-        raise ValueError(f"--split {source.split} needs the store that has it: add --store FILE.")
-    names = dict(zip(inputs, _names(inputs), strict=True))
-    files_named = [word for word in inputs if store is None or word == PIPE or Path(word).is_file()]
-    read = {word: _read(word, names[word], source, bridge=bridge) for word in files_named}
+        raise ValueError(f"--split {source.split}: no store given. Add --store FILE.")
+    names = dict(zip(inputs, _stems(inputs), strict=True))
+    files = [word for word in inputs if store is None or word == PIPE or Path(word).is_file()]
+    read = {word: _read(word, names[word], source, interpolate=interpolate) for word in files}
     if source.unit == "auto":
-        source = replace(source, unit=_guessed([scan for scan in read.values() if len(scan)]))
-        read = {word: scan.to_world(_in_metres(source.metres)) for word, scan in read.items()}
-    scans = [
+        scans, unit = units.to_meters(list(read.values()))
+        _report_unit([scan for scan in scans if len(scan)], unit)
+        source, read = replace(source, unit=unit.name), dict(zip(read, scans, strict=True))
+    named = [
         NamedScan(read[word].name, read[word]) if store is None or word in read else NamedScan(word, store)
         for word in inputs
     ]
     if store is not None and source.split is not None:
-        scans += [NamedScan(name, store) for name in store.scan_names(source.split)]
-    for scan in scans:
-        scan.digest()  # a name that the store has not is told at once
-    if not scans and not empty:
-        raise ValueError(
-            "no scans given: name files, or names in a store (--store FILE), or --store FILE --split NAME."
-        )
-    return scans, source
+        named += [NamedScan(name, store) for name in store.scan_names(source.split)]
+    for scan in named:
+        scan.digest()  # so that an unknown name is an error before the work begins
+    if not named and not empty:
+        raise ValueError("no scans given. Pass files, names in a store (--store FILE), or --store FILE --split NAME.")
+    return named, source
 
 
-def _guessed(scans: Sequence[Scan]) -> UnitName:
-    """The unit of the files by the size of people, said aloud where it is no metre or might be another."""
-    if not scans:
-        return "m"
-    unit, confidence = guess_unit(scans)
-    if confidence and (unit != "m" or confidence < _SURE):  # without any, the fit says what is wrong with the size
-        which = scans[0].name if len(scans) == 1 else f"the {len(scans)} scans"
+def remove_clutter(
+    space: ShapeSpace, scans: list[Scan], clutter: Clutter, lm: LMOptions | None, seed: int
+) -> list[Scan]:
+    """The scans without floor, walls and separate parts, unless `clutter` is `keep`; a note names the removed share."""
+    if clutter == "keep":
+        return scans
+    cleaned = space.remove_clutter(scans, lm=lm, seed=seed)
+    changed = [(1 - len(new) / len(old), new.name) for new, old in zip(cleaned, scans, strict=True) if new is not old]
+    if changed:
+        shares = listed([f"{share:.0%} of {name or 'the scan'}" for share, name in changed])
         print(
-            f"note: {which} taken to be in {unit} (confidence {confidence:.0%}); say --unit to overrule.",
+            f"note: removed {shares} (floor, walls, or parts apart from the person). --clutter keep fits them too.",
             file=sys.stderr,
         )
-    return unit
+    return cleaned
 
 
-def _in_metres(unit: float) -> Frame:
-    return Frame(torch.zeros(3), torch.tensor(unit))
+def listed(items: Sequence[str]) -> str:
+    """The first items, separated by commas."""
+    return ", ".join(items[:MAX_LISTED]) + (", ..." if len(items) > MAX_LISTED else "")
 
 
-def from_store(store: ScanStore, name: str) -> Scan:
-    """A packed scan, back in metres; all of it, so that its mean is the one it was packed with."""
-    packed = store.sample(name, store.count(name), np.random.default_rng(0))
-    return packed.to_world(store.frame(name))
+def _report_unit(scans: Sequence[Scan], unit: units.Unit) -> None:
+    """Print a note if the unit is not meters or not certain; without confidence the fit reports the size."""
+    if unit.confidence and (unit.name != "m" or unit.confidence < _CERTAIN):
+        which = scans[0].name if len(scans) == 1 else f"the {len(scans)} scans"
+        print(
+            f"note: unit of {which} guessed as {unit.name} (confidence {unit.confidence:.0%}). --unit overrides it.",
+            file=sys.stderr,
+        )
 
 
-def _read(word: str, name: str, source: ScanInput, *, bridge: bool = False) -> Scan:
-    """A file, or standard input, in metres; if their unit is still to be guessed, in that."""
-    if bridge:
+def _read(word: str, name: str, source: ScanInput, *, interpolate: bool = False) -> Scan:
+    """Read a file or standard input, in meters; with unit `auto`, in the unit of the file."""
+    if interpolate:
         try:
             return _read(word, name, source)
         except ValueError as unusable:
-            print(f"note: {name} is bridged: {unusable}", file=sys.stderr)
+            print(f"note: {name} is interpolated: {unusable}", file=sys.stderr)
             return Scan(name, np.empty((0, 3), np.float32))
     if word == PIPE:
-        return scan_files.read_bytes(sys.stdin.buffer.read(), unit=source.metres, up=source.up)
+        return scan_files.read_bytes(sys.stdin.buffer.read(), unit=source.meters, up=source.up)
     return scan_files.read_scan(
         word,
         name=name,
-        unit=source.metres,
+        unit=source.meters,
         up=source.up,
         max_depth_jump=source.max_depth_jump,
         min_depth=source.min_depth,
@@ -176,8 +164,8 @@ def _read(word: str, name: str, source: ScanInput, *, bridge: bool = False) -> S
     )
 
 
-def _names(words: Sequence[str]) -> list[str]:
-    """Names of files: their stems, with as many folders before them as it takes to tell them apart."""
+def _stems(words: Sequence[str]) -> list[str]:
+    """Names of files: their stems, with as many parent folders as are needed to make them unique."""
     paths = [Path(word).with_suffix("").parts for word in words]
     depth = 1
     while len({path[-depth:] for path in paths}) < len(set(paths)):

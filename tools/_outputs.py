@@ -1,4 +1,4 @@
-"""What `encode` and `fit` leave: codes, a record, and meshes; or one mesh on standard output."""
+"""Results of commands: meshes, codes and records of fits, interpolations, and provenance for scores."""
 
 import json
 import sys
@@ -26,54 +26,59 @@ from shapespace.rendering import sheet
 from shapespace.rendering.animation import write_animated_glb
 from shapespace.rendering.colors import color_by_value
 from shapespace.space import Components, ShapeSpace
-from shapespace.tools._inputs import PIPE, ScanInput
+from shapespace.tools._inputs import PIPE, ScanInput, listed
 from shapespace.training.run import Run
 
 ANIMATION = "sequence.glb"
+UNCERTAINTY_LIMIT = 30.0  # mm: end of the color scale
 
 
 @dataclass(frozen=True)
 class MeshOptions:
-    """How to mesh what was found."""
+    """How to mesh the fits."""
 
     resolution: int = 128
-    """Cells of the mesh's grid along the model cube's edge; 0 makes no meshes."""
+    """Cells of the grid along the model cube's edge; 0 writes no meshes."""
     components: Components = "largest"
-    """Keep the largest component of each mesh, or all."""
+    """Components of each mesh that are kept: the largest, or all."""
     uncertainty: bool = False
-    """Tell in each mesh how sure it is: colours, pale to dark at 3 cm, and in PLY the vertex `quality`, the standard
-    deviation of the surface in the unit of the file. For fits by lm."""
+    """Standard deviation of the surface in each mesh: as colors (pale to dark at 3 cm) and, in PLY, as the vertex
+    property `quality` (unit of the file). It needs fits by lm."""
     posterior_samples: int = 0
-    """So many other bodies that the scan may be of, drawn from the posterior, as NAME.sample0.ply and so on. For fits
-    by lm."""
+    """Number of further bodies that the scan may show, sampled from the posterior (NAME.sample0.ply, ...). They need
+    fits by lm."""
 
 
 def output_path(out: Path | None, scans: Sequence[str], folder: str, meshing: MeshOptions) -> Path:
-    """Where results go: what was said, else standard output (-) for the scan of standard input, else the folder.
+    """Path of the results: `out`, or else standard output (-) for a scan from standard input, or else `folder`.
 
-    Raises `ValueError` if standard output cannot take them; nobody should hear so after the work.
+    Raises `ValueError` if standard output cannot take them.
     """
     where = out if out is not None else Path(PIPE if list(scans) == [PIPE] else folder)
     if where != Path(PIPE):
         return where
     if len(scans) != 1 or not meshing.resolution or meshing.posterior_samples:
         raise ValueError(
-            f"standard output takes one mesh, and {len(scans)} scans with --resolution {meshing.resolution} and "
-            f"--posterior-samples {meshing.posterior_samples} are asked for. Say --out FOLDER."
+            f"standard output takes one mesh, not {len(scans)} scans with --resolution {meshing.resolution} and "
+            f"--posterior-samples {meshing.posterior_samples}. Pass --out FOLDER."
         )
     if sys.stdout.isatty():
-        raise ValueError("the mesh would go to the terminal, as a binary PLY. Add > mesh.ply, or --out FOLDER.")
+        raise ValueError("standard output is a terminal, and the mesh is binary PLY. Add > mesh.ply, or --out FOLDER.")
     return where
 
 
+def model_folder(run: Path, default: Path) -> Path:
+    """Folder of a run or of a model file; `default` for a packaged model."""
+    return run if run.is_dir() else run.parent if run.is_file() else default
+
+
 def check_unique_names(names: Sequence[str]) -> None:
-    """Raise `ValueError` if a result would be written over another's."""
+    """Raise `ValueError` if two results have the same file name."""
     file, count = Counter(map(file_name, names)).most_common(1)[0]
     if count > 1:
-        ours = ", ".join(name for name in names if file_name(name) == file)
+        same = ", ".join(name for name in names if file_name(name) == file)
         raise ValueError(
-            f"{count} scans ({ours}) would be written as {file}.ply, one over the other. Fit them one by one, each to "
-            "an --out of its own."
+            f"{count} scans ({same}) have the same output file {file}.ply. Use a separate command and --out for each."
         )
 
 
@@ -89,39 +94,44 @@ def write_meshes(
     *,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Write the meshes, which lie where the scans do, and give the records of the fits; one mesh alone if `out` is -.
+    """Write the meshes at the positions of the scans and return the records of the fits.
 
-    The meshes are those of `space`, unless each scan has a `refined` space of its own. Samples are drawn from `space`
-    by `seed`. Frames of a sequence, `fps` a second, are animated too.
+    If `out` is -, the only mesh goes to standard output. `refined` has one space for each scan, which then makes the
+    mesh; posterior samples come from `space`, drawn with `seed`. With `fps` the meshes are the frames of an animation.
     """
-    unit, up = source.metres, source.up
-    own = repeat(space) if refined is None else refined
+    unit, up = source.meters, source.up
+    spaces = repeat(space) if refined is None else refined
     meshes = (
-        its.mesh(fit, resolution=meshing.resolution, components=meshing.components) if meshing.resolution else None
-        for fit, its in zip(fits, own, strict=False)
+        own.mesh(fit, resolution=meshing.resolution, components=meshing.components) if meshing.resolution else None
+        for fit, own in zip(fits, spaces, strict=False)
     )
-    records, film = [], []
+    records, frames = [], []
     for fit, scan, mesh in zip(
         tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), scans, meshes, strict=False
     ):
         if mesh is not None and meshing.uncertainty:
-            mesh = color_by_value(mesh, space.uncertainty(fit, mesh), limit=30.0)
+            mesh = color_by_value(mesh, space.uncertainty(fit, mesh), limit=UNCERTAINTY_LIMIT)
         if mesh is not None and fps is not None:
-            film.append(mesh)
+            frames.append(mesh)
         records.append(_record(fit, assess(fit.code, space.model.prior, fit.residuals, scan, mesh), source))
         if mesh is not None and out == Path(PIPE):
             sys.stdout.buffer.write(scan_files.mesh_bytes(mesh, unit=unit, up=up))
         elif mesh is not None:
             scan_files.write_mesh(out / f"{file_name(fit.name)}.ply", mesh, unit=unit, up=up)
-            for other in (
-                space.sample_posterior(fit, meshing.posterior_samples, seed=seed) if meshing.posterior_samples else []
-            ):
-                drawn = space.mesh(other, resolution=meshing.resolution, components=meshing.components)
-                scan_files.write_mesh(out / f"{file_name(other.name)}.ply", drawn, unit=unit, up=up)
-    if film and fps and out != Path(PIPE):
-        write_animated_glb(film, out / ANIMATION, seconds=(len(film) - 1) / fps, back=False)
-        print(f"{sum(fit.interpolated for fit in fits)} of {len(fits)} frames bridged, animation in {out / ANIMATION}")
+            _write_samples(space, fit, out, source, meshing, seed)
+    if frames and fps and out != Path(PIPE):
+        write_animated_glb(frames, out / ANIMATION, seconds=(len(frames) - 1) / fps, back=False)
+        interpolated = sum(fit.interpolated for fit in fits)
+        print(f"{interpolated} of {len(fits)} frames interpolated, animation in {out / ANIMATION}")
     return records
+
+
+def _write_samples(space: ShapeSpace, fit: Fit, out: Path, source: ScanInput, meshing: MeshOptions, seed: int) -> None:
+    if not meshing.posterior_samples:
+        return
+    for sample in space.sample_posterior(fit, meshing.posterior_samples, seed=seed):
+        mesh = space.mesh(sample, resolution=meshing.resolution, components=meshing.components)
+        scan_files.write_mesh(out / f"{file_name(sample.name)}.ply", mesh, unit=source.meters, up=source.up)
 
 
 def write_results(
@@ -131,7 +141,7 @@ def write_results(
     out: Path,
     meshing: MeshOptions,
 ) -> None:
-    """Write codes and records, and say where everything is; nothing of it if `out` is -."""
+    """Write codes and records, and print where the results are; nothing if `out` is -."""
     if out == Path(PIPE):
         return
     save_fits(out / "codes.safetensors", fits, space.model)
@@ -143,60 +153,59 @@ def write_results(
 
 
 def warn_about_fits(records: Sequence[Mapping[str, Any]], *, strict: bool = False) -> None:
-    """Name scans that do not look like those of the space, and unsure fits; `strict` makes an error of either."""
-    odd = [f"{record['name']} ({record.get('oddness', np.inf):.0f})" for record in records if not record["plausible"]]
-    unsure = [f"{record['name']} ({record['coverage']:.0%})" for record in records if record.get("unsure")]
-    said = []
-    if odd:
-        said.append(
-            f"{len(odd)} of {len(records)} scans do not look like those that the space was learned from, by the "
-            f"oddness of their codes (1 for training scans; above {OOD_THRESHOLD:g} is odd): {_some(odd)}. Is it a person, "
-            "without floor and furniture? Upright? If not, --lm.alignment rotation finds how it lies."
+    """Print a note about fits that are out of distribution or have low confidence; an error if `strict`."""
+    outside = [
+        f"{record['name']} ({record.get('ood_score', np.inf):.0f})"
+        for record in records
+        if not record["in_distribution"]
+    ]
+    unsure = [f"{record['name']} ({record['coverage']:.0%})" for record in records if record.get("low_confidence")]
+    notes = []
+    if outside:
+        notes.append(
+            f"{len(outside)} of {len(records)} scans are out of distribution: {listed(outside)} (ood score; training "
+            f"scans are near 1, limit {OOD_THRESHOLD:g}). They are probably not people, or not upright; "
+            "--lm.alignment full fits rotated scans."
         )
     if unsure:
-        said.append(
-            f"{len(unsure)} of {len(records)} fits are unsure, since their codes are too odd for the share of the "
-            f"surface that was seen: {_some(unsure)}. What was not seen may be wrong: add a view from another side."
+        notes.append(
+            f"{len(unsure)} of {len(records)} fits have low confidence: the scan covers little of the surface for an "
+            f"unusual code ({listed(unsure)}). The unseen side may be wrong; add another view."
         )
-    if said and strict:
-        raise ValueError(" ".join([*said, "What was found is written."]))
-    for sentence in said:
-        print(f"note: {sentence}", file=sys.stderr)
+    if notes and strict:
+        raise ValueError(" ".join([*notes, "All results are written."]))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
-def _some(named: Sequence[str]) -> str:
-    return ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
-
-
-def _record(fit: Fit, verdict: FitQuality, source: ScanInput) -> dict[str, Any]:
-    """Numbers that are not finite are left out."""
-    row = {
-        "residual_median_mm": round(verdict.median * 1000, 3),
-        "residual_p95_mm": round(verdict.p95 * 1000, 3),
-        "oddness": round(verdict.ood_score, 2),
-        "coverage": round(verdict.coverage, 3),
+def _record(fit: Fit, quality: FitQuality, source: ScanInput) -> dict[str, Any]:
+    """The entry of a fit in fits.json; values that are not finite are left out."""
+    numbers = {
+        "residual_median_mm": round(quality.median * 1000, 3),
+        "residual_p95_mm": round(quality.p95 * 1000, 3),
+        "ood_score": round(quality.ood_score, 2),
+        "coverage": round(quality.coverage, 3),
     }
-    known = {name: value for name, value in row.items() if np.isfinite(value)}
-    told = {
+    record = {
         "name": fit.name,
         "seconds": round(fit.seconds, 3),
-        **known,
-        "plausible": verdict.in_distribution,
-        "unsure": verdict.low_confidence,
+        **{key: value for key, value in numbers.items() if np.isfinite(value)},
+        "in_distribution": quality.in_distribution,
+        "low_confidence": quality.low_confidence,
     }
-    bridged = {"bridged": True} if fit.interpolated else {}
-    return {**told, **bridged, "from_model": _from_model(fit, source)}
+    interpolated = {"interpolated": True} if fit.interpolated else {}
+    return {**record, **interpolated, "model_to_file": _model_to_file(fit, source)}
 
 
-def _from_model(fit: Fit, source: ScanInput) -> dict[str, object]:
-    """How the shape lies in the file of its scan: x there = scale * rotation @ (x of the model) + translation."""
+def _model_to_file(fit: Fit, source: ScanInput) -> dict[str, object]:
+    """Similarity transform from the model frame to the file: x_file = scale * rotation @ x_model + translation."""
     frame = fit.frame
-    turn = np.eye(3) if frame.rotation is None else frame.rotation.double().numpy()
-    (centre,) = units.from_world(frame.center.double().numpy()[None], unit=source.metres, up=source.up)
+    rotation = np.eye(3) if frame.rotation is None else frame.rotation.double().numpy()
+    (translation,) = units.from_world(frame.center.double().numpy()[None], unit=source.meters, up=source.up)
     return {
-        "rotation": units.from_world(turn, up=source.up).T.round(6).tolist(),
-        "translation": centre.tolist(),
-        "scale": float(frame.scale) / source.metres,
+        "rotation": units.from_world(rotation, up=source.up).T.round(6).tolist(),
+        "translation": translation.tolist(),
+        "scale": float(frame.scale) / source.meters,
     }
 
 
@@ -237,27 +246,27 @@ Item = TypeVar("Item")
 
 
 def model_provenance(run: Path, space: ShapeSpace) -> dict[str, Any]:
-    """Which model, how long it was trained (none for one that is in no run), and what of it new scans need.
+    """Name, fingerprint and size of a model, and its training time; None for a model that is in no run.
 
-    The codes of the training scans are not counted among the weights: no new scan needs them.
+    Codes of the training scans are not counted as parameters: new scans do not need them.
     """
     home = Run(run if run.is_dir() else run.parent)
     in_run = run.is_dir() or (run.exists() and run.samefile(home.weights))
     progress = home.progress() if in_run else None
-    kept = [tensor for name, tensor in space.model.state_dict().items() if not name.endswith("table.codes")]
+    parameters = [tensor for name, tensor in space.model.state_dict().items() if not name.endswith("table.codes")]
     return {
         "run": home.folder.resolve().name if in_run else run.stem,
         "model": space.model.fingerprint(),
         "family": registry.family_name(space.config),
         "training_seconds": None if progress is None else round(progress.seconds, 1),
         "training_steps": None if progress is None else progress.steps,
-        "num_parameters": sum(tensor.numel() for tensor in kept),
-        "parameter_bytes": sum(tensor.numel() * tensor.element_size() for tensor in kept),
+        "num_parameters": sum(tensor.numel() for tensor in parameters),
+        "parameter_bytes": sum(tensor.numel() * tensor.element_size() for tensor in parameters),
     }
 
 
 def fit_provenance(method: str, encoded: Sequence[Fit], fits: Sequence[Fit]) -> dict[str, Any]:
-    """How the codes were found (what `auto` came to), the seconds that one took, and how many numbers it has."""
+    """Method (the one that `auto` selected), seconds for one scan, and numbers in a code."""
     auto = "adam" if fits[0].covariance is None else "lm"
     return {
         "method": auto if method == "auto" else method,
@@ -268,12 +277,12 @@ def fit_provenance(method: str, encoded: Sequence[Fit], fits: Sequence[Fit]) -> 
 
 
 def timed(items: Iterable[Item], seconds: list[float]) -> Iterator[Item]:
-    """The same items; each leaves the seconds that it took to come."""
-    coming = iter(items)
+    """Yield the items; append to `seconds` how long each took to arrive."""
+    iterator = iter(items)
     while True:
         began = time.perf_counter()
         try:
-            item = next(coming)
+            item = next(iterator)
         except StopIteration:
             return
         seconds.append(time.perf_counter() - began)

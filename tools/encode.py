@@ -1,11 +1,10 @@
-"""Encode scans: their codes by one forward pass, without optimisation.
+"""Encode scans: codes by one forward pass of the encoder, without optimization.
 
     shapespace encode runs/people scan.ply --out encoded
     shapespace encode runs/people --store data/people.h5 --split train --out encoded --resolution 0
-
     shapespace encode humans - < scan.ply > mesh.ply
 
-Writes what `shapespace fit` writes: `codes.safetensors`, `fits.json` and one PLY a scan.
+Writes the same files as `shapespace fit`: `codes.safetensors`, `fits.json` and one PLY for each scan.
 """
 
 from pathlib import Path
@@ -39,23 +38,23 @@ def main(
     """Encode scans.
 
     Args:
-        run: Folder of a run, or a model's .safetensors file.
-        scans: Scan files, - for standard input, or names in a store.
-        source: How to read them.
-        meshing: How to mesh what was found.
-        out: Folder for codes and meshes, or - for the mesh alone on standard output; `encoded` by default, and - for a
-            scan from standard input.
-        clutter: Whether planes that bound a scan (floor, walls) and parts that stand apart from the person are removed.
-        seed: Of the points that are drawn from each scan.
+        run: Folder of a run, a model's .safetensors file, or the name of a packaged model.
+        scans: Scan files, `example`, - for standard input, or names in a store.
+        source: How to read the scans.
+        meshing: How to mesh the codes.
+        out: Folder for codes and meshes, or - for one mesh on standard output; by default `encoded`, or - for a scan
+            from standard input.
+        clutter: Removal of planes that bound a scan (floor, walls) and of parts apart from the person.
+        seed: Seed of the points that are drawn from each scan.
 
     """
     where = output_path(out, scans, "encoded", meshing)
     space = ShapeSpace.load(run)
-    gathered, source = read_scans(scans, source)
-    check_unique_names([scan.name for scan in gathered])
-    gathered = remove_clutter(space, gathered, clutter, None, seed)
-    fits = space.encode_scans(gathered, seed=seed)
-    records = write_meshes(fits, gathered, space, where, source, meshing)
+    read, source = read_scans(scans, source)
+    check_unique_names([scan.name for scan in read])
+    read = remove_clutter(space, read, clutter, None, seed)
+    fits = space.encode_scans(read, seed=seed)
+    records = write_meshes(fits, read, space, where, source, meshing)
     write_results(fits, records, space, where, meshing)
     warn_about_fits(records)
 

@@ -1,24 +1,26 @@
-"""Fit the codes of scans that training never saw, and mesh them where the scans lie.
+"""Fit the codes of unseen scans, and mesh them at the positions of the scans.
 
     shapespace fit runs/people scan.ply another.obj --out fitted
     shapespace fit runs/people --store data/people.h5 --split unseen_people --out fitted
-    shapespace fit humans scan.ply --method refine --out fitted         (then adapt the weights: detail, half a minute)
-    shapespace fit runs/people scan.ply --method adam --out fitted      (the paper's protocol: minutes a scan)
-    shapespace fit humans view.png --posterior-samples 4 --out fitted             (and what else may be on the side nobody saw)
-    shapespace fit humans --store data/people.h5 --split unseen_people --shard 2/4         (its part; see docs/trust.md)
-    shapespace fit humans - < scan.ply > mesh.ply                       (a scan from standard input, its mesh to output)
+    shapespace fit humans scan.ply --method refine --out fitted         (also adapt the weights: detail, half a minute)
+    shapespace fit runs/people scan.ply --method adam --out fitted      (the paper's method: minutes for each scan)
+    shapespace fit humans view.png --posterior-samples 4 --out fitted   (and four other bodies that the scan may show)
+    shapespace fit humans --store data/people.h5 --split unseen_people --shard 2/4      (the second of four shares)
+    shapespace fit humans - < scan.ply > mesh.ply                       (standard input to standard output)
     shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
-    shapespace fit humans walk/*.ply --as-sequence --out walked            (the frames of a motion, jointly)
+    shapespace fit humans walk/*.ply --as-sequence --out walked         (the frames of a motion, jointly)
 
-Writes `codes.safetensors` (codes, places, covariances), `fits.json` (a verdict on each scan: residuals, how odd its
-code is, how much of the surface it saw; and seconds) and one PLY for each scan, in its unit and with its up axis; for
-a sequence also `sequence.glb`, an animation. The same line goes on from where it was killed; a sequence begins anew.
+Writes `codes.safetensors` (codes, frames, covariances), `fits.json` (quality of each fit: residuals,
+out-of-distribution score, coverage of the surface by the scan; and seconds) and one PLY for each scan, in its unit and
+with its up axis; for a sequence also `sequence.glb`, an animation. After an interruption the same command continues; a
+sequence starts again.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -40,86 +42,118 @@ from shapespace.tools._outputs import (
 from shapespace.tools._resume import Chunk, resumable
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit the scans."""
+
+    method: Literal["auto", "lm", "adam", "refine"] = "auto"
+    """Levenberg-Marquardt on the code (lm), IGR's Adam (adam), or lm and then the weights adapted to each scan
+    (refine); auto is lm where the family supports it, and otherwise Adam from the encoder's code."""
+    clutter: Clutter = "remove"
+    """Removal of planes that bound a scan (floor, walls) and of parts apart from the person, before the fit."""
+    as_sequence: bool = False
+    """Joint fit of the scans as frames of one motion, in natural order of their names. Frames that are missing, cannot
+    be read or are out of distribution are interpolated."""
+    seed: int = 0
+    """Seed of the points that are drawn from each scan."""
+    lm: LMOptions = field(default_factory=LMOptions)
+    """Settings of --method lm."""
+    adam: AdamOptions = field(default_factory=AdamOptions)
+    """Settings of --method adam."""
+    refine: RefineOptions = field(default_factory=RefineOptions)
+    """Settings of --method refine."""
+    sequence: SequenceOptions = field(default_factory=SequenceOptions)
+    """Settings of --as-sequence."""
+
+
+@dataclass(frozen=True)
+class FitScans:
+    """Fit scans with the same settings, and write their meshes."""
+
+    space: ShapeSpace
+    out: Path
+    source: ScanInput
+    meshing: MeshOptions
+    options: FitOptions
+
+    def __call__(self, scans: Sequence[NamedScan]) -> Chunk:
+        """Fits and records of some scans."""
+        options, space = self.options, self.space
+        read = [scan.read() for scan in scans]
+        read = order_frames(read) if options.as_sequence else read
+        read = remove_clutter(space, read, options.clutter, options.lm, options.seed)
+        if options.as_sequence:
+            fits = space.fit_sequence(read, options.sequence, lm=options.lm, seed=options.seed)
+        else:
+            method = "lm" if options.method == "refine" else options.method
+            fits = space.fit_scans(read, method=method, lm=options.lm, adam=options.adam, seed=options.seed)
+        refined = space.refine(read, fits, options.refine, seed=options.seed) if options.method == "refine" else None
+        fps = options.sequence.fps if options.as_sequence else None
+        records = write_meshes(fits, read, space, self.out, self.source, self.meshing, refined, fps, seed=options.seed)
+        return Chunk(fits, records)
+
+    def settings(self, scans: Sequence[NamedScan]) -> dict[str, Any]:
+        """All that the results depend on."""
+        return {
+            "verb": "fit",
+            "model": self.space.model.fingerprint(),
+            "scans": [(scan.name, scan.digest()) for scan in scans],
+            "options": (self.source, self.meshing, self.options),
+        }
+
+
 def main(
     run: Annotated[Path, tyro.conf.Positional],
     scans: Annotated[list[str], tyro.conf.Positional],
     *,
     source: Annotated[ScanInput, tyro.conf.arg(name="")],
     meshing: Annotated[MeshOptions, tyro.conf.arg(name="")],
-    lm: LMOptions,
-    adam: AdamOptions,
-    refine: RefineOptions,
-    sequence: SequenceOptions,
+    options: Annotated[FitOptions, tyro.conf.arg(name="")],
     out: Path | None = None,
-    method: Literal["auto", "lm", "adam", "refine"] = "auto",
-    clutter: Clutter = "remove",
-    as_sequence: bool = False,
     strict: bool = False,
-    seed: int = 0,
     shard: str | None = None,
 ) -> None:
     """Fit scans.
 
     Args:
-        run: Folder of a run, or a model's .safetensors file.
-        scans: Scan files, - for standard input, or names in a store.
-        source: How to read them.
-        meshing: How to mesh what was found.
-        lm: Settings of --method lm.
-        adam: Settings of --method adam.
-        refine: Settings of --method refine.
-        joint: Settings of --sequence.
-        out: Folder for codes, meshes and fits.json, or - for the mesh alone on standard output; `fitted` by default,
-            and - for a scan from standard input.
-        method: Levenberg-Marquardt on the code (lm), IGR's Adam (adam), or lm and then the weights adapted to each scan
-            (refine); auto is lm where the family allows it, and otherwise Adam from the encoder's code.
-        clutter: Whether planes that bound a scan (floor, walls) and parts that stand apart from the person are removed
-            before the fit; scans without are fitted as they are.
-        sequence: The scans are frames of one motion, in natural order of their names, and are fitted jointly. Frames
-            whose number is missing, that cannot be read or that are like nobody are bridged.
-        strict: End with an error if a scan does not look like those that the space was learned from, or if a fit is
-            unsure: its scan saw too little for so odd a code.
-        seed: Of the points that are drawn from each scan.
-        shard: Which share of the scans this process fits, as 2/4: the second of four. Whichever of them is the last
-            to end writes the result.
+        run: Folder of a run, a model's .safetensors file, or the name of a packaged model.
+        scans: Scan files, `example`, - for standard input, or names in a store.
+        source: How to read the scans.
+        meshing: How to mesh the fits.
+        options: How to fit the scans.
+        out: Folder for codes, meshes and fits.json, or - for one mesh on standard output; by default `fitted`, or - for
+            a scan from standard input.
+        strict: Exit code 2 if a scan is out of distribution or a fit has low confidence; all results are written first.
+        shard: Share of the scans for this process: 2/4 is the second of four. The last shard writes the result.
 
     """
-    if as_sequence and method not in ("auto", "lm"):
-        raise ValueError(
-            f"--as-sequence fits by Levenberg-Marquardt, and --method {method} is asked for: leave it out."
-        )
-    if shard is not None and as_sequence:
-        raise ValueError(f"--shard {shard} shares out many scans, and the frames of a --as-sequence are fitted as one.")
+    _check(options, shard)
     where = output_path(out, scans, "fitted", meshing)
-    if shard is not None and where == Path(PIPE):
-        raise ValueError(f"--shard {shard} shares out many scans, and standard output takes one: say --out FOLDER.")
+    to_pipe = where == Path(PIPE)
+    if shard is not None and to_pipe:
+        raise ValueError(f"--shard {shard}: standard output takes one scan. Pass --out FOLDER.")
     space = ShapeSpace.load(run)
-    given, source = named_scans(scans, source, bridge=as_sequence)
-    check_unique_names([scan.name for scan in given])
+    named, source = named_scans(scans, source, interpolate=options.as_sequence)
+    check_unique_names([scan.name for scan in named])
+    work = FitScans(space, where, source, meshing, options)
+    finished: AbstractContextManager[Chunk | None]
+    if options.as_sequence or to_pipe:
+        finished = nullcontext(work(named))
+    else:
+        finished = resumable(where, work.settings(named), named, work, space, shard)
+    with finished as result:
+        if result is not None:
+            write_results(result.fits, result.metadata, space, where, meshing)
+    if result is not None:
+        warn_about_fits(result.metadata, strict=strict)
 
-    def work(some: Sequence[NamedScan]) -> Chunk:
-        read = [scan.read() for scan in some]
-        read = remove_clutter(space, order_frames(read) if as_sequence else read, clutter, lm, seed)
-        if as_sequence:
-            fits = space.fit_sequence(read, sequence, lm=lm, seed=seed)
-        else:
-            fits = space.fit_scans(read, method="lm" if method == "refine" else method, lm=lm, adam=adam, seed=seed)
-        refined = space.refine(read, fits, refine, seed=seed) if method == "refine" else None
-        fps = sequence.fps if as_sequence else None
-        return Chunk(fits, write_meshes(fits, read, space, where, source, meshing, refined, fps, seed=seed))
 
-    about = {
-        "verb": "fit",
-        "model": space.model.fingerprint(),
-        "scans": [(scan.name, scan.digest()) for scan in given],
-        "options": (source, meshing, method, lm, adam, refine, clutter, seed),
-    }
-    at_once = as_sequence or where == Path(PIPE)
-    with nullcontext(work(given)) if at_once else resumable(where, about, given, work, space, shard) as whole:
-        if whole is not None:
-            write_results(whole.fits, whole.metadata, space, where, meshing)
-    if whole is not None:
-        warn_about_fits(whole.metadata, strict=strict)
+def _check(options: FitOptions, shard: str | None) -> None:
+    """Refuse options that contradict --as-sequence."""
+    if options.as_sequence and options.method not in ("auto", "lm"):
+        raise ValueError(f"--as-sequence fits by Levenberg-Marquardt, not by {options.method}. Remove --method.")
+    if options.as_sequence and shard is not None:
+        raise ValueError(f"--shard {shard}: the frames of --as-sequence are fitted together. Remove --shard.")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""Mesh codes that `encode` or `fit` wrote, at any resolution and in any format.
+"""Mesh the codes that `encode` or `fit` wrote, at any resolution and in any format.
 
-shapespace mesh runs/people fitted/codes.safetensors --resolution 256 --format obj --out meshes
+    shapespace mesh runs/people fitted/codes.safetensors --resolution 256 --format obj --out meshes
+
+Writes one mesh for each code, in meters, y up.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
 
 from shapespace.fitting.result import load_fits
 from shapespace.io import scan_files
-from shapespace.io.scan_files import file_name
+from shapespace.io.scan_files import MeshFormat, file_name
 from shapespace.space import Components, ShapeSpace
 
 
@@ -21,18 +23,18 @@ def main(
     *,
     out: Path = Path("meshes"),
     resolution: int = 256,
-    format: Literal["ply", "obj", "glb"] = "ply",
+    format: MeshFormat = "ply",
     components: Components = "largest",
 ) -> None:
     """Mesh codes.
 
     Args:
-        run: Folder of a run, or a model's .safetensors file.
-        codes: The codes.safetensors of `shapespace encode` or `shapespace fit`.
-        out: Folder for the meshes; metres, y up.
+        run: Folder of a run, a model's .safetensors file, or the name of a packaged model.
+        codes: File codes.safetensors that `encode` or `fit` wrote.
+        out: Folder for the meshes.
         resolution: Cells of the grid along the model cube's edge.
         format: Format of the meshes.
-        components: Keep the largest component of each mesh, or all.
+        components: Components of each mesh that are kept: the largest, or all.
 
     """
     space = ShapeSpace.load(run)

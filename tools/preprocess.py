@@ -1,43 +1,55 @@
-"""Pack a data set of scans into one HDF5 store, from which training, fitting and evaluation draw.
+"""Write the scans of a dataset into one HDF5 store, from which training, fitting and evaluation read.
 
-    shapespace preprocess RECIPE ROOT OUT.h5
+    shapespace preprocess DATASET ROOT OUT.h5
     shapespace preprocess synthetic data/scans data/scans.h5
     shapespace preprocess dfaust D-FAUST dfaust.h5 --split train_all.json test_all.json --jobs 8 --max-rejected 10
     shapespace preprocess folder my_scans my_scans.h5 --unit mm --up z --pattern "{subject}/{sequence}/{frame}.obj"
 
-A killed run is continued by the same line; a store that is there and complete is left as it is. Many processes, on one
-machine or on several that see the same folders, share the scans out:
+After an interruption the same command continues; a complete store is left unchanged. Processes on one machine, or on
+several that see the same folders, can share the scans:
 
-    shapespace preprocess dfaust D-FAUST dfaust.h5 --shard 2/4          (the second of four; see docs/trust.md)
+    shapespace preprocess dfaust D-FAUST dfaust.h5 --shard 2/4          (the second of four shares)
     torchrun --nproc-per-node 4 -m shapespace.tools.preprocess dfaust D-FAUST dfaust.h5
 """
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from shapespace.data.preprocess import preprocess
+from shapespace.data.preprocess import PreprocessOptions, preprocess
 from shapespace.data.scan_dataset import ScanDataset
 from shapespace.datasets import get_dataset
 from shapespace.datasets.folder import Folder
 from shapespace.io.checks import Normals
-from shapespace.io.units import UNITS, Up
+from shapespace.io.units import UNITS, UnitName, Up
 from shapespace.tools._resume import parse_shard
 
 
+@dataclass(frozen=True)
+class FileOptions:
+    """What the files of the dataset are like."""
+
+    unit: UnitName | None = None
+    """Unit of the files; by default that of the dataset."""
+    up: Up | None = None
+    """Up axis of the files; by default that of the dataset."""
+    scale: float | None = None
+    """Length of one model unit for the whole dataset (m); by default 1.25, for people."""
+    pattern: str | None = None
+    """Paths below ROOT, as in "{subject}/{sequence}/{frame}.ply"; only for the dataset folder."""
+
+
 def main(
-    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.h5")],
+    *,
+    files: Annotated[FileOptions, tyro.conf.arg(name="")],
     points: int = 250_000,
-    unit: Literal["m", "cm", "mm", "in"] | None = None,
-    up: Up | None = None,
-    scale: float | None = None,
     split: tuple[Path, ...] = (),
-    pattern: str | None = None,
     normals: Normals = "auto",
     max_rejected: int = 0,
     jobs: int = 1,
@@ -45,36 +57,29 @@ def main(
     overwrite: bool = False,
     shard: str | None = None,
 ) -> None:
-    """Pack a data set of scans into one HDF5 store.
+    """Write the scans of a dataset into one HDF5 store.
 
     Args:
-        recipe: How the data set is laid out: dfaust, dfaust-registrations, faust, faust-registrations, cape, cape-raw,
+        dataset: Layout of the dataset: dfaust, dfaust-registrations, faust, faust-registrations, cape, cape-raw,
             synthetic, or folder (any files).
-        root: The folder of the data set.
-        out: The store to make.
+        root: Folder of the dataset.
+        out: Store to write.
+        files: What the files are like.
         points: Points drawn from each scan.
-        unit: The unit of the files; the recipe's own by default.
-        up: The axis of the files that points up; the recipe's own by default.
-        scale: Metres of one model unit, one for the whole data set; 1.25, which suits people, by default.
-        split: Split files (the JSON of IGR and SAL): only the scans that they name are packed.
-        pattern: For the recipe folder: how paths below ROOT are made, as in "{subject}/{sequence}/{frame}.ply".
-        normals: `require` refuses scans of which no normals can be had, `drop` leaves them out,
-            and they are estimated from the points, as for scans that have none.
-        max_bad: How many unusable scans to bear with; more make the command fail.
-        jobs: Processes that read scans.
-        seed: Seeds the drawing of points.
-        overwrite: Replace a store that is there.
-        shard: Which share of the scans to pack, as 2/4; under torchrun it follows from the rank. Whichever is the last
-            makes the store of all shares; so does the line without --shard, which packs what is missing.
+        split: Split files (JSON of IGR and SAL); only the scans that they name are read.
+        normals: Use of the files' normals: auto uses them and estimates missing ones, require rejects scans without,
+            drop estimates all.
+        max_rejected: Number of rejected scans to tolerate before failing.
+        jobs: Number of processes that read scans.
+        seed: Seed of the points that are drawn.
+        overwrite: Replacement of an existing store.
+        shard: Share of the scans for this process, as 2/4; under torchrun it is given by the rank. The last shard makes
+            the store; so does the same command without --shard.
 
     """
     if shard is None and "RANK" in os.environ:
         shard = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
-    chosen = _adapted(get_dataset(dataset), unit, up, scale, pattern)
-    packed = preprocess(
-        chosen,
-        root,
-        out,
+    options = PreprocessOptions(
         points=points,
         splits=split,
         normals=normals,
@@ -85,33 +90,34 @@ def main(
         progress=True,
         shard=None if shard is None else parse_shard(shard),
     )
-    for line in packed.notes:
-        print(f"note: {line}.")
-    if packed.rejected:
-        print(f"skipped {len(packed.rejected):,} unusable scans: {', '.join(list(packed.rejected)[:5])}")
-    if packed.path != out:
-        print(f"shard {shard} is in {packed.path}: the last one makes the store, or the line without --shard")
+    result = preprocess(_with_options(get_dataset(dataset), files), root, out, options)
+    for note in result.notes:
+        print(f"note: {note}.")
+    if result.rejected:
+        print(f"rejected {len(result.rejected):,} scans: {', '.join(list(result.rejected)[:5])}")
+    if result.path != out:
+        print(
+            f"shard {shard} in {result.path}. The last shard makes the store; so does the same command without --shard."
+        )
         return
-    print(f"{packed.ground_truths:,} of {packed.scans:,} scans have a true surface.")
-    made = "store" if packed.created else "store, there already, nothing to do"
-    print(f"{made}: {packed.path} ({packed.scans:,} scans, {packed.points:,} points, {packed.size:,} bytes)")
+    print(f"{result.ground_truths:,} of {result.scans:,} scans have ground truth.")
+    state = "store" if result.created else "store, complete already"
+    print(f"{state}: {result.path} ({result.scans:,} scans, {result.points:,} points, {result.size:,} bytes)")
 
 
-def _adapted(
-    recipe: ScanDataset, unit: str | None, up: Up | None, scale: float | None, pattern: str | None
-) -> ScanDataset:
-    """Apply what the user said about the files to the recipe."""
-    if pattern is not None:
-        if not isinstance(recipe, Folder):
-            raise ValueError(f"--pattern {pattern} does not go with the recipe {recipe.name}: only folder has one.")
-        recipe = replace(recipe, pattern=pattern)
-    if scale is not None and not 0 < scale < float("inf"):
-        raise ValueError(f"--scale is {scale}. Give the metres of one model unit, such as 1.25 for people.")
+def _with_options(dataset: ScanDataset, files: FileOptions) -> ScanDataset:
+    """The dataset with the given unit, up axis, scale and pattern."""
+    if files.pattern is not None:
+        if not isinstance(dataset, Folder):
+            raise ValueError(f"--pattern {files.pattern}: not for the dataset {dataset.name}. Use the dataset folder.")
+        dataset = replace(dataset, pattern=files.pattern)
+    if files.scale is not None and not 0 < files.scale < float("inf"):
+        raise ValueError(f"--scale {files.scale}: must be a positive number of meters. For people use 1.25.")
     return replace(
-        recipe,
-        unit=recipe.unit if unit is None else UNITS[unit],
-        up=recipe.up if up is None else up,
-        scale=recipe.scale if scale is None else scale,
+        dataset,
+        unit=dataset.unit if files.unit is None else UNITS[files.unit],
+        up=dataset.up if files.up is None else files.up,
+        scale=dataset.scale if files.scale is None else files.scale,
     )
 
 

@@ -1,13 +1,13 @@
-"""The surface of one scan by itself: no shape space, no code. A scan in the plane gives a curve.
+"""Reconstruct the surface of one scan without a shape space (IGR, section 5); points in the plane give a curve.
 
     shapespace reconstruct scan.ply --out surface
-    shapespace reconstruct points.xyz --normals drop --out surface      (do not trust the normals of the file)
+    shapespace reconstruct points.xyz --normals drop --out surface      (ignore the normals of the file)
     shapespace reconstruct outline.csv --out curve                      (x, y or x, y, nx, ny)
     shapespace reconstruct scan.ply --config single_scan_paper --optim.max-minutes 10 --no-detail --out paper
 
-Any object in any unit, but in one piece: what lies far off makes the rest small. Where the scan is open, the surface is
-closed as the field finds it. Writes `surface.ply` and `surface.png` (or `contour.svg`, `contour.png`), and what
-`shapespace train` leaves. `--config single_scan` is the default; hints about normals go to stderr.
+The scan shows one object of any kind, in any unit; distant points reduce the resolution of the rest. Openings of the
+scan are closed by the field. Writes `surface.ply` and `surface.png` (or `contour.svg` and `contour.png`), and the files
+of a training. The default is `--config single_scan`. Notes about normals go to standard error.
 """
 
 import sys
@@ -44,14 +44,14 @@ def main(
     """Reconstruct one surface.
 
     Args:
-        points: The scan: points or a mesh, in space or in the plane.
+        points: File of the scan: points or a mesh, in space or in the plane.
         config: Settings of the training.
         refine: Settings of the detail.
-        up: Axis of the file that points up; the surface comes back so.
-        normals: Take the file's normals (auto), ask for them (require), or do without (drop).
-        detail: Adapt the field to the points once more, and take from them what it is too smooth for; in space only.
-        resolution: Cells of the mesh's grid along the edge of the cube around the scan.
-        out: Folder for everything.
+        up: Up axis of the file and of the surface.
+        normals: Use of the file's normals: auto uses them if present, require needs them, drop ignores them.
+        detail: Refinement of the field on the points after the training; in space only.
+        resolution: Cells of the grid along the edge of the cube around the scan.
+        out: Folder for all results.
 
     """
     scan = scan_files.read_scan(points, name=points.stem, up=up, normals=normals)
@@ -60,24 +60,24 @@ def main(
     run = Run(out)
     run.create({"scan": str(points), **asdict(config)})
     options = refine if detail else None
-    found = reconstruct(scan, run, config, options, seed=config.seed)
-    for hint in found.hints:
+    result = reconstruct(scan, run, config, options, seed=config.seed)
+    for hint in result.hints:
         print(f"note: {hint}", file=sys.stderr)
-    kind = _write_curve if is_flat(scan.points) else _write_surface
-    kind(found, scan, out, up, resolution)
+    write = _write_curve if is_flat(scan.points) else _write_surface
+    write(result, scan, out, up, resolution)
 
 
-def _write_surface(found: Reconstruction, scan: Scan, out: Path, up: units.Up, resolution: int) -> None:
-    mesh = found.mesh(resolution=resolution)
+def _write_surface(result: Reconstruction, scan: Scan, out: Path, up: units.Up, resolution: int) -> None:
+    mesh = result.mesh(resolution=resolution)
     scan_files.write_mesh(out / "surface.ply", mesh, up=up)
     titles = (f"{len(scan):,} points", "surface")
     sheet.contact_sheet([(scan.name, [renderer.scan_to_mesh(scan), mesh])], out / "surface.png", titles=titles)
     print(f"surface in {out / 'surface.ply'}, picture in {out / 'surface.png'}")
 
 
-def _write_curve(found: Reconstruction, scan: Scan, out: Path, up: units.Up, resolution: int) -> None:
-    values, axes = found.plane(resolution=2 * resolution)
-    plots.write_curves(out / "contour.svg", found.contours(resolution=2 * resolution))
+def _write_curve(result: Reconstruction, scan: Scan, out: Path, up: units.Up, resolution: int) -> None:
+    values, axes = result.plane(resolution=2 * resolution)
+    plots.write_curves(out / "contour.svg", result.contours(resolution=2 * resolution))
     plots.write_png(plots.level_lines(values, axes, np.asarray(scan.points[:, :2])), out / "contour.png")
     print(f"curve in {out / 'contour.svg'}, picture in {out / 'contour.png'}")
 

@@ -4,10 +4,11 @@
     shapespace train --resume runs/people
     torchrun --nproc-per-node 2 -m shapespace.tools.train data/people.h5 --config igr --out runs/people
 
-`--config` names one of the package's configurations (igr, igr_autodecoder, igr_paper, tiny, teach; of other families
-occupancy, convolutional, multiscale, voxel, atlas) or a YAML file; every setting can be overridden behind it:
-`--optim.max-steps 5000`. The run's folder holds the model, the settings, a checkpoint
-to resume from and TensorBoard's events (`tensorboard --logdir runs`).
+`--config` is a YAML file or a packaged config: igr, igr_autodecoder, igr_paper, encoder_only, tiny; of other families
+occupancy, convolutional, convolutional_scans, multiscale, multiscale_scans, voxel, atlas; single_scan and
+single_scan_paper are for `reconstruct`. Options after it override its settings: `--optim.max-steps 5000`. The folder of
+the run has the model, the settings, a checkpoint to resume from, and events for TensorBoard (`tensorboard --logdir
+runs`).
 """
 
 import os
@@ -41,24 +42,24 @@ def main(
     """Train a shape space.
 
     Args:
-        store: The store that `shapespace preprocess` wrote.
-        config: Settings.
-        out: Folder of the run, for everything that the training leaves.
-        split: Name of a split in the store, or path of a split file; all scans without it.
-        resume: Folder of a run that was interrupted: store, split and settings are its own.
+        store: Store that `shapespace preprocess` wrote.
+        config: Settings of the training.
+        out: Folder of the run.
+        split: Split of the store, or path of a split file; by default all scans.
+        resume: Folder of an interrupted run, which is continued with its own store, split and settings.
 
     """
     if resume is None and out is not None and _restarts() and Run(out).checkpoint.is_file():
         resume = out
     elif resume is not None and ((store, out, split) != (None,) * 3 or config != TrainConfig(type(config.model)())):
         raise ValueError(
-            f"--resume {resume} goes on with the store, the split and the settings that it was begun with, and more is "
-            f"given here. With others, from its weights: shapespace train STORE --init-from {resume} --out OTHER ..."
+            f"--resume {resume}: store, split and settings are those of the run, and others are given. Remove them, or "
+            f"start another run from its weights: shapespace train STORE --init-from {resume} --out OTHER"
         )
     if resume is not None:
-        store, split, config = _settings(Run(resume))
+        store, split, config = _read_settings(Run(resume))
     elif store is None or out is None:
-        raise ValueError("train needs a store and a folder: shapespace train STORE --out FOLDER, or --resume FOLDER.")
+        raise ValueError("no store or no --out. Run shapespace train STORE --out FOLDER, or train --resume FOLDER.")
     folder = Run(resume or out or Path())
     rank, world = _join_processes()
     scans = ScanStore(store)
@@ -66,8 +67,8 @@ def main(
     if rank == 0:
         if resume is None:
             folder.create({"store": str(store), "split": split, **asdict(config)})
-        print(f"training on {len(names)} scans; watch: tensorboard --logdir {folder.folder}", file=sys.stderr)
-    with _together(folder), claimed(folder.folder) if rank == 0 else nullcontext():
+        print(f"training on {len(names)} scans; curves: tensorboard --logdir {folder.folder}", file=sys.stderr)
+    with _lost_process_as_error(folder), claimed(folder.folder) if rank == 0 else nullcontext():
         ShapeSpace.train(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
         if world > 1:
             dist.barrier()
@@ -76,25 +77,22 @@ def main(
         print(f"model in {folder.weights}")
 
 
-def _settings(run: Run) -> tuple[Path, str | None, TrainConfig[Any]]:
-    """What a run was told when it began."""
-    said = run.settings()
-    store, split = Path(said.pop("store")), said.pop("split")
-    words = list(to_arguments(said))
+def _read_settings(run: Run) -> tuple[Path, str | None, TrainConfig[Any]]:
+    """Store, split and settings of a run."""
+    settings = run.settings()
+    store, split = Path(settings.pop("store")), settings.pop("split")
+    words = list(to_arguments(settings))
     return store, split, tyro.cli(config_class(words), args=words)
 
 
 def _restarts() -> int:
-    """How often torchrun has started this line again, because a process had died (`--max-restarts`)."""
+    """How often torchrun has restarted this command after a process died (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 @contextmanager
-def _together(run: Run) -> Iterator[None]:
-    """Say in a sentence that another process has gone.
-
-    Raises `ConnectionError` in the place of what torch's back ends, each in its own way, say of a lost peer.
-    """
+def _lost_process_as_error(run: Run) -> Iterator[None]:
+    """Raise `ConnectionError` in place of the errors of torch's back ends when another process has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -102,17 +100,17 @@ def _together(run: Run) -> Iterator[None]:
         if not dist.is_initialized() or not lost:
             raise
         raise ConnectionError(
-            f"another process of this training has gone ({str(error).splitlines()[0][:120]}). What was saved stays; go "
-            f"on: shapespace train --resume {run.folder}"
+            f"another process of this training has ended ({str(error).splitlines()[0][:120]}). The last checkpoint is "
+            f"kept: continue with shapespace train --resume {run.folder}"
         ) from error
 
 
 def _join_processes() -> tuple[int, int]:
-    """Rank and number of the processes that torchrun started; (0, 1) without it."""
+    """Rank and number of the processes of torchrun; (0, 1) without it."""
     if "RANK" not in os.environ:
         return 0, 1
     store, rank, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-    # torchrun may keep one store over all its starts: in it lie the addresses of processes that are dead by now
+    # torchrun may keep one store over all restarts: without a prefix it contains addresses of dead processes
     store = dist.PrefixStore(f"start {_restarts()}", store)  # type: ignore[attr-defined]
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
