@@ -1,4 +1,4 @@
-"""Learned shape spaces of human bodies from raw 3-D scans."""
+"""Shape spaces of human bodies, learned from raw 3-D scans."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,21 +10,23 @@ if TYPE_CHECKING:
     from shapespace.geometry.scan import Scan
     from shapespace.models.code import Code
     from shapespace.space import ShapeSpace
+    from shapespace.synthetic.example import example_scan
 
-__all__ = ["Code", "Fit", "Frame", "Scan", "ScanStore", "ShapeSpace"]
+__all__ = ["Code", "Fit", "Frame", "Scan", "ScanStore", "ShapeSpace", "example_scan"]
 
-_HOMES = {
+_MODULES = {
     "Code": "models.code",
     "Fit": "fitting.result",
     "Frame": "geometry.frame",
     "Scan": "geometry.scan",
-    "ShapeSpace": "space",
     "ScanStore": "data.store",
+    "ShapeSpace": "space",
+    "example_scan": "synthetic.example",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: torch takes seconds, and a reader of scans needs none of it."""
-    if name not in _HOMES:
+    """Import a public name on first use: importing torch takes seconds, and reading a scan does not need it."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'shapespace' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"shapespace.{_HOMES[name]}"), name)
+    return getattr(import_module(f"shapespace.{_MODULES[name]}"), name)

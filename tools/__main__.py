@@ -81,7 +81,7 @@ def cli(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: 
 def _with_settings(tool: Callable[..., Any], words: list[str]) -> tuple[Callable[..., Any], list[str]]:
     """A tool that takes the settings of a training, and its words.
 
-    `--config NAME` is replaced by the settings of NAME (the tool's own `CONFIG` where none is named), and the tool takes
+    `--config NAME` is replaced by the settings of NAME (the tool's own `CONFIG` where none is named). The tool takes
     the model settings of the family that the words name.
     """
     from shapespace.tools._config import config_class, expand_config_option
