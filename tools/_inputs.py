@@ -17,8 +17,10 @@ from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files, units
 from shapespace.io.units import UnitName
 from shapespace.space import ShapeSpace
+from shapespace.synthetic.example import example_file
 
 PIPE = "-"
+EXAMPLE = "example"
 MAX_LISTED = 5  # names in a note
 _CERTAIN = 0.99  # confidence from which on meters are not reported; arbitrary
 
@@ -91,6 +93,7 @@ def named_scans(
     store = None if source.store is None else ScanStore(source.store)
     if source.split is not None and store is None:
         raise ValueError(f"--split {source.split}: no store given. Add --store FILE.")
+    inputs = [_path(word) for word in inputs] if store is None else inputs
     names = dict(zip(inputs, _stems(inputs), strict=True))
     files = [word for word in inputs if store is None or word == PIPE or Path(word).is_file()]
     read = {word: _read(word, names[word], source, interpolate=interpolate) for word in files}
@@ -162,6 +165,11 @@ def _read(word: str, name: str, source: ScanInput, *, interpolate: bool = False)
         min_depth=source.min_depth,
         max_depth=source.max_depth,
     )
+
+
+def _path(word: str) -> str:
+    """Path of a file; `example` is the packaged scan, unless there is a file of that name."""
+    return str(example_file()) if word == EXAMPLE and not Path(word).exists() else word
 
 
 def _stems(words: Sequence[str]) -> list[str]:

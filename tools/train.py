@@ -26,7 +26,7 @@ import tyro
 from shapespace.data.store import ScanStore
 from shapespace.io.atomic import claimed
 from shapespace.space import ShapeSpace
-from shapespace.tools._config import config_class, to_arguments
+from shapespace.tools._config import config_of_settings
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run
 
@@ -81,8 +81,7 @@ def _read_settings(run: Run) -> tuple[Path, str | None, TrainConfig[Any]]:
     """Store, split and settings of a run."""
     settings = run.settings()
     store, split = Path(settings.pop("store")), settings.pop("split")
-    words = list(to_arguments(settings))
-    return store, split, tyro.cli(config_class(words), args=words)
+    return store, split, config_of_settings(settings)
 
 
 def _restarts() -> int:
