@@ -1,9 +1,9 @@
-"""Recipes: one data card per data set. Data are read where the user put them, never shipped or downloaded."""
+"""Raw datasets: one module for each, whose docstring is its data card. Nothing is shipped or downloaded."""
 
 if __name__ == "datasets":
     raise ImportError(
-        "the recipes are part of the package shapespace, and another well-known package is called datasets: "
-        "import shapespace.datasets instead, from an installed shapespace (pip install -e .)."
+        "datasets: this folder is part of the package shapespace (another package has the name datasets). "
+        "Install shapespace (pip install -e .) and import shapespace.datasets instead."
     )
 
 from shapespace.data.scan_dataset import ScanDataset
@@ -15,8 +15,8 @@ from shapespace.datasets.synthetic import Synthetic
 from shapespace.io.errors import did_you_mean
 
 DATASETS: dict[str, ScanDataset] = {
-    recipe.name: recipe
-    for recipe in (
+    dataset.name: dataset
+    for dataset in (
         DFaust(),
         DFaustRegistrations(),
         faust.SCANS,
@@ -30,14 +30,14 @@ DATASETS: dict[str, ScanDataset] = {
 
 
 def get_dataset(name: str) -> ScanDataset:
-    """Find a recipe by its name.
+    """Dataset of that name.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: The name is unknown.
 
     """
     if name not in DATASETS:
-        raise ValueError(f"there is no recipe {name!r}. {did_you_mean(name, list(DATASETS))}")
+        raise ValueError(f"no dataset {name!r}. {did_you_mean(name, list(DATASETS))}")
     return DATASETS[name]
 
 

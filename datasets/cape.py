@@ -1,21 +1,20 @@
-"""CAPE: clothed people in motion, registered to the topology of SMPL, and the raw scans of some of them.
+"""CAPE: clothed people in motion, registered to the template of SMPL, and raw scans of some of them.
 
 Paper: Ma, Yang, Ranjan, Pujades, Pons-Moll, Tang, Black: Learning to Dress 3D People in Generative Clothing, CVPR 2020.
-Size: 15 people, 610 sequences, 148,000 registered frames of 6,890 vertices; raw scans are a download of their own.
-Licence: non-commercial research, after registration. Not shipped.
-Get: the sequences (and the raw scans, if wanted) from cape.is.tue.mpg.de, and unpack them:
+Size: 15 people, 610 sequences, 148,000 registered frames of 6,890 vertices; raw scans are a separate download.
+License: non-commercial research, after registration. Not shipped.
+Download: the sequences (and optionally the raw scans) from cape.is.tue.mpg.de, unpacked to:
 
     ROOT/sequences/<subject>/<sequence>/<sequence>.<frame>.npz    v_posed, v_cano (6890, 3), pose (72), transl (3)
     ROOT/misc/smpl_tris.npy                                       the faces
-    ROOT/raw_scans/<subject>/<sequence>/<sequence>.<frame>.ply    in millimetres
+    ROOT/raw_scans/<subject>/<sequence>/<sequence>.<frame>.ply    in millimeters
 
-(ROOT may also be the folder that holds cape_release.) A sequence is named by clothing and motion, `longshort_hips`.
-Where misc/smpl_tris.npy is absent, the faces of any mesh in misc (OBJ, PLY) serve.
-
-Confirmed: the arrays, the faces and the places of the sequences by the authors' own tools, and that `v_posed` lies in
-the world (`transl` is in it); the place of the raw scans, their names and their millimetres by two programs of others
-that read them. Not confirmed: the y axis up, and whether the archive of raw scans unpacks into `raw_scans`. Raw scans
-show some of the floor and the walls, and some frames of the release are damaged, which --max-rejected is for.
+ROOT can also be the folder that contains cape_release. A sequence is named by clothing and motion, for example
+`longshort_hips`. Without misc/smpl_tris.npy the faces of any mesh in misc (OBJ, PLY) are used.
+Confirmed: the arrays, the faces and the paths of the sequences, and that `v_posed` is in world coordinates (it includes
+`transl`), by the tools of the authors; the paths, names and unit (millimeters) of the raw scans, by two other programs.
+Not confirmed: the y axis up, and whether the archive of raw scans unpacks into `raw_scans`.
+Raw scans contain parts of the floor and the walls. Some frames of the release are damaged: pass --max-rejected.
 """
 
 from dataclasses import dataclass, replace
@@ -31,13 +30,13 @@ from shapespace.io.scan_files import read_faces, read_scan
 
 @dataclass(frozen=True)
 class Cape(ScanDataset):
-    """The registered, clothed bodies as the scans."""
+    """Registrations of clothed bodies as scans."""
 
     name: str = "cape"
     source: str = "Ma et al.: Learning to Dress 3D People in Generative Clothing, CVPR 2020; cape.is.tue.mpg.de"
     license: str = "non-commercial research, after registration with the authors"
     instructions: str = (
-        "Get the sequences of CAPE from cape.is.tue.mpg.de, and unpack them so that there are "
+        "Download the sequences of CAPE from cape.is.tue.mpg.de, and unpack them so that there are "
         "ROOT/sequences/<subject>/<sequence>/<sequence>.<frame>.npz and ROOT/misc/smpl_tris.npy."
     )
 
@@ -46,23 +45,23 @@ class Cape(ScanDataset):
         return _find(self, _base(root) / "sequences", ".npz")
 
     def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
-        """Read the posed vertices, and the faces of the release."""
+        """Read the posed vertices and the faces of the release."""
         return _posed(self, entry.path, entry.name)
 
     def ground_truth(self, root: Path, name: str) -> Trimesh | None:
-        """Give the registration itself."""
+        """Read the registration itself."""
         return _registration(self, root, name)
 
 
 @dataclass(frozen=True)
 class CapeRaw(ScanDataset):
-    """The raw scans, with the registrations as their true surface."""
+    """Raw scans; the ground truth is the registration."""
 
     name: str = "cape-raw"
     source: str = Cape.source
     license: str = Cape.license
     instructions: str = (
-        "Get the raw scans of CAPE from cape.is.tue.mpg.de, and unpack them so that there are "
+        "Download the raw scans of CAPE from cape.is.tue.mpg.de, and unpack them so that there are "
         "ROOT/raw_scans/<subject>/<sequence>/<sequence>.<frame>.ply."
     )
     unit: float = 0.001
@@ -84,36 +83,36 @@ def _base(root: Path) -> Path:
     return root / "cape_release" if (root / "cape_release").is_dir() else root
 
 
-def _find(recipe: ScanDataset, folder: Path, suffix: str) -> list[ScanEntry]:
+def _find(dataset: ScanDataset, folder: Path, suffix: str) -> list[ScanEntry]:
     """List <subject>/<sequence>/<sequence>.<frame> in the folder."""
-    found = check_entries(
+    entries = check_entries(
         ScanEntry(f"{path.parent.parent.name}/{path.parent.name}/{frame_number(str(path.with_suffix('')))}", path)
         for path in folder.glob(f"*/*/[!.]*{suffix}")
     )
-    if not found:
-        raise recipe.missing(folder / f"<subject>/<sequence>/*{suffix}")
-    return found
+    if not entries:
+        raise dataset.missing(folder / f"<subject>/<sequence>/*{suffix}")
+    return entries
 
 
-def _registration(recipe: Cape, root: Path, name: str) -> Trimesh | None:
+def _registration(dataset: Cape, root: Path, name: str) -> Trimesh | None:
     subject, sequence, frame = name.split("/")
     path = _base(root) / "sequences" / subject / sequence / f"{sequence}.{frame}.npz"
     if not path.exists():
         return None
-    scan = _posed(recipe, path, name)
+    scan = _posed(dataset, path, name)
     return Trimesh(scan.points, scan.faces, process=False)
 
 
-def _posed(recipe: Cape, path: Path, name: str) -> Scan:
-    """Read one frame of the sequences as vertices and faces."""
-    scan = read_scan(path, name=name, unit=recipe.unit, up=recipe.up, normals="drop")
+def _posed(dataset: Cape, path: Path, name: str) -> Scan:
+    """Vertices and faces of one frame."""
+    scan = read_scan(path, name=name, unit=dataset.unit, up=dataset.up, normals="drop")
     misc = path.parents[3] / "misc"
     faces = next((file for kind in ("smpl_tris.npy", "*.obj", "*.ply") for file in sorted(misc.glob(kind))), None)
     if faces is None:
-        raise recipe.missing(misc / "smpl_tris.npy")
+        raise dataset.missing(misc / "smpl_tris.npy")
     triangles = read_faces(faces)
     if triangles.max() >= len(scan):
         raise ValueError(
-            f"{faces} names vertex {triangles.max():,}, and {path} has {len(scan):,} vertices. Give the faces of SMPL."
+            f"{faces}: refers to vertex {triangles.max():,}; {path} has {len(scan):,} vertices. Use the faces of SMPL."
         )
     return replace(scan, faces=triangles)

@@ -1,19 +1,20 @@
-"""D-FAUST: people in motion, raw 4-D scans at 60 frames per second, and their registrations.
+"""D-FAUST: raw scans of people in motion at 60 frames per second, and their registrations.
 
 Paper: Bogo, Romero, Pons-Moll, Black: Dynamic FAUST: Registering Human Bodies in Motion, CVPR 2017.
 Size: 10 people, 129 sequences, about 40,000 scans; the registrations have 6,890 vertices.
-Licence: research only, after registration. Not shipped.
-Get: from dfaust.is.tue.mpg.de the archives of the scans, one for each person (50002.tar.xz and so on), and the files
-registrations_f.hdf5 and registrations_m.hdf5. Unpack and place them so:
+License: research only, after registration. Not shipped.
+Download: from dfaust.is.tue.mpg.de the archives of the scans, one for each person (50002.tar.xz and so on), and the
+files registrations_f.hdf5 and registrations_m.hdf5, placed as:
 
     ROOT/scans/<subject>/<sequence>/<sequence>.<frame>.ply
     ROOT/registrations_f.hdf5, ROOT/registrations_m.hdf5
-    ROOT/splits/*.json                                        the split files of IGR or SAL, if wanted
+    ROOT/splits/*.json                                        split files of IGR or SAL (optional)
 
-Confirmed: the places and names of the scans by the preparation scripts and split files of IGR and SAL, the HDF5 layout
-by the data set's own export script; both take the coordinates as they are, metres. Not confirmed: whether the archives
-unpack into `scans/<subject>` or `<subject>` (both are found), the y axis up, and which registration belongs to which
-scan. We take the order of the frames; a registration that lies away from its scan is left out. Frame numbers have gaps.
+Confirmed: paths and names of the scans, by the preparation scripts and split files of IGR and SAL; the HDF5 layout, by
+the export script of the dataset. Both use the coordinates unchanged, as meters.
+Not confirmed: whether the archives unpack into `scans/<subject>` or `<subject>` (both are read), the y axis up, and
+which registration belongs to which scan. Registrations are assigned in the order of the frames, whose numbers have
+gaps; `preprocess` omits a registration that is away from its scan.
 """
 
 from dataclasses import dataclass
@@ -31,13 +32,13 @@ from shapespace.io.scan_files import read_scan
 
 @dataclass(frozen=True)
 class DFaust(ScanDataset):
-    """Raw scans, with the registrations as their true surface."""
+    """Raw scans; the ground truth is the registration."""
 
     name: str = "dfaust"
     source: str = "Bogo, Romero, Pons-Moll, Black: Dynamic FAUST, CVPR 2017; dfaust.is.tue.mpg.de"
     license: str = "research only, after registration with the authors"
     instructions: str = (
-        "Get the scans of D-FAUST (50002.tar.xz and so on, registrations_f.hdf5, registrations_m.hdf5) from "
+        "Download the scans of D-FAUST (50002.tar.xz and so on, registrations_f.hdf5, registrations_m.hdf5) from "
         "dfaust.is.tue.mpg.de, and place them as ROOT/scans/<subject>/<sequence>/<sequence>.<frame>.ply and "
         "ROOT/registrations_f.hdf5."
     )
@@ -51,9 +52,10 @@ class DFaust(ScanDataset):
         return read_scan(entry.path, name=entry.name, unit=self.unit, up=self.up, normals=normals)
 
     def ground_truth(self, root: Path, name: str) -> Trimesh | None:
-        """Read the registration of the same place in the order of frames.
+        """Read the registration of the same index in the order of the frames.
 
-        Where a sequence has more registrations than scans, some scans are not there: frames count from the first.
+        If a sequence has more registrations than scans, some scans are missing: the index is then the difference of the
+        frame number from the first one.
         """
         subject, sequence, frame = name.split("/")
         scanned = layout.scanned_frames(root, subject, sequence)
@@ -64,14 +66,14 @@ class DFaust(ScanDataset):
 
 @dataclass(frozen=True)
 class DFaustRegistrations(ScanDataset):
-    """The registrations as the scans: closed bodies of one topology, frames 0, 1, 2, ... of each sequence."""
+    """Registrations as scans: closed meshes of one template, frames 0, 1, 2, ... of each sequence."""
 
     name: str = "dfaust-registrations"
     source: str = DFaust.source
     license: str = DFaust.license
     instructions: str = (
-        "Get registrations_f.hdf5 and registrations_m.hdf5 of D-FAUST from dfaust.is.tue.mpg.de, and place them as "
-        "ROOT/registrations_f.hdf5 and ROOT/registrations_m.hdf5."
+        "Download registrations_f.hdf5 and registrations_m.hdf5 of D-FAUST from dfaust.is.tue.mpg.de, and place them "
+        "as ROOT/registrations_f.hdf5 and ROOT/registrations_m.hdf5."
     )
 
     def list_scans(self, root: Path) -> list[ScanEntry]:
@@ -79,13 +81,13 @@ class DFaustRegistrations(ScanDataset):
         return layout.find_registrations(self, root)
 
     def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
-        """Read one frame as vertices and faces."""
+        """Read the vertices and faces of one frame."""
         mesh = self.ground_truth(entry.path.parent, entry.name)
         if mesh is None:
-            raise ValueError(f"{entry.path} has no frame {entry.name} any more. Give the same line with --overwrite.")
+            raise ValueError(f"{entry.path}: frame {entry.name} is missing. Run the same command with --overwrite.")
         return Scan(entry.name, mesh.vertices.astype(np.float32), faces=mesh.faces.astype(np.int32))
 
     def ground_truth(self, root: Path, name: str) -> Trimesh | None:
-        """Give the registration itself."""
+        """Read the registration itself."""
         subject, sequence, frame = name.split("/")
         return layout.read_registration(self, root, subject, sequence, int(frame))

@@ -1,18 +1,18 @@
-"""Any folder of scans: everything that trimesh reads, NPY, NPZ, XYZ, depth images.
+"""Folder of scans in any format that `read_scan` reads: meshes, points, arrays, depth images.
 
-Names come from the path. Without --pattern, of the folders and the file below ROOT the first is the subject, the last
-the frame, and those between are the sequence; what is missing becomes `all` and `scans`:
+Names: without --pattern, the first folder below ROOT is the subject, the file is the frame, and the folders between are
+the sequence; a missing subject is `all`, a missing sequence `scans`:
 
     ROOT/anna/walk/walk.0007.ply    anna/walk/0007
     ROOT/anna/7.obj                 anna/scans/7
     ROOT/7.npy                      all/scans/7
 
-With --pattern "{subject}/{sequence}/{frame}.ply" the path says it: {subject}, {sequence} and {frame} stand for text
-without a slash, * for anything without a slash, and files that do not fit are left out. Text files (TXT, CSV) are read
-only if a pattern names them, since a folder may hold notes; JSON too, which may be the cameras of the depth images
-beside them. PNG count as scans if they are 16-bit grey, as depth images are. Unit and up axis are yours to say
-(--unit mm, --up z); metres and y up are assumed. Paper, counts, licence: your own. Put the files where you like; ROOT
-is that folder.
+With --pattern "{subject}/{sequence}/{frame}.ply", {subject}, {sequence} and {frame} match text without a slash, and *
+matches any text without a slash; other files are ignored.
+Files: without a pattern, TXT, CSV and JSON are ignored, since they can be notes or the cameras of depth images, and PNG
+are read if they are 16-bit grayscale, as depth images are.
+Unit and axes: meters and y up by default; pass --unit and --up for other files.
+License: your own.
 """
 
 import re
@@ -29,25 +29,23 @@ from shapespace.io.depth_images import is_depth_image
 from shapespace.io.formats import readable_suffixes
 from shapespace.io.scan_files import read_scan
 
-DEFAULTS = {"subject": "all", "sequence": "scans"}
-PLACES = ("{subject}", "{sequence}", "{frame}")
-NOTES = (".txt", ".csv", ".json")
+_DEFAULTS = {"subject": "all", "sequence": "scans"}
+_FIELDS = ("{subject}", "{sequence}", "{frame}")
+_IGNORED_SUFFIXES = (".txt", ".csv", ".json")
 
 
 @dataclass(frozen=True)
 class Folder(ScanDataset):
-    """Files under a folder, named by their paths; no true surfaces."""
+    """Files under a folder, named by their paths, without ground truth."""
 
     name: str = "folder"
     source: str = "your own"
     license: str = "your own"
-    instructions: str = (
-        "Give the folder that holds your scans, and --pattern if their names say who and what they show."
-    )
+    instructions: str = "Pass the folder that contains the scans, and --pattern if their paths have another form."
     pattern: str = ""
 
     def list_scans(self, root: Path) -> list[ScanEntry]:
-        """List the files that can be read, or that fit the pattern."""
+        """List the readable files, or those that match the pattern."""
         files = sorted(
             path for path in root.rglob("*") if path.is_file() and path.suffix.lower() in readable_suffixes()
         )
@@ -56,54 +54,52 @@ class Folder(ScanDataset):
         if not self.pattern:
             files = [path for path in files if path.suffix.lower() != ".png" or is_depth_image(path)]
         named = [(path, name(path.relative_to(root))) for path in files]
-        found = check_entries(ScanEntry(name, path) for path, name in named if name)
-        if not found:
-            seen = (
-                f"The first file there is {files[0].relative_to(root)}." if files else "It has no file of a known kind."
-            )
-            raise self.missing(root / (self.pattern or "*.ply"), seen)
-        return found
+        entries = check_entries(ScanEntry(name, path) for path, name in named if name)
+        if not entries:
+            hint = f"The first file is {files[0].relative_to(root)}." if files else "No file has a readable format."
+            raise self.missing(root / (self.pattern or "*.ply"), hint)
+        return entries
 
     def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
         """Read the file."""
         return read_scan(entry.path, name=entry.name, unit=self.unit, up=self.up, normals=normals)
 
     def ground_truth(self, root: Path, name: str) -> Trimesh | None:
-        """Give none: the scans are all there is."""
+        """Return None: a folder has no ground truth."""
         return None
 
 
 def _plain_name(path: Path) -> str | None:
-    """Name a scan by the folders it lies in."""
-    if path.suffix.lower() in NOTES:
+    """Name of a scan from its folders; None for files that are ignored."""
+    if path.suffix.lower() in _IGNORED_SUFFIXES:
         return None
     *folders, frame = path.with_suffix("").parts
-    subject = folders[0] if folders else DEFAULTS["subject"]
-    sequence = "_".join(folders[1:]) or DEFAULTS["sequence"]
+    subject = folders[0] if folders else _DEFAULTS["subject"]
+    sequence = "_".join(folders[1:]) or _DEFAULTS["sequence"]
     return f"{subject}/{sequence}/{frame.removeprefix(folders[-1] + '.') if folders else frame}"
 
 
 def _pattern_name(pattern: str) -> Callable[[Path], str | None]:
-    """Make the function that names a scan by the pattern, or gives None for a path that does not fit."""
+    """Compile the pattern to a function from a path to the name of the scan, None for a path that does not match."""
     seen: set[str] = set()
     expression = ""
     for piece in re.split(r"(\{.*?\}|\*)", pattern):
         if piece == "*":
             expression += "[^/]*?"
-        elif piece in PLACES:
+        elif piece in _FIELDS:
             key = piece.strip("{}")
             expression += f"(?P={key})" if key in seen else f"(?P<{key}>[^/]+)"
             seen.add(key)
         elif piece.startswith("{"):
-            raise ValueError(f"--pattern {pattern} has {piece}; it may hold {', '.join(PLACES)} and *. Use these.")
+            raise ValueError(f"--pattern {pattern}: unknown field {piece}. Use {', '.join(_FIELDS)} and *.")
         else:
             expression += re.escape(piece)
     if "frame" not in seen:
-        raise ValueError(f"--pattern {pattern} does not say where the frame is. Put {{frame}} into it.")
+        raise ValueError(f"--pattern {pattern}: no frame. Add the field {{frame}}.")
     compiled = re.compile(expression)
 
     def name(path: Path) -> str | None:
         match = compiled.fullmatch(path.as_posix())
-        return "{subject}/{sequence}/{frame}".format(**DEFAULTS | match.groupdict()) if match else None
+        return "{subject}/{sequence}/{frame}".format(**_DEFAULTS | match.groupdict()) if match else None
 
     return name

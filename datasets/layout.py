@@ -1,4 +1,4 @@
-"""D-FAUST's folder layout, which our synthetic scans share: raw scans as PLY, true surfaces as whole sequences.
+"""Folder layout of D-FAUST and of the synthetic people: raw scans as PLY, registrations of whole sequences as HDF5.
 
 ROOT/scans/<subject>/<sequence>/<sequence>.<frame>.ply
 ROOT/registrations*.hdf5    `faces` (F, 3), and `<subject>_<sequence>` of shape (V, 3, T) for each sequence
@@ -13,54 +13,57 @@ import numpy as np
 from trimesh import Trimesh
 
 from shapespace.data.scan_dataset import ScanDataset, ScanEntry, check_entries, frame_number
-from shapespace.io.hdf5 import MAX_READ, damage_as_error, get_member
+from shapespace.io.errors import BadFileError, damage_as_error
+from shapespace.io.hdf5 import MAX_READ, get_member
 from shapespace.io.units import to_world
 
+_REMEDY = "Copy or download it again."
 
-def find_scans(recipe: ScanDataset, root: Path) -> list[ScanEntry]:
-    """List ROOT/scans/<subject>/<sequence>/*.ply, or the same without `scans`."""
+
+def find_scans(dataset: ScanDataset, root: Path) -> list[ScanEntry]:
+    """List ROOT/scans/<subject>/<sequence>/*.ply, or ROOT/<subject>/<sequence>/*.ply."""
     base = _scans(root)
-    found = check_entries(
+    entries = check_entries(
         ScanEntry(f"{folder.parent.name}/{folder.name}/{frame}", path)
         for folder in sorted(base.glob("*/*/"))
         for frame, path in _frames(folder).items()
     )
-    if not found:
-        raise recipe.missing(base / "<subject>/<sequence>/*.ply")
-    return found
+    if not entries:
+        raise dataset.missing(base / "<subject>/<sequence>/*.ply")
+    return entries
 
 
 def scanned_frames(root: Path, subject: str, sequence: str) -> list[str]:
-    """List the frames of a sequence of scans, in order."""
+    """Frame numbers of the scans of a sequence, sorted."""
     return list(_frames(_scans(root) / subject / sequence))
 
 
-def find_registrations(recipe: ScanDataset, root: Path) -> list[ScanEntry]:
-    """List every frame of ROOT/registrations*.hdf5, named by its place in the sequence."""
-    found = check_entries(
+def find_registrations(dataset: ScanDataset, root: Path) -> list[ScanEntry]:
+    """List all frames of ROOT/registrations*.hdf5; the frame number is the index in the sequence."""
+    entries = check_entries(
         ScanEntry(f"{key.replace('_', '/', 1)}/{index:06d}", path, index)
         for path in _files(root)
         for key, count in _sequences(path)
         for index in range(count)
     )
-    if not found:
-        raise recipe.missing(root / "registrations*.hdf5")
-    return found
+    if not entries:
+        raise dataset.missing(root / "registrations*.hdf5")
+    return entries
 
 
 def registered_frames(root: Path, subject: str, sequence: str) -> int:
-    """Count the registrations of a sequence."""
+    """Number of registrations of a sequence."""
     key = f"{subject}_{sequence}"
     return sum(count for path in _files(root) for other, count in _sequences(path) if other == key)
 
 
-def read_registration(recipe: ScanDataset, root: Path, subject: str, sequence: str, index: int) -> Trimesh | None:
-    """Read one frame of a sequence (metres, y up); None if there is no such frame."""
+def read_registration(dataset: ScanDataset, root: Path, subject: str, sequence: str, index: int) -> Trimesh | None:
+    """Read one frame of a sequence (meters, y up); None if there is no such frame."""
     key = f"{subject}_{sequence}"
     for path in _files(root):
-        with _open(path) as file, damage_as_error(path, REMEDY):
+        with _open(path) as file, damage_as_error(path, _REMEDY):
             if key in file and 0 <= index < get_member(file, key).shape[2]:
-                vertices = to_world(file[key][:, :, index].astype(np.float32), unit=recipe.unit, up=recipe.up)
+                vertices = to_world(file[key][:, :, index].astype(np.float32), unit=dataset.unit, up=dataset.up)
                 return Trimesh(vertices, file["faces"][:].astype(np.int32), process=False)
     return None
 
@@ -87,19 +90,16 @@ def _open(path: Path) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(f"{path} is damaged or no HDF5 file ({error}). {REMEDY}") from error
+        raise BadFileError(f"{path}: not a valid HDF5 file ({error}). {_REMEDY}") from error
     try:
-        with damage_as_error(path, REMEDY):
+        with damage_as_error(path, _REMEDY):
             shapes = {key: get_member(file, key).shape for key in file}
-            most = max((math.prod(shape[:2]) for shape in shapes.values()), default=0)  # of these, one frame is read
-            if most > MAX_READ // 8:
-                raise ValueError(f"it declares frames of {most:,} numbers")
+            largest = max((math.prod(shape[:2]) for shape in shapes.values()), default=0)  # numbers in one frame
+            if largest > MAX_READ // 8:
+                raise ValueError(f"a frame declares {largest:,} numbers")
         if "faces" not in shapes or any(len(shapes[key]) != 3 for key in shapes.keys() - {"faces"}):
-            raise ValueError(f"{path} does not hold `faces` and sequences of shape (V, 3, T). {REMEDY}")
+            raise ValueError(f"{path}: no `faces`, or sequences that are not of shape (V, 3, T). {_REMEDY}")
     except ValueError:
         file.close()
         raise
     return file
-
-
-REMEDY = "Copy or download it again."

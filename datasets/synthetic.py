@@ -1,13 +1,14 @@
-"""Our own synthetic scans: people of the frozen body in many poses, seen by virtual depth cameras.
+"""Synthetic people: bodies in many poses, scanned by virtual depth cameras.
 
-Made by `shapespace synthesize`, in D-FAUST's layout, with true surfaces and splits:
+Written by `shapespace synthesize` in the layout of D-FAUST, with ground truth and splits:
 
     ROOT/scans/<subject>/<sequence>/<sequence>.<frame>.ply    raw scans; vertex property `sensor`, element `sensor`
-    ROOT/registrations.hdf5                                   true surfaces; frame number = place in the sequence
-    ROOT/splits/{train,unseen_poses,unseen_people}.json       as IGR and SAL write them
-    ROOT/synthesis.json                                       arguments, seed, version
+    ROOT/registrations.hdf5                                   ground truth; frame number = index in the sequence
+    ROOT/splits/{train,unseen_poses,unseen_people}.json       in the format of IGR and SAL
+    ROOT/synthesis.json                                       settings, seed, version
 
-Metres, y up. Licence: yours; the body and the poses they are made from are free (`datasets/assets/LICENSES.md`).
+Unit and axes: meters, y up.
+License: the scans are yours; the license of the body model and the poses is in `datasets/assets/LICENSES.md`.
 """
 
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ from shapespace.io.scan_files import read_scan
 
 @dataclass(frozen=True)
 class Synthetic(ScanDataset):
-    """Raw synthetic scans, with the bodies that they were taken of."""
+    """Synthetic raw scans; the ground truth is the scanned body."""
 
     name: str = "synthetic"
     source: str = "shapespace synthesize; body: the MakeHuman project"
     license: str = "free; the body and the poses: see datasets/assets/LICENSES.md"
-    instructions: str = "Make the data: shapespace synthesize ROOT."
+    instructions: str = "Synthesize the data: shapespace synthesize ROOT."
 
     def list_scans(self, root: Path) -> list[ScanEntry]:
         """List ROOT/scans/<subject>/<sequence>/*.ply."""
@@ -40,6 +41,6 @@ class Synthetic(ScanDataset):
         return read_scan(entry.path, name=entry.name, unit=self.unit, up=self.up, normals=normals)
 
     def ground_truth(self, root: Path, name: str) -> Trimesh | None:
-        """Read the body of that frame."""
+        """Read the body of the frame."""
         subject, sequence, frame = name.split("/")
         return layout.read_registration(self, root, subject, sequence, int(frame))

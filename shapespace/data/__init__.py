@@ -1,1 +1,1 @@
-"""From scan files to batches."""
+"""Raw datasets, preprocessing, the scan store, and batches for training."""

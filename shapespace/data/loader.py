@@ -1,4 +1,4 @@
-"""From a store to batches; a batch is a pure function of (seed, step), so a resumed run sees the same ones."""
+"""Batches of training points; a batch is a function of (seed, step), so a resumed run gets the same batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from shapespace.data.store import ScanSource
 from shapespace.geometry.proximity import contains
 from shapespace.geometry.scan import Scan
 
-_OF_THE_LOSS = (
+_LOSS_FIELDS = (
     "surface",
     "normals",
     "unoriented_normals",
@@ -28,75 +28,75 @@ _OF_THE_LOSS = (
     "occupancy",
 )
 
+_POOL_SIZE = 10_000  # labeled points of each kind per scan
+_POOL_STDS = (0.1, 0.01)  # model units (IF-Nets, section 3.2)
+
 Transform = Callable[[Any], Any]  # from torch-geometric `Data` to `Data`
 
 
 def sample_near_surface(
     points: Float[Tensor, "*b n 3"], std: float, generator: Generator | None = None
 ) -> Float[Tensor, "*b n 3"]:
-    """One Gaussian neighbour for each point, with standard deviation `sigma` in the points' unit (IGR, section 4)."""
+    """One Gaussian neighbor of each point; `std` is in the unit of the points (IGR, section 4)."""
     return points + std * torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)
 
 
 def sample_uniform(
     shape: tuple[int, ...], half_extent: float, generator: Generator | None = None
 ) -> Float[Tensor, "..."]:
-    """Points (*shape, 3), uniform in [-half, half]^3."""
+    """Uniform points (*shape, 3) in [-half_extent, half_extent]^3."""
     return (torch.rand((*shape, 3), generator=generator) * 2 - 1) * half_extent
 
 
-_POOL = 10_000  # points of each kind that are labelled for a scan
-
-
-_WIDTHS = (0.1, 0.01)
-
-
 class OccupancyLabels:
-    """Points about each scan's true surface that are known to be inside or outside; `count` are drawn at a time.
+    """Points around the ground truth of each scan, labeled inside or outside; `count` are drawn at a time.
 
-    A third of a scan's pool lies anywhere in the cube (Occupancy Networks), and a third each around the surface with a
-    standard deviation of 0.1 and 0.01 model units (IF-Nets, section 3.2). It is made when it is first asked for, which
-    takes a tenth of a second.
+    A pool of points is labeled for each scan on first use, in 0.1 s. One third is uniform in the cube (Occupancy
+    Networks), one third each is around the surface with a standard deviation of 0.1 and 0.01 model units (IF-Nets,
+    section 3.2).
     """
 
     def __init__(self, store: ScanSource, names: Sequence[str], count: int) -> None:
-        if bare := [name for name in names if not store.has_ground_truth(name)]:
+        if missing := [name for name in names if not store.has_ground_truth(name)]:
             raise ValueError(
-                f"{len(bare):,} of {len(names):,} scans of {store.path} have no true surface, {bare[0]} for one, and "
-                "labels come from that. Choose a split of scans that have one, or a recipe that learns from raw scans."
+                f"{store.path}: {len(missing):,} of {len(names):,} scans have no ground truth for occupancy labels, "
+                f"for example {missing[0]}. Choose a --split with ground truth, or a --config for raw scans."
             )
         self.store, self.names, self.count = store, names, count
         self._pools: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def draw(self, row: int, rng: np.random.Generator) -> tuple[Float[np.ndarray, "l 3"], Bool[np.ndarray, "l"]]:
-        """Some points (model frame) of the scan in this row, and whether they are inside."""
+        """Draw points (model frame) of the scan in this row, with their occupancy (true inside)."""
         if row not in self._pools:
-            self._pools[row] = self._made(row)
-        points, known = self._pools[row]
+            self._pools[row] = self._make_pool(row)
+        points, occupancy = self._pools[row]
         chosen = rng.integers(len(points), size=self.count)
-        return points[chosen], known[chosen]
+        return points[chosen], occupancy[chosen]
 
-    def _made(self, row: int) -> tuple[Float[np.ndarray, "m 3"], Bool[np.ndarray, "m"]]:
+    def _make_pool(self, row: int) -> tuple[Float[np.ndarray, "m 3"], Bool[np.ndarray, "m"]]:
         name, rng = self.names[row], np.random.default_rng(row)
-        truth = self.store.ground_truth(name)
-        assert truth is not None  # asked at the beginning
-        world = torch.from_numpy(np.asarray(truth.vertices)).float()
-        corners, faces = self.store.frame(name).to_model(world).numpy(), np.asarray(truth.faces)
-        on = Scan(name, corners, faces=faces).sample(len(_WIDTHS) * _POOL, rng).points
-        around = on + np.repeat(_WIDTHS, _POOL)[:, None] * rng.standard_normal(on.shape)
-        points = np.concatenate([rng.uniform(-1, 1, (_POOL, 3)), around]).astype(np.float32)
-        return points, contains(points, Trimesh(corners, faces, process=False))
+        ground_truth = self.store.ground_truth(name)
+        assert ground_truth is not None  # checked in the constructor
+        world = torch.from_numpy(np.asarray(ground_truth.vertices)).float()
+        vertices, faces = self.store.frame(name).to_model(world).numpy(), np.asarray(ground_truth.faces)
+        surface = Scan(name, vertices, faces=faces).sample(len(_POOL_STDS) * _POOL_SIZE, rng).points
+        near = surface + np.repeat(_POOL_STDS, _POOL_SIZE)[:, None] * rng.standard_normal(surface.shape)
+        points = np.concatenate([rng.uniform(-1, 1, (_POOL_SIZE, 3)), near]).astype(np.float32)
+        return points, contains(points, Trimesh(vertices, faces, process=False))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Dense points of b scans in the model frame.
+    """Points of b scans in the model frame, as dense tensors.
 
-    `points` are what is known of each scan (the encoder reads them); `surface` those on which the field must vanish,
-    with their `normals`, or with the `lines` of scans that have none; `shell` has a neighbour of each of these, `box`
-    lies anywhere, with the `target` of the field there if it is known; `query` are points that are known to be `inside`
-    the true surface or not; `shape` is each scan's row in the table of training scans, -1 for a scan that is not in it.
-    The gradient is computed at every `sloped`-th point of the loss only: it takes twice the time of the value.
+    - `points`: input of the encoder.
+    - `surface`: points where the field must be 0, with `normals`, or `unoriented_normals` if a scan has no normals.
+    - `near_points`: a neighbor of each surface point.
+    - `uniform_points`: points anywhere in the cube, with `target_sdf` if the field there is known.
+    - `occupancy_points`: points with known `occupancy` (true inside the ground truth).
+    - `scan_index`: row of each scan in the table of training scans, -1 for other scans.
+    - `gradient_stride`: the spatial gradient is computed at every k-th loss point, since it takes twice the time of the
+      value.
     """
 
     points: Float[Tensor, "b p 3"]
@@ -113,35 +113,35 @@ class Batch:
 
     @property
     def num_occupancy_points(self) -> int:
-        """How many points of each scan are known to be inside or not."""
+        """Number of points of each scan with a known occupancy."""
         return 0 if self.occupancy_points is None else self.occupancy_points.shape[1]
 
     @property
     def loss_points(self) -> int:
-        """How many points of each scan enter the loss."""
+        """Number of points of each scan in the loss."""
         return 2 * self.surface.shape[1] + self.uniform_points.shape[1] + self.num_occupancy_points
 
     def to(self, device: torch.device | str) -> "Batch":
-        """On another device."""
+        """Copy to another device."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def __getitem__(self, rows: slice) -> "Batch":
-        """Some of the scans."""
+        """Select scans."""
         return self.map(lambda tensor: tensor[rows])
 
     def chunk(self, index: int, count: int) -> "Batch":
-        """The same scans with one of `count` equal parts of the points of the loss."""
-        cut = {name: getattr(self, name) for name in _OF_THE_LOSS}
-        pieces: dict[str, Any] = {
-            name: tensor.chunk(count, dim=1)[index] for name, tensor in cut.items() if tensor is not None
+        """The same scans with one of `count` equal chunks of the loss points."""
+        tensors = {name: getattr(self, name) for name in _LOSS_FIELDS}
+        chunks: dict[str, Any] = {
+            name: tensor.chunk(count, dim=1)[index] for name, tensor in tensors.items() if tensor is not None
         }
-        return replace(self, **pieces)
+        return replace(self, **chunks)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """Every tensor changed."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed: dict[str, Any] = {name: change(it) for name, it in tensors.items() if isinstance(it, Tensor)}
-        return replace(self, **changed)
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Apply a function to every tensor."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        mapped: dict[str, Any] = {name: function(it) for name, it in values.items() if isinstance(it, Tensor)}
+        return replace(self, **mapped)
 
 
 def collate(
@@ -154,44 +154,45 @@ def collate(
     scan_index: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Batch:
-    """Scans of equally many points as one batch; off-surface points are drawn by `seed`.
+    """Combine scans with equal numbers of points into one batch; `seed` draws the off-surface points.
 
-    The first `surface` points of each scan (all of them if not said) are those of the loss. About scans in the plane
-    z = 0 the other points lie in it too.
+    The first `surface_points` points of each scan (by default all) enter the loss. If all scans are in the plane z = 0,
+    the off-surface points are too.
     """
     points = torch.from_numpy(np.stack([scan.points for scan in scans])).float()
-    normals = _stacked([scan.normals for scan in scans], surface_points)
-    lines = None if normals is not None else _stacked([_line(scan) for scan in scans], surface_points)
+    normals = _stack([scan.normals for scan in scans], surface_points)
+    unoriented = None if normals is not None else _stack([_any_normals(scan) for scan in scans], surface_points)
     generator = torch.Generator().manual_seed(seed)
-    on = points[:, :surface_points]
-    space = torch.tensor([1.0, 1.0, 1.0 if points[..., 2].any() else 0.0])
+    surface = points[:, :surface_points]
+    axes = torch.tensor([1.0, 1.0, 1.0 if points[..., 2].any() else 0.0])
     return Batch(
         points=points,
-        surface=on,
+        surface=surface,
         normals=normals,
-        near_points=sample_near_surface(on, near_std, generator) * space,
-        uniform_points=sample_uniform((len(scans), max(1, on.shape[1] // 8)), half_extent, generator) * space,
+        near_points=sample_near_surface(surface, near_std, generator) * axes,
+        uniform_points=sample_uniform((len(scans), max(1, surface.shape[1] // 8)), half_extent, generator) * axes,
         scan_index=torch.tensor([-1] * len(scans) if scan_index is None else list(scan_index)),
-        unoriented_normals=lines,
+        unoriented_normals=unoriented,
         gradient_stride=gradient_stride,
     )
 
 
-def _line(scan: Scan) -> Float[np.ndarray, "p 3"] | None:
+def _any_normals(scan: Scan) -> Float[np.ndarray, "p 3"] | None:
     return scan.unoriented_normals if scan.normals is None else scan.normals
 
 
-def _stacked(vectors: Sequence[Float[np.ndarray, "p 3"] | None], count: int | None) -> Float[Tensor, "b n 3"] | None:
-    """The first `count` vectors of each scan, if all scans have some."""
-    there = [array for array in vectors if array is not None]
-    return torch.from_numpy(np.stack(there)).float()[:, :count] if len(there) == len(vectors) else None
+def _stack(vectors: Sequence[Float[np.ndarray, "p 3"] | None], count: int | None) -> Float[Tensor, "b n 3"] | None:
+    """First `count` vectors of each scan; None unless all scans have vectors."""
+    arrays = [array for array in vectors if array is not None]
+    return torch.from_numpy(np.stack(arrays)).float()[:, :count] if len(arrays) == len(vectors) else None
 
 
 class StepDataset(Dataset[Batch]):
-    """The batch of each step: scans in an order reshuffled every epoch, points drawn afresh at every visit.
+    """Batch of each training step: scans are shuffled every epoch, and points are drawn again at every visit.
 
-    With several processes, process `rank` of `world` gets its share of each step's scans. With `labels`, so many points
-    of each scan's true surface come along, known to be inside or not.
+    `scans` and `points` are the numbers of scans in a batch and of points per scan. With several processes, process
+    `rank` of `world_size` gets its share of the scans of each step. With `occupancy_points`, as many labeled points
+    around the ground truth of each scan are added.
     """
 
     def __init__(
@@ -212,10 +213,10 @@ class StepDataset(Dataset[Batch]):
         transform: Transform | None = None,
     ) -> None:
         if not names:
-            raise ValueError(f"no scans to train on in {store.path}: pack some, or choose another split")
+            raise ValueError(f"{store.path}: no scans to train on. Choose another --split.")
         if scans % world_size:
             raise ValueError(
-                f"a batch of {scans} scans does not divide among {world_size} processes: change --batch.scans"
+                f"--batch.scans {scans}: not divisible by {world_size} processes. Choose a multiple of {world_size}."
             )
         self.store, self.names, self.transform = store, list(names), transform
         self.scans, self.points, self.seed = scans, points, seed
@@ -228,47 +229,47 @@ class StepDataset(Dataset[Batch]):
             gradient_stride=gradient_stride,
         )
         self.rank, self.world_size = rank, world_size
-        self._asked = (-1, np.arange(0))  # the epoch that was asked for last, and its order
+        self._epoch_order = (-1, np.arange(0))  # the last used epoch and its order
 
     def scans_of(self, step: int) -> list[str]:
-        """Names of the scans of a step, those of all processes."""
+        """Names of the scans of a step, over all processes."""
         return [self.names[self._row(step * self.scans + slot)] for slot in range(self.scans)]
 
     def __getitem__(self, step: int) -> Batch:
         slots = range(self.rank, self.scans, self.world_size)
-        shape = [self._row(step * self.scans + slot) for slot in slots]
+        rows = [self._row(step * self.scans + slot) for slot in slots]
         drawn = [
             self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, step, slot)))
-            for row, slot in zip(shape, slots, strict=True)
+            for row, slot in zip(rows, slots, strict=True)
         ]
         if self.transform is not None:
             drawn = [Scan.from_data(self.transform(scan.to_data())) for scan in drawn]
         seed = int(np.random.default_rng((self.seed, step, self.scans + self.rank)).integers(2**62))
-        batch = self.collate(drawn, scan_index=shape, seed=seed)
-        return batch if self.labels is None else self._labelled(batch, self.labels, seed)
+        batch = self.collate(drawn, scan_index=rows, seed=seed)
+        return batch if self.labels is None else self._add_labels(batch, self.labels, seed)
 
     def single_scan(self, row: int) -> Batch:
-        """One training scan by itself, always with the same points: for looking at, and for the prior of the codes."""
+        """Batch of one training scan with the same points at every call: for inspection and for the code prior."""
         scan = self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, row)))
         return self.collate([scan], scan_index=[row], seed=row)
 
-    def _labelled(self, batch: Batch, labels: OccupancyLabels, seed: int) -> Batch:
+    def _add_labels(self, batch: Batch, labels: OccupancyLabels, seed: int) -> Batch:
         rng = np.random.default_rng(seed)
         drawn = [labels.draw(row, rng) for row in batch.scan_index.tolist()]
-        query, known = (torch.from_numpy(np.stack(each)) for each in zip(*drawn, strict=True))
-        return replace(batch, occupancy_points=query, occupancy=known)
+        points, occupancy = (torch.from_numpy(np.stack(each)) for each in zip(*drawn, strict=True))
+        return replace(batch, occupancy_points=points, occupancy=occupancy)
 
     def _row(self, visit: int) -> int:
         epoch, place = divmod(visit, len(self.names))
-        known, order = self._asked  # both in one, since another thread may ask for another epoch meanwhile
-        if epoch != known:
+        cached, order = self._epoch_order  # one tuple: another thread can replace it between two reads
+        if epoch != cached:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.names))
-            self._asked = (epoch, order)
+            self._epoch_order = (epoch, order)
         return int(order[place])
 
 
 def batches(dataset: StepDataset, start: int, stop: int, *, num_workers: int = 0) -> Iterator[Batch]:
-    """The batches of steps start to stop, read ahead by `workers` processes, or (0) by a thread, one batch ahead."""
+    """Batches of steps start to stop, prefetched by `num_workers` processes; with 0 by a thread, one batch ahead."""
     if num_workers:
         yield from DataLoader(dataset, batch_size=None, sampler=range(start, stop), num_workers=num_workers)
     elif start < stop:

@@ -1,4 +1,4 @@
-"""A recipe: what there is to know about one data set in order to read it. Data are read, never shipped."""
+"""Base class of raw datasets: where the scans are and how they are read. Nothing is downloaded."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from shapespace.io.units import Up, check_size
 
 @dataclass(frozen=True)
 class ScanEntry:
-    """One scan of a data set: its name `subject/sequence/frame`, and its file (`index`: which item inside the file)."""
+    """One scan of a dataset: its name `subject/sequence/frame` and its file; `index` is the item inside the file."""
 
     name: str
     path: Path
@@ -26,11 +26,11 @@ class ScanEntry:
 
 @dataclass(frozen=True)
 class ScanDataset(ABC):
-    """A data set's card: how to find, read and split its scans.
+    """Raw dataset: how its scans are found, read and split.
 
-    `unit` is metres per file unit and `up` the file's axis that points up. `scale` is metres per model unit, one for
-    the whole data set: by default 1.25, with which people (arms up or out, centred at the mean of their points) lie
-    inside [-1, 1]^3. `get` is the sentence that says which file to get from where, and where to put it.
+    `unit` is meters per file unit, `up` the axis of the files that points up, and `scale` meters per model unit, one
+    for the whole dataset. With the default of 1.25, people (arms up or out, centered at the mean of their points) are
+    inside [-1, 1]^3. `instructions` is one sentence: which files to get from where, and where to place them.
     """
 
     name: str
@@ -43,76 +43,98 @@ class ScanDataset(ABC):
 
     @abstractmethod
     def list_scans(self, root: Path) -> list[ScanEntry]:
-        """List the scans under `root`, sorted by name; FileNotFoundError with `get` if there are none."""
+        """List the scans under `root`, sorted by name.
+
+        Raises:
+            FileNotFoundError: There are none; the message ends with `instructions`.
+
+        """
 
     @abstractmethod
     def read_scan(self, entry: ScanEntry, normals: Normals = "auto") -> Scan:
-        """Read one scan: metres, y up."""
+        """Read one scan, in meters, y up."""
 
     @abstractmethod
     def ground_truth(self, root: Path, name: str) -> Trimesh | None:
-        """Read the true surface of a scan (metres, y up), or None where there is none."""
+        """Read the ground truth of a scan (meters, y up); None if there is none."""
 
     def splits(self, root: Path) -> dict[str, list[str]]:
-        """Read the split files `splits/*.json` under `root`: names of scans by the name of the split."""
+        """Names of scans by the name of the split, from the files `splits/*.json` under `root`."""
         return {path.stem: read_split(path) for path in sorted((root / "splits").glob("*.json"))}
 
     def check_size(self, scan: Scan) -> None:
-        """Refuse a scan whose size is not that of what `scale` was chosen for."""
+        """Refuse a scan of implausible size, see `units.check_size`."""
         check_size(scan, scale=self.scale, unit=self.unit)
 
-    def missing(self, what: Path, seen: str = "") -> FileNotFoundError:
-        """Make the error for data that are not there: what was seen instead, what to get, and where to put it."""
-        return FileNotFoundError(f"there is nothing like {what}. {seen + ' ' if seen else ''}{self.instructions}")
+    def missing(self, pattern: Path, hint: str = "") -> FileNotFoundError:
+        """Error for missing data: the pattern of the files, a hint, and the instructions."""
+        return FileNotFoundError(f"{pattern}: no such files. {hint + ' ' if hint else ''}{self.instructions}")
 
 
 def frame_number(stem: str) -> str:
-    """Find the frame in `<sequence>.<digits>` or `<anything>_<digits>`, folders or none before it: the digits."""
+    """Trailing digits of a file stem, as in `<sequence>.<digits>` or `<anything>_<digits>`.
+
+    Raises:
+        ValueError: The stem does not end in a digit.
+
+    """
     digits = re.search(r"(\d+)$", stem)
     if not digits:
         raise ValueError(
-            f"{stem!r} does not end in a frame number. Name the files <sequence>.<digits>, as in hips.000042."
+            f"{stem}: no frame number at the end. Name the files <sequence>.<digits>, for example hips.000042."
         )
     return digits.group()
 
 
 def check_entries(entries: Iterable[ScanEntry]) -> list[ScanEntry]:
-    """Sort entries by name, and refuse names that are no `subject/sequence/frame` or that come twice."""
-    found: dict[str, ScanEntry] = {}
+    """Sort entries by name.
+
+    Raises:
+        ValueError: A name is not `subject/sequence/frame`, or two files have the same name.
+
+    """
+    checked: dict[str, ScanEntry] = {}
     for entry in entries:
         parts = entry.name.split("/")
         if len(parts) != 3 or not all(part.strip(".") for part in parts) or entry.name.startswith("_"):
             raise ValueError(
-                f"{entry.path} would get the name {entry.name!r}, which is not subject/sequence/frame. "
-                "Rename it, or say --pattern with {subject}, {sequence} and {frame}."
+                f"{entry.path}: the name {entry.name!r} is not subject/sequence/frame. "
+                "Rename the file, or pass --pattern with {subject}, {sequence} and {frame}."
             )
-        if entry.name in found and found[entry.name] != entry:
+        if entry.name in checked and checked[entry.name] != entry:
             raise ValueError(
-                f"{found[entry.name].path} and {entry.path} would both be named {entry.name}. "
-                "Rename one, or say a --pattern that tells them apart."
+                f"{checked[entry.name].path} and {entry.path}: both have the name {entry.name}. "
+                "Rename one, or pass a --pattern that distinguishes them."
             )
-        found[entry.name] = entry
-    return [found[name] for name in sorted(found)]
+        checked[entry.name] = entry
+    return [checked[name] for name in sorted(checked)]
 
 
 def read_split(path: Path) -> list[str]:
-    """Read a split file: names `subject/sequence/frame` in the order of the file.
+    """Names `subject/sequence/frame` in a split file, in the order of the file.
 
-    Either the JSON of IGR and SAL, `{"scans": {subject: {sequence: [file stem, ...]}}}`, as it is (the stem
-    `light_hopping_stiff.000394` of subject 50026 becomes `50026/light_hopping_stiff/000394`), or a list of names.
+    The file is a list of names or the JSON of IGR and SAL, `{"scans": {subject: {sequence: [file stem, ...]}}}`: the
+    stem `light_hopping_stiff.000394` of subject 50026 becomes `50026/light_hopping_stiff/000394`.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file has another content.
+
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no split file {path}. Give a JSON as IGR and SAL have them.")
+        raise FileNotFoundError(
+            f"{path}: no such split file. Pass a JSON list of names, or a split file of IGR or SAL."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = content if isinstance(content, list) else _nested_names(content)
-        good = bool(names) and all(isinstance(name, str) and name.count("/") == 2 for name in names)
+        valid = bool(names) and all(isinstance(name, str) and name.count("/") == 2 for name in names)
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
-        good = False
-    if not good:
+        valid = False
+    if not valid:
         raise ValueError(
-            f"{path} is not a split file. It must hold a JSON list of names subject/sequence/frame, or "
-            '{"scans": {subject: {sequence: [file stem, ...]}}} as IGR and SAL have it.'
+            f"{path}: not a split file. Write a JSON list of names subject/sequence/frame, or "
+            '{"scans": {subject: {sequence: [file stem, ...]}}} as IGR and SAL do.'
         )
     return list(dict.fromkeys(names))
 

@@ -1,4 +1,4 @@
-"""Writing and merging of HDF5 stores."""
+"""Writing and merging of HDF5 scan stores, resumable after interruptions."""
 
 import errno
 import glob
@@ -20,44 +20,60 @@ from shapespace.data.scan_dataset import ScanEntry
 from shapespace.data.store import FORMAT, ScanStore
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
-from shapespace.io.hdf5 import damage_as_error, get_member, has_member
+from shapespace.io.errors import damage_as_error
+from shapespace.io.hdf5 import get_member, has_member
+
+# Attributes of the file, with their names on disk: for programs that read the store without the JSON in `about`.
+_PLAIN_ATTRIBUTES = ("recipe", "source", "licence", "unit", "up", "scale")
+_MARGIN = 1 << 18  # bytes of HDF5 tables per scan, and of the names at the end
 
 
 @dataclass(frozen=True)
 class PreparedScan:
-    """One scan, drawn and in its model frame."""
+    """A sampled scan in its model frame, ready to be written.
+
+    `digest` is the hash of the points as read, `note` a remark for the report, and `estimated` is true if the normals
+    were estimated from the points.
+    """
 
     entry: ScanEntry
     scan: Scan
     frame: Frame
     digest: str
-    truth: Trimesh | None
+    ground_truth: Trimesh | None
     note: str
     estimated: bool
 
 
 def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Word how two `about` differ; the version does not count."""
+    """Text on the settings that differ, empty if none do; the version is not compared."""
     keys = [key for key in new if key != "version" and old.get(key) != new[key]]
-    return ", ".join(f"{key} {old.get(key)} there, {new[key]} now" for key in keys)
+    return ", ".join(f"{key} was {old.get(key)}, is now {new[key]}" for key in keys)
 
 
 def shard_files(out: Path) -> list[Path]:
-    """The parts of a store that lie beside it."""
+    """Finished shards beside the store."""
     named = re.compile(re.escape(out.name) + r"\.\d+of\d+")
     return sorted(path for path in out.parent.glob(f"{glob.escape(out.name)}.*of*") if named.fullmatch(path.name))
 
 
-def copy_shard(piece: Path, file: h5py.File, entries: list[ScanEntry], about: dict[str, Any], overwrite: bool) -> None:
-    """Take over from a part, if it is there, the scans that the file has not yet."""
-    if not piece.exists():
+def copy_shard(
+    shard: Path, file: h5py.File, entries: list[ScanEntry], metadata: dict[str, Any], overwrite: bool
+) -> None:
+    """Copy the scans of a shard that the file does not contain yet; a missing shard is ignored.
+
+    Raises:
+        ValueError: The shard is damaged, or was made with other settings and `overwrite` is false.
+
+    """
+    if not shard.exists():
         return
-    store, remedy = ScanStore(piece), "Remove it, and give the line again that packs it."
-    difference = describe_difference(store.metadata, about)
+    store, remedy = ScanStore(shard), "Remove it and run the command of this shard again."
+    difference = describe_difference(store.metadata, metadata)
     if difference and not overwrite:
-        raise ValueError(f"{piece} was packed with other arguments: {difference}. {remedy}")
+        raise ValueError(f"{shard}: made with other settings ({difference}). {remedy}")
     names = set() if difference else set(store.names)
-    with h5py.File(piece, "r") as source, damage_as_error(piece, remedy):
+    with h5py.File(shard, "r") as source, damage_as_error(shard, remedy, kind="store"):
         for entry in entries:
             if entry.name in names and entry.name not in file:
                 _copy_scan(get_member(source, entry.name), file, entry.name)
@@ -72,8 +88,14 @@ def _copy_scan(scan: h5py.Group, file: h5py.File, name: str) -> None:
     scan.file.copy(scan, file, name)
 
 
-def open_part(part: Path, about: dict[str, Any], overwrite: bool) -> h5py.File:
-    """Open the unfinished store to go on with it, or begin one."""
+def open_part(part: Path, metadata: dict[str, Any], overwrite: bool) -> h5py.File:
+    """Open the unfinished store to continue it, or create a new one.
+
+    Raises:
+        BlockingIOError: Another process is writing it.
+        ValueError: It was begun with other settings and `overwrite` is false.
+
+    """
     part.parent.mkdir(parents=True, exist_ok=True)
     if part.exists():
         try:
@@ -82,43 +104,41 @@ def open_part(part: Path, about: dict[str, Any], overwrite: bool) -> h5py.File:
             old = json.loads(file.attrs["about"])
         except BlockingIOError as error:
             raise BlockingIOError(
-                f"{part} is being written by another process. Wait for it, or choose another name."
+                f"{part}: another process is writing it. Wait until it ends, or choose another path."
             ) from error
-        except (OSError, KeyError, ValueError, RuntimeError):  # killed while HDF5 wrote its tables: rare, and for good
-            print(f"note: {part} was broken when its writing was cut off, and is begun anew", file=sys.stderr)
+        except (OSError, KeyError, ValueError, RuntimeError):  # killed while HDF5 wrote its tables: not recoverable
+            print(f"note: {part}: damaged by an interruption, starting again", file=sys.stderr)
             part.unlink()
         else:
-            difference = describe_difference(old, about)
+            difference = describe_difference(old, metadata)
             if not difference:
                 return file
             file.close()
             if not overwrite:
                 raise ValueError(
-                    f"{part} was begun with other arguments: {difference}. Give the same to go on, or say --overwrite."
+                    f"{part}: begun with other settings ({difference}). Use the same settings, or pass --overwrite."
                 )
             part.unlink()
     file = h5py.File(part, "w")
-    file.attrs.update(format=FORMAT, about=json.dumps(about), **{key: about[key] for key in _PLAIN})
+    plain = {key: metadata[key] for key in _PLAIN_ATTRIBUTES}
+    file.attrs.update(format=FORMAT, about=json.dumps(metadata), **plain)
     file.create_group("_topologies")
     file.flush()
     return file
 
 
 def _walk(part: Path) -> None:
-    """Open everything in the file but the points; what HDF5 raises tells that its tables are broken."""
+    """Visit all groups, datasets and attributes; HDF5 raises if its tables are damaged."""
     with h5py.File(part, "r") as file:
 
-        def visit(_: str, thing: h5py.Group | h5py.Dataset) -> None:
-            dict(thing.attrs)
+        def visit(_: str, member: h5py.Group | h5py.Dataset) -> None:
+            dict(member.attrs)
 
         file.visititems(visit)
 
 
-_PLAIN = ("recipe", "source", "licence", "unit", "up", "scale")  # attributes that other programs may want to read
-
-
-def remove_unwanted(file: h5py.File, entries: list[ScanEntry]) -> set[str]:
-    """Drop what a killed run left half written or what no longer is as it was read; name the scans that stay."""
+def remove_outdated(file: h5py.File, entries: list[ScanEntry]) -> set[str]:
+    """Delete scans that are incomplete, not wanted, or whose file has changed in size; names of the other scans."""
     sizes = {entry.name: input_size(entry) for entry in entries}
     done = set()
     for subject in [key for key in file if not key.startswith("_")]:
@@ -132,11 +152,11 @@ def remove_unwanted(file: h5py.File, entries: list[ScanEntry]) -> set[str]:
     return done
 
 
-def write_scan_group(file: h5py.File, ready: PreparedScan, root: Path) -> None:
-    """Write one scan; the mark `complete` comes last."""
-    _check_room(Path(file.filename), ready)
-    group = file.create_group(ready.entry.name)
-    scan = ready.scan
+def write_scan_group(file: h5py.File, prepared: PreparedScan, root: Path) -> None:
+    """Write one scan; its attribute `complete` is written last."""
+    _check_room(Path(file.filename), prepared)
+    group = file.create_group(prepared.entry.name)
+    scan = prepared.scan
     for key, values in {
         "points": scan.points,
         "normals": scan.normals,
@@ -145,52 +165,55 @@ def write_scan_group(file: h5py.File, ready: PreparedScan, root: Path) -> None:
     }.items():
         if values is not None:
             group.create_dataset(key, data=values.astype(np.float32))
-    if ready.truth is not None:
-        faces = np.asarray(ready.truth.faces, dtype=np.int32)
+    if prepared.ground_truth is not None:
+        faces = np.asarray(prepared.ground_truth.faces, dtype=np.int32)
         topology = hashlib.sha256(faces.tobytes()).hexdigest()[:16]
         if topology not in file["_topologies"]:
             file["_topologies"].create_dataset(topology, data=faces)
-        truth = group.create_dataset("truth", data=np.asarray(ready.truth.vertices, dtype=np.float32))
-        truth.attrs["topology"] = topology
+        vertices = group.create_dataset("truth", data=np.asarray(prepared.ground_truth.vertices, dtype=np.float32))
+        vertices.attrs["topology"] = topology
     group.attrs.update(
-        centre=ready.frame.center.numpy(),
-        scale=ready.frame.scale.numpy(),
-        file=os.path.relpath(ready.entry.path, root),
-        bytes=input_size(ready.entry),
-        sha256=ready.digest,
-        note=ready.note,
-        estimated=ready.estimated,
+        centre=prepared.frame.center.numpy(),
+        scale=prepared.frame.scale.numpy(),
+        file=os.path.relpath(prepared.entry.path, root),
+        bytes=input_size(prepared.entry),
+        sha256=prepared.digest,
+        note=prepared.note,
+        estimated=prepared.estimated,
     )
     file.flush()
     group.attrs["complete"] = True
     file.flush()
 
 
-def _check_room(part: Path, ready: PreparedScan) -> None:
-    """Fail before HDF5 does: a file that it could not write to the end cannot be gone on with.
+def _check_room(part: Path, prepared: PreparedScan) -> None:
+    """Raise `OSError` if the disk has less space than the scan needs.
 
-    Raises `OSError` if the disk has less room than the scan may take.
+    HDF5 must not run out of space itself: a file that it could not complete cannot be continued.
     """
-    truth = () if ready.truth is None else (ready.truth.vertices, ready.truth.faces)
-    arrays = (ready.scan.points, ready.scan.normals, ready.scan.unoriented_normals, ready.scan.sensors, *truth)
+    mesh = () if prepared.ground_truth is None else (prepared.ground_truth.vertices, prepared.ground_truth.faces)
+    arrays = (
+        prepared.scan.points,
+        prepared.scan.normals,
+        prepared.scan.unoriented_normals,
+        prepared.scan.sensors,
+        *mesh,
+    )
     if shutil.disk_usage(part.parent).free < sum(array.nbytes for array in arrays if array is not None) + _MARGIN:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
 
 
-_MARGIN = 1 << 18  # bytes of the file's own that go with a scan, and with the names at the end
-
-
-def write_index(file: h5py.File, names: list[str], wanted: dict[str, list[str]], bad: dict[str, str]) -> None:
-    """Write the names, the splits (of scans that are there) and the refused scans."""
+def write_index(file: h5py.File, names: list[str], splits: dict[str, list[str]], rejected: dict[str, str]) -> None:
+    """Write the names, the splits (without scans that are missing) and the rejected scans with the reasons."""
     for key in ("_names", "_splits", "_bad"):
         file.pop(key, None)
     file["_names"] = _texts(names)
-    file["_bad"] = _texts([json.dumps(item) for item in sorted(bad.items())])
-    there, splits = set(names), file.create_group("_splits")
-    for split, members in wanted.items():
-        kept = [name for name in members if name in there]
-        if kept:
-            splits[split] = _texts(kept)
+    file["_bad"] = _texts([json.dumps(item) for item in sorted(rejected.items())])
+    stored, group = set(names), file.create_group("_splits")
+    for split, members in splits.items():
+        present = [name for name in members if name in stored]
+        if present:
+            group[split] = _texts(present)
 
 
 def _texts(texts: list[str]) -> np.ndarray:
@@ -198,4 +221,5 @@ def _texts(texts: list[str]) -> np.ndarray:
 
 
 def input_size(entry: ScanEntry) -> int:
+    """Size of the file of a scan (bytes); a change means that the scan must be read again."""
     return entry.path.stat().st_size

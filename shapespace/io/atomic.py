@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and one writer at a time."""
+"""Atomic writing of files, and locks that allow one writer at a time."""
 
 import fcntl
 import os
@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_held: set[int] = set()  # descriptors of what this process has claimed
+_locks: set[int] = set()  # file descriptors of the locks of this process
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield `path.part` to write to, and put it in the place of `path` if the block ends well; else remove it.
+    """Yield `path.part` for writing; rename it to `path` if the block succeeds, remove it if the block raises.
 
-    Missing folders are made. What a killed process left in `path.part` is written over. Raises `BlockingIOError` if
-    another process is writing the same.
+    Missing folders are created. A `path.part` of a killed process is overwritten.
+
+    Raises:
+        BlockingIOError: Another process is writing the same file.
+
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,24 +29,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         except BaseException as error:
             part.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno is not None:
-                error.filename = error.filename or str(path)  # a full disk does not say which file it was
+                error.filename = error.filename or str(path)  # the error of a full disk has no file name
             raise
 
 
 @contextmanager
 def claimed(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold a folder, or a file that is made if there is none, against other processes; `shared`: against one alone.
+    """Lock a folder, or a file that is created if missing, against other processes.
 
-    The claim ends with the process, however it ends. Raises `BlockingIOError` if it cannot be had. On file systems
-    without locks nothing is held.
+    `shared` locks can be taken by several processes at once, but not beside an exclusive one. The lock ends with the
+    process. File systems without locks are not protected.
+
+    Raises:
+        BlockingIOError: Another process has the lock.
+
     """
     descriptor = _claim(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-    _held.add(descriptor)
+    _locks.add(descriptor)
     try:
         yield
     finally:
-        if descriptor in _held:
-            _held.remove(descriptor)
+        if descriptor in _locks:
+            _locks.remove(descriptor)
             os.close(descriptor)
 
 
@@ -54,22 +61,22 @@ def _claim(path: Path, kind: int) -> int:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            what = str(path).removesuffix(".part")
+            name = str(path).removesuffix(".part")
             raise BlockingIOError(
-                f"another process is writing to {what}: wait until it has ended, or choose another place."
+                f"{name}: another process is writing it. Wait until it ends, or choose another path."
             ) from None
         except OSError:  # this file system has no locks
             return descriptor
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor
-        os.close(descriptor)  # its owner put it in its place, or removed it, in between
+        os.close(descriptor)  # renamed or removed between open and lock
 
 
-def _let_go() -> None:
-    """A forked process claims nothing, or what its parent claimed would stay so as long as the child lives."""
-    for descriptor in _held:
+def _release_after_fork() -> None:
+    """Close inherited locks in a forked child: they would outlive the parent."""
+    for descriptor in _locks:
         os.close(descriptor)
-    _held.clear()
+    _locks.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_after_fork)

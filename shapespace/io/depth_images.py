@@ -1,4 +1,4 @@
-"""Depth images with their cameras: PNG, NPY, EXR and the JSON beside them."""
+"""Depth images (PNG, NPY, EXR) and the JSON files that describe their cameras."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 
 from shapespace.geometry.camera import UPRIGHT_CAMERA, Camera, DepthImage, merge_depth_images
@@ -15,97 +15,106 @@ from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.io.errors import BadFileError, damage_as_error
 from shapespace.io.units import axis_rotation, transform
 
-_OTHER_NAMES = {"fx": "fl_x", "fy": "fl_y", "width": "w", "height": "h"}  # what nerfstudio says
+MAX_PIXELS = 10_000_000  # of the depth images of one scan
+CAMERAS = ("camera.json", "intrinsic.json", "camera_intrinsic.json")  # the last two are written by Open3D's recorders
+
+_NERFSTUDIO_KEYS = {"fx": "fl_x", "fy": "fl_y", "width": "w", "height": "h"}
+_DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "coeffs", "distortion", "dist_coeffs")
+_MAX_JSON = 10_000_000  # bytes
+_MAX_EXR_DEPTH = 1e9  # meters: renderers write infinity or 1e10 (Blender) where nothing is visible
 
 
-_LENS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "coeffs", "distortion", "dist_coeffs")
-
-
-def camera_from_json(about: Mapping[str, Any]) -> Camera:
-    """The camera that a JSON describes: by `fx` and so on, as Open3D, or as nerfstudio's transforms.json.
+def camera_from_json(settings: Mapping[str, Any]) -> Camera:
+    """Parse a camera: keys `fx`, `fy`, ..., or those of Open3D or of nerfstudio's transforms.json.
 
     Raises:
-        ValueError: It does not, or it describes none that has a pinhole and a rigid place.
+        ValueError: A key is missing or wrong, the lens distorts, or the pose is not rigid.
 
     """
-    width, height = (_number(about, key) for key in ("width", "height"))
-    fx, fy, cx, cy = _intrinsics(about)
+    width, height = (_number(settings, key) for key in ("width", "height"))
+    fx, fy, cx, cy = _intrinsics(settings)
     if not all(0 < size < 20 * focal for size, focal in ((width, fx), (height, fy))):
         raise ValueError(
-            f"focal lengths of {fx:g} and {fy:g} pixels do not go with an image of {width:g} x {height:g}. Give "
-            "them in pixels of this image."
+            f"focal lengths of {fx:g} and {fy:g} pixels do not fit an image of {width:g} x {height:g}. Give them in "
+            "pixels of this image."
         )
-    bent = [key for key in _LENS if about.get(key) and (_array(about[key]).any() or not _array(about[key]).size)]
-    if bent:
+    distorted = [
+        key
+        for key in _DISTORTION_KEYS
+        if settings.get(key) and (_array(settings[key]).any() or not _array(settings[key]).size)
+    ]
+    if distorted:
         raise ValueError(
-            f"the lens distorts ({', '.join(bent)}), and depth images are read as those of a pinhole. Undistort "
-            "them first (OpenCV: cv2.undistort), and set these to 0."
+            f"lens distortion ({', '.join(distorted)}) is not supported. Undistort the images (OpenCV: cv2.undistort) "
+            "and set these keys to 0."
         )
-    return Camera(int(width), int(height), fx, fy, cx, cy, _pose(about), *_limits(about))
+    return Camera(int(width), int(height), fx, fy, cx, cy, _pose(settings), *_limits(settings))
 
 
-def metres_per_value(about: Mapping[str, Any], *, whole: bool) -> float:
-    """What a value of a depth image means: a millimetre if it is a `whole` number, else a metre, or what is said.
+def meters_per_value(settings: Mapping[str, Any], *, integers: bool) -> float:
+    """Meters per value of a depth image: `depth_unit_scale_factor`, else 0.001 for integers and 1 for floats.
 
     Raises:
-        ValueError: It is said in a word that different programs understand differently.
+        ValueError: The JSON has the ambiguous key `depth_scale`.
 
     """
-    if "depth_unit_scale_factor" in about:
-        return _number(about, "depth_unit_scale_factor")
-    if "depth_scale" in about:
+    if "depth_unit_scale_factor" in settings:
+        return _number(settings, "depth_unit_scale_factor")
+    if "depth_scale" in settings:
         raise ValueError(
-            "depth_scale is what some programs multiply by and others divide by. Call it depth_unit_scale_factor, "
-            "metres per value of the image: 0.001 for millimetres."
+            "depth_scale is ambiguous: some programs multiply by it, others divide. Use depth_unit_scale_factor, the "
+            "meters per value: 0.001 for millimeters."
         )
-    return 0.001 if whole else 1.0
+    return 0.001 if integers else 1.0
 
 
-def _intrinsics(about: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    """Focal lengths and principal point in pixels: by name, or as Open3D's or OpenCV's matrix."""
-    if "intrinsic_matrix" not in about:
-        fx, fy, cx, cy = (_number(about, key) for key in ("fx", "fy", "cx", "cy"))
-        corner = 0.5 if "fl_x" in about else 0.0  # nerfstudio counts from the corner of the first pixel
+def _intrinsics(settings: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Focal lengths and principal point (pixels): by key, or from the matrix of Open3D or OpenCV."""
+    if "intrinsic_matrix" not in settings:
+        fx, fy, cx, cy = (_number(settings, key) for key in ("fx", "fy", "cx", "cy"))
+        corner = 0.5 if "fl_x" in settings else 0.0  # nerfstudio: the origin is the corner of the first pixel
         return fx, fy, cx - corner, cy - corner
-    matrix = _array(about["intrinsic_matrix"])
+    matrix = _array(settings["intrinsic_matrix"])
     if matrix.size == 9:
         matrix = matrix.reshape(3, 3)
-        if list(matrix[2]) != [0, 0, 1]:  # Open3D writes it column by column
+        if list(matrix[2]) != [0, 0, 1]:  # Open3D: column by column
             matrix = matrix.T
     if matrix.shape != (3, 3) or list(matrix[2]) != [0, 0, 1] or matrix[0, 1] or matrix[1, 0]:
-        raise ValueError("intrinsic_matrix is not fx 0 cx, 0 fy cy, 0 0 1. Write it so, or column by column.")
+        raise ValueError(
+            "intrinsic_matrix is not fx 0 cx, 0 fy cy, 0 0 1. Write these rows, or the same column by column."
+        )
     return float(matrix[0, 0]), float(matrix[1, 1]), float(matrix[0, 2]), float(matrix[1, 2])
 
 
-def _pose(about: Mapping[str, Any]) -> Float[np.ndarray, "4 4"] | None:
-    """Camera to world, or None if nothing is said."""
-    key = next((key for key in ("camera_to_world", "transform_matrix") if key in about), None)
+def _pose(settings: Mapping[str, Any]) -> Float[np.ndarray, "4 4"] | None:
+    """Camera to world, or None if the JSON has no pose."""
+    key = next((key for key in ("camera_to_world", "transform_matrix") if key in settings), None)
     if key is None:
         return None
-    pose = _array(about[key])
-    turn = pose[:3, :3] if pose.shape == (4, 4) and np.allclose(pose[3], [0, 0, 0, 1]) else np.zeros((3, 3))
-    if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) or np.linalg.det(turn) < 0:
+    pose = _array(settings[key])
+    rotation = pose[:3, :3] if pose.shape == (4, 4) and np.allclose(pose[3], [0, 0, 0, 1]) else np.zeros((3, 3))
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
         raise ValueError(
-            f"{key} is no rigid motion. Give four rows of four numbers: a rotation without scale or mirror, beside it "
-            "the camera's place, and 0 0 0 1 below."
+            f"{key} is not a rigid transform. Give four rows of four numbers: rotation and position, and a last row "
+            "0 0 0 1."
         )
-    return pose @ UPRIGHT_CAMERA if key == "transform_matrix" else pose  # nerfstudio: y up, z behind the camera
+    return pose @ UPRIGHT_CAMERA if key == "transform_matrix" else pose  # nerfstudio: y up, z backward
 
 
-def _limits(about: Mapping[str, Any]) -> tuple[float, float]:
-    """Near and far, in metres; 0 and infinity where nothing is said."""
-    near, far = about.get("near", 0.0), about.get("far", np.inf)
+def _limits(settings: Mapping[str, Any]) -> tuple[float, float]:
+    """Near and far limits (meters); by default 0 and infinity."""
+    near, far = settings.get("near", 0.0), settings.get("far", np.inf)
     numbers = all(isinstance(limit, int | float) and not isinstance(limit, bool) for limit in (near, far))
     if not numbers or not 0 <= near < far:
         raise ValueError(
-            f"near and far are {json.dumps(near)[:40]} and {json.dumps(far)[:40]}. Give them in metres along the "
-            "optical axis, near below far, or leave them out."
+            f"near and far are {json.dumps(near)[:40]} and {json.dumps(far)[:40]}. Give meters along the optical axis "
+            "with near < far, or omit them."
         )
     return float(near), float(far)
 
 
 def _array(value: Any) -> Float[np.ndarray, "..."]:
-    """Finite numbers, or an empty array where there is anything else."""
+    """Convert to finite numbers; an empty array for anything else."""
     try:
         array = np.asarray(value, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
@@ -113,180 +122,181 @@ def _array(value: Any) -> Float[np.ndarray, "..."]:
     return array if np.isfinite(array).all() and np.abs(array).max(initial=0) < 1e9 else np.empty(0)
 
 
-def _number(about: Mapping[str, Any], key: str) -> float:
-    """A number that must be there, under its name or nerfstudio's."""
-    name = key if key in about else _OTHER_NAMES.get(key, key)
-    value = about.get(name)
+def _number(settings: Mapping[str, Any], key: str) -> float:
+    """Required number, under its key or that of nerfstudio."""
+    name = key if key in settings else _NERFSTUDIO_KEYS.get(key, key)
+    value = settings.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-        said = f"{name} is {json.dumps(value)[:40]}" if name in about else f"it says nothing of {key}"
-        raise ValueError(f"{said}. Give fx, fy, cx, cy, width and height of the camera as numbers of pixels.")
+        problem = f"{name} is {json.dumps(value)[:40]}" if name in settings else f"{key} is missing"
+        raise ValueError(f"{problem}. Give fx, fy, cx, cy, width and height of the camera as numbers of pixels.")
     return float(value)
 
 
-MAX_PIXELS = 10_000_000  # of the depth images of one scan
-
-
-_NOTHING = 1e9  # metres: no depth of an EXR image is as large
-
-
-CAMERAS = ("camera.json", "intrinsic.json", "camera_intrinsic.json")  # the last two are what Open3D's recorders write
-
-
 def read_depth_image(path: Path) -> list[DepthImage]:
-    about, described = _camera_of(path)
-    camera = _camera(about, described)
-    return [DepthImage(_depths(path, about, described, camera), camera)]
+    """Read a depth image; its camera is the JSON of its name, or one of `CAMERAS` in its folder or the folder above."""
+    json_file, settings = _camera_of(path)
+    camera = _camera(json_file, settings)
+    return [DepthImage(_read_depths(path, json_file, settings, camera), camera)]
 
 
 def read_capture(path: Path) -> list[DepthImage]:
-    """All depth images that a JSON names, or that of its own name."""
-    about = _json(path)
-    frames = about.get("frames", [{}])
+    """Read the depth images that a JSON lists under `frames`, or the one with the name of the JSON."""
+    content = _read_json(path)
+    frames = content.get("frames", [{}])
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise BadFileError(f"{path}: frames must be a list that names the depth_file_path of each image, one or more.")
-    described = [{**about, **frame} for frame in frames]
-    images = [_image_of(path, camera) for camera in described]
-    cameras = [_camera(path, camera) for camera in described]
-    if sum(camera.width * camera.height for camera in cameras) > MAX_PIXELS:
-        raise BadFileError(f"{path} names images of more than {MAX_PIXELS:,} pixels together. Give fewer at once.")
-    shots = zip(images, cameras, described, strict=True)
-    return [DepthImage(_depths(image, path, told, camera), camera) for image, camera, told in shots]
+        raise BadFileError(f"{path}: frames is not a list of objects. List the depth_file_path of at least one image.")
+    settings = [{**content, **frame} for frame in frames]
+    images = [_image_of(path, frame) for frame in settings]
+    cameras = [_camera(path, frame) for frame in settings]
+    pixels = sum(camera.width * camera.height for camera in cameras)
+    if pixels > MAX_PIXELS:
+        raise BadFileError(f"{path}: {pixels:,} pixels together, more than {MAX_PIXELS:,}. List fewer images.")
+    shots = zip(images, cameras, settings, strict=True)
+    return [DepthImage(_read_depths(image, path, frame, camera), camera) for image, camera, frame in shots]
 
 
-def _image_of(path: Path, camera: dict[str, Any]) -> Path:
-    """The depth image that a JSON names, or that of its own name."""
-    near = [image.name for image in map(path.with_suffix, (".png", ".npy", ".exr")) if image.exists()]
-    name = camera.get("depth_file_path") or (near[0] if near and "frames" not in camera else None)
+def _image_of(path: Path, settings: dict[str, Any]) -> Path:
+    """Path of the depth image that a JSON names, or of the image with the name of the JSON."""
+    beside = [image.name for image in map(path.with_suffix, (".png", ".npy", ".exr")) if image.exists()]
+    name = settings.get("depth_file_path") or (beside[0] if beside and "frames" not in settings else None)
     if not isinstance(name, str):
+        which = "a frame has" if "frames" in settings else f"no image {path.stem}.png, .npy or .exr, and"
         raise BadFileError(
-            f"{path} names no depth image{' for some frame' if 'frames' in camera else ', and none has its name'}. Add "
-            '"depth_file_path": the PNG, NPY or EXR, seen from the JSON.'
+            f"{path}: {which} no depth_file_path. Add depth_file_path: the PNG, NPY or EXR, relative to the JSON."
         )
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise BadFileError(
-            f"{path} names {name}, and only images beside or below it are read. Move it to the folder that holds them."
+            f"{path}: depth_file_path {name} is outside the folder of the JSON. Move the JSON beside the image."
         )
     return path.parent / name
 
 
 def _camera_of(image: Path) -> tuple[Path, dict[str, Any]]:
-    """The JSON that describes the camera of an image: of its name, or one for the folder or that above (Open3D)."""
-    near = [folder / name for folder in (image.parent, image.parent.parent) for name in CAMERAS]
-    for path in (image.with_suffix(".json"), *near):
+    """JSON of the camera of an image: the file and its content."""
+    shared = [folder / name for folder in (image.parent, image.parent.parent) for name in CAMERAS]
+    for path in (image.with_suffix(".json"), *shared):
         if path.is_file():
-            about = _json(path)
-            if "frames" in about:
-                raise BadFileError(f"{image} is one of the images of {path}. Give that file: it is the whole capture.")
-            return path, about
+            content = _read_json(path)
+            if "frames" in content:
+                raise BadFileError(f"{image}: one of the images of {path}. Pass that file: it is the whole capture.")
+            return path, content
     raise BadFileError(
-        f"{image} is a depth image without a camera: there is neither {image.with_suffix('.json').name} beside it nor "
+        f"{image}: depth image without a camera; no {image.with_suffix('.json').name} beside it and no "
         f"{' or '.join(CAMERAS)} there or in the folder above. Write one with fx, fy, cx, cy, width and height."
     )
 
 
-def _camera(path: Path, described: dict[str, Any]) -> Camera:
+def _camera(path: Path, settings: dict[str, Any]) -> Camera:
     try:
-        return camera_from_json(described)
+        return camera_from_json(settings)
     except ValueError as error:
         raise BadFileError(f"{path}: {error}") from error
 
 
-def _depths(image: Path, about: Path, described: dict[str, Any], camera: Camera) -> Float[np.ndarray, "r c"]:
-    """The values of an image, in metres."""
+def _read_depths(image: Path, json_file: Path, settings: dict[str, Any], camera: Camera) -> Float[np.ndarray, "r c"]:
+    """Values of an image in meters."""
     if not image.is_file():
-        raise BadFileError(f"there is no depth image {image}, which {about} describes. Check depth_file_path.")
-    with damage_as_error(image):
-        if image.suffix.lower() == ".png":
-            if not is_depth_image(image):
-                raise BadFileError(
-                    f"{image} is no PNG of 16-bit grey, as depth images are: colours, or 8 bits, hold no distances. "
-                    "Export the depth itself, in millimetres."
-                )
-            with Image.open(image) as opened:
-                _check_size(image, about, opened.size, camera)
-                values = np.asarray(opened)
-        elif image.suffix.lower() == ".exr":
-            values = _exr_values(image, about, camera)
-        else:
-            mapped = np.load(image, mmap_mode="r", allow_pickle=False)
-            if mapped.ndim != 2 or mapped.dtype.kind not in "fiu":
-                raise BadFileError(
-                    f"{image} is an array of {mapped.dtype} {mapped.shape}, not numbers (rows, columns). Save it so."
-                )
-            _check_size(image, about, mapped.shape[::-1], camera)
-            values = np.array(mapped)
+        raise BadFileError(f"{image}: no such depth image, named by {json_file}. Correct depth_file_path.")
+    with damage_as_error(image, "Copy it again, or export the depth again."):
+        values = _DEPTH_READERS.get(image.suffix.lower(), _npy_values)(image, json_file, camera)
     try:
-        factor = metres_per_value(described, whole=values.dtype.kind != "f")
+        factor = meters_per_value(settings, integers=values.dtype.kind != "f")
     except ValueError as error:
-        raise BadFileError(f"{about}: {error}") from error
+        raise BadFileError(f"{json_file}: {error}") from error
     with np.errstate(over="ignore"):
         return values.astype(np.float64) * factor
 
 
-def _exr_values(image: Path, about: Path, camera: Camera) -> Float[np.ndarray, "r c"]:
-    """The one channel of an EXR image; 0 where a renderer says that nothing is there (infinity, or Blender's 1e10)."""
+def _png_values(image: Path, json_file: Path, camera: Camera) -> Shaped[np.ndarray, "r c"]:
+    if not is_depth_image(image):
+        raise BadFileError(
+            f"{image}: not a 16-bit grayscale PNG; colors or 8 bits contain no distances. Export the depth in "
+            "millimeters."
+        )
+    with Image.open(image) as opened:
+        _check_image_size(image, json_file, opened.size, camera)
+        return np.asarray(opened)
+
+
+def _npy_values(image: Path, json_file: Path, camera: Camera) -> Shaped[np.ndarray, "r c"]:
+    mapped = np.load(image, mmap_mode="r", allow_pickle=False)
+    if mapped.ndim != 2 or mapped.dtype.kind not in "fiu":
+        raise BadFileError(
+            f"{image}: array of {mapped.dtype} {mapped.shape}. Save an array of numbers of shape (rows, columns)."
+        )
+    _check_image_size(image, json_file, mapped.shape[::-1], camera)
+    return np.array(mapped)
+
+
+def _exr_values(image: Path, json_file: Path, camera: Camera) -> Float[np.ndarray, "r c"]:
+    """The only channel of an EXR image; 0 where nothing was measured."""
     try:
         import OpenEXR
     except ModuleNotFoundError as missing:
         raise BadFileError(
-            f"{image} is an EXR image, and its reader is not installed: pip install 'shapespace[exr]', or save NPY."
+            f"{image}: reading EXR needs the package OpenEXR. Run pip install 'shapespace[exr]', or save NPY."
         ) from missing
     with OpenEXR.File(str(image), header_only=True) as file:
         low, high = ([int(place) for place in corner] for corner in file.header()["dataWindow"])
         names = [channel.name for channel in file.header()["channels"]]
-    _check_size(image, about, (high[0] - low[0] + 1, high[1] - low[1] + 1), camera)
+    _check_image_size(image, json_file, (high[0] - low[0] + 1, high[1] - low[1] + 1), camera)
     if len(names) != 1:
-        raise BadFileError(f"{image} has the channels {', '.join(names)[:60]}, and depth is one alone. Save that one.")
+        raise BadFileError(f"{image}: channels {', '.join(names)[:60]}; depth is one channel. Save that one alone.")
     with OpenEXR.File(str(image), separate_channels=True) as file:
         values = np.array(file.channels()[names[0]].pixels)
-    return np.where(values < _NOTHING, values, 0)
+    return np.where(values < _MAX_EXR_DEPTH, values, 0)
 
 
-def _check_size(image: Path, about: Path, size: tuple[int, ...], camera: Camera) -> None:
-    """Refuse an image of another size than its camera's, before it is decoded."""
-    wide, high = size
-    if wide * high > MAX_PIXELS:
-        raise BadFileError(f"{image} has {wide} x {high} pixels, more than {MAX_PIXELS:,}. Give a smaller one.")
-    if (wide, high) != (camera.width, camera.height):
+_DEPTH_READERS = {".png": _png_values, ".exr": _exr_values}
+
+
+def _check_image_size(image: Path, json_file: Path, size: tuple[int, ...], camera: Camera) -> None:
+    """Refuse an image whose size is not that of its camera, before it is decoded."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise BadFileError(f"{image}: {width} x {height} pixels, more than {MAX_PIXELS:,}. Pass a smaller image.")
+    if (width, height) != (camera.width, camera.height):
         raise BadFileError(
-            f"{image} has {wide} x {high} pixels, and {about} describes {camera.width} x {camera.height}. Give the "
-            "camera of this image, in pixels of its size."
+            f"{image}: {width} x {height} pixels, but the camera in {json_file} has {camera.width} x {camera.height}. "
+            "Give the camera of this image."
         )
 
 
 def is_depth_image(path: Path) -> bool:
-    """Whether a PNG is 16-bit grey: depth images are, and pictures and textures are not."""
+    """Whether a PNG is 16-bit grayscale: depth images are, pictures and textures are not."""
     with path.open("rb") as file:
         start = file.read(26)
     return start[:8] == b"\x89PNG\r\n\x1a\n" and start[24:26] == bytes([16, 0])
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON that holds an object."""
-    if path.stat().st_size > 10_000_000:
-        raise BadFileError(f"{path} has {path.stat().st_size:,} bytes: that is no description of cameras.")
-    with damage_as_error(path):
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    if path.stat().st_size > _MAX_JSON:
+        raise BadFileError(
+            f"{path}: {path.stat().st_size:,} bytes, more than {_MAX_JSON:,} for a camera file. Pass another file."
+        )
+    with damage_as_error(path, "Copy it again, or write it again."):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise BadFileError(f"{path} holds no JSON object. Write one with fx, fy, cx, cy, width and height.")
+        raise BadFileError(f"{path}: not a JSON object. Write one with fx, fy, cx, cy, width and height.")
     return content
 
 
 def scan_of_depth_images(path: Path, views: list[DepthImage], name: str, unit: float, up: str, jump: float) -> Scan:
-    """The scan that depth images make, in metres, y up."""
+    """Merge depth images to a scan in meters, y up; `jump` is the maximum depth difference on one surface (meters)."""
     placed = [replace(view, camera=view.camera.in_world(axis_rotation(up), unit)) for view in views]
     scan = merge_depth_images(placed, name, max_depth_jump=jump)
     if len(scan) < MIN_POINTS:
         measured = np.concatenate([view.depth[view.measured] for view in views])
         ignored = len(measured) - sum(int(view.seen.sum()) for view in views)
-        beyond = f" ({ignored:,} of them nearer or farther than the limits allow)" if ignored else ""
+        beyond = f" ({ignored:,} of them outside the depth limits)" if ignored else ""
         low, high = (measured.min(), measured.max()) if len(measured) else (0, 0)
         raise ValueError(
-            f"{path} shows {len(scan)} points of a surface, and at least {MIN_POINTS} are needed: {len(measured):,} "
-            f"pixels measured something, at {low:.3g} to {high:.3g} m{beyond}, and neighbours {jump:g} m apart are not "
-            "joined. Is it in millimetres, or does its JSON say depth_unit_scale_factor?"
+            f"{path}: {len(scan)} surface points, at least {MIN_POINTS} are required; {len(measured):,} pixels are "
+            f"measured, at {low:.3g} to {high:.3g} m{beyond}, and the maximum depth jump is {jump:g} m. Set "
+            "depth_unit_scale_factor in the JSON if the values are not millimeters."
         )
     moved: dict[str, Any] = {
-        of: transform(path, getattr(scan, of), np.eye(3)) for of in ("points", "normals", "sensors")
+        key: transform(path, getattr(scan, key), np.eye(3)) for key in ("points", "normals", "sensors")
     }
     return replace(scan, **moved)

@@ -1,4 +1,4 @@
-"""Errors of bad files, and suggestions for mistyped names."""
+"""Errors about bad files, and suggestions for misspelled names."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -7,26 +7,27 @@ from pathlib import Path
 
 
 class BadFileError(ValueError):
-    """A complete sentence about a bad file, to be passed on as it is."""
+    """A complete message about a bad file; `damage_as_error` passes it on unchanged."""
 
 
 @contextmanager
-def damage_as_error(path: Path) -> Iterator[None]:
-    """Turn whatever a parser raises on a damaged file into one sentence that names the file."""
+def damage_as_error(path: Path, remedy: str, *, kind: str = "") -> Iterator[None]:
+    """Turn any exception of a parser into a `BadFileError` that names the file and ends with the remedy.
+
+    `kind` names what the file should be; by default its suffix. `PermissionError` passes unchanged.
+    """
     try:
         yield
     except (BadFileError, PermissionError):
         raise
     except Exception as error:
-        what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadFileError(
-            f"{path} cannot be read as {path.suffix.lower()[1:].upper()} ({what}): it is damaged or of another kind. "
-            "Copy or download it again, or save it anew as triangles in binary PLY."
-        ) from error
+        reason = " ".join(str(error).strip("\"'").split())[:200] or type(error).__name__
+        kind = kind or f"{path.suffix.lower()[1:].upper()} file"
+        raise BadFileError(f"{path}: not a valid {kind} ({reason}). {remedy}") from error
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Word the second half of an error about an unknown name: the nearest known one, or some of what there is."""
+    """Second half of an error about an unknown name: the nearest known name, or a list of the known ones."""
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"Did you mean {close[0]}?"

@@ -1,13 +1,14 @@
-"""Readers of scan files: one function for each format, found by suffix."""
+"""Readers of scan files: one function for each format, in a registry by suffix."""
 
 import json
 import math
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import trimesh
@@ -15,55 +16,64 @@ from trimesh.exchange.ply import load_ply
 
 from shapespace.geometry.camera import DepthImage
 from shapespace.io.depth_images import read_capture, read_depth_image
-from shapespace.io.errors import BadFileError
+from shapespace.io.errors import BadFileError, damage_as_error
 
-POINT_KEYS = ("points", "vertices", "v", "pos", "v_posed")  # of an NPZ; the last is what CAPE says
+POINT_KEYS = ("points", "vertices", "v", "pos", "v_posed")  # names of the points in an NPZ; the last is that of CAPE
+COPY_AGAIN = "Copy it again, or export it as binary PLY with triangles."
 
-
-MAX_UNPACKED = 1_000_000_000  # bytes of an array in an NPZ: a small file may pretend to hold anything
-
-
-COLUMNS = (2, 3, 4, 6)  # of a table: points of the plane or of space, without normals or with
-
-
-_NOT_SHAPES = {"zip", "bz2", "tar.gz", "tar.bz2", "dxf", "svg", "xyz"}  # archives, drawings, and what we read ourselves
+_MAX_UNPACKED = 1_000_000_000  # bytes of one array in an NPZ or glTF: a small compressed file can declare any size
+_COLUMNS = (2, 3, 4, 6)  # of a table: points in the plane or in space, without normals or with normals
+_PLY_BYTES = {
+    **dict.fromkeys(b"char uchar int8 uint8".split(), 1),
+    **dict.fromkeys(b"short ushort int16 uint16 float16".split(), 2),
+    **dict.fromkeys(b"int uint int32 uint32 float float32".split(), 4),
+    **dict.fromkeys(b"double float64 int64 uint64".split(), 8),
+}
 
 
 @dataclass
 class RawScan:
-    """What a file holds, in its own unit and axes."""
+    """Contents of a file, in its own unit and axes."""
 
     points: Any
     faces: Any = None
     normals: Any = None
     sensors: Any = None
     quality: Any = None
-    """A length at each vertex, of PLY."""
+    """A length for each vertex (PLY property `quality`)."""
 
 
-def readers() -> dict[str, Callable[[Path], RawScan | list[DepthImage]]]:
-    """Name a reader for each suffix."""
-    ours: dict[str, Callable[[Path], RawScan | list[DepthImage]]] = {
-        ".ply": _read_ply,
-        ".obj": _read_obj,
-        ".npy": _read_npy,
-        ".npz": _read_npz,
-        ".xyz": _read_table,
-        ".txt": _read_table,
-        ".csv": _read_table,
-        ".png": read_depth_image,
-        ".exr": read_depth_image,
-        ".json": read_capture,
-    }
-    return {f".{kind}": _read_scene for kind in trimesh.available_formats() - _NOT_SHAPES} | ours
+Reader = Callable[[Path], RawScan | list[DepthImage]]
+
+
+def read_raw(path: Path) -> RawScan | list[DepthImage]:
+    """Read a file by the reader of its suffix.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The suffix is unknown, or the file is empty, damaged, or no regular file.
+
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file. Check the path, and that the dataset was unpacked there.")
+    if path.is_dir() or path.suffix.lower() not in READERS:
+        reason = "is a folder" if path.is_dir() else f"unknown suffix {path.suffix!r}"
+        raise ValueError(f"{path}: {reason}. Pass a file with one of the suffixes {', '.join(sorted(READERS))}.")
+    if not path.is_file():
+        raise ValueError(f"{path}: is a pipe or a device. Pass a file, or - to read standard input.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: empty (0 bytes). Copy it again.")
+    with damage_as_error(path, COPY_AGAIN), warnings.catch_warnings(action="ignore"):
+        return READERS[path.suffix.lower()](path)
 
 
 def readable_suffixes() -> frozenset[str]:
-    """List the suffixes of files that can be read, with their dots."""
-    return frozenset(readers())
+    """Suffixes of the files that can be read, each with its dot."""
+    return frozenset(READERS)
 
 
 def _read_ply(path: Path) -> RawScan:
+    """Vertices, faces, normals, `quality`, and the sensor of each vertex where `write_scan` wrote one."""
     with path.open("rb") as file:
         _check_ply_size(path, file)
         file.seek(0)
@@ -72,7 +82,7 @@ def _read_ply(path: Path) -> RawScan:
     for key, element in elements.items():
         _check_ply_rows(path, key, element)
     if "vertices" not in content:
-        raise BadFileError(f"{path} declares no vertices: there is nothing to read. Copy or download it again.")
+        raise BadFileError(f"{path}: the header declares no vertices. Copy it again.")
     sensors = None
     if "sensor" in elements and "sensor" in elements["vertex"]["properties"]:
         origins = np.column_stack([elements["sensor"]["data"][axis] for axis in "xyz"])
@@ -81,12 +91,9 @@ def _read_ply(path: Path) -> RawScan:
     return RawScan(content["vertices"], content.get("faces"), content.get("vertex_normals"), sensors, quality)
 
 
-PLY_BYTES = dict.fromkeys(b"char uchar int8 uint8".split(), 1)
-
-
-def _check_ply_size(path: Path, file: Any) -> None:
-    """Refuse a file that cannot hold what its header declares, before anything of that size is asked for."""
-    binary, counts, rows = True, [0], [0]  # for each element how many, and how many bytes one takes at the least
+def _check_ply_size(path: Path, file: BinaryIO) -> None:
+    """Refuse a file that is smaller than its header declares, before memory of that size is allocated."""
+    binary, counts, rows = True, [0], [0]  # of each element: the number of rows, and the least bytes of a row
     for line in iter(file.readline, b""):
         words = line.split()
         if words[:1] == [b"format"]:
@@ -96,40 +103,39 @@ def _check_ply_size(path: Path, file: Any) -> None:
             rows.append(0)
         elif words[:2] == [b"property", b"list"]:
             corners = 3 if words[4].startswith(b"vertex_ind") else 0
-            rows[-1] += PLY_BYTES[words[2]] + corners * PLY_BYTES[words[3]] if binary else 2 + 2 * corners
+            rows[-1] += _PLY_BYTES[words[2]] + corners * _PLY_BYTES[words[3]] if binary else 2 + 2 * corners
         elif words[:1] == [b"property"]:
-            rows[-1] += PLY_BYTES[words[1]] if binary else 2  # a digit and a blank
+            rows[-1] += _PLY_BYTES[words[1]] if binary else 2  # at least one digit and one blank
         elif words[:1] == [b"end_header"]:
             break
     else:
-        raise BadFileError(f"{path} is cut off inside its header or is not a PLY file. Copy or download it again.")
+        raise BadFileError(f"{path}: truncated inside the header, or not a PLY file. Copy it again.")
     least = file.tell() + sum(count * row for count, row in zip(counts, rows, strict=True)) - (not binary)
     size = path.stat().st_size
     if size < least:
         raise BadFileError(
-            f"{path} is truncated: what its header declares takes {least:,} bytes or more, and the file has {size:,}. "
-            "Copy or download it again."
+            f"{path}: truncated. The header declares at least {least:,} bytes and the file has {size:,}: copy it again."
         )
 
 
 def _check_ply_rows(path: Path, key: str, element: dict[str, Any]) -> None:
-    """Refuse an element that came out shorter than declared, or whose polygons differ in their number of corners."""
+    """Refuse an element with fewer rows than declared, or with polygons of different sizes."""
     data = element.get("data")
     columns = list(data.values()) if isinstance(data, dict) else [data] if data is not None else []
     rows = min((len(column) for column in columns), default=0)
     if rows != element["length"]:
         raise BadFileError(
-            f"{path} is truncated: its header declares {element['length']:,} of {key}, and {rows:,} could be read. "
-            "Copy or download it again."
+            f"{path}: truncated. The header declares {element['length']:,} rows of {key}, {rows:,} are readable: "
+            "copy it again."
         )
     if isinstance(data, np.ndarray) and data.dtype.names:
         lists = [data[field] for field in data.dtype.names if data.dtype[field].names]
         if any(np.ptp(entry["f0"]) for entry in lists if len(entry)):
-            raise BadFileError(f"{path} mixes lists of different length in {key}. Save it as triangles only.")
+            raise BadFileError(f"{path}: lists of different length in {key}. Export it as triangles.")
 
 
 def _read_obj(path: Path) -> RawScan:
-    """Vertices in the order of the file (texture seams do not split them), polygons as fans of triangles."""
+    """Vertices in file order (texture seams do not split them); polygons become fans of triangles."""
     lines: dict[str, list[list[str]]] = {"v": [], "vn": [], "f": []}
     for line in path.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ").splitlines():
         words = line.split()
@@ -145,15 +151,15 @@ def _read_obj(path: Path) -> RawScan:
         return RawScan(points, None, normals)
     faces = np.array(fans, dtype=np.int64)
     if (faces == 0).any():
-        raise BadFileError(f"{path} has a face with corner 0, and OBJ counts from 1. Export it again.")
+        raise BadFileError(f"{path}: a face has corner 0, and OBJ indices start at 1. Export it again.")
     return RawScan(points, np.where(faces > 0, faces - 1, len(points) + faces))
 
 
 def _read_scene(path: Path) -> RawScan:
-    """All parts of a scene, each where the scene puts it."""
+    """All parts of a scene, transformed by the scene graph and concatenated."""
     if path.suffix.lower() in (".glb", ".gltf"):
         _check_gltf(path)
-    scene = trimesh.load_scene(str(path), process=False, skip_materials=True)  # no images: they lie in other files
+    scene = trimesh.load_scene(str(path), process=False, skip_materials=True)  # images would be read from other files
     points: list[np.ndarray] = [np.zeros((0, 3))]
     faces: list[np.ndarray] = []
     for node in scene.graph.nodes_geometry:
@@ -168,46 +174,50 @@ def _read_scene(path: Path) -> RawScan:
 
 
 def _check_gltf(path: Path) -> None:
-    """Refuse arrays of impossible length: those without data would be filled with zeros."""
+    """Refuse arrays of impossible length: trimesh fills arrays without data with zeros."""
     data = path.read_bytes()
     text, place = data, 12
     while data[:4] == b"glTF" and place < len(data):
         length = int.from_bytes(data[place : place + 4], "little")
         if place + 8 + length > len(data):
-            raise BadFileError(f"{path} is truncated: a part of {length:,} bytes is not all there. Copy it again.")
+            raise BadFileError(f"{path}: truncated. A chunk of {length:,} bytes is incomplete: copy the file again.")
         text = data[20 : 20 + length] if place == 12 else text
         place += 8 + length
     for accessor in json.loads(text).get("accessors", []):
-        if not 0 <= accessor["count"] <= MAX_UNPACKED // 24:
+        if not 0 <= accessor["count"] <= _MAX_UNPACKED // 24:
             raise BadFileError(
-                f"{path} declares an array of {accessor['count']:,} rows; 0 to {MAX_UNPACKED // 24:,} are read. "
-                "Export it again, or fewer points."
+                f"{path}: declares an array of {accessor['count']:,} rows; 0 to {_MAX_UNPACKED // 24:,} are read. "
+                "Export it again, or with fewer points."
             )
 
 
 def _read_npy(path: Path) -> RawScan | list[DepthImage]:
-    # Mapping the file, not loading it, makes numpy compare the declared shape with the size of the file first.
+    """Points, points with normals, or a depth image if the array is wider.
+
+    Memory mapping makes NumPy compare the declared shape with the size of the file before it allocates memory.
+    """
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim == 2 and array.shape[1] not in COLUMNS and array.dtype.kind in "fiu":
+    if array.ndim == 2 and array.shape[1] not in _COLUMNS and array.dtype.kind in "fiu":
         return read_depth_image(path)
     return _split_columns(path, np.array(array))
 
 
 def _read_npz(path: Path) -> RawScan:
+    """Points under one of `POINT_KEYS`, and `faces`, `normals`, `sensors` where there are any."""
     _check_npz(path)
     with np.load(path, allow_pickle=False) as arrays:
         keys = [key for key in POINT_KEYS if key in arrays]
         if not keys:
             raise BadFileError(
-                f"{path} holds {', '.join(arrays) or 'nothing'}, and none of {', '.join(POINT_KEYS)}. "
-                "Save the points under one of these names."
+                f"{path}: contains {', '.join(arrays) or 'nothing'} and none of {', '.join(POINT_KEYS)}. Save the "
+                "points under one of these names."
             )
         rest = {key: arrays.get(key) for key in ("faces", "normals", "sensors")}
         return RawScan(arrays[keys[0]], **rest)
 
 
 def _check_npz(path: Path) -> None:
-    """Refuse arrays that are too large unpacked, or larger than what is packed, before they are unpacked."""
+    """Refuse arrays that are too large, or larger than their archive member, before they are decompressed."""
     with zipfile.ZipFile(path) as archive:
         wanted = {f"{key}.npy" for key in (*POINT_KEYS, "faces", "normals", "sensors")}
         for info in (info for info in archive.infolist() if info.filename in wanted):
@@ -217,26 +227,27 @@ def _check_npz(path: Path) -> None:
                 shape, _, kind = header(member)
             size = math.prod(shape) * kind.itemsize
             if kind.hasobject:
-                continue  # numpy refuses it
-            if not 0 <= size <= min(info.file_size, MAX_UNPACKED):
+                continue  # refused by np.load
+            if not 0 <= size <= min(info.file_size, _MAX_UNPACKED):
                 raise BadFileError(
-                    f"{path}: {info.filename} declares {size:,} bytes; it holds {info.file_size:,}, and at most "
-                    f"{MAX_UNPACKED:,} are read. Save the file again, or fewer points."
+                    f"{path}: {info.filename} declares {size:,} bytes and contains {info.file_size:,}; at most "
+                    f"{_MAX_UNPACKED:,} are read. Save the file again, or with fewer points."
                 )
 
 
 def _read_table(path: Path) -> RawScan:
+    """Numbers separated by blanks, commas or semicolons, one point per line."""
     with path.open(encoding="utf-8") as file:
         rows = (line.replace(",", " ").replace(";", " ") for line in file)
         return _split_columns(path, np.loadtxt(rows, dtype=np.float64, ndmin=2))
 
 
 def _split_columns(path: Path, table: np.ndarray) -> RawScan:
-    """Three columns are points, six are points and unit normals; two and four are the same in the plane z = 0."""
-    if table.ndim != 2 or table.shape[1] not in COLUMNS:
+    """Split a table: 3 columns are points, 6 are points and unit normals; 2 and 4 are the same in the plane z = 0."""
+    if table.ndim != 2 or table.shape[1] not in _COLUMNS:
         raise BadFileError(
-            f"{path} is an array of shape {table.shape}; (n, 3) is points and (n, 6) points with normals, (n, 2) and "
-            "(n, 4) are those of a plane. Save these columns only."
+            f"{path}: array of shape {table.shape}. Save (n, 3) points or (n, 6) points with normals; (n, 2) or "
+            "(n, 4) in the plane."
         )
     space = 3 if table.shape[1] in (3, 6) else 2
     points, normals = (_in_space(part) for part in (table[:, :space], table[:, space:]))
@@ -245,34 +256,34 @@ def _split_columns(path: Path, table: np.ndarray) -> RawScan:
     lengths = np.linalg.norm(normals.astype(np.float64), axis=1)
     if len(table) and np.median(lengths) > 1.5:
         raise BadFileError(
-            f"{path} has {2 * space} columns, and the last {space} are no unit normals (median length "
-            f"{np.median(lengths):.3g}). Are they colours? Save the coordinates alone."
+            f"{path}: the last {space} of {2 * space} columns are not unit normals (median length "
+            f"{np.median(lengths):.3g}). If they are colors, save the coordinates alone."
         )
     return RawScan(points, normals=normals)
 
 
 def _in_space(columns: np.ndarray) -> np.ndarray:
-    """Two columns get a third of zeros."""
+    """Add a third column of zeros to two columns."""
     return np.pad(columns, ((0, 0), (0, 1))) if columns.shape[1] == 2 else columns
 
 
 def drop_unmeasured(raw: RawScan) -> RawScan:
-    """Without the points that are NaN in all three coordinates, unless there are faces that count them."""
+    """Remove points that are NaN in all three coordinates; a scan with faces is returned unchanged."""
     points = np.asarray(raw.points)
     if points.dtype.kind != "f" or points.ndim != 2 or np.size([] if raw.faces is None else raw.faces):
         return raw
-    there = ~np.isnan(points).all(axis=1)
-    if there.all():
+    measured = ~np.isnan(points).all(axis=1)
+    if measured.all():
         return raw
 
-    def kept(rows: Any) -> Any:
-        return np.asarray(rows)[there] if np.shape(rows)[:1] == there.shape else rows  # others are refused below
+    def select(rows: Any) -> Any:
+        return np.asarray(rows)[measured] if np.shape(rows)[:1] == measured.shape else rows  # refused by check_rows
 
-    return replace(raw, points=kept(points), normals=kept(raw.normals), sensors=kept(raw.sensors))
+    return replace(raw, points=select(points), normals=select(raw.normals), sensors=select(raw.sensors))
 
 
 def sniff_format(start: bytes) -> str:
-    """The suffix that goes with the first bytes of a file."""
+    """Suffix of the format that the first bytes of a file indicate; `.ply` if they indicate none."""
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return kind
@@ -291,4 +302,22 @@ _MAGIC = {
     b"OFF": ".off",
     b"solid": ".stl",
     b"\x89PNG": ".png",
+}
+
+# Archives and drawings, and XYZ, which is read as a table.
+_NOT_SHAPES = {"zip", "bz2", "tar.gz", "tar.bz2", "dxf", "svg", "xyz"}
+
+# A new format is one function and one line here.
+READERS: dict[str, Reader] = {
+    **{f".{kind}": _read_scene for kind in trimesh.available_formats() - _NOT_SHAPES},
+    ".ply": _read_ply,
+    ".obj": _read_obj,
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".xyz": _read_table,
+    ".txt": _read_table,
+    ".csv": _read_table,
+    ".png": read_depth_image,
+    ".exr": read_depth_image,
+    ".json": read_capture,
 }

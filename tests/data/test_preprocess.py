@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shapespace.data.preprocess import PreprocessResult, preprocess
+from shapespace.data.preprocess import PreprocessOptions, PreprocessResult, preprocess
 from shapespace.data.store import ScanStore
 from shapespace.datasets import DATASETS, get_dataset
 from shapespace.datasets.synthetic import Synthetic
@@ -25,23 +25,23 @@ FORK = multiprocessing.get_context("fork")
 
 def content(path: Path) -> dict[str, Any]:
     """All that a store holds, in an order of its own."""
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
 
     def visit(name: str, item: h5py.HLObject) -> None:
         value = item[()].tobytes() if isinstance(item, h5py.Dataset) and item.dtype != object else None
         texts = item[()].tolist() if isinstance(item, h5py.Dataset) and item.dtype == object else None
-        found[name] = (value, texts, {key: np.asarray(attribute).tolist() for key, attribute in item.attrs.items()})
+        contents[name] = (value, texts, {key: np.asarray(attribute).tolist() for key, attribute in item.attrs.items()})
 
     with h5py.File(path) as file:
         file.visititems(visit)
-        found["/"] = dict(file.attrs)
-    return found
+        contents["/"] = dict(file.attrs)
+    return contents
 
 
 @pytest.fixture
 def do(synthetic_root, tmp_path) -> Callable[..., PreprocessResult]:
     def run(name: str = "s.h5", **options: Any) -> PreprocessResult:
-        return preprocess(Synthetic(), synthetic_root, tmp_path / name, **{"points": 300} | options)
+        return preprocess(Synthetic(), synthetic_root, tmp_path / name, PreprocessOptions(**{"points": 300} | options))
 
     return run
 
@@ -61,7 +61,7 @@ def stop_at(monkeypatch, count: int, action: Callable[[], None]) -> list[str]:
             action()
         return read(self, entry, normals)
 
-    monkeypatch.setattr(Synthetic, "read", counted)
+    monkeypatch.setattr(Synthetic, "read_scan", counted)
     return names
 
 
@@ -71,8 +71,8 @@ def raise_interrupt() -> None:
 
 def test_the_report_counts_what_the_store_holds(do):
     packed = do()
-    assert (packed.scans, packed.points, packed.truths, packed.bad, packed.notes) == (9, 2700, 9, {}, ())
-    assert packed.fresh
+    assert (packed.scans, packed.points, packed.ground_truths, packed.rejected, packed.notes) == (9, 2700, 9, {}, ())
+    assert packed.created
     assert packed.size == packed.path.stat().st_size
     assert not packed.path.with_name("s.h5.part").exists()
 
@@ -161,7 +161,7 @@ def test_a_reading_process_that_dies_is_said_and_the_rest_goes_on(do, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr("shapespace.data.preprocess.ProcessPoolExecutor", Dying)
         with pytest.raises(
-            OSError, match=r"one of the 2 reading processes died, .*Give the same line with fewer --jobs"
+            OSError, match=r"--jobs 2: a reading process died, .*Run the same command with fewer --jobs"
         ):
             do(jobs=2)
     assert (tmp_path / "s.h5.part").exists()
@@ -178,7 +178,7 @@ def test_a_part_of_other_arguments_is_not_continued(do, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         do()
     with pytest.raises(
-        ValueError, match=r"s\.h5\.part was begun with other arguments: points 300 there, 200 now\. Give"
+        ValueError, match=r"s\.h5\.part: begun with other settings \(points was 300, is now 200\)\. Use"
     ):
         do(points=200)
     assert do(points=200, overwrite=True).points == 9 * 200
@@ -195,7 +195,7 @@ def test_two_processes_do_not_write_one_part(do, tmp_path):
     process = FORK.Process(target=hold)
     process.start()
     ready.wait(20)
-    with pytest.raises(OSError, match=r"s\.h5\.part is being written by another process\. Wait for it, or choose"):
+    with pytest.raises(OSError, match=r"s\.h5\.part: another process is writing it\. Wait until it ends, or choose"):
         do()
     done.set()
     process.join()
@@ -207,30 +207,30 @@ def test_two_processes_do_not_write_one_part(do, tmp_path):
 def test_the_same_line_again_reads_nothing(do, monkeypatch):
     first = do()
     names = stop_at(monkeypatch, 0, raise_interrupt)
-    assert do() == replace(first, fresh=False)
+    assert do() == replace(first, created=False)
     assert names == []
 
 
 def test_another_line_does_not_replace_a_store_unasked(do, path_of):
     do()
     with pytest.raises(
-        ValueError, match=r"s\.h5 was packed with other arguments: seed 0 there, 3 now\. Say --overwrite"
+        ValueError, match=r"s\.h5: made with other settings \(seed was 0, is now 3\)\. Pass --overwrite"
     ):
         do(seed=3)
     path_of(1, 1).write_bytes(path_of(2, 2).read_bytes())
     with pytest.raises(
-        ValueError, match=r"from other files: 1 scans differ, p001/poses/000001 for one\. Say --overwrite"
+        ValueError, match=r"from other files, 1 scans differ, for example p001/poses/000001\. Pass --overwrite"
     ):
         do()
     path_of(2, 2).unlink()
-    with pytest.raises(ValueError, match=r"from other files: 2 scans differ"):
+    with pytest.raises(ValueError, match=r"from other files, 2 scans differ"):
         do()
     assert do(overwrite=True).scans == 8
 
 
 def test_something_else_of_that_name_is_not_replaced_unasked(do, tmp_path):
     (tmp_path / "s.h5").write_text("my novel")
-    with pytest.raises(ValueError, match=r"s\.h5 is damaged or no HDF5 file"):
+    with pytest.raises(ValueError, match=r"s\.h5: not a valid HDF5 file"):
         do()
     assert (tmp_path / "s.h5").read_text() == "my novel"
 
@@ -238,7 +238,7 @@ def test_something_else_of_that_name_is_not_replaced_unasked(do, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- bad scans
 
 
-def spoil(path_of) -> None:
+def corrupt(path_of) -> None:
     path_of(0, 1).write_bytes(path_of(0, 1).read_bytes()[:-100])
     path_of(2, 0).write_bytes(b"")
 
@@ -246,13 +246,13 @@ def spoil(path_of) -> None:
 def test_bad_scans_are_named_and_the_good_ones_kept(do, path_of, monkeypatch, tmp_path):
     good = {(person, frame): path_of(person, frame).read_bytes() for person, frame in ((0, 1), (2, 0))}
     whole = content(do("whole.h5").path)
-    spoil(path_of)
+    corrupt(path_of)
     with pytest.raises(
-        ValueError, match=r"2 of 9 scans cannot be used, and --max-rejected is 0\. Mend .* --max-rejected 2"
+        ValueError, match=r"2 of 9 scans were rejected \(--max-rejected 0\)\. Fix .* --max-rejected 2"
     ) as error:
         do()
-    assert re.search(r"poses\.000001\.ply is truncated", str(error.value))
-    assert re.search(r"p002.*poses\.000000\.ply is empty", str(error.value))
+    assert re.search(r"poses\.000001\.ply: truncated", str(error.value))
+    assert re.search(r"p002.*poses\.000000\.ply: empty", str(error.value))
     assert not (tmp_path / "s.h5").exists()
     for place, data in good.items():
         path_of(*place).write_bytes(data)
@@ -262,32 +262,39 @@ def test_bad_scans_are_named_and_the_good_ones_kept(do, path_of, monkeypatch, tm
 
 
 def test_bad_scans_within_the_bound_are_left_out_of_names_and_splits(do, path_of):
-    spoil(path_of)
-    packed = do(max_bad=2)
-    assert (packed.scans, list(packed.bad)) == (7, ["p000/poses/000001", "p002/poses/000000"])
+    corrupt(path_of)
+    packed = do(max_rejected=2)
+    assert (packed.scans, list(packed.rejected)) == (7, ["p000/poses/000001", "p002/poses/000000"])
     store = ScanStore(packed.path)
-    assert store.rejected == packed.bad
-    assert not set(packed.bad) & {*store.names, *store.splits["train"], *store.splits["unseen_people"]}
+    assert store.rejected == packed.rejected
+    assert not set(packed.rejected) & {*store.names, *store.splits["train"], *store.splits["unseen_people"]}
     assert len(store.splits["train"]) == 3
-    assert do(max_bad=2) == replace(packed, fresh=False)
-    with pytest.raises(ValueError, match=r"2 of 9 scans cannot be used, and --max-rejected is 1"):
-        do(max_bad=1)
+    assert do(max_rejected=2) == replace(packed, created=False)
+    with pytest.raises(ValueError, match=r"2 of 9 scans were rejected \(--max-rejected 1\)"):
+        do(max_rejected=1)
 
 
 def test_if_no_scan_is_good_nothing_is_left(synthetic_root, tmp_path):
-    with pytest.raises(ValueError, match=r"none of the 9 scans can be used:\n(  scan .*\n){5}  and 4 more$") as error:
-        preprocess(Synthetic(unit=0.001), synthetic_root, tmp_path / "s.h5", points=300, max_rejected=100)
-    assert "Are the files in m? Then say --unit m." in str(error.value)
+    with pytest.raises(ValueError, match=r"all 9 scans were rejected:\n(  scan .*\n){5}  and 4 more$") as error:
+        preprocess(
+            Synthetic(unit=0.001), synthetic_root, tmp_path / "s.h5", PreprocessOptions(points=300, max_rejected=100)
+        )
+    assert "If the files are in m, pass --unit m." in str(error.value)
     assert not list(tmp_path.glob("s.h5*"))
 
 
-def test_a_scale_that_is_too_small_is_mended_by_the_one_that_is_named(synthetic_root, tmp_path):
-    recipe = Synthetic(scale=0.8)
-    with pytest.raises(ValueError, match=r"has \d+% of its points outside \[-1, 1\]\^3 .* Say --scale [\d.]+") as error:
-        preprocess(recipe, synthetic_root, tmp_path / "s.h5", points=300)
+def test_a_scale_that_is_too_small_is_fixed_by_the_one_that_is_named(synthetic_root, tmp_path):
+    dataset = Synthetic(scale=0.8)
+    with pytest.raises(ValueError, match=r": \d+% of the points are outside .* Pass --scale [\d.]+") as error:
+        preprocess(dataset, synthetic_root, tmp_path / "s.h5", PreprocessOptions(points=300))
     named = max(float(scale) for scale in re.findall(r"--scale ([\d.]+\d)", str(error.value)))
     assert 0.8 < named < 1.25
-    assert preprocess(replace(recipe, scale=named), synthetic_root, tmp_path / "t.h5", points=300).scans == 9
+    assert (
+        preprocess(
+            replace(dataset, scale=named), synthetic_root, tmp_path / "t.h5", PreprocessOptions(points=300)
+        ).scans
+        == 9
+    )
 
 
 # ----------------------------------------------------------------------------------------------- splits, truth, normals
@@ -304,14 +311,14 @@ def test_only_the_scans_of_the_split_files_are_packed(do, synthetic_root):
 def test_a_split_that_names_what_is_not_there_counts_as_bad(do, synthetic_root, tmp_path):
     split = tmp_path / "mine.json"
     split.write_text(json.dumps(["p000/poses/000000", "p000/poses/000007"]))
-    with pytest.raises(ValueError, match=r"1 of 2 scans .*\n  the split mine names it, and there is no file for it"):
+    with pytest.raises(ValueError, match=r"1 of 2 .*\n  scan p000/poses/000007: named by the split mine, and no file"):
         do(splits=[split])
-    packed = do(splits=[split], max_bad=1)
-    assert list(packed.bad) == ["p000/poses/000007"]
-    assert do(splits=[split], max_bad=1) == replace(packed, fresh=False)
+    packed = do(splits=[split], max_rejected=1)
+    assert list(packed.rejected) == ["p000/poses/000007"]
+    assert do(splits=[split], max_rejected=1) == replace(packed, created=False)
     split.write_text(json.dumps(["50002/hips/000001"]))
     with pytest.raises(
-        ValueError, match=r"none of the 1 scans of mine is under .*say 50002/hips/000001, and the data say p0"
+        ValueError, match=r"none of the 1 scans of mine; the splits name 50002/hips/000001, the files give p0"
     ):
         do(splits=[split])
 
@@ -320,10 +327,10 @@ def test_a_true_surface_that_lies_elsewhere_is_left_out_and_said(do, synthetic_r
     with h5py.File(synthetic_root / "registrations.hdf5", "r+") as file:
         file["p001_poses"][:, 0, 1] += 0.3
     packed = do()
-    assert do() == replace(packed, fresh=False)
-    assert packed.truths == 8
+    assert do() == replace(packed, created=False)
+    assert packed.ground_truths == 8
     assert len(packed.notes) == 1
-    assert re.fullmatch(r"p001/poses/000001: its true surface lies 0\.\d\d m away, so it was left out", packed.notes[0])
+    assert re.fullmatch(r"p001/poses/000001: ground truth omitted, it is 0\.\d\d m away from the scan", packed.notes[0])
     assert not ScanStore(packed.path).has_ground_truth("p001/poses/000001")
 
 
@@ -334,22 +341,26 @@ def test_normals_are_kept_where_there_are_any_required_or_dropped(tmp_path, make
     body.export(root / "a" / "1.ply")
     np.save(root / "a" / "2.npy", np.hstack([body.vertices, body.vertex_normals]))
     np.save(root / "a" / "3.npy", body.vertices)
-    kept = ScanStore(preprocess(DATASETS["folder"], root, tmp_path / "s.h5", points=300).path)
+    kept = ScanStore(preprocess(DATASETS["folder"], root, tmp_path / "s.h5", PreprocessOptions(points=300)).path)
     assert [kept.has_normals(name) for name in kept.names] == [True, True, False]
-    dropped = ScanStore(preprocess(DATASETS["folder"], root, tmp_path / "d.h5", points=300, normals="drop").path)
+    dropped = ScanStore(
+        preprocess(DATASETS["folder"], root, tmp_path / "d.h5", PreprocessOptions(points=300, normals="drop")).path
+    )
     assert not any(dropped.has_normals(name) for name in dropped.names)
     lined = dropped.sample(dropped.names[1], 300, np.random.default_rng(0))
-    found = lined.normals if lined.normals is not None else lined.unoriented_normals
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    with pytest.raises(ValueError, match=r"1 of 3 scans .*\n.*3\.npy holds 972 points without faces or normals"):
-        preprocess(DATASETS["folder"], root, tmp_path / "r.h5", points=300, normals="require")
+    vectors = lined.normals if lined.normals is not None else lined.unoriented_normals
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    with pytest.raises(ValueError, match=r"1 of 3 scans .*\n.*3\.npy: 972 points without faces or normals"):
+        preprocess(DATASETS["folder"], root, tmp_path / "r.h5", PreprocessOptions(points=300, normals="require"))
 
 
 @pytest.mark.parametrize(
-    ("recipe", "root"), [("dfaust", "dfaust_root"), ("faust", "faust_root"), ("cape-raw", "cape_root")]
+    ("dataset", "root"), [("dfaust", "dfaust_root"), ("faust", "faust_root"), ("cape-raw", "cape_root")]
 )
-def test_the_other_data_sets_are_packed_too(request, tmp_path, recipe, root):
-    packed = preprocess(get_dataset(recipe), request.getfixturevalue(root), tmp_path / "s.h5", points=300)
+def test_the_other_data_sets_are_packed_too(request, tmp_path, dataset, root):
+    packed = preprocess(
+        get_dataset(dataset), request.getfixturevalue(root), tmp_path / "s.h5", PreprocessOptions(points=300)
+    )
     store = ScanStore(packed.path)
     assert packed.ground_truths == sum(not name.startswith("unknown") for name in store.names) >= 6
     assert all(
@@ -363,10 +374,10 @@ def test_the_other_data_sets_are_packed_too(request, tmp_path, recipe, root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points": 10}, "--points is 10. Give 100 or more"),
-        ({"jobs": 0}, "--jobs is 0. Give 1 or more"),
-        ({"max_bad": -1}, "--max-rejected is -1. Give 0 or more"),
-        ({"seed": -1}, "--seed is -1. Give 0 or more"),
+        ({"points": 10}, "--points 10: must be at least 100"),
+        ({"jobs": 0}, "--jobs 0: must be at least 1"),
+        ({"max_rejected": -1}, "--max-rejected -1: must be at least 0"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(do, tmp_path, options, message):
@@ -376,7 +387,7 @@ def test_numbers_out_of_range_are_refused(do, tmp_path, options, message):
 
 
 def test_a_missing_root_says_what_to_get(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere\. Get the scans of D-FAUST"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder\. Download the scans of D-FAUST"):
         preprocess(get_dataset("dfaust"), tmp_path / "nowhere", tmp_path / "s.h5")
 
 
@@ -386,7 +397,9 @@ def test_memory_does_not_grow_with_the_number_of_scans(synthetic_root, tmp_path,
         names = [f"p{index:03d}/poses/{frame:06d}" for index in range(3) for frame in range(3)]
         split.write_text(json.dumps(names[:2] if person == "few" else names))
         tracemalloc.start()
-        preprocess(Synthetic(), synthetic_root, tmp_path / f"{person}.h5", points=50_000, splits=[split])
+        preprocess(
+            Synthetic(), synthetic_root, tmp_path / f"{person}.h5", PreprocessOptions(points=50_000, splits=[split])
+        )
         largest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return largest
@@ -407,7 +420,7 @@ def test_shards_make_the_store_of_a_line_alone(do, tmp_path, path_of):
     assert packed.path == tmp_path / "s.h5"
     assert content(tmp_path / "s.h5") == content(whole.path)
     assert {path.name for path in tmp_path.glob("*.h5*")} == {"s.h5", "whole.h5"}
-    assert do(shard=(0, 3)).fresh is False
+    assert do(shard=(0, 3)).created is False
 
 
 def test_a_line_alone_uses_the_shards_that_are_there_and_reads_the_rest(do, monkeypatch, tmp_path, path_of):
@@ -432,14 +445,14 @@ def test_a_killed_shard_goes_on_and_bad_scans_count_when_all_are_there(do, monke
     names = stop_at(monkeypatch, -1, raise_interrupt)
     do(shard=(0, 2))
     assert len(names) == 4
-    with pytest.raises(ValueError, match=r"1 of 9 scans cannot be used, and --max-rejected is 0"):
+    with pytest.raises(ValueError, match=r"1 of 9 scans were rejected \(--max-rejected 0\)"):
         do(shard=(1, 2))
-    assert do(shard=(1, 2), max_bad=1).scans == 8
+    assert do(shard=(1, 2), max_rejected=1).scans == 8
 
 
 def test_shards_of_other_arguments_are_not_mixed(do, tmp_path):
     do(shard=(0, 2))
-    with pytest.raises(ValueError, match=r"s\.h5\.1of2 was packed with other arguments: points 300 there, 200 now\. R"):
+    with pytest.raises(ValueError, match=r"s\.h5\.1of2: made with other settings \(points was 300, is now 200\)\. R"):
         do(shard=(1, 2), points=200)
     do(shard=(1, 2), points=200, overwrite=True)
     assert ScanStore(tmp_path / "s.h5").metadata["points"] == 200

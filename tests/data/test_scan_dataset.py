@@ -14,23 +14,23 @@ from shapespace.datasets import DATASETS, get_dataset
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
 from shapespace.io.errors import did_you_mean
-from shapespace.io.units import UNITS, UnitName, guess_unit
+from shapespace.io.units import UNITS, UnitName, guess_unit, to_meters
 
 
-def check_layout(recipe_name: str, root: Path, closed: bool) -> dict[str, ScanEntry]:
+def check_layout(dataset_name: str, root: Path, closed: bool) -> dict[str, ScanEntry]:
     """Every scan is found once, reads in metres with y up, has the size of a person, and lies on its true surface."""
-    recipe = get_dataset(recipe_name)
-    entries = {entry.name: entry for entry in recipe.list_scans(root)}
+    dataset = get_dataset(dataset_name)
+    entries = {entry.name: entry for entry in dataset.list_scans(root)}
     assert list(entries) == sorted(entries)
     for name, entry in entries.items():
-        scan = recipe.read_scan(entry)
-        recipe.check_size(scan)
+        scan = dataset.read_scan(entry)
+        dataset.check_size(scan)
         extents = np.ptp(scan.points, axis=0)
         assert scan.name == name
         assert scan.faces is not None
         assert 1.4 < extents[1] < 2.0
         assert extents[1] > extents[2]
-        truth = recipe.ground_truth(root, name)
+        truth = dataset.ground_truth(root, name)
         if truth is None:
             assert name.startswith("unknown/")
             continue
@@ -58,18 +58,18 @@ def test_dfaust_scans_without_the_folder_scans(dfaust_root):
 
 
 def test_dfaust_registrations_belong_to_scans_by_order_or_else_by_number(dfaust_root):
-    recipe = get_dataset("dfaust")
-    third = recipe.ground_truth(dfaust_root, "50002/hips/000112")
+    dataset = get_dataset("dfaust")
+    third = dataset.ground_truth(dfaust_root, "50002/hips/000112")
     assert third is not None  # frame 112 is the third scan of 105, 106, 112, so it has the third registration
     (dfaust_root / "scans/50002/hips/hips.000112.ply").unlink()
-    second = recipe.ground_truth(
+    second = dataset.ground_truth(
         dfaust_root, "50002/hips/000106"
     )  # two scans, three registrations: 106 is one after 105
     np.testing.assert_array_equal(
         second.vertices, get_dataset("dfaust-registrations").ground_truth(dfaust_root, "50002/hips/000001").vertices
     )
     (dfaust_root / "registrations_m.hdf5").unlink()
-    assert recipe.ground_truth(dfaust_root, "50002/hips/000106") is None
+    assert dataset.ground_truth(dfaust_root, "50002/hips/000106") is None
 
 
 def test_dfaust_registrations(dfaust_root):
@@ -80,28 +80,26 @@ def test_dfaust_registrations(dfaust_root):
 
 def test_a_file_without_a_frame_number_is_named(dfaust_root):
     (dfaust_root / "scans/50002/hips/template.ply").touch()
-    with pytest.raises(ValueError, match=r"scans/50002/hips/template' does not end in a frame number\. Name the files"):
+    with pytest.raises(ValueError, match=r"scans/50002/hips/template: no frame number at the end\. Name the files"):
         get_dataset("dfaust").list_scans(dfaust_root)
 
 
 def test_a_damaged_registration_file_is_named(dfaust_root):
     path = dfaust_root / "registrations_f.hdf5"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"registrations_f\.hdf5 is damaged or no HDF5 file .*download it again"):
+    with pytest.raises(ValueError, match=r"registrations_f\.hdf5: not a valid HDF5 file .*download it again"):
         get_dataset("dfaust").ground_truth(dfaust_root, "50004/hips/000105")
     with h5py.File(path, "w") as file:
         file["50004_hips"] = np.zeros((3, 3))
-    with pytest.raises(ValueError, match=r"registrations_f\.hdf5 does not hold `faces` and sequences of shape"):
+    with pytest.raises(ValueError, match=r"registrations_f\.hdf5: no `faces`, or sequences that are not of shape"):
         get_dataset("dfaust-registrations").list_scans(dfaust_root)
 
 
 def test_a_frame_that_went_away_is_named(dfaust_root):
-    recipe = get_dataset("dfaust-registrations")
-    entry = replace(recipe.list_scans(dfaust_root)[0], name="50002/hips/000099")
-    with pytest.raises(
-        ValueError, match=r"registrations_m\.hdf5 has no frame 50002/hips/000099 any more\. Give the same"
-    ):
-        recipe.read_scan(entry)
+    dataset = get_dataset("dfaust-registrations")
+    entry = replace(dataset.list_scans(dfaust_root)[0], name="50002/hips/000099")
+    with pytest.raises(ValueError, match=r"registrations_m\.hdf5: frame 50002/hips/000099 is missing\. Run the same"):
+        dataset.read_scan(entry)
 
 
 def test_faust(faust_root):
@@ -125,23 +123,26 @@ def test_cape(cape_root):
 
 
 def test_cape_takes_the_faces_of_another_template_and_says_if_there_is_none(cape_root, make_body):
-    recipe = get_dataset("cape")
-    entry = recipe.list_scans(cape_root)[0]
+    dataset = get_dataset("cape")
+    entry = dataset.list_scans(cape_root)[0]
     (cape_root / "misc" / "smpl_tris.npy").unlink()
-    with pytest.raises(FileNotFoundError, match=r"misc/smpl_tris\.npy\. Get the sequences of CAPE from cape\.is\.tue"):
-        recipe.read_scan(entry)
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"misc/smpl_tris\.npy: no such files\. Download the sequences of CAPE from",
+    ):
+        dataset.read_scan(entry)
     make_body().export(cape_root / "misc" / "template.obj")
-    np.testing.assert_array_equal(recipe.read_scan(entry).faces, make_body().faces)
+    np.testing.assert_array_equal(dataset.read_scan(entry).faces, make_body().faces)
     np.save(cape_root / "misc" / "smpl_tris.npy", make_body().faces + 7)
-    with pytest.raises(ValueError, match=r"names vertex 978, and .*\.npz has 972 vertices\. Give the faces of SMPL"):
-        recipe.read_scan(entry)
+    with pytest.raises(ValueError, match=r"refers to vertex 978; .*\.npz has 972 vertices\. Use the faces of SMPL"):
+        dataset.read_scan(entry)
 
 
 def test_synthetic(synthetic_root):
     entries = check_layout("synthetic", synthetic_root, closed=False)
-    recipe = get_dataset("synthetic")
-    assert sorted(chain(*recipe.splits(synthetic_root).values())) == list(entries)
-    scan = recipe.read_scan(entries["p001/poses/000002"])
+    dataset = get_dataset("synthetic")
+    assert sorted(chain(*dataset.splits(synthetic_root).values())) == list(entries)
+    scan = dataset.read_scan(entries["p001/poses/000002"])
     np.testing.assert_allclose(np.unique(scan.sensors, axis=0), [[0, 1, -3], [0, 1, 3]])
     np.testing.assert_array_equal(scan.sensors[:, 2] > 0, scan.points[:, 2] > 0)
 
@@ -189,12 +190,12 @@ def test_a_pattern_names_and_selects(files, pattern, names):
 @pytest.mark.parametrize(
     ("pattern", "error", "message"),
     [
-        ("{who}/{frame}.npy", ValueError, r"has \{who\}; it may hold \{subject\}, \{sequence\}, \{frame\} and \*"),
-        ("{subject}.npy", ValueError, r"does not say where the frame is\. Put \{frame\} into it"),
+        ("{who}/{frame}.npy", ValueError, r": unknown field \{who\}\. Use \{subject\}, \{sequence\}, \{frame\} and \*"),
+        ("{subject}.npy", ValueError, r": no frame\. Add the field \{frame\}"),
         (
             "{subject}/{frame}.ply",
             FileNotFoundError,
-            r"nothing like .*\{frame\}\.ply\. The first file there is 9\.npy\.",
+            r"\{frame\}\.ply: no such files\. The first file is 9\.npy\.",
         ),
     ],
 )
@@ -205,7 +206,7 @@ def test_a_pattern_that_does_not_fit_is_explained(files, pattern, error, message
 
 def test_two_files_of_one_name_are_refused(files):
     (files / "ben" / "3.xyz").write_text("0 0 0")
-    with pytest.raises(ValueError, match=r"ben/3\.npy and .*ben/3\.xyz would both be named ben/scans/3"):
+    with pytest.raises(ValueError, match=r"ben/3\.npy and .*ben/3\.xyz: both have the name ben/scans/3"):
         DATASETS["folder"].list_scans(files)
 
 
@@ -230,12 +231,12 @@ def test_a_person_is_of_plausible_size(size):
         (
             1.0,
             1700,
-            r"scan a/b/1 is 1,6\d\d m large, and 0\.3 to 3 m is expected\. Are the files in mm\? Then say --unit mm\.",
+            r"scan a/b/1: size 1,6\d\d m, expected 0\.3 to 3 m\. If the files are in mm, pass --unit mm\.",
         ),
-        (1.0, 170, r"Are the files in cm\?"),
-        (1.0, 67, r"Are the files in in\?"),
-        (0.001, 0.0017, r"Are the files in m\?"),
-        (1.0, 1e-5, r"Is it the right file\? If it is no person, give its size by --scale"),
+        (1.0, 170, r"If the files are in cm, pass --unit cm"),
+        (1.0, 67, r"If the files are in in, pass --unit in"),
+        (0.001, 0.0017, r"If the files are in m, pass --unit m\."),
+        (1.0, 1e-5, r"If it is no person, pass --scale"),
     ],
 )
 def test_a_wrong_unit_is_named(unit, size, message):
@@ -246,7 +247,7 @@ def test_a_wrong_unit_is_named(unit, size, message):
 
 def test_the_expected_size_goes_with_the_scale():
     replace(DATASETS["folder"], scale=0.1).check_size(body_of(0.2))
-    with pytest.raises(ValueError, match=r"0\.024 to 0\.24 m is expected"):
+    with pytest.raises(ValueError, match=r"expected 0\.024 to 0\.24 m"):
         replace(DATASETS["folder"], scale=0.1).check_size(body_of(1.7))
 
 
@@ -267,27 +268,27 @@ def test_the_splits_of_igr_and_sal_are_read_as_they_are(tmp_path):
 )
 def test_another_json_is_no_split(tmp_path, text):
     (tmp_path / "s.json").write_text(text)
-    with pytest.raises(ValueError, match=r"s\.json is not a split file\. It must hold"):
+    with pytest.raises(ValueError, match=r"s\.json: not a split file\. Write a JSON list"):
         read_split(tmp_path / "s.json")
 
 
 def test_a_missing_split_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no split file .*s\.json\. Give a JSON"):
+    with pytest.raises(FileNotFoundError, match=r"s\.json: no such split file\. Pass a JSON"):
         read_split(tmp_path / "s.json")
 
 
 def test_frames_keep_their_digits():
     assert frame_number("light_hopping_stiff.000394") == "000394"
     assert frame_number("tr_scan_007") == "007"
-    with pytest.raises(ValueError, match=r"'hips' does not end in a frame number\. Name the files <sequence>"):
+    with pytest.raises(ValueError, match=r"hips: no frame number at the end\. Name the files <sequence>"):
         frame_number("hips")
 
 
 def test_names_are_whole_and_differ():
-    with pytest.raises(ValueError, match=r"a\.ply and .*b\.ply would both be named s/q/1\. Rename one"):
+    with pytest.raises(ValueError, match=r"a\.ply and .*b\.ply: both have the name s/q/1\. Rename one"):
         check_entries([ScanEntry("s/q/1", Path("a.ply")), ScanEntry("s/q/1", Path("b.ply"))])
     for name in ("s/1", "s//1", "s/../1", "_s/q/1", "s/q/1/2"):
-        with pytest.raises(ValueError, match=r"a\.ply would get the name .* not subject/sequence/frame\. Rename it"):
+        with pytest.raises(ValueError, match=r"a\.ply: the name .* is not subject/sequence/frame\. Rename the file"):
             check_entries([ScanEntry(name, Path("a.ply"))])
 
 
@@ -297,31 +298,31 @@ def test_suggestions():
     assert did_you_mean("zzz", []) == "There are none."
 
 
-# ------------------------------------------------------------------------------------------------------------- recipes
+# ---------------------------------------------------------------------------------------------------------- data cards
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_missing_data_say_what_to_get_and_where_to_put_it(tmp_path, name):
-    recipe = DATASETS[name]
-    with pytest.raises(FileNotFoundError, match=r"there is nothing like ") as error:
-        recipe.list_scans(tmp_path)
-    assert str(error.value).endswith(recipe.instructions)
+    dataset = DATASETS[name]
+    with pytest.raises(FileNotFoundError, match=r": no such files\. ") as error:
+        dataset.list_scans(tmp_path)
+    assert str(error.value).endswith(dataset.instructions)
     if name not in ("synthetic", "folder"):
-        assert ".is.tue.mpg.de" in recipe.instructions
-        assert "ROOT/" in recipe.instructions
+        assert ".is.tue.mpg.de" in dataset.instructions
+        assert "ROOT/" in dataset.instructions
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_recipe_is_a_complete_card(name):
-    recipe, card = DATASETS[name], importlib.import_module(type(DATASETS[name]).__module__).__doc__
-    assert recipe.source
-    assert recipe.license
-    for word in ("ROOT", "icence", "y up" if name in ("synthetic", "folder") else "y axis up"):
+def test_a_dataset_has_a_complete_card(name):
+    dataset, card = DATASETS[name], importlib.import_module(type(DATASETS[name]).__module__).__doc__
+    assert dataset.source
+    assert dataset.license
+    for word in ("ROOT", "License: ", "y up" if name in ("synthetic", "folder") else "y axis up"):
         assert word in card
 
 
-def test_an_unknown_recipe_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"there is no recipe 'dfuast'\. Did you mean dfaust\?"):
+def test_an_unknown_dataset_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"no dataset 'dfuast'\. Did you mean dfaust\?"):
         get_dataset("dfuast")
 
 
@@ -335,9 +336,9 @@ def test_the_bare_name_datasets_is_refused():
 @pytest.mark.parametrize("height", [1.1, 1.5, 1.9])
 def test_the_unit_is_guessed_by_the_size_of_people(unit: UnitName, height: float) -> None:
     points = height / UNITS[unit] * np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)).astype(np.float32)
-    found = guess_unit([Scan("", points)])
-    assert found.name == unit
-    assert 0.8 < found.confidence <= 1
+    guess = guess_unit([Scan("", points)])
+    assert guess.name == unit
+    assert 0.8 < guess.confidence <= 1
 
 
 def test_many_scans_say_their_unit_together_and_something_between_is_unsure() -> None:
@@ -347,3 +348,15 @@ def test_many_scans_say_their_unit_together_and_something_between_is_unsure() ->
     assert guess_unit([cube(90.0)]).confidence < 0.8  # a large person in inches, or a child in centimetres
     assert guess_unit([cube(90.0), cube(170.0), cube(180.0)]).name == "cm"
     assert guess_unit([cube(1e6)]) == ("m", 0)
+
+
+def test_scans_of_one_unit_come_to_meters_together() -> None:
+    def person(size: float) -> Scan:
+        return Scan("", size * np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)).astype(np.float32))
+
+    empty = Scan("", np.empty((0, 3), np.float32))
+    scans, unit = to_meters([person(170.0), empty, person(180.0)])
+    assert unit.name == "cm"
+    np.testing.assert_allclose(scans[2].points, person(1.8).points, atol=1e-6)
+    assert len(scans[1]) == 0
+    assert to_meters([empty])[1] == ("m", 0)

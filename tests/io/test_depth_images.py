@@ -15,8 +15,9 @@ from PIL import Image
 
 from shapespace.datasets.folder import Folder
 from shapespace.geometry import primitives
-from shapespace.geometry.camera import Camera, DepthImage
+from shapespace.geometry.camera import DepthImage
 from shapespace.geometry.scan import Scan
+from shapespace.io.depth_images import camera_from_json
 from shapespace.io.scan_files import read_mesh, read_scan
 
 WIDTH, HEIGHT = 160, 120
@@ -154,18 +155,18 @@ def test_a_wrong_exr_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = write(tmp_path).with_suffix(".exr")
     depth = render(FRONT).astype(np.float32)
     save_exr(path, R=depth, G=depth, B=depth)
-    with pytest.raises(ValueError, match=r"view\.exr has the channels B, G, R, and depth is one alone\. Save that one"):
+    with pytest.raises(ValueError, match=r"view\.exr: channels B, G, R; depth is one channel\. Save that one"):
         read_scan(path)
     save_exr(path, Z=depth[:-1])
-    with pytest.raises(ValueError, match=r"view\.exr has 160 x 119 pixels, and .*view\.json describes 160 x 120"):
+    with pytest.raises(ValueError, match=r"view\.exr: 160 x 119 pixels, but the camera in .*view\.json has 160 x 120"):
         read_scan(path)
     path.write_bytes(path.read_bytes()[:-100])
     save_json(tmp_path / "view.json", **{**INTRINSICS, "height": HEIGHT - 1})
-    with pytest.raises(ValueError, match=r"view\.exr cannot be read as EXR .*: it is damaged or of another kind"):
+    with pytest.raises(ValueError, match=r"view\.exr: not a valid EXR file .*\. Copy it again, or export"):
         read_scan(path)
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(
-        ValueError, match=r"is an EXR image, and its reader is not installed: pip install 'shapespace\[exr\]'"
+        ValueError, match=r"view\.exr: reading EXR needs the package OpenEXR\. Run pip install 'shapespace\[exr\]'"
     ):
         read_scan(path)
 
@@ -277,34 +278,32 @@ def test_no_face_crosses_a_jump_and_the_jump_can_be_said(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("said", "asked", "left"),
+    ("camera", "options", "expected"),
     [
         ({}, {}, {1.9, 2.0}),
         ({"far": 1.95}, {}, {1.9}),
         ({"near": 1.95}, {}, {2.0}),
-        ({}, {"far": 1.95}, {1.9}),
-        ({}, {"near": 1.95}, {2.0}),
-        ({"far": 1.95}, {"far": 5.0}, {1.9}),  # the narrower
-        ({"near": 1.9, "far": 2}, {"near": 0.5}, {1.9, 2.0}),  # the limits themselves are within
+        ({}, {"max_depth": 1.95}, {1.9}),
+        ({}, {"min_depth": 1.95}, {2.0}),
+        ({"far": 1.95}, {"max_depth": 5.0}, {1.9}),  # the narrower
+        ({"near": 1.9, "far": 2}, {"min_depth": 0.5}, {1.9, 2.0}),  # the limits themselves are within
     ],
 )
 def test_depths_beyond_the_limits_are_ignored(
-    tmp_path: Path, said: dict[str, float], asked: dict[str, float], left: set[float]
+    tmp_path: Path, camera: dict[str, float], options: dict[str, float], expected: set[float]
 ) -> None:
     np.save(tmp_path / "view.npy", steps())
-    save_json(tmp_path / "view.json", **INTRINSICS, **said)
-    scan = read_scan(tmp_path / "view.npy", **asked)  # type: ignore[arg-type]
-    assert set(np.round(-scan.points[:, 2].astype(float), 5).tolist()) == left
-    assert len(scan) == sum({1.9: 1600, 2.0: HEIGHT * WIDTH - 1600}[depth] for depth in left)
+    save_json(tmp_path / "view.json", **INTRINSICS, **camera)
+    scan = read_scan(tmp_path / "view.npy", **options)  # type: ignore[arg-type]
+    assert set(np.round(-scan.points[:, 2].astype(float), 5).tolist()) == expected
+    assert len(scan) == sum({1.9: 1600, 2.0: HEIGHT * WIDTH - 1600}[depth] for depth in expected)
 
 
 def test_limits_that_leave_nothing_are_told(tmp_path: Path) -> None:
     path = write(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"shows 0 points .* \([\d,]+ of them nearer or farther than the limits allow\)"
-    ):
+    with pytest.raises(ValueError, match=r": 0 surface points.* \([\d,]+ of them outside the depth limits\)"):
         read_scan(path, min_depth=5.0)
-    with pytest.raises(ValueError, match="shows 0 points"):
+    with pytest.raises(ValueError, match=": 0 surface points"):
         read_scan(path, max_depth=float("nan"))
 
 
@@ -330,12 +329,12 @@ def test_samples_have_the_normals_between_those_of_the_corners(tmp_path: Path) -
     assert angles["corners"] < 0.6 * angles["faces"]
 
 
-def test_a_view_is_asked_only_once_its_camera_is_placed() -> None:
-    camera = Camera.described(INTRINSICS)
+def test_a_depth_image_needs_a_camera_in_the_world() -> None:
+    camera = camera_from_json(INTRINSICS)
     view = DepthImage(steps(), camera)
-    with pytest.raises(AssertionError, match="not placed"):
+    with pytest.raises(AssertionError, match=r"the camera has no to_world: call Camera\.in_world first"):
         view.to_scan()
-    placed = replace(view, camera=camera.placed(np.eye(3), 1.0))
+    placed = replace(view, camera=camera.in_world(np.eye(3), 1.0))
     middle = placed.unproject(np.array([57 * WIDTH + 83]))
     np.testing.assert_allclose(middle, [[0, 0, -1.9]], atol=1e-12)
 
@@ -349,25 +348,25 @@ def test_a_folder_of_frames_becomes_scans_named_by_frame(tmp_path: Path) -> None
     for frame in ("00000", "00001"):
         save_png(tmp_path / f"anna/depth/{frame}.png", render(FRONT))
         Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / f"anna/{frame}.png")
-    recipe = Folder()
-    entries = recipe.list_scans(tmp_path)
+    dataset = Folder()
+    entries = dataset.list_scans(tmp_path)
     assert [entry.name for entry in entries] == ["anna/depth/00000", "anna/depth/00001"]
-    assert len(recipe.read_scan(entries[0])) > 1500
-    recipe = Folder(pattern="{subject}/depth/{frame}.png")
-    assert [entry.name for entry in recipe.list_scans(tmp_path)] == ["anna/scans/00000", "anna/scans/00001"]
+    assert len(dataset.read_scan(entries[0])) > 1500
+    dataset = Folder(pattern="{subject}/depth/{frame}.png")
+    assert [entry.name for entry in dataset.list_scans(tmp_path)] == ["anna/scans/00000", "anna/scans/00001"]
     frames = [{"depth_file_path": "depth/00000.png", "camera_to_world": FRONT.tolist()}]
     save_json(tmp_path / "anna/take_1.json", **INTRINSICS, frames=frames)
-    recipe = Folder(pattern="{subject}/take_{frame}.json")
-    (entry,) = recipe.list_scans(tmp_path)
+    dataset = Folder(pattern="{subject}/take_{frame}.json")
+    (entry,) = dataset.list_scans(tmp_path)
     assert entry.name == "anna/scans/1"
-    check(recipe.read_scan(entry), [FRONT[:3, 3]], 0.0006)
+    check(dataset.read_scan(entry), [FRONT[:3, 3]], 0.0006)
 
 
 # --------------------------------------------------------------------------------------------------------------- words
 
 
 def test_what_the_page_shows_is_read(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "depth_images.md").read_text()
     single, several = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL))
     wall = np.full((576, 640), 2.0)
     for name, about in (("view", single), ("capture", several)):
@@ -389,38 +388,41 @@ def _without(*keys: str) -> dict[str, Any]:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing said": (_without("fx"), r"view\.json: it says nothing of fx\. Give fx, fy, cx, cy, width and height"),
-    "no size": (_without("width"), "says nothing of width"),
+    "nothing said": (_without("fx"), r"view\.json: fx is missing\. Give fx, fy, cx, cy, width and height"),
+    "no size": (_without("width"), "width is missing"),
     "text": ({**INTRINSICS, "fx": "150"}, 'fx is "150"'),
     "truth": ({**INTRINSICS, "fx": True}, "fx is true"),
     "nan": ({**INTRINSICS, "cy": float("nan")}, "cy is NaN"),
     "huge": ({**INTRINSICS, "width": 10**30}, "width is 1000"),
-    "negative": ({**INTRINSICS, "fy": -140}, "focal lengths of 150 and -140 pixels do not go with"),
-    "normalised": ({**INTRINSICS, "fx": 0.94, "fy": 1.17}, "focal lengths of 0.94 and 1.17 pixels do not go with"),
+    "negative": ({**INTRINSICS, "fy": -140}, "focal lengths of 150 and -140 pixels do not fit"),
+    "normalised": ({**INTRINSICS, "fx": 0.94, "fy": 1.17}, "focal lengths of 0.94 and 1.17 pixels do not fit"),
     "another size": (
         {**INTRINSICS, "width": 640, "height": 480},
-        "160 x 120 pixels, and .*view.json describes 640 x 480",
+        "160 x 120 pixels, but the camera in .*view.json has 640 x 480",
     ),
-    "turned": ({**INTRINSICS, "width": 120, "height": 160}, "160 x 120 pixels, and .* describes 120 x 160"),
-    "lens": ({**INTRINSICS, "k1": -0.2, "p1": 0}, r"the lens distorts \(k1\).* Undistort"),
-    "lens list": ({**INTRINSICS, "distortion": {"k": 1}}, r"the lens distorts \(distortion\)"),
-    "scaled": ({**INTRINSICS, "camera_to_world": (2 * FRONT).tolist()}, "camera_to_world is no rigid motion"),
-    "mirrored": ({**INTRINSICS, "camera_to_world": np.diag([1, 1, -1, 1]).tolist()}, "no rigid motion"),
-    "no matrix": ({**INTRINSICS, "transform_matrix": [[1, 0], [0]]}, "transform_matrix is no rigid motion"),
+    "turned": ({**INTRINSICS, "width": 120, "height": 160}, "160 x 120 pixels, but .* has 120 x 160"),
+    "lens": ({**INTRINSICS, "k1": -0.2, "p1": 0}, r"lens distortion \(k1\).* Undistort"),
+    "lens list": ({**INTRINSICS, "distortion": {"k": 1}}, r"lens distortion \(distortion\)"),
+    "scaled": ({**INTRINSICS, "camera_to_world": (2 * FRONT).tolist()}, "camera_to_world is not a rigid transform"),
+    "mirrored": ({**INTRINSICS, "camera_to_world": np.diag([1, 1, -1, 1]).tolist()}, "not a rigid transform"),
+    "no matrix": ({**INTRINSICS, "transform_matrix": [[1, 0], [0]]}, "transform_matrix is not a rigid transform"),
     "skewed": ({**_without("fx"), "intrinsic_matrix": [9, 0, 0, 3, 9, 0, 1, 1, 1]}, "intrinsic_matrix is not fx 0 cx"),
     "short": ({**_without("fx"), "intrinsic_matrix": [9, 0, 0]}, "intrinsic_matrix is not fx 0 cx"),
-    "ambiguous": ({**INTRINSICS, "depth_scale": 1000}, "depth_scale is what some programs multiply by .* 0.001"),
+    "ambiguous": (
+        {**INTRINSICS, "depth_scale": 1000},
+        "depth_scale is ambiguous: some programs multiply .* 0.001",
+    ),
     "in kilometres": (
         {**INTRINSICS, "depth_unit_scale_factor": 1},
-        r"view\.png shows \d+ points of a surface, .* 0\.03 m apart are not joined.* depth_unit_scale_factor",
+        r"view\.png: \d+ surface points, .* maximum depth jump is 0\.03 m.* depth_unit_scale_factor",
     ),
     "limits crossed": (
         {**INTRINSICS, "near": 3, "far": 1},
-        r"view\.json: near and far are 3 and 1\. Give them in metres",
+        r"view\.json: near and far are 3 and 1\. Give meters",
     ),
     "limit as text": ({**INTRINSICS, "far": "4 m"}, 'near and far are 0.0 and "4 m"'),
     "limit as truth": ({**INTRINSICS, "near": True}, "near and far are true and Infinity"),
-    "no object": ([1, 2], "holds no JSON object"),  # type: ignore[dict-item]
+    "no object": ([1, 2], "not a JSON object"),  # type: ignore[dict-item]
 }
 
 
@@ -438,39 +440,39 @@ def test_a_wrong_camera_gets_a_sentence(tmp_path: Path, case: str) -> None:
 def test_a_wrong_image_gets_a_sentence(tmp_path: Path) -> None:
     path = write(tmp_path)
     Image.fromarray(np.full((HEIGHT, WIDTH), 200, np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"view\.png is no PNG of 16-bit grey.* in millimetres"):
+    with pytest.raises(ValueError, match=r"view\.png: not a 16-bit grayscale PNG.* in millimeters"):
         read_scan(path)
     save_png(path, np.zeros((HEIGHT, WIDTH)))
-    with pytest.raises(ValueError, match=r"view\.png shows 0 points .*: 0 pixels measured something"):
+    with pytest.raises(ValueError, match=r"view\.png: 0 surface points.*; 0 pixels are measured"):
         read_scan(path)
     np.save(tmp_path / "view.npy", np.full((HEIGHT, WIDTH), np.nan))
-    with pytest.raises(ValueError, match=r"view\.npy shows 0 points .*: 0 pixels measured something"):
+    with pytest.raises(ValueError, match=r"view\.npy: 0 surface points.*; 0 pixels are measured"):
         read_scan(tmp_path / "view.npy")
     path.with_suffix(".json").unlink()
-    with pytest.raises(ValueError, match=r"depth image without a camera: .* view\.json .* camera\.json or intrinsic"):
+    with pytest.raises(ValueError, match=r"depth image without a camera; .* view\.json .* camera\.json or intrinsic"):
         read_scan(path)
 
 
 def test_a_wrong_capture_gets_a_sentence(tmp_path: Path) -> None:
     save_json(tmp_path / "view.json", **INTRINSICS)
-    with pytest.raises(ValueError, match=r"view\.json names no depth image, and none has its name"):
+    with pytest.raises(ValueError, match=r"view\.json: no image view\.png, \.npy or \.exr, and no depth_file_path"):
         read_scan(tmp_path / "view.json")
     for frames, message in (
-        ([], "frames must be a list that names"),
-        ({"a": 1}, "frames must be a list that names"),
-        ([{"file_path": "a.jpg"}], "names no depth image for some frame"),
-        ([{"depth_file_path": 3}], "names no depth image for some frame"),
+        ([], "frames is not a list of objects"),
+        ({"a": 1}, "frames is not a list of objects"),
+        ([{"file_path": "a.jpg"}], "a frame has no depth_file_path"),
+        ([{"depth_file_path": 3}], "a frame has no depth_file_path"),
     ):
         save_json(tmp_path / "view.json", **INTRINSICS, frames=frames)
         with pytest.raises(ValueError, match=message):
             read_scan(tmp_path / "view.json")
     save_json(tmp_path / "view.json", **INTRINSICS, frames=[{"depth_file_path": "no.png"}])
-    with pytest.raises(ValueError, match=r"there is no depth image .*no\.png, which .*view\.json describes"):
+    with pytest.raises(ValueError, match=r"no\.png: no such depth image, named by .*view\.json"):
         read_scan(tmp_path / "view.json")
     save_png(tmp_path / "view.png", steps())
-    with pytest.raises(ValueError, match=r"view\.png is one of the images of .*view\.json\. Give that file"):
+    with pytest.raises(ValueError, match=r"view\.png: one of the images of .*view\.json\. Pass that file"):
         read_scan(tmp_path / "view.png")
     (tmp_path / "view.png").write_bytes((tmp_path / "view.png").read_bytes()[:200])
     save_json(tmp_path / "view.json", **INTRINSICS)
-    with pytest.raises(ValueError, match=r"view\.png cannot be read as PNG"):
+    with pytest.raises(ValueError, match=r"view\.png: not a valid PNG file"):
         read_scan(tmp_path / "view.json")

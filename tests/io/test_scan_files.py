@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.io.formats import readable_suffixes
-from shapespace.io.scan_files import read_faces, read_mesh, read_scan, write_mesh, write_scan
+from shapespace.io.scan_files import read_bytes, read_faces, read_mesh, read_scan, read_scans, write_mesh, write_scan
 from shapespace.io.units import UNITS, axis_rotation, to_world
 
 UPS = ("x", "y", "z", "-x", "-y", "-z")
@@ -83,8 +83,24 @@ def test_rows_where_nothing_was_measured_are_left_out(tmp_path):
 
 
 def test_an_unknown_axis_is_refused():
-    with pytest.raises(ValueError, match=r"up axis 'w' is none of y, -y, .* Name the axis"):
+    with pytest.raises(ValueError, match=r"--up w: unknown up axis\. Choose one of y, -y, "):
         axis_rotation("w")
+
+
+def test_the_unit_of_files_is_guessed_or_given(tmp_path):
+    for name, size in (("a", 165), ("b", 172)):
+        points = size * np.random.default_rng(0).uniform(-0.5, 0.5, (300, 3))
+        np.save(tmp_path / f"{name}.npy", points)
+    paths = [tmp_path / "a.npy", tmp_path / "b.npy"]
+    scans, unit = read_scans(paths)
+    assert unit.name == "cm"
+    assert [scan.name for scan in scans] == ["a", "b"]
+    given, certain = read_scans(paths, unit="cm")
+    assert certain == ("cm", 1.0)
+    for guessed, scan, path in zip(scans, given, paths, strict=True):
+        np.testing.assert_allclose(guessed.points, scan.points, rtol=1e-6)
+        np.testing.assert_array_equal(read_scan(path, unit="auto").points, guessed.points)
+        np.testing.assert_array_equal(read_bytes(path.read_bytes(), unit="auto").points, guessed.points)
 
 
 # ------------------------------------------------------------------------------------------------------------- formats
@@ -197,7 +213,7 @@ def test_normals_are_kept_required_or_dropped(tmp_path):
     assert read_scan(tmp_path / "n.npz", normals="require").normals is not None
     assert read_scan(tmp_path / "n.npz", normals="drop").normals is None
     assert read_scan(tmp_path / "m.ply", normals="require").faces is not None
-    with pytest.raises(ValueError, match=r"p\.npz holds 200 points without faces or normals.* --normals auto"):
+    with pytest.raises(ValueError, match=r"p\.npz: 200 points without faces or normals.* --normals auto"):
         read_scan(tmp_path / "p.npz", normals="require")
 
 
@@ -227,7 +243,7 @@ def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path):
     scan = Scan("s", np.full((200, 3), 3e38, dtype=np.float32))
     with pytest.raises(ValueError, match=r"s\.ply: coordinates of 3e\+38 are too large for float32"):
         write_scan(tmp_path / "s.ply", scan, unit=0.001)
-    with pytest.raises(ValueError, match=r"suffix '\.vtk' is none of \.ply, \.obj, \.glb"):
+    with pytest.raises(ValueError, match=r"cannot write a mesh with suffix '\.vtk'\. Use one of \.ply, \.obj, \.glb"):
         write_mesh(tmp_path / "m.vtk", capsule())
     assert list(tmp_path.iterdir()) == []
 
@@ -251,42 +267,42 @@ def _with(values: np.ndarray, row: int | tuple[int, int], value: float) -> np.nd
 
 
 BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "empty": ("s.ply", lambda p: p.write_bytes(b""), r"is empty \(0 bytes\)\. Copy or download it again"),
+    "empty": ("s.ply", lambda p: p.write_bytes(b""), r"s\.ply: empty \(0 bytes\)\. Copy it again"),
     "truncated": (
         "s.ply",
         lambda p: p.write_bytes(_ply(cut=40)),
-        r"is truncated: what its header declares takes [\d,]+",
+        r"s\.ply: truncated\. The header declares at least [\d,]+ bytes",
     ),
-    "truncated header": ("s.ply", lambda p: p.write_bytes(_ply()[:60]), "cut off inside its header"),
-    "no ply": ("s.ply", lambda p: p.write_bytes(b"solid nothing\n" * 50), "cut off inside its header or is not a PLY"),
+    "truncated header": ("s.ply", lambda p: p.write_bytes(_ply()[:60]), "truncated inside the header"),
+    "no ply": ("s.ply", lambda p: p.write_bytes(b"solid nothing\n" * 50), "truncated inside the header, or not a PLY"),
     "truncated ascii": (
         "s.ply",
         lambda p: p.write_bytes(trimesh.exchange.ply.export_ply(capsule(), encoding="ascii")[:-3000]),
-        "is truncated: its header declares .* of face, and .* could be read|is truncated: what its header",
+        "truncated. The header declares .* rows of face, .* are readable|truncated. The header declares at least",
     ),
     "mixed polygons": (
         "s.ply",
         lambda p: p.write_bytes(
             _ply()[:-13] + b"\x04" + _ply()[-12:]
         ),  # the last triangle says that it has four corners
-        r"mixes lists of different length in face\. Save it as triangles",
+        r"lists of different length in face\. Export it as triangles",
     ),
     "no vertices": (
         "s.ply",
         lambda p: p.write_bytes(b"ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nend_header\n"),
-        "declares no vertices",
+        "the header declares no vertices",
     ),
     "nan": ("s.npy", lambda p: np.save(p, _with(cloud(), (7, 1), np.nan)), "1 of 200 points have NaN or infinite"),
-    "nothing measured": ("s.npy", lambda p: np.save(p, np.full((200, 3), np.nan)), "holds 0 points, and at least"),
+    "nothing measured": ("s.npy", lambda p: np.save(p, np.full((200, 3), np.nan)), ": 0 points, at least"),
     "infinite": ("s.npy", lambda p: np.save(p, _with(cloud(), 7, np.inf)), "1 of 200 points have NaN or infinite"),
-    "one point": ("s.npy", lambda p: np.save(p, cloud(1)), f"holds 1 points, and at least {MIN_POINTS} are needed"),
-    "same points": ("s.npy", lambda p: np.save(p, np.ones((200, 3))), "all 200 points are the same"),
+    "one point": ("s.npy", lambda p: np.save(p, cloud(1)), f": 1 points, at least {MIN_POINTS} are required"),
+    "same points": ("s.npy", lambda p: np.save(p, np.ones((200, 3))), "all 200 points are equal"),
     "too large": ("s.npy", lambda p: np.save(p, cloud() * 1e300), "too large for float32"),
-    "flat": ("s.npy", lambda p: np.save(p, cloud().ravel()), r"array of shape \(600,\); \(n, 3\) is points"),
-    "text array": ("s.npy", lambda p: np.save(p, cloud().astype(str)), "array of <U32 .*, not numbers"),
-    "objects": ("s.npy", lambda p: np.save(p, np.array([{}] * 200, dtype=object)), "cannot be read as NPY"),
-    "object npz": ("s.npz", lambda p: _npz(p, points=np.array([{}] * 200, dtype=object)), "cannot be read as NPZ"),
-    "no key": ("s.npz", lambda p: _npz(p, xyz=cloud()), "holds xyz, and none of points, vertices"),
+    "flat": ("s.npy", lambda p: np.save(p, cloud().ravel()), r"array of shape \(600,\)\. Save \(n, 3\) points"),
+    "text array": ("s.npy", lambda p: np.save(p, cloud().astype(str)), "array of <U32 .* Save an array of numbers"),
+    "objects": ("s.npy", lambda p: np.save(p, np.array([{}] * 200, dtype=object)), "not a valid NPY file"),
+    "object npz": ("s.npz", lambda p: _npz(p, points=np.array([{}] * 200, dtype=object)), "not a valid NPZ file"),
+    "no key": ("s.npz", lambda p: _npz(p, xyz=cloud()), "contains xyz and none of points, vertices"),
     "zero normals": (
         "s.npz",
         lambda p: _npz(p, points=cloud(), normals=_with(unit_vectors(), 3, 0)),
@@ -300,25 +316,33 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "few normals": (
         "s.npz",
         lambda p: _npz(p, points=cloud(), normals=unit_vectors(5)),
-        "has 5 normals for 200 points",
+        ": 5 normals for 200 points",
     ),
-    "few sensors": ("s.npz", lambda p: _npz(p, points=cloud(), sensors=cloud(5)), "has 5 sensors for 200 points"),
+    "few sensors": ("s.npz", lambda p: _npz(p, points=cloud(), sensors=cloud(5)), ": 5 sensors for 200 points"),
     "face range": (
         "s.npz",
         lambda p: _npz(p, points=cloud(), faces=np.array([[0, 1, 2], [0, 1, 200]])),
-        r"1 of 2 faces name vertices outside 0\.\.199 \(lowest 0, highest 200\)",
+        r"1 of 2 faces have vertices outside 0\.\.199 \(lowest 0, highest 200\)",
     ),
-    "face kind": ("s.npz", lambda p: _npz(p, points=cloud(), faces=cloud()), "not whole numbers"),
-    "face zero": ("s.obj", lambda p: p.write_text("v 0 0 1\n" * 200 + "f 0 1 2\n"), "corner 0, and OBJ counts from 1"),
+    "face kind": ("s.npz", lambda p: _npz(p, points=cloud(), faces=cloud()), "Save triangles: integers"),
+    "face zero": (
+        "s.obj",
+        lambda p: p.write_text("v 0 0 1\n" * 200 + "f 0 1 2\n"),
+        "corner 0, and OBJ indices start",
+    ),
     "colours": (
         "s.xyz",
         lambda p: np.savetxt(p, np.hstack([cloud(), np.full((200, 3), 200)])),
-        r"no unit normals \(median length 346\)\. Are they colours\?",
+        r"not unit normals \(median length 346\)\. If they are colors, save",
     ),
-    "words": ("s.txt", lambda p: p.write_text("these are\nmy notes\n"), "cannot be read as TXT"),
-    "suffix": ("s.docx", lambda p: p.write_bytes(b"x"), r"unknown suffix '\.docx'\. Give a file .* \.npz, \.obj"),
-    "folder": ("s.ply", lambda p: p.mkdir(), r"s\.ply is a folder\. Give a file"),
-    "garbage": ("s.glb", lambda p: p.write_bytes(bytes(range(256))), "cannot be read as GLB .* damaged or of another"),
+    "words": ("s.txt", lambda p: p.write_text("these are\nmy notes\n"), "not a valid TXT file"),
+    "suffix": ("s.docx", lambda p: p.write_bytes(b"x"), r"unknown suffix '\.docx'\. Pass a file .* \.npz, \.obj"),
+    "folder": ("s.ply", lambda p: p.mkdir(), r"s\.ply: is a folder\. Pass a file"),
+    "garbage": (
+        "s.glb",
+        lambda p: p.write_bytes(bytes(range(256))),
+        "not a valid GLB file .*Copy it again, or export",
+    ),
 }
 
 
@@ -333,18 +357,18 @@ def test_a_bad_file_gives_one_sentence_that_names_it(tmp_path, case):
 
 
 def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*x\.ply\. Check the path"):
+    with pytest.raises(FileNotFoundError, match=r"x\.ply: no such file\. Check the path"):
         read_scan(tmp_path / "x.ply")
 
 
 def test_points_are_no_mesh_and_points_are_no_faces(tmp_path):
     np.save(tmp_path / "p.npy", cloud())
-    with pytest.raises(ValueError, match="holds 200 points and no faces"):
+    with pytest.raises(ValueError, match=": 200 points and no faces"):
         read_mesh(tmp_path / "p.npy")
-    with pytest.raises(ValueError, match="not whole numbers"):
+    with pytest.raises(ValueError, match="Save triangles: integers"):
         read_faces(tmp_path / "p.npy")
     np.save(tmp_path / "e.npy", np.zeros((0, 3), dtype=np.int32))
-    with pytest.raises(ValueError, match=r"e\.npy (holds no faces|cannot be read)"):
+    with pytest.raises(ValueError, match=r"e\.npy: (no faces|not a valid)"):
         read_faces(tmp_path / "e.npy")
 
 
@@ -358,7 +382,7 @@ def test_a_header_is_not_believed_before_the_size_is_looked_at(tmp_path, encodin
     array = (tmp_path / "s.npy").read_bytes().replace(b"(200, 3), }      ", b"(99999999999, 3),}")
     (tmp_path / "s.npy").write_bytes(array)
     tracemalloc.start()
-    for name, message in (("s.ply", "is truncated"), ("s.npy", "cannot be read as NPY")):
+    for name, message in (("s.ply", "s.ply: truncated"), ("s.npy", "not a valid NPY file")):
         with pytest.raises(ValueError, match=message):
             read_scan(tmp_path / name)
     assert tracemalloc.get_traced_memory()[1] < 1e6
