@@ -1,4 +1,4 @@
-"""The one-call door: numpy in, trimesh out, metres."""
+"""The high-level API: NumPy in, `trimesh` out, meters."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shapespace import ShapeSpace
-from shapespace.fitting.fit import AdamOptions
+from shapespace.fitting.fit import AdamOptions, CodeMethod
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
 from shapespace.fitting.result import load_fits, save_fits
@@ -19,30 +19,30 @@ from shapespace.models.igr import IGR
 from shapespace.training.config import LossWeights
 
 
-def sphere(radius: float, centre: tuple[float, float, float], count: int = 2000) -> Scan:
+def sphere(radius: float, center: tuple[float, float, float], count: int = 2000) -> Scan:
     normals = np.random.default_rng(0).normal(size=(count, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return Scan("ball/one/0", (normals * radius + centre).astype(np.float32), normals.astype(np.float32))
+    return Scan("ball/one/0", (normals * radius + center).astype(np.float32), normals.astype(np.float32))
 
 
 @pytest.fixture
 def space() -> ShapeSpace:
-    """Untrained: its shape is about a sphere of 0.5 model units, here a metre."""
+    """Untrained: its shape is about a sphere of 0.5 model units, which is a meter."""
     torch.manual_seed(0)
     sizes = igr.IGRConfig(code_dim=4, width=128, depth=4, skip=2, init_radius=0.5, encoder_points=256)
     return ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=2.0, metadata={"weights": {}})
 
 
-def test_a_fit_lies_where_its_scan_lies(space: ShapeSpace) -> None:
+def test_a_fit_is_at_the_position_of_its_scan(space: ShapeSpace) -> None:
     scan = sphere(1.0, (5.0, 1.0, -3.0))
-    found = space.fit(scan.points, scan.normals)
-    mesh = space.mesh(found, resolution=48)
+    fitted = space.fit(scan.points, scan.normals)
+    mesh = space.mesh(fitted, resolution=48)
     np.testing.assert_allclose(mesh.bounds.mean(axis=0), (5, 1, -3), atol=0.3)
     assert mesh.volume == pytest.approx(4 / 3 * np.pi, rel=0.5)
-    assert found.residuals.shape == (2048,)
-    assert 0 < found.residuals.mean() < 0.3
-    assert found.covariance is not None
-    assert found.covariance.shape == (4, 4)
+    assert fitted.residuals.shape == (2048,)
+    assert 0 < fitted.residuals.mean() < 0.3
+    assert fitted.covariance is not None
+    assert fitted.covariance.shape == (4, 4)
 
 
 def test_moving_a_scan_moves_its_mesh_and_leaves_its_code(space: ShapeSpace) -> None:
@@ -76,24 +76,26 @@ def test_codes_come_back_and_belong_to_one_model(space: ShapeSpace, tmp_path: Pa
 def test_interpolate_goes_from_one_place_to_the_other(space: ShapeSpace) -> None:
     a, b = space.encode_scans([sphere(1.0, (0, 0, 0)), sphere(1.0, (4, 0, 0))])
     meshes = space.interpolate(a, b, 3, resolution=32)
-    centres = [mesh.bounds.mean(axis=0)[0] for mesh in meshes]
-    np.testing.assert_allclose(np.diff(centres), 2.0, atol=0.1)
+    centers = [mesh.bounds.mean(axis=0)[0] for mesh in meshes]
+    np.testing.assert_allclose(np.diff(centers), 2.0, atol=0.1)
 
 
 def test_samples_are_codes_of_the_prior(space: ShapeSpace) -> None:
     space.model.prior.fit(0.05 * torch.randn(50, 4))
     drawn = space.sample(2000).flat
+    assert torch.equal(space.sample(3, seed=5).flat, space.sample(3, seed=5).flat)
+    assert not torch.equal(space.sample(3, seed=5).flat, space.sample(3, seed=6).flat)
     torch.testing.assert_close(torch.cov(drawn.T), space.model.prior.covariance, atol=5e-4, rtol=0)
     assert space.mesh(space.sample(1), resolution=24).volume > 0
 
 
-def test_points_that_are_no_scan_are_refused(space: ShapeSpace) -> None:
+def test_points_that_cannot_be_fitted_are_refused(space: ShapeSpace) -> None:
     points = sphere(1.0, (0, 0, 0)).points
-    with pytest.raises(ValueError, match="has 5 points, 5 of them finite: a fit needs at least 100"):
+    with pytest.raises(ValueError, match=r"scan scan: 5 of 5 points are finite\. At least 100 points are required"):
         space.fit(points[:5])
-    with pytest.raises(ValueError, match=r"has 2000 points, 1999 of them finite"):
+    with pytest.raises(ValueError, match=r"scan scan: 1999 of 2000 points are finite\. .* remove the invalid rows"):
         space.fit(np.where(np.arange(2000)[:, None] == 7, np.nan, points).astype(np.float32))
-    with pytest.raises(ValueError, match=r"scan scan is 1,9\d\d m large.*--unit mm"):
+    with pytest.raises(ValueError, match=r"scan scan: size 1,9\d\d m, .*--unit mm"):
         space.fit(points * 1000)
 
 
@@ -120,55 +122,58 @@ def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace, tmp_path: Path)
         with torch.no_grad():
             after, first = (model.field(x, fit.code).abs().mean() for model in (its.model, space.model))
         assert after < 0.5 * first
-    with pytest.raises(ValueError, match="keep its mesh, or refine again"):
+    with pytest.raises(ValueError, match=r"refined to ball/one/0 cannot be saved\. Save its mesh, or refine again"):
         refined[0].save(tmp_path / "refined.safetensors")
 
 
-def test_what_needs_distances_of_vectors_is_refused_by_other_families() -> None:
+def test_what_needs_an_sdf_with_a_vector_is_refused_for_other_families() -> None:
     torch.manual_seed(0)
     sizes = voxel.VoxelConfig(grid=8)
     grid = ShapeSpace(registry.build_model(sizes, num_scans=2).eval(), sizes, scale=2.0, metadata={"weights": {}})
     scan = sphere(0.9, (0, 1, 0))
-    with pytest.raises(ValueError, match=r"family voxel has not both: fit by adam, or encode"):
+    with pytest.raises(
+        ValueError,
+        match=r"--method lm: family voxel has no signed distance .*\. Use --method adam",
+    ):
         grid.fit_scans([scan], method="lm")
     fits = grid.encode_scans([scan])
-    with pytest.raises(ValueError, match="family voxel cannot be refined"):
+    with pytest.raises(ValueError, match="--method refine: family voxel has no signed distance"):
         next(grid.refine([scan], fits))
-    with pytest.raises(ValueError, match="take linear"):
+    with pytest.raises(ValueError, match=r"--path geodesic: .* Use --path linear"):
         grid.interpolate(fits[0], fits[0], 3, path="geodesic")
-    with pytest.raises(ValueError, match="the codes of family voxel are grids"):
+    with pytest.raises(ValueError, match="the codes of family voxel are grids and cannot be sampled"):
         grid.sample(2)
-    with pytest.raises(ValueError, match="start from the encoder"):
+    with pytest.raises(ValueError, match=r"Use --adam.init encoder"):
         grid.fit_scans([scan], method="adam", adam=AdamOptions(steps=1, init="mean"))
 
 
-def test_uncertainty_is_how_far_surfaces_of_likely_codes_lie_apart(space: ShapeSpace) -> None:
-    """Thrice the spread, along the normal, of the surfaces whose codes are drawn from the covariance."""
+def test_uncertainty_is_the_deviation_of_surfaces_of_likely_codes(space: ShapeSpace) -> None:
+    """Three standard deviations, along the normal, of surfaces whose codes are drawn from the covariance."""
     scan = sphere(1.0, (5.0, 1.0, -3.0))
-    found = space.fit(scan.points, scan.normals)
-    mesh = space.mesh(found, resolution=32)
-    told = space.uncertainty(found, mesh)
-    assert told.shape == (len(mesh.vertices),)
+    fitted = space.fit(scan.points, scan.normals)
+    mesh = space.mesh(fitted, resolution=32)
+    stds = space.uncertainty(fitted, mesh)
+    assert stds.shape == (len(mesh.vertices),)
     assert isinstance(space.model, IGR)
-    assert found.covariance is not None
+    assert fitted.covariance is not None
     rng = np.random.default_rng(0)
-    moves = 1e-2 * rng.multivariate_normal(np.zeros(4), found.covariance, size=400).astype(np.float32)  # stay linear
-    x = found.frame.to_model(torch.from_numpy(mesh.vertices[:50].copy()).float())[None]
+    moves = 1e-2 * rng.multivariate_normal(np.zeros(4), fitted.covariance, size=400).astype(np.float32)  # stay linear
+    x = fitted.frame.to_model(torch.from_numpy(mesh.vertices[:50].copy()).float())[None]
     with torch.no_grad():
-        codes = Code((found.code.flat + torch.from_numpy(moves),))
+        codes = Code((fitted.code.flat + torch.from_numpy(moves),))
         values = space.model.field(x.expand(400, -1, -1), codes).std(dim=0)
-    slope = space.model.linearize(x, found.code).gradient[0].norm(dim=1)
-    np.testing.assert_allclose(1e-2 * told[:50], 3 * float(found.frame.scale) * (values / slope).numpy(), rtol=0.2)
+    slope = space.model.linearize(x, fitted.code).gradient[0].norm(dim=1)
+    np.testing.assert_allclose(1e-2 * stds[:50], 3 * float(fitted.frame.scale) * (values / slope).numpy(), rtol=0.2)
 
 
 def test_an_encoded_scan_has_no_uncertainty(space: ShapeSpace) -> None:
-    (found,) = space.encode_scans([sphere(1.0, (0, 0, 0))])
-    with pytest.raises(ValueError, match="has no covariance: fit by Levenberg-Marquardt"):
-        space.uncertainty(found, space.mesh(found, resolution=16))
+    (fitted,) = space.encode_scans([sphere(1.0, (0, 0, 0))])
+    with pytest.raises(ValueError, match=r"the fit has no covariance\. Fit by Levenberg-Marquardt"):
+        space.uncertainty(fitted, space.mesh(fitted, resolution=16))
 
 
-def test_completions_spread_by_the_uncertainty_and_more_where_nothing_was_seen() -> None:
-    """Along the normal, surfaces of drawn codes differ by what `uncertainty` says; what is above legs is open."""
+def test_posterior_samples_deviate_by_the_uncertainty_and_more_where_nothing_was_seen() -> None:
+    """Along the normal, surfaces of drawn codes differ by `uncertainty`; a scan of the legs leaves the rest open."""
     humans = ShapeSpace.load("humans")
     assert isinstance(humans.model, IGR)
     mesh = humans.mesh(Code((humans.model.prior.mean[None],)), resolution=48)
@@ -178,42 +183,42 @@ def test_completions_spread_by_the_uncertainty_and_more_where_nothing_was_seen()
     assert whole.normals is not None
     legs = whole.select(np.flatnonzero(whole.points[:, 1] < 0))
     above = mesh.vertices[:, 1] > 0.2
-    told = {}
+    stds = {}
     for name, scan in (("whole", whole), ("legs", legs)):
-        found = humans.fit_scans([scan], lm=LMOptions(num_points=512, max_steps=6, trial_steps=3))[0]
-        told[name] = humans.uncertainty(found, mesh)
-        assert found.covariance is not None
-        close = replace(found, covariance=1e-4 * found.covariance)  # stay where the field is linear in the code
+        fitted = humans.fit_scans([scan], lm=LMOptions(num_points=512, max_steps=6, trial_steps=3))[0]
+        stds[name] = humans.uncertainty(fitted, mesh)
+        assert fitted.covariance is not None
+        close = replace(fitted, covariance=1e-4 * fitted.covariance)  # stay where the field is linear in the code
         drawn = humans.sample_posterior(close, 200, seed=1)
         assert [one.name for one in drawn[:2]] == ["p/s/0.sample0", "p/s/0.sample1"]
-        assert all(one.frame is found.frame and one.covariance is None for one in drawn)
+        assert all(one.frame is fitted.frame and one.covariance is None for one in drawn)
         some = slice(None, None, len(mesh.vertices) // 60)
-        x = found.frame.to_model(torch.from_numpy(np.array(mesh.vertices[some])).float())[None]
+        x = fitted.frame.to_model(torch.from_numpy(np.array(mesh.vertices[some])).float())[None]
         with torch.no_grad():
             values = torch.cat([humans.model.field(x, one.code) for one in drawn]).std(dim=0)
-        slope = humans.model.linearize(x, found.code).gradient[0].norm(dim=1)
-        spread = (100 * values / slope * found.frame.scale).numpy()
-        np.testing.assert_allclose(spread, told[name][some], rtol=0.25)  # 200 draws: 5 % each, the worst of 60
-    assert np.median(told["whole"]) < 0.012
-    assert np.median(told["legs"][above]) > 1.5 * np.median(told["legs"][~above])
-    assert np.median(told["legs"][above]) > 2.5 * np.median(told["whole"][above])
+        slope = humans.model.linearize(x, fitted.code).gradient[0].norm(dim=1)
+        spread = (100 * values / slope * fitted.frame.scale).numpy()
+        np.testing.assert_allclose(spread, stds[name][some], rtol=0.25)  # 200 draws: 5 % each, the worst of 60
+    assert np.median(stds["whole"]) < 0.012
+    assert np.median(stds["legs"][above]) > 1.5 * np.median(stds["legs"][~above])
+    assert np.median(stds["legs"][above]) > 2.5 * np.median(stds["whole"][above])
 
 
-def test_completions_are_repeatable_and_need_a_covariance(space: ShapeSpace) -> None:
+def test_posterior_samples_are_repeatable_and_need_a_covariance(space: ShapeSpace) -> None:
     scan = sphere(1.0, (0, 1, 0))
-    (found,) = space.fit_scans([scan])
-    (first,), (again,), (other,) = (space.sample_posterior(found, 1, seed=seed) for seed in (3, 3, 4))
+    (fitted,) = space.fit_scans([scan])
+    (first,), (again,), (other,) = (space.sample_posterior(fitted, 1, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.code.flat, again.code.flat)
     assert not torch.equal(first.code.flat, other.code.flat)
-    with pytest.raises(ValueError, match="has no covariance: fit by Levenberg-Marquardt"):
+    with pytest.raises(ValueError, match=r"the fit has no covariance\. Fit by Levenberg-Marquardt"):
         space.sample_posterior(space.encode_scans([scan])[0], 1)
 
 
-def test_parts_that_are_too_small_or_a_room_are_not_taken_for_the_person(space: ShapeSpace) -> None:
-    """What no fit can take is nobody: asking about it is no error."""
+def test_parts_that_are_too_small_or_a_room_are_not_the_person(space: ShapeSpace) -> None:
+    """A part that no fit accepts is not a person; its quick fit is no error."""
     ball, stool = sphere(1.0, (0, 0, 0), 4000), sphere(0.1, (1.5, 0, 0), 1000)
     assert space.model.prior is not None
-    space.model.prior.covariance *= 1e4  # nothing is odd
+    space.model.prior.covariance *= 1e4  # everything is in distribution
     scan = Scan("s", np.concatenate([ball.points, stool.points]), np.concatenate([ball.normals, stool.normals]))
     (alone,) = space.remove_clutter([scan])
     assert alone.points[:, 0].max() <= 1.0
@@ -224,3 +229,13 @@ def test_parts_that_are_too_small_or_a_room_are_not_taken_for_the_person(space: 
     (alone,) = space.remove_clutter([far])
     assert alone.points[:, 0].max() <= 1.0
     assert len(alone) > 0.99 * 4000  # of so few points, some are parts of their own
+
+
+@pytest.mark.parametrize("method", ["auto", "lm", "adam"])
+def test_no_scans_give_no_fits(space: ShapeSpace, method: CodeMethod) -> None:
+    assert space.encode_scans([]) == []
+    assert space.fit_scans([], method=method) == []
+    assert space.remove_clutter([]) == []
+    assert list(space.refine([], [])) == []
+    with pytest.raises(ValueError, match="0 of 0 frames"):
+        space.fit_sequence([])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from shapespace.data.preprocess import preprocess
+from shapespace.data.preprocess import PreprocessOptions, preprocess
 from shapespace.data.store import ScanStore
 from shapespace.datasets import get_dataset
 from shapespace.evaluation.motion import acceleration_error, signed_offsets
@@ -14,7 +14,7 @@ from shapespace.evaluation.scores import make_score_report, score_meshes
 
 
 def test_the_truth_scores_zero_and_nothing_is_counted_as_failed(synthetic_root: Path, tmp_path: Path) -> None:
-    preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "store.h5", points=500)
+    preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "store.h5", PreprocessOptions(points=500))
     store = ScanStore(tmp_path / "store.h5")
     first, second = store.scan_names("unseen_poses")
     predicted = [("unseen_poses", first, store.ground_truth(first)), ("unseen_poses", second, None)]
@@ -29,7 +29,7 @@ def test_the_truth_scores_zero_and_nothing_is_counted_as_failed(synthetic_root: 
 def test_a_scan_without_truth_is_named(make_raw: object, make_body: object, tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     make_raw(make_body(), 0).export(tmp_path / "scans" / "one.ply")  # type: ignore[operator]
-    preprocess(get_dataset("folder"), tmp_path / "scans", tmp_path / "store.h5", points=500)
+    preprocess(get_dataset("folder"), tmp_path / "scans", tmp_path / "store.h5", PreprocessOptions(points=500))
     store = ScanStore(tmp_path / "store.h5")
     with pytest.raises(ValueError, match=f"scan {store.names[0]} has no ground truth"):
         next(score_meshes([("all", store.names[0], None)], store, ["surface_distance"]))

@@ -1,4 +1,4 @@
-"""Scans from files and standard input, in any unit; meshes to where they are wanted, with a verdict."""
+"""Scans from files and standard input, in any unit; meshes to files and standard output; quality of fits."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from shapespace.tools._outputs import warn_about_fits
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that was never trained: it has a surface, no more."""
+    """An untrained model: it has a surface."""
     from shapespace import ShapeSpace
     from shapespace.models import igr
 
@@ -41,7 +41,7 @@ def person() -> Scan:
 
 
 def call(folder: Path, *words: object, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """In a process of its own, with true pipes."""
+    """Run in a separate process, with real pipes."""
     line = [sys.executable, "-m", "shapespace.tools", *map(str, words)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(line, cwd=folder, input=given, capture_output=True, check=False, env=env)
@@ -51,7 +51,7 @@ def call(folder: Path, *words: object, given: bytes = b"") -> subprocess.Complet
 def inside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Call in this process, which is spared the imports: exit code, output, errors."""
+    """Call in this process, which saves the imports: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
 
     def called(*words: object, given: bytes = b"") -> tuple[int, str, str]:
@@ -62,8 +62,8 @@ def inside(
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
-        said = capfd.readouterr()
-        return code, said.out, said.err
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
 
     return called
 
@@ -80,12 +80,14 @@ def test_a_scan_goes_in_and_its_mesh_alone_comes_out(
     assert done.stdout.startswith(b"ply\n")
     mesh = trimesh.load(io.BytesIO(done.stdout), file_type="ply", process=False)
     assert len(mesh.faces) > 100
-    np.testing.assert_allclose(mesh.bounds.mean(axis=0), [400, -600, 500], atol=60)  # where the scan lies, in its unit
-    code, _, err = inside(verb, model, "scan.ply", *options, "--out", "kept")
+    np.testing.assert_allclose(
+        mesh.bounds.mean(axis=0), [400, -600, 500], atol=60
+    )  # at the position of the scan, in its unit
+    code, _, err = inside(verb, model, "scan.ply", *options, "--out", "folder")
     assert code == 0, err
-    kept = trimesh.load(tmp_path / "kept" / "scan.ply", process=False)
-    np.testing.assert_array_equal(kept.faces, mesh.faces)
-    np.testing.assert_allclose(kept.vertices, mesh.vertices, atol=1e-2)
+    mesh_file = trimesh.load(tmp_path / "folder" / "scan.ply", process=False)
+    np.testing.assert_array_equal(mesh_file.faces, mesh.faces)
+    np.testing.assert_allclose(mesh_file.vertices, mesh.vertices, atol=1e-2)
 
 
 def test_standard_input_goes_to_a_folder_if_one_is_named(
@@ -102,11 +104,11 @@ def test_standard_input_goes_to_a_folder_if_one_is_named(
 @pytest.mark.parametrize(
     ("words", "given", "sentence"),
     [
-        ((), b"", "standard input is empty"),
+        ((), b"", "standard input: empty"),
         ((), b"ply\nformat binary_little_endian 1.0\n", "standard input is cut off inside its header"),
         ((), b"what is this", "standard input is cut off inside its header or is not a PLY file"),
-        (("--resolution", "0"), b"", "standard output takes one mesh, and 1 scans with --resolution 0"),
-        (("scan.ply", "--out", "-"), b"", "standard output takes one mesh, and 2 scans"),
+        (("--resolution", "0"), b"", "standard output takes one mesh, not 1 scans with --resolution 0"),
+        (("scan.ply", "--out", "-"), b"", "standard output takes one mesh, not 2 scans"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_comes_out(
@@ -134,21 +136,21 @@ def test_results_are_not_written_over_each_other(
     np.save(tmp_path / "p.npy", person().points)
     code, _, err = inside(verb, model, "p.ply", "q.ply", "p.npy")
     assert code == 2
-    assert "2 scans (p, p) would be written as p.ply" in err
+    assert "2 scans (p, p) have the same output file p.ply" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.npy", "p.ply", "q.ply"]
 
 
-def test_a_terminal_is_spared(
+def test_no_mesh_goes_to_a_terminal(
     model: Path, inside: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     code, out, err = inside("fit", model, "-")
     assert (code, out) == (2, "")
-    assert "the mesh would go to the terminal, as a binary PLY. Add > mesh.ply" in err
+    assert "standard output is a terminal, and the mesh is binary PLY. Add > mesh.ply" in err
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".obj", ".off", ".stl", ".glb", ".npy", ".npz", ".xyz"])
-def test_the_format_is_told_by_the_first_bytes(suffix: str, tmp_path: Path) -> None:
+def test_the_format_is_that_of_the_first_bytes(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"scan{suffix}"
     ball = trimesh.creation.icosphere(subdivisions=2)
     if suffix == ".npy":
@@ -168,14 +170,14 @@ def test_the_format_is_told_by_the_first_bytes(suffix: str, tmp_path: Path) -> N
 def test_a_depth_image_alone_has_no_camera(tmp_path: Path) -> None:
     image = io.BytesIO()
     Image.fromarray(np.full((20, 20), 2000, np.uint16)).save(image, format="PNG")
-    with pytest.raises(ValueError, match=r"^standard input is a depth image without a camera"):
+    with pytest.raises(ValueError, match=r"^standard input: depth image without a camera"):
         read_bytes(image.getvalue())
 
 
 def test_depth_images_are_fitted_like_any_other_scan(
     model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
-    """A plate of a person's size two metres off, in the words of an Open3D recording."""
+    """A plate of a person's size two meters off, with the camera of an Open3D recording."""
     values = np.zeros((200, 160), np.uint16)
     values[20:180, 60:100] = 2000
     (tmp_path / "depth").mkdir()
@@ -191,30 +193,30 @@ def test_depth_images_are_fitted_like_any_other_scan(
     assert "2 scans, 2,000 points" in out
     code, _, err = inside("fit", model, "depth/00000.png", "--max-depth-jump", "nan")
     assert code == 2
-    assert "shows 0 points of a surface" in err
+    assert ": 0 surface points" in err
     for limit in (("--max-depth", 1.9), ("--min-depth", 2.1)):
         code, _, err = inside("fit", model, "depth/00000.png", *limit)
         assert code == 2
         assert "(6,400 of them nearer or farther than the limits allow)" in err
 
 
-@pytest.mark.parametrize(("unit", "metres"), [("mm", 0.001), ("in", 0.0254), ("m", 1.0)])
-def test_the_unit_is_guessed_and_said_and_meshes_come_back_in_it(
-    unit: str, metres: float, model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+@pytest.mark.parametrize(("unit", "meters"), [("mm", 0.001), ("in", 0.0254), ("m", 1.0)])
+def test_the_unit_is_guessed_and_reported_and_meshes_are_written_in_it(
+    unit: str, meters: float, model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
-    write_scan(tmp_path / "scan.ply", person(), unit=metres)
+    write_scan(tmp_path / "scan.ply", person(), unit=meters)
     code, _, err = inside("fit", model, "scan.ply", "--out", "a", "--resolution", 16)
     assert code == 0, err
-    assert ("note: scan taken to be in" in err) == (unit != "m")
+    assert ("note: unit of scan guessed as" in err) == (unit != "m")
     mesh = trimesh.load(tmp_path / "a" / "scan.ply", process=False)
-    np.testing.assert_allclose(mesh.bounds.mean(axis=0) * metres, [4, 5, 6], atol=0.6)
+    np.testing.assert_allclose(mesh.bounds.mean(axis=0) * meters, [4, 5, 6], atol=0.6)
     other = {"mm": "cm", "in": "mm", "m": "mm"}[unit]
     code, _, err = inside("fit", model, "scan.ply", "--out", "b", "--resolution", 16, "--unit", other)
     assert code == 2  # overruled, and so refused
     assert "large, and" in err
 
 
-def test_a_scan_like_no_other_is_named_and_strictly_an_error(
+def test_out_of_distribution_scans_are_named_and_strictly_an_error(
     model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
     from shapespace import ShapeSpace
@@ -222,13 +224,13 @@ def test_a_scan_like_no_other_is_named_and_strictly_an_error(
     narrow = ShapeSpace.load(model)
     assert narrow.model.prior is not None
     narrow.model.prior.mean += 1
-    narrow.model.prior.covariance *= 1e-4  # whatever the encoder says is odd now
+    narrow.model.prior.covariance *= 1e-4  # now every code is out of distribution
     narrow.save(tmp_path / "narrow.safetensors")
     write_scan(tmp_path / "scan.ply", person())
     words = ("narrow.safetensors", "scan.ply", "--resolution", 16)
     code, _, err = inside("encode", *words, "--out", "encoded")
     assert code == 0
-    assert "1 of 1 scans do not look like" in err
+    assert "1 of 1 scans are out of distribution: scan (" in err
     fine = ("--lm.effective-samples", 0.01, "--strict", "--out", "fine")
     code, _, _ = inside("fit", model, "scan.ply", "--resolution", 16, *fine)
     assert code == 0
@@ -236,27 +238,27 @@ def test_a_scan_like_no_other_is_named_and_strictly_an_error(
         "fit", *words, "--lm.max-steps", 5, "--lm.effective-samples", 1e9, "--strict", "--out", "strict"
     )
     assert code == 2
-    assert "do not look like" in err
+    assert "are out of distribution: scan (" in err
     assert (tmp_path / "strict" / "scan.ply").exists()
     (record,) = json.loads((tmp_path / "strict" / "fits.json").read_text())
-    assert record["oddness"] > 8
-    assert not record["plausible"]
-    assert not record["unsure"]
+    assert record["ood_score"] > 8
+    assert not record["in_distribution"]
+    assert not record["low_confidence"]
     assert 0 <= record["coverage"] <= 1
 
 
-def test_unsure_fits_are_named_and_strictly_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    sure = {"name": "whole", "plausible": True, "unsure": False, "oddness": 5.0, "coverage": 0.9}
-    unsure = {"name": "front", "plausible": True, "unsure": True, "oddness": 5.0, "coverage": 0.31}
-    odd = {"name": "chair", "plausible": False, "unsure": False, "oddness": 9.8, "coverage": 0.7}
-    warn_about_fits([sure], strict=True)
+def test_low_confidence_fits_are_named_and_strictly_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    confident = {"name": "whole", "in_distribution": True, "low_confidence": False, "ood_score": 5.0, "coverage": 0.9}
+    unsure = {"name": "front", "in_distribution": True, "low_confidence": True, "ood_score": 5.0, "coverage": 0.31}
+    outside = {"name": "chair", "in_distribution": False, "low_confidence": False, "ood_score": 9.8, "coverage": 0.7}
+    warn_about_fits([confident], strict=True)
     assert capsys.readouterr().err == ""
-    warn_about_fits([sure, unsure])
-    said = capsys.readouterr().err
-    assert said.startswith("note: 1 of 2 fits are unsure")
-    assert "front (31%)" in said
-    with pytest.raises(ValueError, match=r"do not look like .*chair \(10\).*are unsure.*front \(31%\).* is written\."):
-        warn_about_fits([sure, unsure, odd], strict=True)
+    warn_about_fits([confident, unsure])
+    printed = capsys.readouterr().err
+    assert printed.startswith("note: 1 of 2 fits have low confidence: ")
+    assert "front (31%)" in printed
+    with pytest.raises(ValueError, match=r"distribution: chair \(10\).*low confidence.*front \(31%\).* are written\."):
+        warn_about_fits([confident, unsure, outside], strict=True)
 
 
 def test_uncertainty_is_in_the_mesh_in_the_unit_of_the_file(
@@ -269,7 +271,7 @@ def test_uncertainty_is_in_the_mesh_in_the_unit_of_the_file(
     assert mesh.visual.kind == "vertex"
     quality = mesh.metadata["_ply_raw"]["vertex"]["data"]["quality"]
     assert quality.shape == (len(mesh.vertices),)
-    assert 0 < np.median(quality) < 100  # centimetres
+    assert 0 < np.median(quality) < 100  # centimeters
 
 
 def test_samples_are_written_beside_the_fit(
@@ -280,19 +282,19 @@ def test_samples_are_written_beside_the_fit(
     assert code == 0, err
     assert "3 meshes in some" in out
     names = [f"scan{which}.ply" for which in ("", ".sample0", ".sample1")]
-    found = [trimesh.load(tmp_path / "some" / name, process=False) for name in names]
-    for mesh in found:
+    meshes = [trimesh.load(tmp_path / "some" / name, process=False) for name in names]
+    for mesh in meshes:
         np.testing.assert_allclose(mesh.bounds.mean(axis=0), [400, 500, 600], atol=60)
-    assert len({mesh.vertices.tobytes() for mesh in found}) == 3
+    assert len({mesh.vertices.tobytes() for mesh in meshes}) == 3
     code, _, err = inside("encode", model, "scan.ply", "--resolution", 16, "--posterior-samples", 2, "--out", "none")
     assert code == 2
-    assert "has no covariance: fit by Levenberg-Marquardt" in err
+    assert "the fit has no covariance. Fit by Levenberg-Marquardt" in err
     code, _, err = inside("fit", model, "-", "--resolution", 16, "--posterior-samples", 2, given=b"")
     assert code == 2
-    assert "takes one mesh, and 1 scans with --resolution 16 and --posterior-samples 2" in err
+    assert "takes one mesh, not 1 scans with --resolution 16 and --posterior-samples 2" in err
 
 
-def test_a_floor_is_left_out_and_that_is_said(
+def test_a_floor_is_removed_and_reported(
     model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -302,20 +304,20 @@ def test_a_floor_is_left_out_and_that_is_said(
     ground = np.stack([x + 4, np.full(4000, 5 - 0.85), z + 6], axis=1)
     write_scan(tmp_path / "scan.ply", Scan("", np.concatenate([body, ground]).astype(np.float32)))
     meshes = {}
-    for clutter, said in (("remove", True), ("keep", False)):
+    for clutter, noted in (("remove", True), ("keep", False)):
         words = ("scan.ply", "--resolution", 16, "--clutter", clutter, "--out", clutter)
         code, _, err = inside("fit", model, *words)
         assert code == 0, err
-        assert ("note: left out 5" in err) == said  # 4,000 of 7,000
+        assert ("note: removed 5" in err) == noted  # 4,000 of 7,000
         meshes[clutter] = trimesh.load(tmp_path / clutter / "scan.ply", process=False)
     away = {name: abs(mesh.bounds.mean(axis=0)[1] - 5) for name, mesh in meshes.items()}
     assert away["remove"] < 0.1 < away["keep"]
 
 
-def test_frames_of_a_motion_are_fitted_jointly_and_bridged_where_they_are_missing(
+def test_frames_of_a_motion_are_fitted_jointly_and_missing_ones_are_interpolated(
     model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
-    """Frame 2 of 0 to 5 is not there, frame 3 holds nobody, and all walk along x; centimetres."""
+    """Frame 2 of 0 to 5 is missing, frame 3 is empty, and all move along x; centimeters."""
     (tmp_path / "walk").mkdir()
     for time in (0, 1, 4, 5):
         still = person()
@@ -337,13 +339,13 @@ def test_frames_of_a_motion_are_fitted_jointly_and_bridged_where_they_are_missin
     )
     code, out, err = inside(*words, "--out", "walked")
     assert code == 0, err
-    assert "note: f003 is bridged: " in err
-    assert f"2 of 6 frames bridged, animation in {Path('walked') / 'sequence.glb'}" in out
+    assert "note: f003 is interpolated: " in err
+    assert f"2 of 6 frames interpolated, animation in {Path('walked') / 'sequence.glb'}" in out
     records = json.loads((tmp_path / "walked" / "fits.json").read_text())
     names = [f"f{time:03d}" for time in range(6)]
     assert [record["name"] for record in records] == names
-    assert [record["name"] for record in records if record.get("bridged")] == ["f002", "f003"]
-    assert all("coverage" not in record for record in records if record.get("bridged"))
+    assert [record["name"] for record in records if record.get("interpolated")] == ["f002", "f003"]
+    assert all("coverage" not in record for record in records if record.get("interpolated"))
     middles = [
         trimesh.load(tmp_path / "walked" / f"{name}.ply", process=False).bounds.mean(axis=0)[0] for name in names
     ]
@@ -352,13 +354,13 @@ def test_frames_of_a_motion_are_fitted_jointly_and_bridged_where_they_are_missin
     assert len(film.geometry) == 6
     code, _, err = inside(*words, "--method", "adam")
     assert code == 2
-    assert "--as-sequence fits by Levenberg-Marquardt, and --method adam is asked for" in err
+    assert "--as-sequence fits by Levenberg-Marquardt, not by adam. Remove --method." in err
     code, _, err = inside(*words, "--shard", "1/2")
     assert code == 2
-    assert "--shard 1/2 shares out many scans, and the frames of a --as-sequence are fitted as one" in err
+    assert "--shard 1/2: the frames of --as-sequence are fitted together. Remove --shard." in err
 
 
-def test_the_record_tells_how_the_shape_lies_in_the_file(
+def test_the_record_has_the_transform_from_model_to_file(
     model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
     from shapespace import ShapeSpace
@@ -369,9 +371,9 @@ def test_the_record_tells_how_the_shape_lies_in_the_file(
     code, _, err = inside("fit", model, "scan.ply", *options, "--out", "placed")
     assert code == 0, err
     (record,) = json.loads((tmp_path / "placed" / "fits.json").read_text())
-    told, space = record["from_model"], ShapeSpace.load(model)
+    transform, space = record["model_to_file"], ShapeSpace.load(model)
     (fit,) = load_fits(tmp_path / "placed" / "codes.safetensors", space.model)
-    assert fit.frame.rotation is not None  # found beside the code
+    assert fit.frame.rotation is not None  # fitted with the code
     vertices = space.mesh(fit.code, resolution=16).vertices / space.scale  # about the origin, in model units
-    moved = told["scale"] * vertices @ np.array(told["rotation"]).T + told["translation"]
+    moved = transform["scale"] * vertices @ np.array(transform["rotation"]).T + transform["translation"]
     np.testing.assert_allclose(moved, trimesh.load(tmp_path / "placed" / "scan.ply", process=False).vertices, atol=1e-2)

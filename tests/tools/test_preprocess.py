@@ -1,3 +1,5 @@
+"""The command `preprocess`."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -6,16 +8,17 @@ import numpy as np
 import pytest
 
 from shapespace.data.store import ScanStore
+from shapespace.tools.__main__ import cli
 from shapespace.tools.preprocess import main
 
 
 def shapespace(*words: object) -> None:
-    run(main, [str(word) for word in words], "preprocess")
+    cli(main, [str(word) for word in words], "preprocess")
 
 
 @pytest.fixture
 def fails(capsys):
-    """Call the tool with words that must make it fail; give its sentence."""
+    """Call the command with words that make it fail; return its error."""
 
     def call(*words: object) -> str:
         with pytest.raises(SystemExit) as stop:
@@ -28,19 +31,17 @@ def fails(capsys):
     return call
 
 
-def test_it_packs_and_says_where_the_store_lies(synthetic_root, tmp_path, capsys):
+def test_a_store_is_written_and_its_path_printed(synthetic_root, tmp_path, capsys):
     shapespace("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 300, "--jobs", 1)
     out, progress = capsys.readouterr()
     size = (tmp_path / "s.h5").stat().st_size
     assert out.splitlines() == [
-        "9 of 9 scans have a true surface.",
+        "9 of 9 scans have ground truth.",
         f"store: {tmp_path / 's.h5'} (9 scans, 2,700 points, {size:,} bytes)",
     ]
     assert "9/9" in progress
     shapespace("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 300)
-    assert (
-        capsys.readouterr().out.splitlines()[-1].startswith(f"store, there already, nothing to do: {tmp_path / 's.h5'}")
-    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"store, complete already: {tmp_path / 's.h5'}")
     shapespace("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 200, "--overwrite")
     assert "9 scans, 1,800 points" in capsys.readouterr().out
 
@@ -51,7 +52,7 @@ def test_units_axes_scale_and_patterns_go_into_the_store(tmp_path, make_body):
     folder.mkdir(parents=True)
     rows = (
         np.stack([body.vertices[:, 0], -body.vertices[:, 2], body.vertices[:, 1]], axis=1) * 1000
-    )  # z up, millimetres
+    )  # z up, millimeters
     np.savetxt(folder / "walk-0001.txt", rows)
     options = ("--unit", "mm", "--up", "z", "--scale", 1.5, "--pattern", "{subject}/{sequence}-{frame}.txt")
     shapespace("folder", tmp_path / "scans", tmp_path / "s.h5", "--points", 972, *options)
@@ -76,33 +77,36 @@ def test_bad_scans_are_named_as_they_come_and_at_the_end(synthetic_root, tmp_pat
     bad = synthetic_root / "scans/p001/poses/poses.000001.ply"
     bad.write_bytes(bad.read_bytes()[:2000])
     error = fails("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 300)
-    assert f"skipped p001/poses/000001: {bad} is truncated" in error
-    assert "1 of 9 scans cannot be used, and --max-rejected is 0." in error
+    assert f"rejected p001/poses/000001: {bad}: truncated" in error
+    assert "1 of 9 scans were rejected (--max-rejected 0)." in error
     assert not (tmp_path / "s.h5").exists()
     shapespace("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 300, "--max-rejected", 1)
-    assert "skipped 1 unusable scans: p001/poses/000001" in capsys.readouterr().out
+    assert "rejected 1 scans: p001/poses/000001" in capsys.readouterr().out
     assert len(ScanStore(tmp_path / "s.h5")) == 8
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("synthetik", "{root}", "{out}"), "no recipe 'synthetik'. Did you mean synthetic?"),
-        (("synthetic", "{root}/nowhere", "{out}"), "there is no folder"),
+        (("synthetik", "{root}", "{out}"), "no dataset 'synthetik'. Did you mean synthetic?"),
+        (("synthetic", "{root}/nowhere", "{out}"), "nowhere: no such folder"),
         (
             ("dfaust-registrations", "{root}/splits", "{out}"),
             "registrations_m.hdf5 of D-FAUST from dfaust.is.tue.mpg.de",
         ),
-        (("synthetic", "{root}", "{out}", "--unit", "mm"), "Are the files in m? Then say --unit m."),
-        (("synthetic", "{root}", "{out}", "--scale", "-1"), "--scale is -1.0. Give the metres of one model unit"),
-        (("synthetic", "{root}", "{out}", "--pattern", "{{frame}}"), "does not go with the recipe synthetic"),
+        (("synthetic", "{root}", "{out}", "--unit", "mm"), "If the files are in m, pass --unit m."),
+        (("synthetic", "{root}", "{out}", "--scale", "-1"), "--scale -1.0: must be a positive number of meters."),
+        (
+            ("synthetic", "{root}", "{out}", "--pattern", "{{frame}}"),
+            "--pattern {frame}: not for the dataset synthetic.",
+        ),
         (("synthetic", "{root}", "{out}", "--split", "{root}/no.json"), "there is no split file"),
-        (("synthetic", "{root}", "{out}", "--points", "3"), "--points is 3. Give 100 or more."),
+        (("synthetic", "{root}", "{out}", "--points", "3"), "--points 3: must be at least 100."),
     ],
 )
 def test_a_mistake_gives_a_sentence_and_leaves_nothing(synthetic_root, tmp_path, fails, words, sentence):
     error = fails(*(word.format(root=synthetic_root, out=tmp_path / "s.h5") for word in words))
-    assert error.splitlines()[0].startswith("shapespace preprocess: ") or "skipped" in error
+    assert error.splitlines()[0].startswith("shapespace preprocess: ") or "rejected" in error
     assert sentence in error
     assert not list(tmp_path.glob("s.h5*"))
 
@@ -116,14 +120,12 @@ def test_it_runs_as_a_script_and_several_processes_give_the_same_bytes(synthetic
     assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
 
 
-def test_a_shard_says_where_it_lies_and_the_last_one_makes_the_store(
-    synthetic_root, tmp_path, capsys, monkeypatch, fails
-):
+def test_a_shard_prints_its_path_and_the_last_one_makes_the_store(synthetic_root, tmp_path, capsys, monkeypatch, fails):
     line = ("synthetic", synthetic_root, tmp_path / "s.h5", "--points", 300)
     shapespace(*line, "--shard", "2/2")
-    assert f"shard 2/2 is in {tmp_path / 's.h5.2of2'}: the last one makes the store" in capsys.readouterr().out
-    monkeypatch.setenv("RANK", "0")  # as torchrun tells a process who it is
+    assert f"shard 2/2 in {tmp_path / 's.h5.2of2'}. The last shard makes the store" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "0")  # as torchrun sets it
     monkeypatch.setenv("WORLD_SIZE", "2")
     shapespace(*line)
     assert f"store: {tmp_path / 's.h5'} (9 scans, 2,700 points" in capsys.readouterr().out
-    assert "--shard 3/2 is no share of the work" in fails(*line, "--shard", "3/2")
+    assert "--shard 3/2: not a valid shard." in fails(*line, "--shard", "3/2")

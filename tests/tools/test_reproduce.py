@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from trimesh import creation
 
-from shapespace.data.preprocess import preprocess
+from shapespace.data.preprocess import PreprocessOptions, preprocess
 from shapespace.datasets import get_dataset
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import write_mesh, write_scan
@@ -71,7 +71,7 @@ def test_a_benchmark_s_folder(call: Callable[..., str], tmp_path: Path) -> None:
 
 def test_detail_three_ways(call: Callable[..., str], tmp_path: Path, synthetic_root: Path) -> None:
     pytest.importorskip("pymeshlab")
-    store = preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "people.h5", points=3000)
+    store = preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "people.h5", PreprocessOptions(points=3000))
     said = call("detail", store.path, "--limit", 1, *SINGLE, "--out", "detail")
     for way in ("IGR", "regression of distances", "screened Poisson"):
         assert f"| {way}" in said
@@ -80,7 +80,7 @@ def test_detail_three_ways(call: Callable[..., str], tmp_path: Path, synthetic_r
 
 @pytest.mark.slow
 def test_the_shape_space(call: Callable[..., str], tmp_path: Path, synthetic_root: Path) -> None:
-    store = preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "people.h5", points=3000)
+    store = preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "people.h5", PreprocessOptions(points=3000))
     split = next(iter(json.loads((synthetic_root / "splits" / "train.json").read_text())))
     assert split == "scans"
     words = ("--config", "tiny", "--minutes", 0.05, "--tests", "train", "--limit", 1, "--resolution", 32)

@@ -1,4 +1,4 @@
-"""The verbs as people call them: the README's lines, other people's layouts, and bad input."""
+"""Commands as users call them: the lines of README and guide, public datasets, and invalid input."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,21 @@ from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_mesh, write_scan
 from shapespace.tools.__main__ import VERBS, main
 
-HOUSE = Path(__file__).parents[2]
-README = (HOUSE / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+# In this order: later pages use the files that earlier ones write.
+PAGES = (
+    "README.md",
+    *(
+        f"docs/guide/{page}.md"
+        for page in ("train", "evaluate", "interpolate", "fit", "data", "reconstruct", "pictures", "sequences")
+    ),
+)
+GUIDE = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/guide").glob("*.md"))
 BIN = Path(sys.executable).parent
 
 
 def processes(line: str, folder: Path) -> str:
-    """Call a line as a shell does, and give what it prints: it ends well."""
+    """Run a command in a separate process, which must succeed; its output."""
     words = shlex.split(line)
     words[0] = str(BIN / words[0])
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -38,7 +47,7 @@ def processes(line: str, folder: Path) -> str:
 def inside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], tuple[int, str, str]]:
-    """Call a line in this process, which is spared the imports: exit code, output, errors."""
+    """Run a command in this process, which saves the imports: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
 
     def called(line: str) -> tuple[int, str, str]:
@@ -48,15 +57,15 @@ def inside(
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     return called
 
 
 @pytest.fixture
 def ok(inside: Callable[[str], tuple[int, str, str]]) -> Callable[[str], str]:
-    """Call a line in this process, in a folder of the test, and give what it prints: it ends well."""
+    """Run a command in this process, in the folder of the test; it must succeed. Its output."""
 
     def called(line: str) -> str:
         code, out, err = inside(line)
@@ -66,74 +75,76 @@ def ok(inside: Callable[[str], tuple[int, str, str]]) -> Callable[[str], str]:
     return called
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_readme_s_lines_run_as_they_stand(tmp_path: Path, ok: Callable[[str], str]) -> None:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+def result_paths(line: str, folder: Path) -> list[Path]:
+    """Paths that a printed line names and that exist."""
+    words = [word.strip(",().;:") for word in line.split()]
+    return [folder / word for word in words if word and (folder / word).exists()]
+
+
+def test_the_commands_of_readme_and_guide_run_as_they_are(tmp_path: Path, ok: Callable[[str], str]) -> None:
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     lines = [line for line in lines if line.startswith(("shapespace", "torchrun"))]
-    assert len(lines) >= 12
+    lines = [line for line in lines if not line.startswith("shapespace view")]  # it serves until Ctrl+C
+    assert len(lines) >= 20
     assert {line.split()[1] for line in lines if line.startswith("shapespace")} >= VERBS.keys() - {"benchmark", "view"}
     for line in lines:
-        said = (ok(line) if line.startswith("shapespace") else processes(line, tmp_path)).strip().splitlines()
-        paths = [
-            word.strip(",()") for word in said[-1].split() if "/" in word or word.endswith((".h5", ".safetensors"))
-        ]
-        paths += [word for word in said[-1].split() if (tmp_path / word).exists()]
-        assert any((tmp_path / path).exists() for path in paths), f"{line}: where does its result lie? {said}"
+        printed = (ok(line) if line.startswith("shapespace") else processes(line, tmp_path)).strip().splitlines()
+        assert printed, f"{line}: prints nothing"
+        assert result_paths(printed[-1], tmp_path), f"{line}: no path of a result in {printed[-1]!r}"
 
     scores = json.loads((tmp_path / "runs/people/scores.json").read_text())
     for split in ("unseen_poses", "unseen_people"):
         for direction in ("completeness", "accuracy"):
-            assert scores["summary"][split]["surface"][direction]["median"] > 0
-    frames = sorted((tmp_path / "between").glob("*.obj"))
+            assert scores["summary"][split]["surface_distance"][direction]["median"] > 0
+    frames = sorted((tmp_path / "interpolated").glob("*.obj"))
     assert len(frames) == 5
-    animation = trimesh.load(tmp_path / "between" / "interpolation.glb")
+    animation = trimesh.load(tmp_path / "interpolated" / "interpolation.glb")
     assert len(animation.geometry) == 5
-    record = json.loads((tmp_path / "between" / "path.json").read_text())
+    record = json.loads((tmp_path / "interpolated" / "path.json").read_text())
     assert record["area_m2"] == pytest.approx([read_mesh(frame).area for frame in frames], rel=1e-3)
     assert len(record["volume_m3"]) == 5
 
 
-def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shapespace import ShapeSpace
-    from shapespace.models import igr
-
-    torch.manual_seed(0)
-    sizes = igr.IGRConfig(code_dim=4, width=64, depth=3, skip=1, init_radius=0.5, encoder_points=128)
-    (tmp_path / "runs").mkdir()
-    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=2.0, metadata={"weights": {}}).save(
-        tmp_path / "runs" / "people"
-    )
+@pytest.mark.parametrize("page", ["README.md", *GUIDE, "docs/reference/python.md"])
+def test_the_python_blocks_run_as_they_are(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    normals = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    names: dict[str, object] = {"points": normals, "normals": normals}
-    (code,) = blocks("python")
-    names["other"] = ShapeSpace.load("runs/people").fit(normals)
-    exec(code, names)
-    assert len(names["meshes"]) == 9  # type: ignore[arg-type]
+    for block in blocks(page, "python"):
+        names: dict[str, Any] = {}
+        exec(block, names)
+        meshes = [*names.get("meshes", []), *(names[name] for name in ("mesh", "body") if name in names)]
+        assert all(len(mesh.faces) > 100 for mesh in meshes)
+        if "fitted.ply" in block:
+            assert read_mesh(tmp_path / "fitted.ply").volume > 0.01
 
 
-def test_the_makefile_s_lines_are_verbs() -> None:
-    verbs = re.findall(r"\$\(BIN\)/shapespace (\w+)", (HOUSE / "Makefile").read_text())
+def test_readme_and_guide_have_python_blocks() -> None:
+    """So that the test above cannot pass because nothing matched."""
+    assert len(blocks("README.md", "python")) == 1
+    assert sum(len(blocks(page, "python")) for page in GUIDE) >= 2
+
+
+def test_the_makefile_uses_existing_commands() -> None:
+    verbs = re.findall(r"\$\(BIN\)/shapespace ([\w-]+)", (ROOT / "Makefile").read_text())
     assert len(verbs) >= 7
     assert set(verbs) <= VERBS.keys()
     subprocess.run(
-        ["make", "-n", "demo", "test", "check", "slow", "gallery", "bench"], cwd=HOUSE, capture_output=True, check=True
+        ["make", "-n", "demo", "test", "check", "slow", "gallery", "bench"], cwd=ROOT, capture_output=True, check=True
     )
 
 
 @pytest.mark.parametrize(
-    ("recipe", "fixture", "split"),
+    ("dataset", "fixture", "split"),
     [("dfaust", "dfaust_root", "train_all"), ("faust", "faust_root", "train"), ("cape", "cape_root", "train")],
 )
-def test_other_people_s_layouts_go_all_the_way(
-    recipe: str, fixture: str, split: str, request: pytest.FixtureRequest, tmp_path: Path, ok: Callable[[str], str]
+def test_public_datasets_from_store_to_scores(
+    dataset: str, fixture: str, split: str, request: pytest.FixtureRequest, tmp_path: Path, ok: Callable[[str], str]
 ) -> None:
     root: Path = request.getfixturevalue(fixture)
-    ok(f"shapespace preprocess {recipe} {root} store.h5 --points 3000")
+    ok(f"shapespace preprocess {dataset} {root} store.h5 --points 3000")
     ok(f"shapespace train store.h5 --config tiny --split {split} --optim.max-steps 20 --out run")
     name = ScanStore(tmp_path / "store.h5").scan_names(split)[0]
     ok(f"shapespace fit run {name} --store store.h5 --resolution 32 --out fitted")
@@ -145,13 +156,13 @@ def test_other_people_s_layouts_go_all_the_way(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that was never trained: enough to be refused by."""
+    """An untrained model, for commands that fail."""
     from shapespace import ShapeSpace
 
     torch.manual_seed(0)
-    sizes = igr.IGRSizes(code=4, width=24, depth=3, skip=1, radius=0.5, encoder_points=128)
+    config = igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1, init_radius=0.5, encoder_points=128)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=1.25, metadata={"weights": {}}).save(path)
+    ShapeSpace(igr.build_igr(config).eval(), config, scale=1.25, metadata={"weights": {}}).save(path)
     return path
 
 
@@ -163,7 +174,7 @@ def person(scale: float = 1.0) -> Scan:
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each bad scan, named after what is wrong with it."""
+    """One folder for each invalid scan, named after its defect."""
     root = tmp_path_factory.mktemp("bad")
     (root / "empty").mkdir()
     (root / "empty" / "scan.ply").touch()
@@ -186,45 +197,45 @@ MISTAKES = {
     "shapespace fti x y": "Did you mean fit",
     "shapespace fit {run} nothing.ply": r"nothing\.ply",
     "shapespace fit nowhere nothing.ply": "no model at nowhere",
-    "shapespace fit {run} --split test": "--split test needs the store",
-    "shapespace fit {run} {bad}/empty/scan.ply": r"scan\.ply is empty \(0 bytes\)",
-    "shapespace fit {run} {bad}/truncated/scan.ply": r"scan\.ply is truncated: .* the file has \d,\d+",
-    "shapespace fit {run} {bad}/unit/scan.ply --unit m": "1,660 m large, .* --unit mm",
+    "shapespace fit {run} --split test": "--split test: no store given",
+    "shapespace fit {run} {bad}/empty/scan.ply": r"scan\.ply: empty \(0 bytes\)",
+    "shapespace fit {run} {bad}/truncated/scan.ply": r"scan\.ply: truncated\. .* the file has \d,\d+",
+    "shapespace fit {run} {bad}/unit/scan.ply --unit m": "size 1,660 m, .* --unit mm",
     "shapespace fit {run} {bad}/nan/scan.npy": "1 of 500 points have NaN",
-    "shapespace fit {run} {bad}/alone/scan.npy": "holds 1 points, and at least 100 are needed",
+    "shapespace fit {run} {bad}/alone/scan.npy": ": 1 points, at least 100 are required",
     "shapespace encode {run}": "no scans given",
-    "shapespace motion {run} nowhere": "nowhere is no synthetic data set",
-    "shapespace motion {run} nowhere --steps 2": "--steps 2 leaves no shape between both ends to be scored",
+    "shapespace evaluate-paths {run} nowhere": "nowhere is no synthetic data set",
+    "shapespace evaluate-paths {run} nowhere --steps 2": "--steps 2 leaves no shape between both ends to be scored",
     "shapespace view {run} nothing.ply": r"nothing\.ply",
-    "shapespace view {run} --split test": "--split test needs the store",
-    "shapespace view {run} --host 192.0.2.1 --port 0": r"cannot listen on 192\.0\.2\.1, .* an address of this machine",
+    "shapespace view {run} --split test": "--split test: no store given",
+    "shapespace view {run} --host 192.0.2.1 --port 0": r"192\.0\.2\.1 --port 0: cannot listen .* an address of this machine",
     "shapespace report": "no runs given: name the folders",
     "shapespace report {bad}/empty": r"empty has no scores\.json, .*: score the run first, shapespace evaluate",
     "shapespace ablate nothing.h5 --variants tiny": r"nothing\.h5",
     "shapespace simulate {bad}/bare/scan.npy --out seen": "points without faces",
     "shapespace mesh {run} {run}": "not a shapespace codes",
-    "shapespace train": "train needs a store and a folder",
+    "shapespace train": "no store or no --out",
     "shapespace train nothing.h5 --out r": r"nothing\.h5",
     "shapespace train --resume nothing": r"no config\.yaml",
-    "shapespace train --resume nothing --optim.lr 1e-4": r"settings that it was begun with.*--init-from nothing",
-    "shapespace train a.h5 --resume nothing": r"settings that it was begun with.*--init-from nothing",
+    "shapespace train --resume nothing --optim.lr 1e-4": r"settings are those of the run.*--init-from nothing",
+    "shapespace train a.h5 --resume nothing": r"settings are those of the run.*--init-from nothing",
     "shapespace train x.h5 --config igr_papr": "Did you mean igr_paper",
     "shapespace train x.h5 --family ocupancy": "no family 'ocupancy'. Did you mean occupancy",
     "shapespace evaluate {run} nothing.h5": r"nothing\.h5",
     "shapespace interpolate {run} {run}:a b": "not a shapespace codes",
     "shapespace preprocess fuast . out.h5": "faust",
-    "shapespace preprocess folder {bad}/empty out.h5": r"scan\.ply is empty \(0 bytes\)",
-    "shapespace preprocess folder {bad}/truncated out.h5": r"scan\.ply is truncated: .* the file has \d,\d+",
-    "shapespace preprocess folder {bad}/unit out.h5": "1,660 m large, .* --unit mm",
+    "shapespace preprocess folder {bad}/empty out.h5": r"scan\.ply: empty \(0 bytes\)",
+    "shapespace preprocess folder {bad}/truncated out.h5": r"scan\.ply: truncated\. .* the file has \d,\d+",
+    "shapespace preprocess folder {bad}/unit out.h5": "size 1,660 m, .* --unit mm",
     "shapespace preprocess folder {bad}/nan out.h5": "1 of 500 points have NaN",
-    "shapespace preprocess folder {bad}/alone out.h5": "holds 1 points, and at least 100 are needed",
+    "shapespace preprocess folder {bad}/alone out.h5": ": 1 points, at least 100 are required",
     "shapespace preprocess folder {bad}/normals out.h5 --normals require": "500 of 500 normals have length zero",
-    "shapespace preprocess folder {bad}/bare out.h5 --normals require": "without faces or normals, and normals are req",
+    "shapespace preprocess folder {bad}/bare out.h5 --normals require": r"without faces or normals \(--normals require\)",
 }
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_mistakes_get_a_sentence_and_leave_nothing(
+def test_mistakes_get_one_sentence_and_leave_no_files(
     line: str, run: Path, bad: Path, tmp_path: Path, inside: Callable[[str], tuple[int, str, str]]
 ) -> None:
     code, out, err = inside(line.format(run=run, bad=bad))
@@ -235,18 +246,18 @@ def test_mistakes_get_a_sentence_and_leave_nothing(
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_and_is_a_file(verb: str, inside: Callable[[str], tuple[int, str, str]]) -> None:
+def test_every_command_has_help_and_is_a_module(verb: str, inside: Callable[[str], tuple[int, str, str]]) -> None:
     code, out, _ = inside(f"shapespace {verb} --help")
     assert code == 0
     assert f"shapespace {verb}" in out
-    assert (HOUSE / "tools" / f"{verb}.py").is_file()
+    assert (ROOT / "tools" / f"{verb.replace('-', '_')}.py").is_file()
 
 
-def test_the_program_alone_lists_its_verbs_and_a_file_is_a_program(tmp_path: Path) -> None:
+def test_the_program_lists_its_commands_and_modules_run_alone(tmp_path: Path) -> None:
     listed = processes("shapespace --help", tmp_path)
     assert all(verb in listed for verb in VERBS)
     done = subprocess.run(
-        [sys.executable, HOUSE / "tools" / "fit.py", "nowhere", "nothing.ply"],
+        [sys.executable, ROOT / "tools" / "fit.py", "nowhere", "nothing.ply"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -257,7 +268,7 @@ def test_the_program_alone_lists_its_verbs_and_a_file_is_a_program(tmp_path: Pat
 
 @pytest.mark.parametrize("sections", ["encode load", pytest.param("all", marks=pytest.mark.slow)])
 def test_the_benchmark_compares_equals(sections: str, tmp_path: Path) -> None:
-    """In a process of its own: pytest's checks of shapes cannot be compiled."""
+    """In a separate process: pytest's shape checks cannot be compiled."""
     words = f"-m shapespace.tools benchmark {sections} --quick --json figures.json".split()
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

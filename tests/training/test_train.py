@@ -1,4 +1,4 @@
-"""Training: resumed equals uninterrupted to the bit, and what goes wrong gets a sentence."""
+"""Training: bit-for-bit resuming, records, warm starts, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ import tyro
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from shapespace import space
 from shapespace.data.loader import StepDataset, batches, collate
-from shapespace.data.preprocess import preprocess
+from shapespace.data.preprocess import PreprocessOptions, preprocess
 from shapespace.data.store import ScanStore
 from shapespace.datasets import get_dataset
 from shapespace.geometry.proximity import contains
@@ -29,7 +28,7 @@ from shapespace.training.run import Run, describe_hardware
 
 @pytest.fixture
 def store(synthetic_root: Path, tmp_path: Path) -> ScanStore:
-    preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "store.h5", points=2000)
+    preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "store.h5", PreprocessOptions(points=2000))
     return ScanStore(tmp_path / "store.h5")
 
 
@@ -46,17 +45,17 @@ def learn(store: ScanStore, folder: Path, *arguments: str, resume: bool = False)
     return load_tensors(run.weights, "model")[0]
 
 
-WEIGHTS = ("surface", "normal", "eikonal", "code", "tangent", "far")
-TAUGHT = ("--model.encoder", "distilled", "--weights.distillation", "1")
-RECOMMENDED = ("--optim.lr-muon", "0.01", "--batch.gradient-stride", "4", "--matmul-precision", "bf16", *TAUGHT)
+WEIGHTS = ("surface", "normal", "eikonal", "code_reg", "tangent_plane", "unsigned_distance")
+DISTILLED = ("--model.encoder", "distilled", "--weights.distillation", "1")
+RECOMMENDED = ("--optim.lr-muon", "0.01", "--batch.gradient-stride", "4", "--matmul-precision", "bf16", *DISTILLED)
 
 
 class InterruptionError(Exception):
-    """Stands for a machine that goes away."""
+    """Stands for a machine that fails."""
 
 
 @pytest.mark.parametrize(
-    "kind", [(), ("--model.encoder", "autodecoder"), ("--model.encoder", "variational"), TAUGHT, RECOMMENDED]
+    "kind", [(), ("--model.encoder", "autodecoder"), ("--model.encoder", "variational"), DISTILLED, RECOMMENDED]
 )
 def test_resumed_equals_uninterrupted_to_the_bit(
     kind: tuple[str, ...], store: ScanStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -88,24 +87,26 @@ def test_it_learns_and_leaves_scalars_and_a_mesh(store: ScanStore, tmp_path: Pat
     events.Reload()
     loss = [event.value for event in events.Scalars("loss")]
     assert loss[-1] < 0.7 * loss[0]
-    assert {"terms/surface", "terms/normal", "terms/eikonal", "terms/code", "lr"} <= set(events.Tags()["scalars"])
+    assert {"loss/surface", "loss/normal", "loss/eikonal", "loss/code_reg", "lr", "time/data_wait"} <= set(
+        events.Tags()["scalars"]
+    )
     assert any("surface" in tag for tag in events.Tags()["tensors"])
     assert Run(tmp_path / "run").training_log().machines == [describe_hardware()]
 
 
-def test_the_projector_has_codes_and_a_picture_of_each(store: ScanStore, tmp_path: Path) -> None:
-    """Codes that are longer than their number are turned onto fewer axes, and stay as far from one another."""
+def test_the_projector_has_codes_and_a_rendering_of_each(store: ScanStore, tmp_path: Path) -> None:
+    """Codes whose dimension exceeds their number are projected onto fewer axes; their distances are preserved."""
     learn(store, tmp_path / "run", "--optim.max-steps", "20", "--save_every", "10", "--projector-codes", "3")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"histograms": 0})
     events.Reload()
     codes = _codes(store, tmp_path / "run")
-    lengths = events.Histograms("codes/lengths")[-1]
-    assert [event.step for event in events.Histograms("codes/numbers")] == [10, 20, 20]
-    assert (lengths.histogram_value.num, events.Histograms("codes/numbers")[-1].histogram_value.num) == (
+    norms = events.Histograms("codes/norms")[-1]
+    assert [event.step for event in events.Histograms("codes/values")] == [10, 20, 20]
+    assert (norms.histogram_value.num, events.Histograms("codes/values")[-1].histogram_value.num) == (
         4,
         codes.numel(),
     )
-    assert lengths.histogram_value.max == pytest.approx(codes.norm(dim=1).max().item(), rel=1e-4)
+    assert norms.histogram_value.max == pytest.approx(codes.norm(dim=1).max().item(), rel=1e-4)
 
     (folder,) = (tmp_path / "run" / "tensorboard").glob("00020/codes")
     names = store.scan_names("train")
@@ -122,8 +123,13 @@ def test_the_projector_has_codes_and_a_picture_of_each(store: ScanStore, tmp_pat
 def _codes(store: ScanStore, folder: Path) -> torch.Tensor:
     learned = ShapeSpace.load(folder)
     batch = tiny().batch
-    sizes = {"scans": batch.scans, "points": batch.points, "surface": batch.surface_points, "sigma": batch.near_std}
-    dataset = StepDataset(store, store.scan_names("train"), **sizes, half_extent=batch.half_extent, seed=0)
+    settings = {
+        "surface_points": batch.surface_points,
+        "scans": batch.scans,
+        "points": batch.points,
+        "near_std": batch.near_std,
+    }
+    dataset = StepDataset(store, store.scan_names("train"), **settings, half_extent=batch.half_extent, seed=0)
     return train.encode_training_scans(learned.model, dataset, torch.device("cpu"))
 
 
@@ -136,11 +142,11 @@ def test_minutes_end_a_training_and_its_schedule(store: ScanStore, tmp_path: Pat
     assert rates[-1] < 0.2 * max(rates)
 
 
-def test_the_encoder_is_taught_alone(store: ScanStore, tmp_path: Path) -> None:
-    """Decoder, codes and the loss that stands in the file stay those of the run that it starts from."""
-    learn(store, tmp_path / "run", "--optim.max-steps", "20", *TAUGHT)
-    first, about = load_tensors(Run(tmp_path / "run").weights, "model")
-    lesson = (
+def test_the_encoder_is_trained_alone(store: ScanStore, tmp_path: Path) -> None:
+    """Decoder, codes and the stored loss weights are those of the initial run."""
+    learn(store, tmp_path / "run", "--optim.max-steps", "20", *DISTILLED)
+    first, description = load_tensors(Run(tmp_path / "run").weights, "model")
+    encoder_only = (
         "--trainable",
         "encoder",
         "--init-from",
@@ -150,24 +156,26 @@ def test_the_encoder_is_taught_alone(store: ScanStore, tmp_path: Path) -> None:
         "--optim.max-steps",
         "60",
     )
-    only = tuple(f"--weights.{name}={weight}" for name, weight in {**dict.fromkeys(WEIGHTS, 0), "lesson": 1}.items())
-    learn(store, tmp_path / "taught", *lesson, *only, "--log_every", "1")
-    taught, told = load_tensors(Run(tmp_path / "taught").weights, "model")
-    moved = {name for name, tensor in taught.items() if not torch.equal(tensor, first[name])}
-    assert moved == {name for name in taught if name.startswith("encoder.pointnet.")}
-    assert told["about"]["weights"] == about["about"]["weights"]
-    events = EventAccumulator(str(tmp_path / "taught" / "tensorboard"))
+    only = tuple(
+        f"--weights.{name}={weight}" for name, weight in {**dict.fromkeys(WEIGHTS, 0), "distillation": 1}.items()
+    )
+    learn(store, tmp_path / "second", *encoder_only, *only, "--log_every", "1")
+    second, metadata = load_tensors(Run(tmp_path / "second").weights, "model")
+    moved = {name for name, tensor in second.items() if not torch.equal(tensor, first[name])}
+    assert moved == {name for name in second if name.startswith("encoder.pointnet.")}
+    assert metadata["metadata"]["weights"] == description["metadata"]["weights"]
+    events = EventAccumulator(str(tmp_path / "second" / "tensorboard"))
     events.Reload()
-    lessons = [event.value for event in events.Scalars("terms/lesson")]
-    assert lessons[-1] < 0.5 * lessons[0]
+    losses = [event.value for event in events.Scalars("loss/distillation")]
+    assert losses[-1] < 0.5 * losses[0]
 
 
-def test_codes_of_other_scans_begin_where_the_encoder_of_the_start_sees_them(store: ScanStore, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.max-steps", "20", *TAUGHT)
+def test_codes_of_other_scans_are_initialized_by_the_encoder(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "20", *DISTILLED)
     run, space = Run(tmp_path / "more"), ShapeSpace.load(tmp_path / "run")
     run.create({})
-    asleep = ("--optim.lr", "0", "--optim.lr_codes", "0", "--optim.max-steps", "1")
-    config, others = tiny("--init-from", str(tmp_path / "run"), *asleep, *TAUGHT), store.names
+    frozen = ("--optim.lr", "0", "--optim.lr_codes", "0", "--optim.max-steps", "1")
+    config, others = tiny("--init-from", str(tmp_path / "run"), *frozen, *DISTILLED), store.names
     assert len(others) != len(store.scan_names("train"))
     ShapeSpace.train(store, others, run, config)
     codes = load_tensors(run.weights, "model")[0]["encoder.table.codes"]
@@ -177,9 +185,11 @@ def test_codes_of_other_scans_begin_where_the_encoder_of_the_start_sees_them(sto
 
 
 def test_a_larger_decoder_goes_on_from_the_same_field(store: ScanStore, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.max-steps", "20", *TAUGHT)
+    learn(store, tmp_path / "run", "--optim.max-steps", "20", *DISTILLED)
     larger = ("--model.width", "56", "--model.modulate", "all", "--optim.lr", "0", "--optim.lr_codes", "0")
-    learn(store, tmp_path / "grown", "--init-from", str(tmp_path / "run"), *larger, "--optim.max-steps", "1", *TAUGHT)
+    learn(
+        store, tmp_path / "grown", "--init-from", str(tmp_path / "run"), *larger, "--optim.max-steps", "1", *DISTILLED
+    )
     small, grown = ShapeSpace.load(tmp_path / "run"), ShapeSpace.load(tmp_path / "grown")
     assert grown.config.width == 56
     code, x = small.sample(2), torch.rand(2, 200, 3) * 2 - 1
@@ -188,13 +198,13 @@ def test_a_larger_decoder_goes_on_from_the_same_field(store: ScanStore, tmp_path
 
 
 def test_a_start_that_does_not_fit_is_refused(store: ScanStore, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.max-steps", "2", *TAUGHT)
-    with pytest.raises(ValueError, match=r"does not fit this training: its decoder\..* has another size"):
-        learn(store, tmp_path / "wider", "--init-from", str(tmp_path / "run"), "--model.width", "40", *TAUGHT)
+    learn(store, tmp_path / "run", "--optim.max-steps", "2", *DISTILLED)
+    with pytest.raises(ValueError, match=r"--init-from .*run: decoder\..* has another size in this training"):
+        learn(store, tmp_path / "wider", "--init-from", str(tmp_path / "run"), "--model.width", "40", *DISTILLED)
     with pytest.raises(FileNotFoundError, match="no model at"):
-        learn(store, tmp_path / "nothing", "--init-from", str(tmp_path / "none"), *TAUGHT)
-    with pytest.raises(ValueError, match="say which one, --init-from RUN"):
-        learn(store, tmp_path / "alone", "--trainable", "encoder", *TAUGHT)
+        learn(store, tmp_path / "nothing", "--init-from", str(tmp_path / "none"), *DISTILLED)
+    with pytest.raises(ValueError, match=r"--trainable encoder: no run to start from\. Set --init-from RUN"):
+        learn(store, tmp_path / "alone", "--trainable", "encoder", *DISTILLED)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -242,14 +252,14 @@ def test_batches_are_a_function_of_seed_and_step(store: ScanStore) -> None:
     assert torch.equal(one.near_points, again.near_points)
     assert torch.equal(one.uniform_points, again.uniform_points)
     assert not torch.equal(one.points, dataset(seed=1)[7].points)
-    parts = [dataset(rank=rank, world=2)[7] for rank in range(2)]
+    parts = [dataset(rank=rank, world_size=2)[7] for rank in range(2)]
     assert torch.equal(torch.cat([part.points for part in parts]), one.points)
     assert torch.equal(torch.cat([part.scan_index for part in parts]), one.scan_index)
     seen = torch.cat([dataset()[step].scan_index for step in range(2)])
     assert sorted(seen.tolist()) == [0, 1, 2, 3]  # an epoch visits every scan once
 
 
-def test_labels_are_those_of_the_true_surface(store: ScanStore) -> None:
+def test_labels_are_those_of_the_ground_truth(store: ScanStore) -> None:
     names = store.scan_names("train")
     dataset = StepDataset(
         store, names, scans=2, points=64, near_std=0.01, half_extent=1.0, seed=0, occupancy_points=3000
@@ -260,17 +270,17 @@ def test_labels_are_those_of_the_true_surface(store: ScanStore) -> None:
     for row, query, known in zip(
         batch.scan_index.tolist(), batch.occupancy_points.numpy(), batch.occupancy.numpy(), strict=True
     ):
-        truth = store.ground_truth(names[row])
-        assert truth is not None
+        mesh = store.ground_truth(names[row])
+        assert mesh is not None
         places = store.frame(names[row]).to_world(torch.from_numpy(query)).numpy()
-        assert (contains(places, truth) == known).mean() > 0.999
+        assert (contains(places, mesh) == known).mean() > 0.999
         assert 0.1 < known.mean() < 0.6
     again = dataset[1].occupancy_points
     assert again is not None
     assert torch.equal(again, batch.occupancy_points)
     bare = ScanStore(store.path)
     bare.has_ground_truth = lambda name: name != names[0]  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"have no true surface, .* for one"):
+    with pytest.raises(ValueError, match=r"have no ground truth for occupancy labels, for example"):
         StepDataset(bare, names, scans=2, points=64, near_std=0.01, half_extent=1.0, seed=0, occupancy_points=8)
 
 
@@ -282,36 +292,44 @@ def test_schedules() -> None:
     assert [halving(step, 0.0) for step in (0, 99, 100, 250)] == [1, 1, 0.5, 0.25]
 
 
-def test_a_loss_that_is_no_number_stops_with_a_sentence(store: ScanStore, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+, .*lower --optim.lr"):
+def test_a_loss_that_is_not_finite_stops_the_training(store: ScanStore, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is nan on scans .*lower --optim.lr"):
         learn(store, tmp_path / "run", "--optim.lr", "1e30", "--log_every", "1")
 
 
-def test_a_field_that_has_died_stops_the_training(store: ScanStore, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.max-steps", "2", *TAUGHT)
-    tensors, about = load_tensors(Run(tmp_path / "run").weights, "model")
+def test_a_field_that_is_zero_stops_the_training(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "2", *DISTILLED)
+    tensors, description = load_tensors(Run(tmp_path / "run").weights, "model")
     silent = {name: torch.zeros_like(t) if name.startswith("decoder.out") else t for name, t in tensors.items()}
-    save_tensors(tmp_path / "dead.safetensors", silent, about)
-    asleep = ("--optim.lr", "0", "--optim.lr_codes", "0", "--log_every", "1")
-    with pytest.raises(FloatingPointError, match=r"the field is zero everywhere at step 1, .*lower --optim.lr"):
-        learn(store, tmp_path / "more", "--init-from", str(tmp_path / "dead.safetensors"), *asleep, *TAUGHT)
+    save_tensors(tmp_path / "dead.safetensors", silent, description)
+    frozen = ("--optim.lr", "0", "--optim.lr_codes", "0", "--log_every", "1")
+    with pytest.raises(FloatingPointError, match=r"step 1: the field is zero everywhere on scans .*lower --optim.lr"):
+        learn(store, tmp_path / "more", "--init-from", str(tmp_path / "dead.safetensors"), *frozen, *DISTILLED)
 
 
-def test_scans_are_seen_so_often_and_no_oftener() -> None:
+def test_epochs_limit_the_number_of_steps() -> None:
     optim = OptimConfig(max_steps=6000, max_epochs=400.0)
-    found = [space._steps(optim, scans, 16) for scans in (8, 100, 120, 228, 3000)]
-    assert found == [2000, 2500, 3000, 5700, 6000]
-    assert space._steps(OptimConfig(max_steps=50, max_epochs=400.0), 120, 16) == 50
-    assert space._steps(OptimConfig(max_steps=90_000), 120, 16) == 90_000
+    steps = [train.num_steps(optim, scans, 16) for scans in (8, 100, 120, 228, 3000)]
+    assert steps == [2000, 2500, 3000, 5700, 6000]
+    assert train.num_steps(OptimConfig(max_steps=50, max_epochs=400.0), 120, 16) == 50
+    assert train.num_steps(OptimConfig(max_steps=90_000), 120, 16) == 90_000
 
 
 def test_scans_without_normals_need_a_weight_of_zero() -> None:
     model = igr.build_igr(igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1, encoder_points=50))
     batch = collate([Scan("", np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32))])
     with pytest.raises(ValueError, match=r"weights\.normal 0"):
-        Objective(model, {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 0.0, "tangent": 0.0, "far": 0.0})(
-            batch
-        )
+        Objective(
+            model,
+            {
+                "surface": 1.0,
+                "normal": 1.0,
+                "eikonal": 0.1,
+                "code_reg": 0.0,
+                "tangent_plane": 0.0,
+                "unsigned_distance": 0.0,
+            },
+        )(batch)
 
 
 def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: ScanStore, tmp_path: Path) -> None:
@@ -327,7 +345,7 @@ def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: ScanStore, t
 def test_an_empty_split_and_an_uneven_batch(store: ScanStore) -> None:
     with pytest.raises(ValueError, match="no scans to train on"):
         StepDataset(store, [], scans=2, points=8, near_std=0.01, half_extent=1.0, seed=0)
-    with pytest.raises(ValueError, match="3 scans does not divide among 2 processes"):
+    with pytest.raises(ValueError, match="--batch.scans 3: not divisible by 2 processes"):
         StepDataset(store, store.names, scans=3, points=8, near_std=0.01, half_extent=1.0, seed=0, world_size=2)
 
 

@@ -1,4 +1,4 @@
-"""One writer at a time, whole files or none, full disks and folders that are barred: always a sentence."""
+"""Locks, atomic files, full disks and folders without permission: every failure ends in a message."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ import pytest
 from shapespace.data.store import ScanStore
 from shapespace.io.atomic import claimed, replacing
 from shapespace.tools import fit, preprocess, train
-from shapespace.tools.__main__ import main
+from shapespace.tools.__main__ import cli, main
 
 
 def in_a_child(work: Callable[[], object]) -> int:
@@ -31,7 +31,7 @@ def in_a_child(work: Callable[[], object]) -> int:
     os._exit(0)
 
 
-def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+def test_a_part_file_of_a_killed_process_is_overwritten(tmp_path: Path) -> None:
     def killed() -> None:
         with replacing(tmp_path / "file") as part:
             part.write_text("half of a long")
@@ -44,7 +44,7 @@ def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "new"}
 
 
-def test_two_processes_do_not_write_the_same(tmp_path: Path) -> None:
+def test_two_processes_cannot_write_the_same_file(tmp_path: Path) -> None:
     def other() -> None:
         with replacing(tmp_path / "file") as part:
             part.write_text("other")
@@ -52,14 +52,14 @@ def test_two_processes_do_not_write_the_same(tmp_path: Path) -> None:
     with replacing(tmp_path / "file") as part:
         part.write_text("first")
         assert in_a_child(other) == 3
-        with pytest.raises(BlockingIOError, match=r"another process is writing to .*/file: wait until"):
+        with pytest.raises(BlockingIOError, match=r"/file: another process is writing it\. Wait until"):
             other()
     assert (tmp_path / "file").read_text() == "first"
     assert in_a_child(other) == 0
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "other"}
 
 
-def test_a_folder_is_claimed_by_one_or_shared_by_many(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process_or_shared_by_many(tmp_path: Path) -> None:
     def alone() -> None:
         with claimed(tmp_path):
             pass
@@ -72,7 +72,7 @@ def test_a_folder_is_claimed_by_one_or_shared_by_many(tmp_path: Path) -> None:
         assert (in_a_child(alone), in_a_child(among_others)) == (3, 3)
     with claimed(tmp_path, shared=True):
         assert (in_a_child(alone), in_a_child(among_others)) == (3, 0)
-    with claimed(tmp_path):  # a child that lives on holds nothing
+    with claimed(tmp_path):  # a child that outlives it has no lock
         reading, writing = os.pipe()
         child = os.fork()
         if not child:
@@ -85,24 +85,24 @@ def test_a_folder_is_claimed_by_one_or_shared_by_many(tmp_path: Path) -> None:
 
 def test_a_run_is_trained_by_one_process(learned: Path, fails: Callable[..., str]) -> None:
     with claimed(learned):
-        assert re.search(rf"another process is writing to {learned}: wait until", fails("train", "--resume", learned))
+        assert re.search(rf"{learned}: another process is writing it\. Wait until", fails("train", "--resume", learned))
 
 
-def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_block_leaves_no_file(tmp_path: Path) -> None:
     def failing() -> None:
         with replacing(tmp_path / "made" / "file") as part:
             part.write_text("half")
             raise OSError(errno.EIO, "the cable is out")
 
-    with pytest.raises(OSError, match="the cable is out") as told:
+    with pytest.raises(OSError, match="the cable is out") as caught:
         failing()
-    assert told.value.filename == str(tmp_path / "made" / "file")
+    assert caught.value.filename == str(tmp_path / "made" / "file")
     assert not list((tmp_path / "made").iterdir())
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of four megabytes; needs root."""
+    """File system of four megabytes; needs root."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], capture_output=True, check=False)
@@ -114,7 +114,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Call a line that must end with exit code 2 and a sentence; the sentence."""
+    """Run a command that must fail with exit code 2; its message."""
 
     def called(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["shapespace", *map(str, words)])
@@ -130,7 +130,7 @@ QUICK = ("--lm.max-steps", 5, "--lm.num-points", 256)
 
 
 def fill(disk: Path, left: int) -> Path:
-    """Write a file that leaves so many bytes of the disk."""
+    """Write a file that leaves this many bytes of the disk."""
     free = os.statvfs(disk)
     (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - left))
     return disk / "filler"
@@ -150,20 +150,20 @@ TRAINING = (
 )
 
 
-def test_a_full_disk_stops_a_training_and_keeps_its_checkpoint(
+def test_a_full_disk_stops_a_training_and_its_checkpoint_stays(
     small_disk: Path, store: Path, fails: Callable[..., str]
 ) -> None:
-    run(train.main, [str(store), *TRAINING, "--out", str(small_disk / "run")])
+    cli(train.main, [str(store), *TRAINING, "--out", str(small_disk / "run")])
     before = {name: (small_disk / "run" / name).read_bytes() for name in ("checkpoint.pt", "model.safetensors")}
     filler = fill(small_disk, 8192)
     assert re.search("the disk is full. Make room", fails("train", "--resume", small_disk / "run"))
     assert {name: (small_disk / "run" / name).read_bytes() for name in before} == before
     assert not list(small_disk.rglob("*.part"))
     filler.unlink()
-    run(train.main, ["--resume", str(small_disk / "run")])
+    cli(train.main, ["--resume", str(small_disk / "run")])
 
 
-def test_a_full_disk_stops_a_packing_and_the_same_line_goes_on(
+def test_a_full_disk_stops_preprocess_and_the_same_command_continues(
     small_disk: Path, people: Path, fails: Callable[..., str]
 ) -> None:
     line = ["preprocess", "synthetic", people, small_disk / "people.h5", "--points", 1000]
@@ -171,24 +171,24 @@ def test_a_full_disk_stops_a_packing_and_the_same_line_goes_on(
     assert re.search("the disk is full. Make room", fails(*line))
     assert not (small_disk / "people.h5").exists()
     filler.unlink()
-    run(preprocess.main, [str(word) for word in line[1:]])
+    cli(preprocess.main, [str(word) for word in line[1:]])
     assert len(ScanStore(small_disk / "people.h5")) == 9
 
 
-def test_a_store_that_broke_while_it_was_written_is_begun_anew(
+def test_a_damaged_partial_store_is_started_again(
     people: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """HDF5 changes its tables in place: a process that is killed in between leaves what cannot be gone on with."""
+    """HDF5 changes its tables in place: a process that is killed meanwhile leaves a file that cannot be continued."""
     part = tmp_path / "people.h5.part"
     with h5py.File(store) as file:
         offset = h5py.h5o.get_info(file["p001/poses/000001"].id).addr
     content = bytearray(store.read_bytes())
     content[offset : offset + 8] = bytes(8)  # the header of a scan
     part.write_bytes(content)
-    run(preprocess.main, ["synthetic", str(people), str(tmp_path / "people.h5"), "--points", "600"])
+    cli(preprocess.main, ["synthetic", str(people), str(tmp_path / "people.h5"), "--points", "600"])
     assert f"note: {part} was broken when its writing was cut off, and is begun anew" in capsys.readouterr().err
-    with ScanStore(tmp_path / "people.h5") as packed:
-        assert len(packed) == 9
+    with ScanStore(tmp_path / "people.h5") as opened:
+        assert len(opened) == 9
     assert not part.exists()
 
 
@@ -210,11 +210,11 @@ def test_a_full_disk_stops_a_fit(small_disk: Path, store: Path, learned: Path, f
     assert re.search("/f/.*: the disk is full. Make room", fails(*line))
     assert not list(small_disk.rglob("*.part"))
     filler.unlink()
-    run(fit.main, [str(word) for word in line[1:]])
+    cli(fit.main, [str(word) for word in line[1:]])
     assert len(json.loads((small_disk / "f" / "fits.json").read_text())) == 2
 
 
-def test_a_folder_that_is_barred_gets_a_sentence(
+def test_a_folder_without_permission_gets_a_message(
     small_disk: Path, store: Path, learned: Path, people: Path, fails: Callable[..., str]
 ) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -227,19 +227,19 @@ def test_a_folder_that_is_barred_gets_a_sentence(
         assert re.search(r"/disk/.*no permission to read or write it", fails(*line))
 
 
-def test_what_vanishes_is_named(
+def test_missing_files_are_named(
     people: Path, store: Path, learned: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     shutil.copytree(people, tmp_path / "people")
     gone = next((tmp_path / "people").rglob("*.ply"))
     gone.unlink()
     line = ["preprocess", "synthetic", tmp_path / "people", tmp_path / "people.h5", "--split"]
-    assert re.search("there is no file for it under", fails(*line, tmp_path / "people" / "splits" / "train.json"))
+    assert re.search("named by the split train, and no file under", fails(*line, tmp_path / "people" / "splits" / "train.json"))
     assert re.search(
-        "there is no store .*gone.h5. Make it", fails("train", "--out", tmp_path / "r", tmp_path / "gone.h5")
+        "gone.h5: no such store. Create it", fails("train", "--out", tmp_path / "r", tmp_path / "gone.h5")
     )
     moved = tmp_path / "moved.h5"
     shutil.copy(store, moved)
-    run(train.main, [str(moved), *TRAINING, "--out", str(tmp_path / "run")])
+    cli(train.main, [str(moved), *TRAINING, "--out", str(tmp_path / "run")])
     moved.unlink()
     assert re.search("there is no store .*moved.h5. Make it", fails("train", "--resume", tmp_path / "run"))

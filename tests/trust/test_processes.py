@@ -1,4 +1,4 @@
-"""Training by several processes: what one would compute, resumed by another number of them, and a death among them."""
+"""Training by several processes: equal to one process, resumed by another number of them, and a killed process."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ import tyro
 from torch.nn.parallel import DistributedDataParallel
 
 from shapespace.data.loader import Batch, StepDataset
-from shapespace.data.preprocess import preprocess
+from shapespace.data.preprocess import PreprocessOptions, preprocess
 from shapespace.data.store import ScanStore
 from shapespace.datasets.synthetic import Synthetic
 from shapespace.io.checkpoints import load_tensors
@@ -31,12 +31,19 @@ from shapespace.training.objective import Objective
 from shapespace.training.run import Run
 
 FORK = multiprocessing.get_context("fork")
-WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 1.0, "far": 1.0}
+WEIGHTS = {
+    "surface": 1.0,
+    "normal": 1.0,
+    "eikonal": 0.1,
+    "code_reg": 1e-3,
+    "tangent_plane": 1.0,
+    "unsigned_distance": 1.0,
+}
 
 
 @pytest.fixture
 def store(synthetic_root: Path, tmp_path: Path) -> Path:
-    return preprocess(Synthetic(), synthetic_root, tmp_path / "s.h5", points=500).path
+    return preprocess(Synthetic(), synthetic_root, tmp_path / "s.h5", PreprocessOptions(points=500)).path
 
 
 def _member(rank: int, world: int, place: Path, act: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -70,15 +77,15 @@ def _batch(store: Path, rank: int, world: int) -> Batch:
 
 
 def _gradients(rank: int, world: int, store: Path, kind: Any) -> dict[str, torch.Tensor]:
-    """Of a step on a global batch of four scans: by one process, or by those that share it out."""
-    sizes = igr.IGRConfig(
+    """Gradients of a step on a global batch of four scans, by one process or by several."""
+    config = igr.IGRConfig(
         code_dim=4, width=24, depth=3, skip=1, encoder=kind, code_init_std=1.0, encoder_points=60, encoder_width=16
     )
     torch.manual_seed(0)
     model = (
-        igr.build_igr(sizes, num_scans=4).double().eval()
-    )  # what is drawn at random differs with the number of processes
-    weights = WEIGHTS | ({"lesson": 1.0} if kind == "distilled" else {})
+        igr.build_igr(config, num_scans=4).double().eval()
+    )  # variational samples differ with the number of processes
+    weights = WEIGHTS | ({"distillation": 1.0} if kind == "distilled" else {})
     objective: torch.nn.Module = Objective(model, weights, "eager" if world == 1 else "chunked")
     parts = [_batch(store, part, 2) for part in (range(2) if world == 1 else [rank])]
     tensors = {field.name: getattr(parts[0], field.name) for field in fields(Batch)}
@@ -118,7 +125,7 @@ def _tiny(steps: int) -> TrainConfig[Any]:
 def _learn(rank: int, world: int, store: Path, folder: Path, steps: int, resume: bool) -> dict[str, torch.Tensor]:
     packed = ScanStore(store)
     names = packed.scan_names("train")
-    space = ShapeSpace.train(packed, names, Run(folder), _tiny(steps), rank=rank, world=world, resume=resume)
+    space = ShapeSpace.train(packed, names, Run(folder), _tiny(steps), rank=rank, world_size=world, resume=resume)
     return {name: parameter.detach() for name, parameter in space.model.named_parameters()}
 
 

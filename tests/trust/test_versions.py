@@ -93,5 +93,5 @@ def test_a_store_of_another_format(number: int, store: Path, tmp_path: Path) -> 
     shutil.copy(store, path)
     with h5py.File(path, "r+") as file:
         file.attrs["format"] = number
-    with pytest.raises(ValueError, match=rf"is a store of format {number}, and format 1 is needed\. Rebuild it: shape"):
+    with pytest.raises(ValueError, match=rf"store of format {number}; format 1 is required\. Rebuild it: shape"):
         ScanStore(path)

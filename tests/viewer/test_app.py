@@ -295,7 +295,7 @@ def test_a_file_that_is_no_scan_gets_a_sentence_and_the_page_goes_on(visit: Call
     page = visit()
     page.wait(lambda page: page.vertices() is not None)
     page.upload("<b>x.ply", b"")
-    page.wait_words(escape_text("<b>x.ply is empty (0 bytes). Copy or download it again."))
+    page.wait_words(escape_text("<b>x.ply: empty (0 bytes). Copy it again."))
     page.upload("words.txt", b"these are words")
     page.wait_words("words.txt is cut off inside its header or is not a PLY file.")
     page.wait(lambda page: not page.control("Fit a scan file")["props"]["disabled"])

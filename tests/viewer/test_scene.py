@@ -297,7 +297,7 @@ def test_what_is_no_person_and_what_is_too_large_are_refused(
 ) -> None:
     scan_files.write_scan(tmp_path / "far.ply", Scan("", scan.points), unit=0.001)
     data = (tmp_path / "far.ply").read_bytes()
-    with pytest.raises(ValueError, match=r"scan far\.ply is .* m large, .* Then say --unit mm"):
+    with pytest.raises(ValueError, match=r"scan far\.ply: size .* m, .* pass --unit mm"):
         SceneBuilder(collection).add_upload("far.ply", data, unit="m")
     monkeypatch.setattr("shapespace.viewer.scene.MAX_UPLOAD", 10_000)
     with pytest.raises(ValueError, match=r"far\.ply: \d\d,\d{3} bytes, the limit is 10,000"):
