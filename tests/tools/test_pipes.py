@@ -105,8 +105,8 @@ def test_standard_input_goes_to_a_folder_if_one_is_named(
     ("words", "given", "sentence"),
     [
         ((), b"", "standard input: empty"),
-        ((), b"ply\nformat binary_little_endian 1.0\n", "standard input is cut off inside its header"),
-        ((), b"what is this", "standard input is cut off inside its header or is not a PLY file"),
+        ((), b"ply\nformat binary_little_endian 1.0\n", "standard input: truncated inside the header"),
+        ((), b"what is this", "standard input: truncated inside the header, or not a PLY file"),
         (("--resolution", "0"), b"", "standard output takes one mesh, not 1 scans with --resolution 0"),
         (("scan.ply", "--out", "-"), b"", "standard output takes one mesh, not 2 scans"),
     ],
