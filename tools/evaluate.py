@@ -1,47 +1,51 @@
-"""Score a shape space on scans that it has never seen: fit, mesh, and compare with the true surfaces.
+"""Score a shape space on unseen scans: fit, mesh, and compare with the ground truth.
 
     shapespace evaluate runs/people data/people.h5 --splits unseen_poses unseen_people
-    shapespace evaluate runs/people data/people.h5 --splits unseen_people --metrics surface l1 normals fscore iou
-    shapespace evaluate runs/people data/people.h5 --method encode      (without optimisation)
-    shapespace evaluate runs/people data/people.h5 --shard 2/4          (its part; see docs/trust.md)
+    shapespace evaluate runs/people data/people.h5 --splits unseen_people --metrics surface_distance chamfer_l1 iou
+    shapespace evaluate runs/people data/people.h5 --method encode
+    shapespace evaluate runs/people data/people.h5 --shard 2/4
 
-Writes `scores.json` (rows and `summary`), `scores.csv` and `scores.md` beside the model, or under --out, with the
-meshes that were scored (colours and the vertex `quality` are the distance to the truth) and a picture of the best, the
-median and the worst. Protocol `surface` is the one to quote: exact point-to-triangle distances, in millimetres. The
-same line goes on from where it was killed.
+Writes `scores.json` (rows and summary), `scores.csv` and `scores.md` beside the model or to --out, the meshes (colors
+and the vertex `quality` are the distance to the ground truth), and `fits.png` with the best, the median and the worst
+scan. The metric to quote is `surface_distance`: exact point-to-triangle distances in millimeters. The same command
+continues an interrupted one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace.data.store import ScanStore
-from shapespace.evaluation.baselines import screened_poisson
 from shapespace.evaluation.metrics import get_metric
-from shapespace.evaluation.scores import ScoreReport, best_median_worst, make_score_report, mesh_file, score_meshes
+from shapespace.evaluation.scores import (
+    EvaluationMethod,
+    EvaluationOptions,
+    ScoreReport,
+    best_median_worst,
+    evaluate,
+    make_score_report,
+    mesh_file,
+    require_ground_truth,
+)
 from shapespace.fitting.fit import AdamOptions
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
-from shapespace.fitting.result import Fit, save_fits
+from shapespace.fitting.result import save_fits
 from shapespace.io import scan_files
 from shapespace.rendering import colors, renderer, sheet
-from shapespace.space import Components, Method, ShapeSpace
-from shapespace.tools._inputs import from_store
-from shapespace.tools._outputs import fit_provenance, model_provenance, timed
+from shapespace.space import Components, ShapeSpace
+from shapespace.tools._outputs import fit_provenance, model_folder, model_provenance
 from shapespace.tools._resume import Chunk, resumable
 from shapespace.training.run import describe_hardware
 
-Way = Literal["auto", "lm", "adam", "encode", "refine", "poisson"]
-
-LIMIT = 20.0  # mm: where the colours of errors end
-_OF_SPACES = ("model", "family", "training_seconds", "training_steps", "num_parameters", "parameter_bytes")
+ERROR_LIMIT = 20.0  # mm: end of the color scale of errors
+_ABOUT_MODEL = ("model", "family", "training_seconds", "training_steps", "num_parameters", "parameter_bytes")
 
 
 def main(
@@ -53,8 +57,8 @@ def main(
     refine: RefineOptions,
     splits: tuple[str, ...] = ("unseen_poses", "unseen_people"),
     limit: int | None = None,
-    metrics: tuple[str, ...] = ("surface", "normals", "fscore"),
-    method: Way = "auto",
+    metrics: tuple[str, ...] = ("surface_distance", "normal_consistency", "fscore"),
+    method: EvaluationMethod = "auto",
     resolution: int = 128,
     components: Components = "largest",
     out: Path | None = None,
@@ -64,148 +68,105 @@ def main(
     """Score a shape space.
 
     Args:
-        run: Folder of a run, or a model's .safetensors file.
-        store: The store with the scans and their true surfaces.
+        run: Folder of a run, model file (.safetensors), or name of a packaged model.
+        store: Store with the scans and their ground truth.
         lm: Settings of --method lm.
         adam: Settings of --method adam.
         refine: Settings of --method refine.
-        splits: Splits of the store to score, each by itself.
-        limit: Score only the first so many scans of each split.
-        protocols: What to measure: surface, l1, sq_sum, one_sided, srb, hausdorff, normals, fscore, parts, iou.
-        method: Fit by Levenberg-Marquardt (lm; auto is that where the family allows it, and otherwise Adam from the
-            encoder's code), fit as IGR does (adam), encode only, or fit and then refine; or screened Poisson of each
-            scan by itself (extra baselines), for which the space only lends its scale.
-        resolution: Cells of the mesh's grid along the model cube's edge.
-        components: Keep the largest component of each mesh, or all.
-        out: Folder for scores and meshes; beside the model by default.
-        seed: Of the points that are drawn.
-        shard: Which share of the scans this process scores, as 2/4: the second of four. Whichever of them is the last
-            to end writes the result.
+        splits: Splits of the store, each scored separately.
+        limit: Number of scans of each split; all by default.
+        metrics: Metrics: surface_distance, chamfer_l1, chamfer_l2, one_sided_chamfer, srb, hausdorff,
+            normal_consistency, fscore, part_distance, iou.
+        method: Levenberg-Marquardt (lm; auto uses it where the family allows, else Adam from the encoder's code), Adam
+            as in IGR (adam), encoder only (encode), fit and refinement (refine), or screened Poisson of each scan alone
+            (poisson; extra `baselines`).
+        resolution: Grid cells along an edge of the model cube.
+        components: Connected components of each mesh to keep.
+        out: Folder for scores and meshes; the folder of the model by default.
+        seed: Seed of sampled points.
+        shard: Share of the scans for this process, such as 2/4. The last process to finish writes the result.
 
     """
-    space, packed = ShapeSpace.load(run), ScanStore(store)
-    folder = out or (run if run.is_dir() else run.parent if run.is_file() else Path("evaluated"))
-    for protocol in metrics:
-        get_metric(protocol)  # a name that there is not is told at once
-    names = [(split, name) for split in splits for name in packed.scan_names(split)[:limit]]
-
-    work = _Work(space, packed, folder, method, lm, adam, refine, metrics, resolution, components, seed)
-    about = {
+    space, scans = ShapeSpace.load(run), ScanStore(store)
+    folder = out or model_folder(run, Path("evaluated"))
+    for metric in metrics:
+        get_metric(metric)  # an unknown name is an error before the work, not after
+    names = [(split, name) for split in splits for name in scans.scan_names(split)[:limit]]
+    options = EvaluationOptions(metrics, method, lm, adam, refine, resolution, components, seed)
+    work = _ScoreChunk(space, scans, folder, options)
+    identity = {
         "verb": "evaluate",
         "model": space.model.fingerprint(),
-        "scans": [(split, name, packed.provenance(name)["sha256"]) for split, name in names],
-        "options": (packed.metadata, metrics, method, lm, adam, refine, resolution, components, seed),
+        "scans": [(split, name, scans.provenance(name)["sha256"]) for split, name in names],
+        "options": (scans.metadata, options),
     }
-    with resumable(folder, about, names, work, space, shard) as whole:
-        if whole is None:
+    with resumable(folder, identity, names, work, space, shard) as results:
+        if results is None:
             return
-        settings = {**model_provenance(run, space), "store": packed.path.name}
+        settings = {**model_provenance(run, space), "store": scans.path.name}
         settings |= {"method": method, "resolution": resolution, "components": components, "seed": seed}
         settings |= {"machine": describe_hardware()}
-        settings |= dict.fromkeys(_OF_SPACES) if method == "poisson" else _of_fits(method, whole)
-        settings |= _seconds(method, whole)
-        if whole.fits:
-            save_fits(folder / "codes.safetensors", whole.fits, space.model)
-        told = make_score_report([row["scores"] for row in whole.metadata], metrics, settings)
-        told.write(folder)
-        _draw(told, packed, folder)
-    told.show()
+        settings |= dict.fromkeys(_ABOUT_MODEL) if method == "poisson" else _fit_settings(method, results)
+        settings |= {f"{step}_seconds": _mean_seconds(step, results) for step in ("refine", "mesh")}
+        if results.fits:
+            save_fits(folder / "codes.safetensors", results.fits, space.model)
+        report = make_score_report([row["scores"] for row in results.metadata], metrics, settings)
+        report.write(folder)
+        _write_picture(report, scans, folder)
+    report.show()
     print(f"scores in {folder / 'scores.json'}, meshes in {folder / 'meshes'}, pictures in {folder / 'fits.png'}")
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Fit, mesh and score some scans; the meshes are written. Of each scan its scores are told, and its seconds."""
+class _ScoreChunk:
+    """Score some scans and write their meshes; the record of a scan has its scores and seconds."""
 
     space: ShapeSpace
     store: ScanStore
     folder: Path
-    method: Way
-    lm: LMOptions
-    adam: AdamOptions
-    refine: RefineOptions
-    protocols: Sequence[str]
-    resolution: int
-    components: Components
-    seed: int
+    options: EvaluationOptions
 
     def __call__(self, names: Sequence[tuple[str, str]]) -> Chunk:
-        scans = [from_store(self.store, name) for _, name in names]
-        took: dict[str, list[float]] = {"encode": [], "refine": [], "mesh": []}
-        fits = list[Fit]()
-        meshes: Iterator[Trimesh | None]
-        if self.method == "poisson":
-            meshes = map(screened_poisson, scans)
-        else:
-            fits = self.space.encode_scans(scans, seed=self.seed)
-            took["encode"] += [fit.seconds for fit in fits]
-            if self.method != "encode":
-                way: Method = "lm" if self.method == "refine" else self.method
-                fits = self.space.fit_scans(scans, method=way, lm=self.lm, adam=self.adam, seed=self.seed)
-            refined = self.method == "refine"
-            each = repeat(self.space, len(fits))
-            spaces = self.space.refine(scans, fits, self.refine, seed=self.seed) if refined else each
-            own = zip(timed(spaces, took["refine"]), fits, strict=True)
-            meshes = (_mesh(its, fit, self.resolution, self.components) for its, fit in own)
-        found = self._written(zip(names, timed(meshes, took["mesh"]), strict=True))
-        rows = score_meshes(found, self.store, self.protocols, seed=self.seed)
-        told: list[dict[str, Any]] = [
-            {"scores": row} for row in tqdm(rows, total=len(names), desc="score", unit="scan")
-        ]
-        for word, seconds in took.items():
-            told = [{**row, word: its} for row, its in zip(told, seconds, strict=True)] if seconds else told
-        return Chunk(fits, told)
+        scored = []
+        for scan in tqdm(
+            evaluate(self.space, self.store, names, self.options), total=len(names), desc="score", unit="scan"
+        ):
+            if scan.mesh is not None:
+                self._write_mesh(scan.row["split"], scan.row["name"], scan.mesh)
+            scored.append(scan)
+        fits = [scan.fit for scan in scored if scan.fit is not None]
+        return Chunk(fits, [{"scores": scan.row, **scan.seconds} for scan in scored])
 
-    def _written(
-        self, found: Iterable[tuple[tuple[str, str], Trimesh | None]]
-    ) -> Iterator[tuple[str, str, Trimesh | None]]:
-        for (split, name), mesh in found:
-            if mesh is not None:
-                truth = self.store.ground_truth(name)
-                told = mesh if truth is None else colors.color_by_distance(mesh, truth, limit=LIMIT)
-                scan_files.write_mesh(mesh_file(self.folder, split, name), told)
-            yield split, name, mesh
+    def _write_mesh(self, split: str, name: str, mesh: Trimesh) -> None:
+        colored = colors.color_by_distance(mesh, require_ground_truth(self.store, name), limit=ERROR_LIMIT)
+        scan_files.write_mesh(mesh_file(self.folder, split, name), colored)
 
 
-def _of_fits(method: str, whole: Chunk) -> dict[str, Any]:
-    """What `of_fits` tells, with the seconds of a scan as means over all."""
-    first = whole.fits[0]
-    encoded = replace(first, seconds=mean(row["encode"] for row in whole.metadata))
-    return fit_provenance(method, [encoded], [replace(first, seconds=mean(fit.seconds for fit in whole.fits))])
+def _fit_settings(method: str, results: Chunk) -> dict[str, Any]:
+    """Provenance of the fits, with the mean seconds of all scans."""
+    first = results.fits[0]
+    encoded = replace(first, seconds=mean(row["encode"] for row in results.metadata))
+    return fit_provenance(method, [encoded], [replace(first, seconds=mean(fit.seconds for fit in results.fits))])
 
 
-def _seconds(method: str, whole: Chunk) -> dict[str, float | None]:
-    """Means per scan; the time in which a mesh came includes that in which its space was refined."""
-    refining = mean(row["refine"] for row in whole.metadata) if method == "refine" else 0.0
-    return {
-        "refine_seconds": round(refining, 3) if method == "refine" else None,
-        "mesh_seconds": round(mean(row["mesh"] for row in whole.metadata) - refining, 3),
-    }
+def _mean_seconds(step: str, results: Chunk) -> float | None:
+    seconds = [row[step] for row in results.metadata if step in row]
+    return round(mean(seconds), 3) if seconds else None
 
 
-def _draw(report: ScoreReport, store: ScanStore, folder: Path) -> None:
-    """Picture the best, the median and the worst scan of each split: scan, fit, distance to the truth, truth."""
-    pictures = []
+def _write_picture(report: ScoreReport, store: ScanStore, folder: Path) -> None:
+    """Picture of the best, the median and the worst scan of each split: scan, fit, error in color, ground truth."""
+    rows = []
     for split in report.summary:
-        for word, row in best_median_worst(report.rows, split).items():
+        for rank, row in best_median_worst(report.rows, split).items():
             name = row["name"]
-            found = scan_files.read_mesh(mesh_file(folder, split, name))
-            truth = store.ground_truth(name)
-            assert truth is not None  # evaluate refuses scans without one
-            scan = renderer.scan_to_mesh(from_store(store, name))
-            painted = colors.color_by_quality(found, limit=LIMIT)
-            pictures.append((f"{split}, {word}: {name}", [scan, found, painted, truth]))
-    if pictures:
-        titles = ("scan", "fit", "distance of the fit to the truth", "truth")
-        sheet.contact_sheet(pictures, folder / "fits.png", titles=titles, limit=LIMIT)
-
-
-def _mesh(space: ShapeSpace, fit: Fit, resolution: int, components: Components) -> Trimesh | None:
-    """The surface, or nothing where the field has none: that is a result too, and it is counted."""
-    try:
-        return space.mesh(fit, resolution=resolution, components=components)
-    except ValueError:
-        return None
+            predicted = scan_files.read_mesh(mesh_file(folder, split, name))
+            scan = renderer.scan_to_mesh(store.scan(name))
+            colored = colors.color_by_quality(predicted, limit=ERROR_LIMIT)
+            rows.append((f"{split}, {rank}: {name}", [scan, predicted, colored, require_ground_truth(store, name)]))
+    if rows:
+        titles = ("scan", "fit", "distance to the ground truth", "ground truth")
+        sheet.contact_sheet(rows, folder / "fits.png", titles=titles, limit=ERROR_LIMIT)
 
 
 if __name__ == "__main__":

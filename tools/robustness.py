@@ -1,29 +1,29 @@
-"""How a space bears scans that are not as they should be.
+"""Measure the accuracy of a shape space on corrupted scans.
 
-    shapespace robustness humans data/people.h5 --split unseen_people                       (one thing at a time)
+    shapespace robustness humans data/people.h5 --split unseen_people
     shapespace robustness runs/people data/people.h5 --limit 4 --cases complete single_view rotated
-    shapespace robustness humans data/people.h5 --non-people                                    (what is no person)
-    shapespace robustness humans data/people.h5 --random-cases 200                                 (several things at once)
+    shapespace robustness humans data/people.h5 --non-people
+    shapespace robustness humans data/people.h5 --random-cases 200
 
-Scans of the store are spoilt (noise, outliers, few points, no normals, turned, in another unit, among furniture, or
-seen anew by one camera), fitted, and scored against the whole true surface by protocol `surface`. Writes `robust.json`,
-`robust.md` and a picture of the first scan.
+Scans of the store are corrupted, one corruption at a time (noise, outliers, few points, rotation, another unit,
+furniture, one camera), fitted, and scored against the complete ground truth with `surface_distance`. `--non-people`
+fits objects instead, `--random-cases` combines corruptions. Writes `robustness.json`, `robustness.md` and a picture of
+the first scan in all cases.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import tyro
-from tqdm import tqdm
 
 from shapespace.data.store import ScanStore
+from shapespace.evaluation import robustness
 from shapespace.evaluation.corruptions import CORRUPTIONS
-from shapespace.evaluation.robustness import _cases, _page, _page_of_drawn, _page_of_things, _things, _tried
+from shapespace.evaluation.robustness import RobustnessOptions, Table
+from shapespace.evaluation.scores import markdown_table, write_results
 from shapespace.fitting.levenberg_marquardt import LMOptions
-from shapespace.io.atomic import replacing
+from shapespace.rendering import sheet
 from shapespace.space import ShapeSpace
 
 
@@ -38,63 +38,48 @@ def main(
     non_people: bool = False,
     random_cases: int = 0,
     resolution: int = 96,
-    out: Path = Path("robust"),
+    out: Path = Path("robustness"),
     seed: int = 0,
 ) -> None:
-    """Spoil, fit and score.
+    """Corrupt, fit and score.
 
     Args:
-        run: Folder of a run, a model's .safetensors file, or the name of a space that comes with the package.
-        store: A store with true surfaces.
-        lm: Settings of the fits; the pose is each case's own, and that of all drawn ones.
-        split: Scans of the store to take.
-        limit: Only the first so many.
-        cases: Which ways to spoil them; all by default, and none if only --non-people or --random-cases are asked for.
-        things: Fit what is no person, too.
-        drawn: So many cases, of a scan and of ways to spoil it at once, are drawn, written to a file, and fitted as
-            `shapespace fit` does it.
-        resolution: Cells of the mesh's grid along the model cube's edge.
+        run: Folder of a run, model file (.safetensors), or name of a packaged model.
+        store: Store with ground truth.
+        lm: Settings of the fits. Each case sets its own alignment; random cases use this one.
+        split: Split of the store.
+        limit: Number of scans; all by default.
+        cases: Corruptions; all by default, none with --non-people or --random-cases.
+        non_people: Also fit objects that are not people.
+        random_cases: Number of random combinations of corruptions, written to a file and fitted as by `shapespace fit`.
+        resolution: Grid cells along an edge of the model cube.
         out: Folder for the tables and the picture.
-        seed: Of what is drawn.
+        seed: Seed of everything random.
 
     """
-    if unknown := [name for name in cases if name not in CORRUPTIONS]:
-        raise ValueError(f"no case {unknown[0]!r}: there are {', '.join(CORRUPTIONS)}.")
-    space, packed = ShapeSpace.load(run), ScanStore(store)
-    names = packed.scan_names(split)[:limit]
+    robustness.check_cases(cases)
+    space, scans = ShapeSpace.load(run), ScanStore(store)
+    names = scans.scan_names(split)[:limit]
     chosen = list(cases or (() if non_people or random_cases else CORRUPTIONS))
-    pages: list[str] = []
-    left: dict[str, Any] = {"settings": {"lm": asdict(lm), "store": packed.path.name, "seed": seed}}
+    options = RobustnessOptions(lm, resolution, seed)
+    results: dict[str, Any] = {"settings": {"lm": asdict(lm), "store": scans.path.name, "seed": seed}}
+    tables: list[Table] = []
     if chosen:
-        left["rows"] = _cases(space, packed, names, chosen, lm, resolution, seed, out)
-        pages.append(_page(left["rows"], chosen, len(names)))
+        corrupted = robustness.run_corruptions(space, scans, names, chosen, options)
+        rows = [("scan", corrupted.scans), ("fit", corrupted.predictions)]
+        sheet.contact_sheet(rows, out / "robustness.png", titles=chosen)
+        results["rows"] = corrupted.rows
+        tables.append(robustness.corruption_table(corrupted.rows))
     if non_people:
-        left["things"] = _things(space, packed, names, lm, resolution, seed)
-        pages.append(_page_of_things(left["things"]))
+        results["non_people"] = robustness.run_non_people(space, scans, names, options)
+        tables.append(robustness.non_people_table(results["non_people"]))
     if random_cases:
-        with TemporaryDirectory() as folder:
-            left["drawn"] = [
-                _tried(space, packed, names, lm, resolution, [seed, index], Path(folder))
-                for index in tqdm(range(random_cases), desc="drawn", unit="case")
-            ]
-        pages.append(_page_of_drawn(left["drawn"]))
-    page = "\n".join(pages)
-    with replacing(out / "robust.json") as part:
-        part.write_text(json.dumps(left, indent=1))
-    with replacing(out / "robust.md") as part:
-        part.write_text(page)
-    print(page)
-    print(f"tables in {out / 'robust.md'}, rows in {out / 'robust.json'}", end="")
-    print(f", picture in {out / 'robust.png'}" if chosen else "")
-
-
-# ---------------------------------------------------------------------------------------------- one thing at a time
-
-
-# ------------------------------------------------------------------------------------------------- what is no person
-
-
-# --------------------------------------------------------------------------------------------- several things at once
+        results["random_cases"] = robustness.run_random_cases(space, scans, names, random_cases, options)
+        tables.append(robustness.random_case_table(results["random_cases"]))
+    page = "\n".join(f"{markdown_table(table.lines, 1)}\n\n{table.note}\n" for table in tables)
+    write_results(out, "robustness", results, page)
+    picture = f", picture in {out / 'robustness.png'}" if chosen else ""
+    print(f"{page}\ntables in {out / 'robustness.md'}, rows in {out / 'robustness.json'}{picture}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Scans as they should not be: ways to spoil one, things that are no people, and cases drawn at random.
+"""Corruptions of scans, scans of objects that are not people, and random combinations of corruptions.
 
-All of it is repeatable: what is drawn is drawn by a generator, and furniture is made of boxes.
+Everything is repeatable: random choices come from a generator that is passed in, and furniture is made of boxes.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ from shapespace.synthetic.scanner import VirtualScanner
 
 COMPLETE = "complete"
 
-_ASIDE = 0.15  # metres between a person and the furniture
-_POINTS_OF_A_THING = 20_000
+_FURNITURE_DISTANCE = 0.15  # meters between a person and the furniture
+_OBJECT_POINTS = 20_000
 _CAMERA = VirtualScanner(azimuths=1, elevations=(0.0,))
 
 Corrupt = Callable[[Scan, Trimesh, np.random.Generator], tuple[Scan, Trimesh]]
@@ -31,250 +31,269 @@ Corrupt = Callable[[Scan, Trimesh, np.random.Generator], tuple[Scan, Trimesh]]
 
 @dataclass(frozen=True)
 class Corruption:
-    """A way to spoil a scan (and to move its truth along), and what is told of it when it is fitted."""
+    """A way to corrupt a scan (and to move its ground truth along), and how the result is fitted."""
 
     description: str
     apply: Corrupt
     alignment: Alignment = "local"
     encode: bool = False
-    """By the encoder alone."""
+    """Encode only, without a fit."""
     clutter: Clutter = "remove"
-    band: bool = False
-    """Whether it is asked how much of the truth the uncertainty covers."""
+    calibration: bool = False
+    """Also measure how much of the ground truth is within the uncertainty."""
 
 
 @dataclass(frozen=True)
 class CorruptedScan:
-    """A scan that was spoilt in several ways at once, in the unit of its file, and its true surface in metres."""
+    """A scan with several corruptions, in the unit of its file, and its ground truth in meters."""
 
-    how: tuple[str, ...]
+    corruptions: tuple[str, ...]
     scan: Scan
     unit: float
     ground_truth: Trimesh
 
 
-def _bare(scan: Scan) -> Scan:
+# ---------------------------------------------------------------------------------------------------- points and frames
+
+
+def points_alone(scan: Scan) -> Scan:
+    """Remove normals, sensors and faces."""
     return replace(scan, normals=None, sensors=None, unoriented_normals=None, faces=None)
 
 
-def _noisy(scan: Scan, rng: np.random.Generator, size: float = 0.005) -> Scan:
-    moved = scan.points + rng.normal(scale=size, size=scan.points.shape)
-    return replace(_bare(scan), points=moved.astype(np.float32))
+def add_noise(scan: Scan, rng: np.random.Generator, std: float = 0.005) -> Scan:
+    """Gaussian noise of `std` meters along each axis, on the points alone."""
+    noisy = scan.points + rng.normal(scale=std, size=scan.points.shape)
+    return replace(points_alone(scan), points=noisy.astype(np.float32))
 
 
-def _with_outliers(scan: Scan, rng: np.random.Generator, share: float = 0.3) -> Scan:
-    """A share of the points lies anywhere in a box half as large again as the scan."""
+def add_outliers(scan: Scan, rng: np.random.Generator, share: float = 0.3) -> Scan:
+    """Replace a share of the points by uniform ones in a box that is 1.5 times as large as the scan."""
     low, high = scan.points.min(axis=0), scan.points.max(axis=0)
     margin = 0.25 * (high - low)
     points = scan.points.copy()
-    wrong = rng.random(len(points)) < share
-    points[wrong] = rng.uniform(low - margin, high + margin, (int(wrong.sum()), 3))
-    return replace(_bare(scan), points=points)
+    replaced = rng.random(len(points)) < share
+    points[replaced] = rng.uniform(low - margin, high + margin, (int(replaced.sum()), 3))
+    return replace(points_alone(scan), points=points)
 
 
-def _one_view(scan: Scan, truth: Trimesh, rng: np.random.Generator) -> Scan:
-    return _seen(truth, [], rng, scan.name, _CAMERA)
-
-
-def _turned(scan: Scan, truth: Trimesh, rotation: Rotation) -> tuple[Scan, Trimesh]:
-    frame = Frame(torch.zeros(3), torch.tensor(1.0), torch.from_numpy(rotation.as_matrix()).float())
-    vertices = frame.to_model(torch.from_numpy(np.asarray(truth.vertices)).float()).numpy()
-    return scan.to_model(frame), Trimesh(vertices, truth.faces, process=False)
-
-
-def _in_a_unit(scan: Scan, rng: np.random.Generator) -> Scan:
-    """In a unit that nobody tells, and back by the one that is guessed."""
+def guess_random_unit(scan: Scan, rng: np.random.Generator) -> Scan:
+    """Convert to a random unit, and back by the unit that is guessed."""
     unit = float(rng.choice(list(UNITS.values())))
-    there = scan.to_model(Frame(torch.zeros(3), torch.tensor(unit)))
-    guessed = UNITS[guess_unit([there]).name]
-    return there.to_world(Frame(torch.zeros(3), torch.tensor(guessed)))
+    converted = scan.to_model(Frame(torch.zeros(3), torch.tensor(unit)))
+    guessed = UNITS[guess_unit([converted]).name]
+    return converted.to_world(Frame(torch.zeros(3), torch.tensor(guessed)))
 
 
-def _thing(mesh: Trimesh, name: str) -> Scan:
-    whole = Scan(name, np.asarray(mesh.vertices, dtype=np.float32), faces=np.asarray(mesh.faces, dtype=np.int32))
-    return whole.sample(_POINTS_OF_A_THING, np.random.default_rng(0))
+def rotate(scan: Scan, ground_truth: Trimesh, rotation: Rotation) -> tuple[Scan, Trimesh]:
+    """Rotate a scan and its ground truth about the origin."""
+    frame = Frame(torch.zeros(3), torch.tensor(1.0), torch.from_numpy(rotation.as_matrix()).float())
+    vertices = frame.to_model(torch.from_numpy(np.asarray(ground_truth.vertices)).float()).numpy()
+    return scan.to_model(frame), Trimesh(vertices, ground_truth.faces, process=False)
+
+
+def upside_down(scan: Scan) -> Scan:
+    """Rotate by 180 degrees about the z axis."""
+    rotation = torch.from_numpy(Rotation.from_rotvec([0, 0, np.pi]).as_matrix()).float()
+    return replace(scan.to_model(Frame(torch.zeros(3), torch.tensor(1.0), rotation)), name="a person upside down")
+
+
+# ---------------------------------------------------------------------------------------------- objects and furniture
 
 
 def non_people() -> list[Scan]:
-    """Scans of what is no person, about as large as one."""
-    upright = _turn(np.pi / 2, (1, 0, 0))
-    made = {
+    """Scans of objects of about the size of a person."""
+    upright = _transform(np.pi / 2, (1, 0, 0))
+    objects = {
         "ball": creation.icosphere(4, 0.6),
         "box": creation.box((0.6, 1.7, 0.4)),
         "cylinder": creation.cylinder(0.2, 1.7).apply_transform(upright),
         "torus": creation.torus(0.6, 0.15),
-        "chair": _chair(),
-        "table": _table(),
+        "chair": chair(),
+        "table": table(),
     }
-    return [_thing(mesh, name) for name, mesh in made.items()]
+    return [_scan_object(mesh, name) for name, mesh in objects.items()]
 
 
-def upside_down(scan: Scan) -> Scan:
-    """Turned by half a circle about the axis ahead."""
-    about = torch.from_numpy(Rotation.from_rotvec([0, 0, np.pi]).as_matrix()).float()
-    return replace(scan.to_model(Frame(torch.zeros(3), torch.tensor(1.0), about)), name="a person upside down")
-
-
-def _turn(angle: float, axis: tuple[int, int, int]) -> Float[np.ndarray, "4 4"]:
-    turn = np.eye(4)
-    turn[:3, :3] = Rotation.from_rotvec(angle * np.array(axis)).as_matrix()
-    return turn
-
-
-def _together(parts: Sequence[Trimesh]) -> Trimesh:
-    """One mesh of several."""
-    before = np.cumsum([0, *(len(part.vertices) for part in parts)])
-    faces = [part.faces + start for part, start in zip(parts, before[:-1], strict=True)]
-    return Trimesh(np.concatenate([part.vertices for part in parts]), np.concatenate(faces), process=False)
-
-
-def _box(extents: tuple[float, float, float], centre: tuple[float, float, float]) -> Trimesh:
-    return creation.box(extents).apply_translation(centre)
-
-
-def _chair() -> Trimesh:
-    """Its seat at 0.45 m, its feet on y = 0."""
+def chair() -> Trimesh:
+    """A chair with its seat at 0.45 m and its feet on y = 0."""
     legs = [_box((0.04, 0.45, 0.04), (x, 0.225, z)) for x in (-0.2, 0.2) for z in (-0.2, 0.2)]
-    return _together([_box((0.45, 0.04, 0.45), (0.0, 0.45, 0.0)), _box((0.45, 0.5, 0.04), (0.0, 0.7, -0.21)), *legs])
+    return _join([_box((0.45, 0.04, 0.45), (0.0, 0.45, 0.0)), _box((0.45, 0.5, 0.04), (0.0, 0.7, -0.21)), *legs])
 
 
-def _table() -> Trimesh:
+def table() -> Trimesh:
+    """A table of 1.2 x 0.7 m, 0.75 m high, with its feet on y = 0."""
     legs = [_box((0.05, 0.73, 0.05), (x, 0.365, z)) for x in (-0.55, 0.55) for z in (-0.3, 0.3)]
-    return _together([_box((1.2, 0.04, 0.7), (0.0, 0.73, 0.0)), *legs])
+    return _join([_box((1.2, 0.04, 0.7), (0.0, 0.73, 0.0)), *legs])
 
 
-def _floor(truth: Trimesh) -> Trimesh:
-    """Two metres square under the feet."""
-    middle, low = truth.bounds.mean(axis=0), truth.bounds[0, 1]
-    return _box((2.0, 0.02, 2.0), (middle[0], low - 0.01, middle[2]))
+def floor(ground_truth: Trimesh) -> Trimesh:
+    """A floor of 2 x 2 m under the feet."""
+    center, low = ground_truth.bounds.mean(axis=0), ground_truth.bounds[0, 1]
+    return _box((2.0, 0.02, 2.0), (center[0], low - 0.01, center[2]))
 
 
-def _aside(thing: Trimesh, truth: Trimesh, rng: np.random.Generator) -> Trimesh:
-    """On the person's floor, turned anyhow, in any direction as near as it may be."""
+def place_beside(mesh: Trimesh, ground_truth: Trimesh, rng: np.random.Generator) -> Trimesh:
+    """Furniture on the floor of a person, rotated at random, at 15 cm in a random direction."""
     angle, turn = rng.uniform(-np.pi, np.pi, 2)
-    ahead = np.array([np.sin(angle), 0, np.cos(angle)])
-    middle = truth.bounds.mean(axis=0)
-    placed = thing.copy().apply_transform(_turn(turn, (0, 1, 0)))
-    placed.apply_translation((middle[0], truth.bounds[0, 1], middle[2]))
-    outline = _thing(placed, "").points.astype(np.float64)
-    body = np.asarray(truth.vertices, dtype=np.float64)
-    away = next(
+    direction = np.array([np.sin(angle), 0, np.cos(angle)])
+    center = ground_truth.bounds.mean(axis=0)
+    placed = mesh.copy().apply_transform(_transform(turn, (0, 1, 0)))
+    placed.apply_translation((center[0], ground_truth.bounds[0, 1], center[2]))
+    surface = _scan_object(placed, "").points.astype(np.float64)
+    body = np.asarray(ground_truth.vertices, dtype=np.float64)
+    distance = next(
         step
         for step in np.arange(0, 5, 0.02)
-        if proximity.nearest_point(outline + step * ahead, body)[0].min() > _ASIDE
+        if proximity.nearest_point(surface + step * direction, body)[0].min() > _FURNITURE_DISTANCE
     )
-    return placed.apply_translation(away * ahead)
+    return placed.apply_translation(distance * direction)
 
 
-def _with_points_of(scan: Scan, truth: Trimesh, other: Trimesh, rng: np.random.Generator) -> Scan:
-    """The scan, with points of something else, as dense as its own, and with normals if it has some."""
-    whole = Scan("", np.asarray(other.vertices, dtype=np.float32), faces=np.asarray(other.faces, dtype=np.int32))
-    more = whole.sample(int(len(scan) * other.area / truth.area), rng)
-    both = None
-    if scan.normals is not None and more.normals is not None:
-        both = np.concatenate([scan.normals, more.normals])
-    return Scan(scan.name, np.concatenate([scan.points, more.points]), both)
+def add_points(scan: Scan, ground_truth: Trimesh, other: Trimesh, rng: np.random.Generator) -> Scan:
+    """Add points of another mesh with the density of the scan, and with normals if the scan has normals."""
+    surface = Scan.from_mesh(other, dtype=np.float32)
+    added = surface.sample(int(len(scan) * other.area / ground_truth.area), rng)
+    normals = None
+    if scan.normals is not None and added.normals is not None:
+        normals = np.concatenate([scan.normals, added.normals])
+    return Scan(scan.name, np.concatenate([scan.points, added.points]), normals)
 
 
-def _seen(
-    truth: Trimesh, others: Sequence[Trimesh], rng: np.random.Generator, name: str, scanner: VirtualScanner
+def _scan_with_cameras(
+    ground_truth: Trimesh, others: Sequence[Trimesh], rng: np.random.Generator, name: str, scanner: VirtualScanner
 ) -> Scan:
-    """A person among other things, seen by cameras, as a mesh."""
-    scene = _together([truth, *others])
+    """Virtual scan, as a mesh, of a person and other meshes."""
+    scene = _join([ground_truth, *others])
     return scanner.scan(np.asarray(scene.vertices), np.asarray(scene.faces), rng, name)
 
 
-def _furnished(scan: Scan, truth: Trimesh, rng: np.random.Generator, scanner: VirtualScanner) -> Scan:
-    others = [_floor(truth), _aside(_chair(), truth, rng), _aside(_table(), truth, rng)]
-    return _seen(truth, others, rng, scan.name, scanner)
+def _single_view(scan: Scan, ground_truth: Trimesh, rng: np.random.Generator) -> Scan:
+    return _scan_with_cameras(ground_truth, [], rng, scan.name, _CAMERA)
+
+
+def _cluttered(scan: Scan, ground_truth: Trimesh, rng: np.random.Generator, scanner: VirtualScanner) -> Scan:
+    others = [
+        floor(ground_truth),
+        place_beside(chair(), ground_truth, rng),
+        place_beside(table(), ground_truth, rng),
+    ]
+    return _scan_with_cameras(ground_truth, others, rng, scan.name, scanner)
+
+
+def _scan_object(mesh: Trimesh, name: str) -> Scan:
+    return Scan.from_mesh(mesh, name, dtype=np.float32).sample(_OBJECT_POINTS, np.random.default_rng(0))
+
+
+def _transform(angle: float, axis: tuple[int, int, int]) -> Float[np.ndarray, "4 4"]:
+    transform = np.eye(4)
+    transform[:3, :3] = Rotation.from_rotvec(angle * np.array(axis)).as_matrix()
+    return transform
+
+
+def _join(meshes: Sequence[Trimesh]) -> Trimesh:
+    starts = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes)])
+    faces = [mesh.faces + start for mesh, start in zip(meshes, starts[:-1], strict=True)]
+    return Trimesh(np.concatenate([mesh.vertices for mesh in meshes]), np.concatenate(faces), process=False)
+
+
+def _box(extents: tuple[float, float, float], center: tuple[float, float, float]) -> Trimesh:
+    return creation.box(extents).apply_translation(center)
+
+
+# --------------------------------------------------------------------------------------------------------------- cases
 
 
 CORRUPTIONS = {
-    COMPLETE: Corruption("as the store has it", lambda scan, truth, rng: (scan, truth), band=True),
-    "encoded": Corruption("the same, by the encoder alone", lambda scan, truth, rng: (scan, truth), encode=True),
-    "points": Corruption("points alone, without normals and sensors", lambda scan, truth, rng: (_bare(scan), truth)),
-    "sparse": Corruption("500 points, alone", lambda scan, truth, rng: (_bare(scan).sample(500, rng), truth)),
+    COMPLETE: Corruption("the scan of the store", lambda scan, truth, rng: (scan, truth), calibration=True),
+    "encoded": Corruption("the scan of the store, encoder alone", lambda scan, truth, rng: (scan, truth), encode=True),
+    "points": Corruption(
+        "points alone, without normals and sensors", lambda scan, truth, rng: (points_alone(scan), truth)
+    ),
+    "sparse": Corruption("500 points alone", lambda scan, truth, rng: (points_alone(scan).sample(500, rng), truth)),
     "noise": Corruption(
-        "points alone, 5 mm of noise along each axis", lambda scan, truth, rng: (_noisy(scan, rng), truth)
+        "points alone with 5 mm of noise along each axis", lambda scan, truth, rng: (add_noise(scan, rng), truth)
     ),
     "outliers": Corruption(
-        "points alone, 30 % of them anywhere in a box about the scan",
-        lambda scan, truth, rng: (_with_outliers(scan, rng), truth),
+        "points alone, 30 % of them outliers in a box around the scan",
+        lambda scan, truth, rng: (add_outliers(scan, rng), truth),
     ),
     "single_view": Corruption(
-        "seen by one depth camera", lambda scan, truth, rng: (_one_view(scan, truth, rng), truth), band=True
+        "one depth camera", lambda scan, truth, rng: (_single_view(scan, truth, rng), truth), calibration=True
     ),
-    "one_view_encoded": Corruption(
-        "the same, by the encoder alone",
-        lambda scan, truth, rng: (_one_view(scan, truth, rng), truth),
+    "single_view_encoded": Corruption(
+        "one depth camera, encoder alone",
+        lambda scan, truth, rng: (_single_view(scan, truth, rng), truth),
         encode=True,
     ),
     "heading": Corruption(
-        "facing anywhere",
-        lambda scan, truth, rng: _turned(scan, truth, Rotation.from_rotvec([0, rng.uniform(-np.pi, np.pi), 0])),
+        "random heading",
+        lambda scan, truth, rng: rotate(scan, truth, Rotation.from_rotvec([0, rng.uniform(-np.pi, np.pi), 0])),
         "yaw",
     ),
     "rotated": Corruption(
-        "turned about all axes",
-        lambda scan, truth, rng: _turned(scan, truth, Rotation.random(random_state=rng)),
+        "random rotation",
+        lambda scan, truth, rng: rotate(scan, truth, Rotation.random(random_state=rng)),
         "full",
     ),
     "floor": Corruption(
-        "on a floor of two metres",
-        lambda scan, truth, rng: (_with_points_of(scan, truth, _floor(truth), rng), truth),
+        "on a floor of 2 m",
+        lambda scan, truth, rng: (add_points(scan, truth, floor(truth), rng), truth),
     ),
     "floor_kept": Corruption(
-        "the same, the floor left in (`--clutter keep`)",
-        lambda scan, truth, rng: (_with_points_of(scan, truth, _floor(truth), rng), truth),
+        "on a floor of 2 m, with `--clutter keep`",
+        lambda scan, truth, rng: (add_points(scan, truth, floor(truth), rng), truth),
         clutter="keep",
     ),
     "cluttered": Corruption(
-        "on a floor, 15 cm from a chair and from a table, all seen by 16 cameras, as a mesh",
-        lambda scan, truth, rng: (_furnished(scan, truth, rng, VirtualScanner()), truth),
+        "on a floor, 15 cm from a chair and a table, seen by 16 cameras, as a mesh",
+        lambda scan, truth, rng: (_cluttered(scan, truth, rng, VirtualScanner()), truth),
     ),
-    "furnished_view": Corruption(
-        "the same, seen by one of them",
-        lambda scan, truth, rng: (_furnished(scan, truth, rng, _CAMERA), truth),
+    "cluttered_single_view": Corruption(
+        "on a floor, 15 cm from a chair and a table, one depth camera",
+        lambda scan, truth, rng: (_cluttered(scan, truth, rng, _CAMERA), truth),
     ),
-    "unit": Corruption("in mm, cm, m or inches, untold", lambda scan, truth, rng: (_in_a_unit(scan, rng), truth)),
+    "unit": Corruption(
+        "in mm, cm, m or inches, unit guessed", lambda scan, truth, rng: (guess_random_unit(scan, rng), truth)
+    ),
 }
 
 
-def random_corruption(scan: Scan, truth: Trimesh, rng: np.random.Generator) -> CorruptedScan:
-    """Spoil a scan in several ways at once: each way comes with a chance of its own."""
+def random_corruption(scan: Scan, ground_truth: Trimesh, rng: np.random.Generator) -> CorruptedScan:
+    """Combine corruptions at random, each with its own probability."""
     others: list[Trimesh] = []
-    how: list[str] = []
+    applied: list[str] = []
 
-    def happens(what: str, chance: float) -> bool:
-        if rng.random() >= chance:
+    def apply(name: str, probability: float) -> bool:
+        if rng.random() >= probability:
             return False
-        how.append(what)
+        applied.append(name)
         return True
 
-    if happens("floor", 0.4):
-        others.append(_floor(truth))
-    if happens("chair", 0.25):
-        others.append(_aside(_chair(), truth, rng))
-    if happens("one view", 0.4):
-        scan = _seen(truth, others, rng, scan.name, _CAMERA)
+    if apply("floor", 0.4):
+        others.append(floor(ground_truth))
+    if apply("chair", 0.25):
+        others.append(place_beside(chair(), ground_truth, rng))
+    if apply("single view", 0.4):
+        scan = _scan_with_cameras(ground_truth, others, rng, scan.name, _CAMERA)
     elif others:
-        scan = _with_points_of(scan, truth, _together(others), rng)
-    if happens("rotated", 0.15):
-        scan, truth = _turned(scan, truth, Rotation.random(random_state=rng))
-    if happens("points alone", 0.5):
-        scan = _bare(scan)
-    if happens("few points", 0.2):
+        scan = add_points(scan, ground_truth, _join(others), rng)
+    if apply("rotation", 0.15):
+        scan, ground_truth = rotate(scan, ground_truth, Rotation.random(random_state=rng))
+    if apply("points alone", 0.5):
+        scan = points_alone(scan)
+    if apply("few points", 0.2):
         scan = scan.sample(int(rng.integers(150, 3000)), rng)
-    if happens("noise", 0.3):
-        scan = _noisy(scan, rng, float(rng.uniform(0.001, 0.01)))
-    if happens("outliers", 0.2):
-        scan = _with_outliers(scan, rng, float(rng.uniform(0.02, 0.3)))
-    if happens("duplicates", 0.2):
-        twice = np.concatenate([np.arange(len(scan)), rng.integers(len(scan), size=len(scan) // 2)])
-        scan = scan.select(twice) if scan.faces is None else scan
-    if happens("NaN", 0.15):
+    if apply("noise", 0.3):
+        scan = add_noise(scan, rng, float(rng.uniform(0.001, 0.01)))
+    if apply("outliers", 0.2):
+        scan = add_outliers(scan, rng, float(rng.uniform(0.02, 0.3)))
+    if apply("duplicates", 0.2):
+        repeated = np.concatenate([np.arange(len(scan)), rng.integers(len(scan), size=len(scan) // 2)])
+        scan = scan.select(repeated) if scan.faces is None else scan
+    if apply("NaN", 0.15):
         points = scan.points.copy()
         points[rng.random(len(points)) < 0.02] = np.nan
         scan = replace(scan, points=points)
-    unit = float(rng.choice(list(UNITS.values()))) if happens("unit", 0.5) else 1.0
-    return CorruptedScan(tuple(how), scan, unit, truth)
+    unit = float(rng.choice(list(UNITS.values()))) if apply("unit", 0.5) else 1.0
+    return CorruptedScan(tuple(applied), scan, unit, ground_truth)

@@ -22,7 +22,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 from trimesh import Trimesh
 
-from shapespace.geometry.proximity import closest_point, contains, mutual_nearest, nearest_point
+from shapespace.geometry.proximity import (
+    closest_point,
+    contains,
+    face_normals_and_areas,
+    mutual_nearest,
+    nearest_point,
+)
 from shapespace.geometry.scan import Scan
 from shapespace.io.errors import did_you_mean
 from shapespace.synthetic.body import Body
@@ -387,8 +393,7 @@ def _sample(mesh: Trimesh, count: int, rng: np.random.Generator, kind: str) -> S
         raise ValueError(
             f"the {kind} mesh has 0 faces, so it cannot be sampled. Use `score`, which counts it as failed."
         )
-    points = np.asarray(mesh.vertices, dtype=np.float64)
-    return Scan(f"({kind} mesh)", points, faces=np.asarray(mesh.faces)).sample(count, rng)
+    return Scan.from_mesh(mesh, f"({kind} mesh)").sample(count, rng)
 
 
 def _samples(ground_truth: Trimesh, predicted: Trimesh, count: int, rng: np.random.Generator) -> tuple[Scan, Scan]:
@@ -421,9 +426,7 @@ def _visible(points: Float[np.ndarray, "n 3"], scan: Scan) -> Bool[np.ndarray, "
 def _cosines(samples: Scan, mesh: Trimesh) -> Float[np.ndarray, "n"]:
     """|cos| between the normals of samples and of the nearest faces; 0 at a face without area."""
     _, face, _ = closest_point(samples.points, mesh)
-    corners = np.asarray(mesh.vertices, dtype=np.float64)[np.asarray(mesh.faces)[face]]
-    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    unit = cross / np.linalg.norm(cross, axis=1, keepdims=True).clip(1e-30)
+    unit, _ = face_normals_and_areas(np.asarray(mesh.vertices, dtype=np.float64), np.asarray(mesh.faces)[face])
     assert samples.normals is not None  # samples of faces have normals
     cosines = np.abs((samples.normals * unit).sum(axis=1))
     return np.asarray(cosines.clip(max=1.0))

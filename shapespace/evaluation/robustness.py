@@ -1,11 +1,11 @@
-"""Accuracy of a space on corrupted scans."""
+"""Accuracy of a shape space on corrupted scans, and quality scores of objects that are not people."""
 
-import io
 from collections import Counter
-from contextlib import redirect_stderr
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -14,217 +14,269 @@ from trimesh import Trimesh
 from shapespace.data.store import ScanStore
 from shapespace.evaluation import corruptions, metrics
 from shapespace.evaluation.corruptions import COMPLETE, CORRUPTIONS, CorruptedScan, Corruption
-from shapespace.evaluation.scores import markdown_table
+from shapespace.evaluation.scores import require_ground_truth
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.quality import FitQuality, assess
 from shapespace.fitting.result import Fit
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
-from shapespace.io.scan_files import write_scan
-from shapespace.rendering import renderer, sheet
+from shapespace.io import scan_files
+from shapespace.rendering import renderer
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import ScanInput, from_store, read_scans, remove_clutter
 
 COLUMNS = ("completeness", "accuracy", "visible_completeness")
+MAX_GOOD_ERROR = 20.0  # mm, mean of completeness and accuracy; arbitrary: a limb beside its place has more
+INTERVAL_STD = 1.645  # standard deviations on either side that contain 90 % of a Gaussian
+CALIBRATION_POINTS = 5000  # of the ground truth
+
+GOOD, GOOD_OOD, GOOD_LOW_CONFIDENCE = "good fit", "good fit, out of distribution", "good fit, low confidence"
+BAD_OOD, BAD_LOW_CONFIDENCE = "bad fit, out of distribution", "bad fit, low confidence"
+BAD_NO_WARNING, REFUSED, CRASHED = "bad fit, no warning", "refused with a message", "crashed"
+OUTCOMES = (GOOD, GOOD_OOD, GOOD_LOW_CONFIDENCE, BAD_OOD, BAD_LOW_CONFIDENCE, BAD_NO_WARNING, REFUSED, CRASHED)
+
+Row = dict[str, Any]
 
 
-WELL = 20.0  # mm, mean of both directions: a drawn case is fitted well below this
+@dataclass(frozen=True)
+class RobustnessOptions:
+    """How corrupted scans are fitted and meshed."""
+
+    lm: LMOptions
+    resolution: int = 96
+    """Grid cells along an edge of the model cube."""
+    seed: int = 0
 
 
-BAND = 1.645  # deviations to either side hold 90 % of a Gaussian
+class Table(NamedTuple):
+    """Lines of a table, the first one with the headers, and the text below it."""
+
+    lines: list[list[str]]
+    note: str
 
 
-_ASKED = 5000  # points of the true surface that are asked whether the band holds them
+# ------------------------------------------------------------------------------------------- one corruption at a time
 
 
-WELL_FITTED, UNNAMED, REFUSED, BROKEN = "well", "badly, and nothing said", "refused", "broken off"
+class CorruptionResult(NamedTuple):
+    """Rows of all cases; of each case the first corrupted scan (as a mesh) and its prediction."""
+
+    rows: list[Row]
+    scans: list[Trimesh]
+    predictions: list[Trimesh]
 
 
-ODD, UNSURE = "well, but called odd", "well, but called unsure"
+def run_corruptions(
+    space: ShapeSpace, store: ScanStore, names: Sequence[str], cases: Sequence[str], options: RobustnessOptions
+) -> CorruptionResult:
+    """Corrupt, fit and score scans of a store, case by case.
+
+    Raises:
+        ValueError: A case is unknown, or a scan has no ground truth.
+
+    """
+    check_cases(cases)
+    result = CorruptionResult([], [], [])
+    for name in tqdm(cases, desc="robustness", unit="case"):
+        case = CORRUPTIONS[name]
+        corrupted = [
+            case.apply(
+                store.scan(scan), require_ground_truth(store, scan), np.random.default_rng([options.seed, index])
+            )
+            for index, scan in enumerate(names)
+        ]
+        fits, fitted_scans = _fit(space, case, [scan for scan, _ in corrupted], options)
+        for fit, fitted, (scan, ground_truth) in zip(fits, fitted_scans, corrupted, strict=True):
+            row = _score(space, fit, scan, fitted, ground_truth, options, calibration=case.calibration)
+            result.rows.append({"case": name, "scan": fit.name, **row})
+        result.scans.append(renderer.scan_to_mesh(corrupted[0][0]))
+        result.predictions.append(space.mesh(fits[0], resolution=options.resolution))
+    return result
 
 
-POOR_AND_ODD, POOR_AND_UNSURE = "badly, and called odd", "badly, and called unsure"
+def check_cases(cases: Sequence[str]) -> None:
+    """Raise `ValueError` for the name of an unknown case."""
+    if unknown := [name for name in cases if name not in CORRUPTIONS]:
+        raise ValueError(f"--cases {unknown[0]}: unknown. Choose from {', '.join(CORRUPTIONS)}.")
 
 
-_ENDS = (WELL_FITTED, ODD, UNSURE, POOR_AND_ODD, POOR_AND_UNSURE, REFUSED, UNNAMED, BROKEN)
-
-
-def _cases(
-    space: ShapeSpace,
-    store: ScanStore,
-    names: list[str],
-    chosen: list[str],
-    lm: LMOptions,
-    resolution: int,
-    seed: int,
-    out: Path,
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    seen: list[Trimesh] = []
-    found: list[Trimesh] = []
-    for name in tqdm(chosen, desc="robust", unit="case"):
-        spoilt = [_spoilt(CORRUPTIONS[name], store, scan, [seed, index]) for index, scan in enumerate(names)]
-        fits, alone = _fitted(space, CORRUPTIONS[name], [scan for scan, _ in spoilt], lm, seed)
-        for fit, fitted, (scan, truth) in zip(fits, alone, spoilt, strict=True):
-            row = _row(space, fit, scan, fitted, truth, resolution, band=CORRUPTIONS[name].band)
-            rows.append({"case": name, "scan": fit.name, **row})
-        seen.append(renderer.scan_to_mesh(spoilt[0][0]))
-        found.append(space.mesh(fits[0], resolution=resolution))
-    sheet.contact_sheet([("scan", seen), ("fit", found)], out / "robust.png", titles=chosen)
-    return rows
-
-
-def _spoilt(case: Corruption, store: ScanStore, name: str, seed: list[int]) -> tuple[Scan, Trimesh]:
-    return case.apply(from_store(store, name), _truth(store, name), np.random.default_rng(seed))
-
-
-def _truth(store: ScanStore, name: str) -> Trimesh:
-    truth = store.ground_truth(name)
-    if truth is None:
-        raise ValueError(f"scan {name} has no true surface in {store.path}: choose another --split.")
-    return truth
-
-
-def _fitted(
-    space: ShapeSpace, case: Corruption, scans: list[Scan], lm: LMOptions, seed: int
+def _fit(
+    space: ShapeSpace, case: Corruption, scans: list[Scan], options: RobustnessOptions
 ) -> tuple[list[Fit], list[Scan]]:
-    """The fits, and what of the scans was fitted."""
-    options = replace(lm, alignment=case.alignment)
-    alone = scans if case.clutter == "keep" else space.remove_clutter(scans, lm=options, seed=seed)
+    """The fits, and the scans that were fitted (without clutter)."""
+    lm = replace(options.lm, alignment=case.alignment)
+    fitted = scans if case.clutter == "keep" else space.remove_clutter(scans, lm=lm, seed=options.seed)
     if case.encode:
-        return space.encode_scans(alone, seed=seed), alone
-    return space.fit_scans(alone, lm=options, seed=seed), alone
+        return space.encode_scans(fitted, seed=options.seed), fitted
+    return space.fit_scans(fitted, lm=lm, seed=options.seed), fitted
 
 
-def _row(
-    space: ShapeSpace, fit: Fit, scan: Scan, fitted: Scan, truth: Trimesh, resolution: int, *, band: bool = False
-) -> dict[str, Any]:
-    """Scores against the truth, where the scan saw it; the verdict is on what of the scan was fitted."""
-    mesh = space.mesh(fit, resolution=resolution)
-    scores = metrics.score(["surface"], mesh, truth, scan)["surface"]
-    verdict = assess(fit.code, space.model.prior, fit.residuals, fitted, mesh)
-    row = {**{column: scores[column] for column in COLUMNS}, "oddness": verdict.ood_score, "seconds": fit.seconds}
-    return {**row, "in_band": _in_band(space, fit, mesh, truth)} if band else row
+def _score(
+    space: ShapeSpace,
+    fit: Fit,
+    scan: Scan,
+    fitted: Scan,
+    ground_truth: Trimesh,
+    options: RobustnessOptions,
+    *,
+    calibration: bool,
+) -> Row:
+    """Scores against the complete ground truth; the quality is that of the fit to the scan without clutter."""
+    mesh = space.mesh(fit, resolution=options.resolution)
+    scores = metrics.score(["surface_distance"], mesh, ground_truth, scan)["surface_distance"]
+    quality = assess(fit.code, space.model.prior, fit.residuals, fitted, mesh)
+    row = {**{column: scores[column] for column in COLUMNS}, "ood_score": quality.ood_score, "seconds": fit.seconds}
+    return {**row, "in_interval": _in_interval(space, fit, mesh, ground_truth)} if calibration else row
 
 
-def _in_band(space: ShapeSpace, fit: Fit, mesh: Trimesh, truth: Trimesh) -> float:
-    """Share of the true surface that lies within the 90 % band about the found one."""
+def _in_interval(space: ShapeSpace, fit: Fit, mesh: Trimesh, ground_truth: Trimesh) -> float:
+    """Share of the ground-truth surface within the 90 % interval of the prediction."""
     deviation = space.uncertainty(fit, mesh)
-    whole = Scan("", np.asarray(truth.vertices), faces=np.asarray(truth.faces))
-    points = whole.sample(_ASKED, np.random.default_rng(0)).points.astype(np.float64)
+    surface = Scan.from_mesh(ground_truth)
+    points = surface.sample(CALIBRATION_POINTS, np.random.default_rng(0)).points.astype(np.float64)
     distance, face, _ = proximity.closest_point(points, mesh)
-    return float((distance <= BAND * deviation[np.asarray(mesh.faces)[face]].mean(axis=1)).mean())
+    return float((distance <= INTERVAL_STD * deviation[np.asarray(mesh.faces)[face]].mean(axis=1)).mean())
 
 
-def _page(rows: list[dict[str, Any]], cases: list[str], scans: int) -> str:
+def corruption_table(rows: Sequence[Row]) -> Table:
+    """Medians over the scans, case by case, with the ratio to complete scans."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+
     def median(case: str, column: str) -> float:
         return float(np.median([row[column] for row in rows if row["case"] == case]))
 
-    columns = (*COLUMNS, "oddness", "seconds")
-    lines = [["case", *columns, "to complete"]]
+    columns = (*COLUMNS, "ood_score", "seconds")
+    lines = [["case", *(column.replace("_", " ") for column in columns), "ratio to complete"]]
     for case in cases:
-        there = COMPLETE in cases
-        ratios = [median(case, column) / median(COMPLETE, column) if there else np.nan for column in COLUMNS[:2]]
-        ratio = " / ".join(f"{value:.2f}" for value in ratios) if there else "-"
+        ratio = "-"
+        if COMPLETE in cases:
+            ratios = (median(case, column) / median(COMPLETE, column) for column in COLUMNS[:2])
+            ratio = " / ".join(f"{value:.2f}" for value in ratios)
         lines.append([case, *(f"{median(case, column):.2f}" for column in columns), ratio])
-    described = "\n".join(f"- `{case}`: {CORRUPTIONS[case].description}" for case in cases)
-    held = ""
-    for case in cases:
-        shares = [row["in_band"] for row in rows if row["case"] == case and "in_band" in row]
-        if shares:
-            held += (
-                f"- `{case}`: {np.mean(shares):.1%} of the true surface within {BAND} deviations of the found one "
-                f"(by scan {min(shares):.1%} to {max(shares):.1%})\n"
-            )
+    scans = len({row["scan"] for row in rows})
+    note = (
+        f"Medians over {scans} scans, metric `surface_distance` in mm against the complete ground truth. The last "
+        "column is completeness / accuracy relative to complete scans.\n\n"
+        + "\n".join(f"- `{case}`: {CORRUPTIONS[case].description}" for case in cases)
+    )
+    calibrated = [_calibration_line(case, rows) for case in cases if CORRUPTIONS[case].calibration]
+    if calibrated:
+        note += "\n\nCalibration of the uncertainty (90 % interval of a Gaussian):\n\n" + "\n".join(calibrated)
+    return Table(lines, note)
+
+
+def _calibration_line(case: str, rows: Sequence[Row]) -> str:
+    shares = [row["in_interval"] for row in rows if row["case"] == case]
     return (
-        f"{markdown_table(lines, 1)}\n\nMedians over {scans} scans against the whole true surface, protocol `surface`, mm; the "
-        f"last column is the ratio of the first two to those of complete scans.\n\n{described}\n"
-        + (f"\nThe 90 % band of the uncertainty:\n\n{held}" if held else "")
+        f"- `{case}`: {np.mean(shares):.1%} of the ground truth within {INTERVAL_STD} standard deviations "
+        f"(by scan {min(shares):.1%} to {max(shares):.1%})"
     )
 
 
-def _things(
-    space: ShapeSpace, store: ScanStore, names: list[str], lm: LMOptions, resolution: int, seed: int
-) -> list[dict[str, Any]]:
-    """People, and what is none, as they are: fitted by the pose of `lm`."""
-    people = [from_store(store, name) for name in names]
+# ------------------------------------------------------------------------------------------ objects that are no people
+
+
+def run_non_people(space: ShapeSpace, store: ScanStore, names: Sequence[str], options: RobustnessOptions) -> list[Row]:
+    """Fit people, objects, and a person upside down; the alignment is that of the options."""
+    people = [store.scan(name) for name in names]
     others = [*corruptions.non_people(), *(corruptions.upside_down(scan) for scan in people[:1])]
     rows = []
     for kind, scans in (("people", people), ("others", others)):
-        for fit, scan in zip(space.fit_scans(scans, lm=lm, seed=seed), scans, strict=True):
-            verdict = assess(fit.code, space.model.prior, fit.residuals, scan, space.mesh(fit, resolution=resolution))
+        for fit, scan in zip(space.fit_scans(scans, lm=options.lm, seed=options.seed), scans, strict=True):
+            mesh = space.mesh(fit, resolution=options.resolution)
+            quality = assess(fit.code, space.model.prior, fit.residuals, scan, mesh)
             rows.append(
-                {"kind": kind, "name": fit.name, "residual_mm": 1000 * verdict.median, "oddness": verdict.ood_score}
+                {"kind": kind, "name": fit.name, "residual_mm": 1000 * quality.median, "ood_score": quality.ood_score}
             )
     return rows
 
 
-def _page_of_things(rows: list[dict[str, Any]]) -> str:
-    def between(column: str) -> str:
-        values = [row[column] for row in rows if row["kind"] == "people"]
+def non_people_table(rows: Sequence[Row]) -> Table:
+    """Residuals and out-of-distribution scores: the range over people, and every object by its score."""
+    people = [row for row in rows if row["kind"] == "people"]
+
+    def interval(column: str) -> str:
+        values = [row[column] for row in people]
         return f"{min(values):.1f} to {max(values):.1f}"
 
-    count = sum(row["kind"] == "people" for row in rows)
-    lines = [["scan", "median residual", "oddness"], [f"{count} people", between("residual_mm"), between("oddness")]]
-    others = sorted((row for row in rows if row["kind"] == "others"), key=lambda row: float(row["oddness"]))
-    lines += [[row["name"], f"{row['residual_mm']:.1f}", f"{row['oddness']:.1f}"] for row in others]
-    return f"{markdown_table(lines, 1)}\n\nHow odd the codes of people are, and those of what is no person; residuals in mm.\n"
+    lines = [["scan", "median residual, mm", "ood score"]]
+    lines.append([f"{len(people)} people", interval("residual_mm"), interval("ood_score")])
+    others = sorted((row for row in rows if row["kind"] == "others"), key=lambda row: float(row["ood_score"]))
+    lines += [[row["name"], f"{row['residual_mm']:.1f}", f"{row['ood_score']:.1f}"] for row in others]
+    return Table(lines, "Out-of-distribution scores of people and of objects.")
 
 
-def _tried(
-    space: ShapeSpace, store: ScanStore, names: list[str], lm: LMOptions, resolution: int, seed: list[int], folder: Path
-) -> dict[str, Any]:
-    """One drawn case, from a file, as `shapespace fit` does it; how it ended, and what was said."""
-    rng = np.random.default_rng(seed)
+# ---------------------------------------------------------------------------------------- several corruptions at once
+
+
+def run_random_cases(
+    space: ShapeSpace, store: ScanStore, names: Sequence[str], count: int, options: RobustnessOptions
+) -> list[Row]:
+    """Draw random combinations of corruptions, write each to a file and fit it as `shapespace fit` does."""
+    with TemporaryDirectory() as folder:
+        return [
+            run_random_case(space, store, names, index, options, Path(folder))
+            for index in tqdm(range(count), desc="random cases", unit="case")
+        ]
+
+
+def run_random_case(
+    space: ShapeSpace, store: ScanStore, names: Sequence[str], index: int, options: RobustnessOptions, folder: Path
+) -> Row:
+    """One random case and its outcome; `folder` receives the file."""
+    rng = np.random.default_rng([options.seed, index])
     name = names[int(rng.integers(len(names)))]
-    case = corruptions.random_corruption(from_store(store, name), _truth(store, name), rng)
-    row = {"scan": name, "how": list(case.how)}
+    case = corruptions.random_corruption(store.scan(name), require_ground_truth(store, name), rng)
+    row = {"scan": name, "corruptions": list(case.corruptions)}
     try:
-        with redirect_stderr(io.StringIO()):  # notes
-            error, verdict = _as_a_file(space, case, lm, resolution, folder)
+        error, quality = fit_as_file(space, case, options, folder)
     except (ValueError, OSError) as refusal:
-        return {**row, "end": REFUSED, "said": str(refusal)}
-    except Exception as mistake:
-        return {**row, "end": BROKEN, "said": f"{type(mistake).__name__}: {mistake}"}
-    well = error < WELL
-    end = WELL_FITTED if well else UNNAMED
-    if not verdict.in_distribution:
-        end = ODD if well else POOR_AND_ODD
-    elif verdict.low_confidence:
-        end = UNSURE if well else POOR_AND_UNSURE
-    return {**row, "end": end, "error": error, "oddness": verdict.ood_score, "coverage": verdict.coverage}
+        return {**row, "outcome": REFUSED, "message": str(refusal)}
+    except Exception as crash:
+        return {**row, "outcome": CRASHED, "message": f"{type(crash).__name__}: {crash}"}
+    outcome = _outcome(error, quality)
+    return {**row, "outcome": outcome, "error": error, "ood_score": quality.ood_score, "coverage": quality.coverage}
 
 
-def _as_a_file(
-    space: ShapeSpace, case: CorruptedScan, lm: LMOptions, resolution: int, folder: Path
+def _outcome(error: float, quality: FitQuality) -> str:
+    is_good = error < MAX_GOOD_ERROR
+    if not quality.in_distribution:
+        return GOOD_OOD if is_good else BAD_OOD
+    if quality.low_confidence:
+        return GOOD_LOW_CONFIDENCE if is_good else BAD_LOW_CONFIDENCE
+    return GOOD if is_good else BAD_NO_WARNING
+
+
+def fit_as_file(
+    space: ShapeSpace, case: CorruptedScan, options: RobustnessOptions, folder: Path
 ) -> tuple[float, FitQuality]:
-    """The error of the fit (mm, mean of both directions), and what is said of it."""
+    """Write a scan, read it with a guessed unit, fit it; the mean of completeness and accuracy (mm) and the quality."""
     path = folder / "scan.ply"
     if np.isfinite(case.scan.points).all():
-        write_scan(path, case.scan, unit=case.unit)
-    else:  # no PLY of ours has such points
+        scan_files.write_scan(path, case.scan, unit=case.unit)
+    else:  # write_scan refuses points that are not finite
         path = folder / "scan.npy"
         np.save(path, case.scan.points / np.float32(case.unit))
-    scans, _ = read_scans([str(path)], ScanInput())
-    (alone,) = remove_clutter(space, scans, "remove", lm, 0)
-    (fit,) = space.fit_scans([alone], lm=lm)
-    mesh = space.mesh(fit, resolution=resolution)
-    scores = metrics.score(["surface"], mesh, case.ground_truth, None)["surface"]
-    verdict = assess(fit.code, space.model.prior, fit.residuals, alone, mesh)
-    return float(np.mean([scores[column] for column in COLUMNS[:2]])), verdict
+    scan = scan_files.read_scan(path, name="scan", unit="auto")
+    (scan,) = space.remove_clutter([scan], lm=options.lm)
+    (fit,) = space.fit_scans([scan], lm=options.lm)
+    mesh = space.mesh(fit, resolution=options.resolution)
+    scores = metrics.score(["surface_distance"], mesh, case.ground_truth, None)["surface_distance"]
+    quality = assess(fit.code, space.model.prior, fit.residuals, scan, mesh)
+    return float(np.mean([scores["completeness"], scores["accuracy"]])), quality
 
 
-def _page_of_drawn(rows: list[dict[str, Any]]) -> str:
-    ends = Counter(row["end"] for row in rows)
-    lines = [["how it ended", "cases"]]
-    lines += [[end, str(ends[end])] for end in _ENDS]
-    told = [
-        f"- {row['end']}: {', '.join(row['how']) or 'as it is'}"
-        + (f" ({row['error']:.0f} mm)" if "error" in row else f": {row['said']}")
+def random_case_table(rows: Sequence[Row]) -> Table:
+    """Number of cases by outcome; crashes and bad fits without a warning are listed."""
+    counts = Counter(row["outcome"] for row in rows)
+    lines = [["outcome", "cases"], *([outcome, str(counts[outcome])] for outcome in OUTCOMES)]
+    listed = [
+        f"- {row['outcome']}: {', '.join(row['corruptions']) or 'no corruption'}"
+        + (f" ({row['error']:.0f} mm)" if "error" in row else f": {row['message']}")
         for row in rows
-        if row["end"] in (UNNAMED, BROKEN)
+        if row["outcome"] in (BAD_NO_WARNING, CRASHED)
     ]
-    return (
-        f"{markdown_table(lines, 1)}\n\n{len(rows)} cases drawn: a scan, and ways to spoil it. Fitted well is below {WELL:g} mm "
-        "(mean of both directions against the whole true surface).\n" + "".join(f"{line}\n" for line in told)
+    note = (
+        f"{len(rows)} random cases: a scan with several corruptions. A fit is good if the mean of completeness and "
+        f"accuracy against the complete ground truth is below {MAX_GOOD_ERROR:g} mm."
     )
+    return Table(lines, "\n\n".join([note, "\n".join(listed)]) if listed else note)

@@ -1,24 +1,33 @@
-"""Score meshes against the ground truth of a store, and write tables as JSON, CSV and Markdown."""
+"""Score models and meshes against the ground truth of a store; write tables as JSON, CSV and Markdown."""
 
 import csv
 import io
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from trimesh import Trimesh
 
 from shapespace.data.store import ScanStore
 from shapespace.evaluation import metrics
+from shapespace.evaluation.baselines import screened_poisson
 from shapespace.evaluation.metrics import METRICS
+from shapespace.fitting.fit import AdamOptions, CodeMethod, FitMethod
+from shapespace.fitting.levenberg_marquardt import LMOptions
+from shapespace.fitting.refine import RefineOptions
+from shapespace.fitting.result import Fit
+from shapespace.geometry.scan import Scan
 from shapespace.io.atomic import replacing
+from shapespace.io.migration import FORMATS
 from shapespace.io.scan_files import file_name
+from shapespace.space import Components, ShapeSpace
 
-FORMAT = 2  # of JSON files with results; files without a number have format 1
 STATISTICS = ("median", "mean", "p5", "p95")
 VISIBILITY_POINTS = 50_000  # points of a scan that decide which ground truth is visible
 
@@ -51,7 +60,7 @@ class ScoreReport:
             for name, sentence in self.metrics.items()
         }
         return _results_json(
-            {"metrics": described, "settings": self.settings, "summary": self.summary, "rows": self.rows}
+            {"metrics": described, "settings": self.settings, "summary": self.summary, "rows": self.rows}, "scores"
         )
 
     def csv(self) -> str:
@@ -143,6 +152,87 @@ def _has_failed(row: Mapping[str, Any]) -> bool:
     return any(math.isnan(value) for _, _, value in _values(row))
 
 
+EvaluationMethod = FitMethod | Literal["poisson"]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How scans are fitted, meshed and scored; `poisson` is screened Poisson of each scan alone."""
+
+    metrics: Sequence[str] = ("surface_distance", "normal_consistency", "fscore")
+    method: EvaluationMethod = "auto"
+    lm: LMOptions = field(default_factory=LMOptions)
+    adam: AdamOptions = field(default_factory=AdamOptions)
+    refine: RefineOptions = field(default_factory=RefineOptions)
+    resolution: int = 128
+    """Grid cells along an edge of the model cube."""
+    components: Components = "largest"
+    seed: int = 0
+
+
+class ScoredScan(NamedTuple):
+    """A scored scan: its row `{"name", "split", metric: {column: value}}`, and what the scores are of."""
+
+    row: dict[str, Any]
+    mesh: Trimesh | None
+    """Prediction in meters; None if there is no surface."""
+    fit: Fit | None
+    """None for `poisson`."""
+    seconds: dict[str, float]
+    """Wall-clock time by step: `encode`, `refine` and `mesh`, where they exist; that of the fit is in `fit`."""
+
+
+def evaluate(
+    space: ShapeSpace, store: ScanStore, names: Sequence[tuple[str, str]], options: EvaluationOptions
+) -> Iterator[ScoredScan]:
+    """Fit, mesh and score scans of a store, given as (split, name); the codes of all are fitted first.
+
+    Raises:
+        ValueError: A metric is unknown, or a scan has no ground truth.
+
+    """
+    scans = [store.scan(name) for _, name in names]
+    fits: Sequence[Fit | None] = [None] * len(scans)
+    encode_seconds: Sequence[float | None] = [None] * len(scans)
+    spaces: Iterable[ShapeSpace] = repeat(space, len(scans))
+    if options.method != "poisson":
+        encoded = space.encode_scans(scans, seed=options.seed)
+        encode_seconds = [fit.seconds for fit in encoded]
+        fits = fitted = encoded if options.method == "encode" else _fit_codes(space, scans, options)
+        if options.method == "refine":
+            spaces = space.refine(scans, fitted, options.refine, seed=options.seed)
+    rest = zip(names, scans, fits, encode_seconds, _timed(spaces), strict=True)
+    for (split, name), scan, fit, encode, (refined, refine_seconds) in rest:
+        began = time.perf_counter()
+        mesh = screened_poisson(scan) if fit is None else _mesh(refined, fit, options)
+        seconds = {"mesh": time.perf_counter() - began}
+        seconds |= {} if encode is None else {"encode": encode}
+        seconds |= {"refine": refine_seconds} if options.method == "refine" else {}
+        (row,) = score_meshes([(split, name, mesh)], store, options.metrics, seed=options.seed)
+        yield ScoredScan(row, mesh, fit, seconds)
+
+
+def _fit_codes(space: ShapeSpace, scans: Sequence[Scan], options: EvaluationOptions) -> list[Fit]:
+    method: CodeMethod = "adam" if options.method == "adam" else "auto" if options.method == "auto" else "lm"
+    return space.fit_scans(scans, method=method, lm=options.lm, adam=options.adam, seed=options.seed)
+
+
+def _mesh(space: ShapeSpace, fit: Fit, options: EvaluationOptions) -> Trimesh | None:
+    """The mesh of a fit, or None if the field has no surface: it is counted as failed."""
+    try:
+        return space.mesh(fit, resolution=options.resolution, components=options.components)
+    except ValueError:
+        return None
+
+
+def _timed(spaces: Iterable[ShapeSpace]) -> Iterator[tuple[ShapeSpace, float]]:
+    """Each space, with the seconds in which it was made."""
+    began = time.perf_counter()
+    for space in spaces:
+        yield space, time.perf_counter() - began
+        began = time.perf_counter()
+
+
 def score_meshes(
     predicted: Iterable[tuple[str, str, Trimesh | None]], store: ScanStore, names: Sequence[str], *, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
@@ -208,13 +298,15 @@ def write_table(
 
 def write_results(folder: Path, name: str, content: Mapping[str, Any], page: str | None = None) -> None:
     """Write `NAME.json` with the number of its format and, if there is a page, `NAME.md`; each atomically."""
-    _write_text(folder / f"{name}.json", _results_json(content))
+    _write_text(folder / f"{name}.json", _results_json(content, name))
     if page is not None:
         _write_text(folder / f"{name}.md", page)
 
 
-def _results_json(content: Mapping[str, Any]) -> str:
-    return json.dumps(to_json({"format": FORMAT, **content}), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+def _results_json(content: Mapping[str, Any], kind: str) -> str:
+    """JSON of results, with the number of the format of their kind; other tables have the format of scores."""
+    number = FORMATS.get(kind, FORMATS["scores"])
+    return json.dumps(to_json({"format": number, **content}), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _write_text(path: Path, text: str) -> Path:

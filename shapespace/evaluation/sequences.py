@@ -1,4 +1,4 @@
-"""Sequences against true motion: frames fitted alone and jointly, and frames that are missing."""
+"""Score sequence fits against true motion: frames fitted alone and jointly, and missing frames."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,8 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace.evaluation import metrics
-from shapespace.evaluation import motion as evaluate
 from shapespace.evaluation.corruptions import CORRUPTIONS
-from shapespace.evaluation.scores import markdown_table
+from shapespace.evaluation.motion import acceleration_error, signed_offsets
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions
@@ -22,14 +21,15 @@ from shapespace.synthetic.people import SynthesisConfig, list_captures, person, 
 from shapespace.synthetic.poses import PoseLibrary
 from shapespace.synthetic.scanner import VirtualScanner
 
-COLUMNS = ("completeness", "accuracy", "flicker")
-ALONE, JOINTLY, BETWEEN, BRIDGED = "alone", "jointly", "missing: between neighbours", "missing: bridged"
-_EVERY, _FIRST = 5, 2  # one frame of five is missing, and neither end
+COLUMNS = ("completeness", "accuracy", "acceleration_error")
+ALONE, JOINT = "fitted alone", "fitted jointly"
+MIDPOINT, INTERPOLATED = "missing: halfway between the neighbors' fits", "missing: interpolated by the joint fit"
+_MISSING_EVERY, _FIRST_MISSING = 5, 2  # one frame in five is missing, never an end
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Consecutive frames of a clip, as one person makes them."""
+    """True bodies of consecutive frames of a motion clip, by one person."""
 
     subject: int
     clip: str
@@ -41,88 +41,89 @@ class Motion:
         return f"{person(self.subject)}/{self.clip}"
 
 
-def sample_motions(plan: SynthesisConfig, split: str, people: int, frames: int, seed: int) -> Iterator[Motion]:
-    """One motion for each of the first people of a split: another clip for each, from a frame that is drawn.
+def sample_motions(synthesis: SynthesisConfig, split: str, people: int, frames: int, seed: int) -> Iterator[Motion]:
+    """One motion for each of the first people of a split: a different clip each, from a random first frame.
 
-    Raises `ValueError` for fewer frames than can lose one between others, or more than a clip has.
+    Raises:
+        ValueError: The number of frames is too small for a missing frame, or larger than a clip; the split is empty.
+
     """
     body = Body.load()
     poses = PoseLibrary.load(body)
-    if not _EVERY <= frames <= poses.length:
-        raise ValueError(f"--frames {frames}: a clip has {poses.length} frames, and at least {_EVERY} are needed.")
-    there = sorted({capture.subject for capture in list_captures(plan) if capture.split == split})
-    if not there:
-        raise ValueError(f"nobody is in split {split!r} of this data set: choose another --split.")
-    for index, subject in enumerate(there[:people]):
+    if not _MISSING_EVERY <= frames <= poses.length:
+        raise ValueError(
+            f"--frames {frames}: must be between {_MISSING_EVERY} and {poses.length}, the length of a clip."
+        )
+    subjects = sorted({capture.subject for capture in list_captures(synthesis) if capture.split == split})
+    if not subjects:
+        raise ValueError(f"--split {split}: no person of this dataset is in it. Choose another --split.")
+    for index, subject in enumerate(subjects[:people]):
         rng = np.random.default_rng([seed, subject])
         clip, first = poses.clips[index % len(poses.clips)], int(rng.integers(poses.length - frames + 1))
-        coefficients = body.sample_shape(rng_for(plan.seed, subject, "shape"))
-        moments = [poses.at(clip, float(first + step)) for step in range(frames)]
-        truth = [Trimesh(body.skin(coefficients, moment), body.faces, process=False) for moment in moments]
-        yield Motion(subject, clip, truth)
+        coefficients = body.sample_shape(rng_for(synthesis.seed, subject, "shape"))
+        rotations = [poses.at(clip, float(first + step)) for step in range(frames)]
+        ground_truth = [Trimesh(body.skin(coefficients, pose), body.faces, process=False) for pose in rotations]
+        yield Motion(subject, clip, ground_truth)
 
 
 def corrupt_motion(motion: Motion, case: str, seed: int) -> list[Scan]:
-    """The frames, scanned and spoilt as the case has it."""
+    """Virtual scans of the frames, corrupted as in the case."""
     scans = []
-    for time, truth in enumerate(motion.ground_truth):
+    for time, ground_truth in enumerate(motion.ground_truth):
         rng = np.random.default_rng([seed, motion.subject, time])
         scan = VirtualScanner().scan(
-            np.asarray(truth.vertices), np.asarray(truth.faces), rng, f"{motion.name}/{time:06d}"
+            np.asarray(ground_truth.vertices), np.asarray(ground_truth.faces), rng, f"{motion.name}/{time:06d}"
         )
-        scans.append(CORRUPTIONS[case].apply(scan, truth, rng)[0])
+        scans.append(CORRUPTIONS[case].apply(scan, ground_truth, rng)[0])
     return scans
 
 
-def score(
+def score_motion(
     space: ShapeSpace,
     motion: Motion,
     case: str,
     lm: LMOptions,
     options: SequenceOptions,
+    *,
     resolution: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """A row for each way to fit the frames, and for each way to tell those that are missing."""
+    """A row for the frames fitted alone and jointly, and for the missing frames interpolated in both ways."""
     scans = corrupt_motion(motion, case, seed)
     alone = space.fit_scans(scans, method="lm", lm=lm, seed=seed)
     joint = space.fit_jointly(scans, alone, options, lm=lm, seed=seed)
-    missing = range(_FIRST, len(scans) - 1, _EVERY)
-    some = [None if time in missing else fit for time, fit in enumerate(alone)]
-    bridged = space.fit_jointly(scans, some, options, lm=lm, seed=seed)
-    between = [space.interpolate_codes(alone[time - 1], alone[time + 1], 3)[1] for time in missing]
-    told = {"motion": motion.name, "case": case}
+    missing = range(_FIRST_MISSING, len(scans) - 1, _MISSING_EVERY)
+    incomplete = [None if time in missing else fit for time, fit in enumerate(alone)]
+    interpolated = space.fit_jointly(scans, incomplete, options, lm=lm, seed=seed)
+    midpoints = [space.interpolate_codes(alone[time - 1], alone[time + 1], 3)[1] for time in missing]
+    names = {"motion": motion.name, "case": case}
     rows = [
-        {**told, "way": way, **_scores(space, fits, motion.ground_truth, resolution), "seconds": fits[0].seconds}
-        for way, fits in ((ALONE, alone), (JOINTLY, joint))
+        {**names, "fit": kind, **_scores(space, fits, motion.ground_truth, resolution), "seconds": fits[0].seconds}
+        for kind, fits in ((ALONE, alone), (JOINT, joint))
     ]
-    truth = [motion.ground_truth[time] for time in missing]
-    for way, fits in ((BETWEEN, between), (BRIDGED, [bridged[time] for time in missing])):
-        row = _scores(space, fits, truth, resolution)
-        rows.append({**told, "way": way, **row, "flicker": float("nan"), "seconds": float("nan")})
+    ground_truth = [motion.ground_truth[time] for time in missing]
+    for kind, fits in ((MIDPOINT, midpoints), (INTERPOLATED, [interpolated[time] for time in missing])):
+        row = _scores(space, fits, ground_truth, resolution)
+        rows.append({**names, "fit": kind, **row, "acceleration_error": float("nan"), "seconds": float("nan")})
     return rows
 
 
-def _scores(space: ShapeSpace, fits: Sequence[Fit], truth: Sequence[Trimesh], resolution: int) -> metrics.Row:
-    """Means over the frames of protocol `surface`, in place, and how much the surface trembles."""
+def _scores(space: ShapeSpace, fits: Sequence[Fit], ground_truth: Sequence[Trimesh], resolution: int) -> metrics.Row:
+    """Means of `surface_distance` over the frames, in place, and the acceleration error of three frames or more."""
     meshes = [space.mesh(fit, resolution=resolution) for fit in tqdm(fits, desc="mesh", unit="frame")]
-    pairs = list(zip(meshes, truth, strict=True))
-    each = [metrics.score(["surface"], *pair)["surface"] for pair in pairs]
-    means = {column: float(np.mean([row[column] for row in each])) for column in COLUMNS[:2]}
-    trembling = (
-        evaluate.acceleration_error([evaluate.signed_offsets(*pair) for pair in pairs])
-        if len(pairs) > 2
-        else float("nan")
-    )
-    return {**means, "flicker": trembling}
+    pairs = list(zip(meshes, ground_truth, strict=True))
+    rows = [metrics.score(["surface_distance"], *pair)["surface_distance"] for pair in pairs]
+    means = {column: float(np.mean([row[column] for row in rows])) for column in COLUMNS[:2]}
+    acceleration = acceleration_error([signed_offsets(*pair) for pair in pairs]) if len(pairs) > 2 else float("nan")
+    return {**means, "acceleration_error": acceleration}
 
 
-def page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of the means over motions, case by case."""
-    lines = [["case", "frames", *COLUMNS, "seconds"]]
+def sequence_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Lines of a table with the means over the motions, case by case; the first line holds the headers."""
+    lines = [["case", "frames", *(column.replace("_", " ") for column in COLUMNS), "seconds"]]
     for case in dict.fromkeys(row["case"] for row in rows):
-        for way in (ALONE, JOINTLY, BETWEEN, BRIDGED):
-            some = [row for row in rows if (row["case"], row["way"]) == (case, way)]
-            means = [float(np.mean([row[column] for row in some])) for column in (*COLUMNS, "seconds")]
-            lines.append([case, way, *("" if np.isnan(mean) else f"{mean:.2f}" for mean in means)])
-    return markdown_table(lines, 2)
+        for kind in (ALONE, JOINT, MIDPOINT, INTERPOLATED):
+            chosen = [row for row in rows if (row["case"], row["fit"]) == (case, kind)]
+            means = [float(np.mean([row[column] for row in chosen])) for column in (*COLUMNS, "seconds")]
+            lines.append([case, kind, *("" if np.isnan(mean) else f"{mean:.2f}" for mean in means)])
+    return lines

@@ -18,7 +18,6 @@ from trimesh import Trimesh
 from shapespace.evaluation.metrics import MILLIMETERS, Row
 from shapespace.geometry import primitives, proximity
 from shapespace.geometry.isosurface import isosurface
-from shapespace.geometry.proximity import contains
 from shapespace.geometry.scan import Scan
 from shapespace.io import formats, scan_files, units
 from shapespace.synthetic.body import Body
@@ -45,7 +44,7 @@ class KnownSurface:
 
     def points(self, count: int, rng: np.random.Generator) -> Scan:
         """Points on the surface, with normals."""
-        scan = Scan(self.name, np.asarray(self.mesh.vertices), faces=np.asarray(self.mesh.faces)).sample(count, rng)
+        scan = Scan.from_mesh(self.mesh, self.name).sample(count, rng)
         return scan if self.project is None else Scan(self.name, *self.project(scan.points.astype(np.float64)))
 
 
@@ -91,12 +90,7 @@ def _from_sdf(name: str, field: Callable[[Tensor], Tensor]) -> KnownSurface:
 
 
 def _from_mesh(name: str, mesh: Trimesh) -> KnownSurface:
-    return KnownSurface(name, mesh, partial(_signed_distance, mesh=mesh))
-
-
-def _signed_distance(points: Float[np.ndarray, "n 3"], mesh: Trimesh) -> Float[np.ndarray, "n"]:
-    distance, _, _ = proximity.closest_point(points.astype(np.float64), mesh)
-    return np.where(contains(points, mesh), -distance, distance)
+    return KnownSurface(name, mesh, partial(proximity.signed_distance, mesh=mesh))
 
 
 class FieldError(NamedTuple):
@@ -143,7 +137,7 @@ def sdf_error(
     distance (IGR's experiment on known signed distances). Points as in `eikonal_error`.
     """
     points = _near_points(ground_truth, rng, count, near_std)
-    distance, value = _signed_distance(points, ground_truth), sdf(points)
+    distance, value = proximity.signed_distance(points, ground_truth), sdf(points)
     error = np.abs(value - distance).mean()
     row = {
         "absolute": MILLIMETERS * error,
@@ -171,8 +165,7 @@ def eikonal_error(
 
 
 def _near_points(mesh: Trimesh, rng: np.random.Generator, count: int, std: float) -> Float[np.ndarray, "n 3"]:
-    vertices = np.asarray(mesh.vertices, dtype=np.float64)
-    points = Scan("(ground truth)", vertices, faces=np.asarray(mesh.faces)).sample(count, rng).points
+    points = Scan.from_mesh(mesh).sample(count, rng).points
     return points + rng.normal(scale=std, size=points.shape)
 
 

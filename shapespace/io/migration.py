@@ -107,6 +107,11 @@ NAMES: dict[str, dict[str, str]] = {
         "found_to_scan_max": "mesh_to_scan_max",
         "flicker": "acceleration_error",
         "oddness": "ood_score",
+        "in_band": "in_interval",
+        "how": "corruptions",
+        "end": "outcome",
+        "said": "message",
+        "way": "fit",
     },
     "settings of scores": {
         "trained_seconds": "training_seconds",
@@ -131,7 +136,14 @@ _SUPERVISION = {"labels": "occupancy"}
 _EXECUTION = {"blocked": "chunked"}
 _ALIGNMENT = {"given": "fixed", "near": "local", "heading": "yaw", "rotation": "full"}
 _PATHS = {"spherical": "slerp", "shortest": "geodesic"}
-_CASES = {"few": "sparse", "one_view": "single_view", "turned": "rotated", "furnished": "cluttered"}
+_CASES = {
+    "few": "sparse",
+    "one_view": "single_view",
+    "one_view_encoded": "single_view_encoded",
+    "turned": "rotated",
+    "furnished": "cluttered",
+    "furnished_view": "cluttered_single_view",
+}
 _CONFIGS = {"teach": "encoder_only", "single": "single_scan", "single_paper": "single_scan_paper"}
 
 VALUES: dict[str, dict[str, dict[str, str]]] = {
