@@ -1,10 +1,10 @@
-"""Freeze the human body and the pose library into `datasets/assets` (needs the extra `body`; run in a checkout).
+"""Make the human body model and the pose library in `datasets/assets` (needs the extra `body`; run in a checkout).
 
     pip install -e .[body]
     python tools/freeze_body.py
 
-The body comes from the MakeHuman project's body through the package `anny`, the poses from the motion clips of the
-package `pybullet`; `datasets/assets/LICENSES.md` names their licences. The body is first constructed in minutes.
+The body is that of the MakeHuman project through the package `anny`; the poses are the motion clips of the package
+`pybullet`. Their licenses are in `datasets/assets/LICENSES.md`. The first construction of the body takes minutes.
 """
 
 import json
@@ -21,30 +21,30 @@ AGES = (20.0, 80.0)
 """Adults, in years."""
 
 INFLUENCES = 4
-"""Skinning weights kept for each vertex."""
+"""Skinning weights of each vertex."""
 
 TO_Y_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
-"""From anny's axes (z up, face towards -y) to ours (y up, face towards +z); +x is the body's left in both."""
+"""From the axes of anny (z up, facing -y) to y up, facing +z; +x is the body's left in both."""
 
 FROM_CLIP = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-"""From the clips' axes (x forward, y up, z right) to ours."""
+"""From the axes of the clips (x forward, y up, z right) to y up, facing +z."""
 
 CLIPS = ("walk", "run", "jump", "kick", "punch", "spinkick", "dance_a", "dance_b")
-"""Motions of a standing person. Others lie on the ground or turn over (crawl, roll, getup, cartwheel, spin, ...)."""
+"""Motions of an upright person. Excluded: motions on the ground or upside down (crawl, roll, getup, cartwheel, ...)."""
 
-KEPT = 40
-"""Frames kept of each clip, evenly in time."""
+NUM_FRAMES = 40
+"""Frames of each clip, evenly in time."""
 
 SPHERES = {"root": 4, "chest": 8, "neck": 12, "hip.R": 16, "foot.R": 21, "arm.R": 25, "hip.L": 30, "foot.L": 35}
 SPHERES |= {"arm.L": 39}
 HINGES = {"knee.R": 20, "elbow.R": 29, "knee.L": 34, "elbow.L": 43}
-"""Where in a clip's frame a joint's quaternion (w, x, y, z) starts, or its angle (radians about z) stands."""
+"""Index in a frame of a clip of a joint's quaternion (w, x, y, z), or of its angle (radians about z)."""
 
 PARENTS = {"chest": "root", "neck": "chest"}
 PARENTS |= {f"{child}.{side}": parent for side in "LR" for child, parent in (("hip", "root"), ("arm", "chest"))}
 for _side in "LR":
     PARENTS |= {f"knee.{_side}": f"hip.{_side}", f"foot.{_side}": f"knee.{_side}", f"elbow.{_side}": f"arm.{_side}"}
-"""The clips' joints, each with its parent."""
+"""Joints of the clips and their parents."""
 
 LIMBS = {
     "upperleg01": ("hip", "lowerleg01"),
@@ -52,29 +52,29 @@ LIMBS = {
     "upperarm01": ("arm", "lowerarm01"),
     "lowerarm01": ("elbow", "wrist"),
 }
-"""The body's joints that a clip's joint turns, with the joint at the far end of the bone: in a clip at rest the bone
-points straight down."""
+"""For each joint of the body: the joint of the clip that moves it, and the joint at the end of the bone. In the rest
+pose of a clip the bone points straight down."""
 
-SPREAD = {
+SHARED = {
     "chest": ("spine05", "spine04", "spine03", "spine02", "spine01"),
     "neck": ("neck01", "neck02", "neck03", "head"),
 }
-"""Joints of the body that share one rotation of a clip evenly."""
+"""Joints of the body that share one rotation of a clip equally."""
 
 
 def main(out: Path | None = None, people: int = 300, rank: int = 16, seed: int = 0) -> None:
-    """Freeze the human body and the pose library.
+    """Make the human body model and the pose library.
 
     Args:
-        out: folder for body.npz and poses.npz; by default the assets of this checkout.
-        people: adults drawn to find the principal components.
-        rank: principal components kept.
-        seed: seed of the adults.
+        out: Folder for body.npz and poses.npz; the assets of this checkout if not given.
+        people: Number of sampled adults for the principal components.
+        rank: Number of principal components.
+        seed: Seed of the adults.
 
     """
     out = Path(__file__).parents[1] / "datasets" / "assets" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    body = frozen_body(people, rank, seed)
+    body = body_arrays(people, rank, seed)
     np.savez_compressed(out / "body.npz", **body)
     names = [str(name) for name in body["joints"]]
     heads = body["mean"][-len(names) :]
@@ -83,13 +83,13 @@ def main(out: Path | None = None, people: int = 300, rank: int = 16, seed: int =
         print(f"{out / name} ({(out / name).stat().st_size / 1e6:.2f} MB)")
 
 
-def frozen_body(people: int, rank: int, seed: int) -> dict[str, Any]:
-    """Principal components of adults at rest (vertices and joint heads together, metres, y up), weights and faces."""
+def body_arrays(people: int, rank: int, seed: int) -> dict[str, Any]:
+    """Principal components of adults at rest (vertices and joint heads, meters, y up), skinning weights and faces."""
     model = construct()
-    vertices, heads = draw_adults(model, people, seed)
-    everything = np.concatenate([vertices, heads], axis=1) @ TO_Y_UP.T
-    mean, components = principal_components(everything, rank)
-    index, weight = strongest(model.vertex_bone_indices.numpy(), model.vertex_bone_weights.numpy())
+    vertices, heads = sample_adults(model, people, seed)
+    combined = np.concatenate([vertices, heads], axis=1) @ TO_Y_UP.T
+    mean, components = principal_components(combined, rank)
+    index, weight = strongest_weights(model.vertex_bone_indices.numpy(), model.vertex_bone_weights.numpy())
     return {
         "mean": mean.astype(np.float32),
         "components": components.astype(np.float16),
@@ -102,20 +102,20 @@ def frozen_body(people: int, rank: int, seed: int) -> dict[str, Any]:
 
 
 def construct() -> Any:
-    """Make the parametric body of `anny`, in float64."""
+    """Construct the parametric body of `anny` (float64)."""
     try:
         import anny
         import torch
     except ImportError as missing:
         raise ValueError(
-            f"the package {missing.name} is not installed, and the body is made from it. "
-            "Run `pip install shapespace[body]` first; it is needed for making the assets only."
+            f"freeze_body: the package {missing.name}, the source of the body, is not installed. "
+            "Run `pip install shapespace[body]` first."
         ) from missing
     return anny.Anny(topology=TOPOLOGY).to(dtype=torch.float64)
 
 
-def draw_adults(model: Any, people: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rest vertices (people, V, 3) and joint heads (people, J, 3) of adults, in anny's axes."""
+def sample_adults(model: Any, people: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rest vertices (people, V, 3) and joint heads (people, J, 3) of random adults, in the axes of anny."""
     import torch
     from anny.shape_distribution import SimpleShapeDistribution
 
@@ -126,80 +126,80 @@ def draw_adults(model: Any, people: int, seed: int) -> tuple[np.ndarray, np.ndar
     vertices, heads = [], []
     with torch.no_grad():
         for start in range(0, people, 50):
-            found = model(phenotype_kwargs={key: value[start : start + 50] for key, value in phenotypes.items()})
-            vertices.append(found["rest_vertices"].numpy())
-            heads.append(found["rest_bone_heads"].numpy())
+            posed = model(phenotype_kwargs={key: value[start : start + 50] for key, value in phenotypes.items()})
+            vertices.append(posed["rest_vertices"].numpy())
+            heads.append(posed["rest_bone_heads"].numpy())
     return np.concatenate(vertices), np.concatenate(heads)
 
 
 def principal_components(bodies: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean (n, 3) and components (rank, n, 3) of bodies (people, n, 3).
 
-    A component is scaled by its standard deviation (metres), so that a coefficient of 1 is one standard deviation.
+    Components are scaled by their standard deviation (meters): a coefficient of 1 is one standard deviation.
     """
     mean = bodies.mean(axis=0)
     flat = (bodies - mean).reshape(len(bodies), -1)
     _, singular, right = np.linalg.svd(flat, full_matrices=False)
     scaled = right[:rank] * singular[:rank, None] / np.sqrt(len(bodies) - 1)
     components = scaled.reshape(rank, -1, 3)
-    left = np.linalg.norm((flat - flat @ right[:rank].T @ right[:rank]).reshape(bodies.shape), axis=2)
-    print(f"rank {rank} leaves {left.mean() * 1e3:.2f} mm mean, {left.max() * 1e3:.1f} mm at most")
+    residual = np.linalg.norm((flat - flat @ right[:rank].T @ right[:rank]).reshape(bodies.shape), axis=2)
+    print(f"rank {rank}: residual {residual.mean() * 1e3:.2f} mm (mean), {residual.max() * 1e3:.1f} mm (maximum)")
     return mean, components
 
 
-def strongest(index: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the strongest `INFLUENCES` weights of each vertex, scaled to sum to 1, with their joints."""
+def strongest_weights(index: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Joints and weights of the `INFLUENCES` largest weights of each vertex, scaled to sum to 1."""
     order = np.argsort(-weight, axis=1, kind="stable")[:, :INFLUENCES]
-    kept = np.take_along_axis(weight, order, axis=1)
-    return np.take_along_axis(index, order, axis=1), kept / kept.sum(axis=1, keepdims=True)
+    largest = np.take_along_axis(weight, order, axis=1)
+    return np.take_along_axis(index, order, axis=1), largest / largest.sum(axis=1, keepdims=True)
 
 
 def pose_library(names: list[str], heads: np.ndarray) -> dict[str, Any]:
-    """Motion clips as rotations of the body's joints: quaternions (clips, frames, joints, 4), x y z w, and names.
+    """Motion clips as joint rotations of the body: quaternions (clips, frames, joints, 4), x y z w, and names.
 
-    A joint's rotation is relative to its parent, about the world's axes at rest (y up, +z forward).
+    The rotation of a joint is relative to its parent, about the world axes at rest (y up, +z forward).
     """
     rest = dict(zip(names, heads, strict=True))
     bones = {f"{bone}.{side}": f"{far}.{side}" for side in "LR" for bone, (_, far) in LIMBS.items()}
     down = {bone: straight_down(rest[far] - rest[bone]) for bone, far in bones.items()}
-    clips = np.stack([[retarget(frame, down) for frame in resampled(clip)] for clip in CLIPS])
+    clips = np.stack([[retarget(frame, down) for frame in resample(clip)] for clip in CLIPS])
     return {
         "clips": np.array(CLIPS),
         "joints": np.array(moved_joints()),
-        "rotations": continuous(clips).astype(np.float16),
+        "rotations": make_continuous(clips).astype(np.float16),
     }
 
 
 def moved_joints() -> list[str]:
-    """List the body's joints that a clip moves, in the order in which they are kept."""
+    """Joints of the body that a clip moves, in the order of the arrays."""
     limbs = [f"{bone}.{side}" for side in "LR" for bone in (*LIMBS, "foot")]
-    return ["root", *SPREAD["chest"], *SPREAD["neck"], *limbs]
+    return ["root", *SHARED["chest"], *SHARED["neck"], *limbs]
 
 
-def resampled(clip: str) -> np.ndarray:
-    """`KEPT` frames (KEPT, 44) of a clip, evenly in time; each is the recorded frame nearest in time."""
+def resample(clip: str) -> np.ndarray:
+    """`NUM_FRAMES` recorded frames (NUM_FRAMES, 44) of a clip, nearest to evenly spaced times."""
     try:
         import pybullet_data
     except ImportError as missing:
         raise ValueError(
-            "the package pybullet is not installed, and the poses are made from its motion clips. "
-            "Run `pip install shapespace[body]` first; it is needed for making the assets only."
+            "freeze_body: the package pybullet, the source of the motion clips, is not installed. "
+            "Run `pip install shapespace[body]` first."
         ) from missing
     path = Path(pybullet_data.getDataPath()) / "data" / "motions" / f"humanoid3d_{clip}.txt"
     frames = np.array(json.loads(path.read_text())["Frames"])
     start = np.concatenate([[0.0], np.cumsum(frames[:-1, 0])])
-    wanted = np.linspace(0.0, start[-1], KEPT)
+    wanted = np.linspace(0.0, start[-1], NUM_FRAMES)
     return np.asarray(frames[np.abs(start[:, None] - wanted).argmin(axis=0)])
 
 
 def retarget(frame: np.ndarray, down: dict[str, Rotation]) -> np.ndarray:
-    """Quaternions (joints, 4) of `moved_joints` for one frame of a clip; the heading is taken out.
+    """Quaternions (joints, 4) of `moved_joints` for one frame of a clip, without the heading.
 
-    With G the rotations in the world, a joint's own is D = G_parent^T G.
+    With G the global rotations, the local rotation of a joint is G_parent^T G.
     """
     chain, world = chain_rotations(frame)
     own = {"root": world["root"]}
-    for joint, shared in SPREAD.items():
+    for joint, shared in SHARED.items():
         own |= dict.fromkeys(shared, chain[joint] ** (1 / len(shared)))
     for side in "LR":
         turned = {bone: world[f"{joint}.{side}"] * down[f"{bone}.{side}"] for bone, (joint, _) in LIMBS.items()}
@@ -211,7 +211,7 @@ def retarget(frame: np.ndarray, down: dict[str, Rotation]) -> np.ndarray:
 
 
 def chain_rotations(frame: np.ndarray) -> tuple[dict[str, Rotation], dict[str, Rotation]]:
-    """Read the rotations of the clip's joints in our axes: relative to their parents, and in the world."""
+    """Rotations of the clip's joints with y up and +z forward: relative to their parents, and global."""
     local = {joint: Rotation.from_quat(frame[start : start + 4][[1, 2, 3, 0]]) for joint, start in SPHERES.items()}
     local |= {joint: Rotation.from_rotvec([0.0, 0.0, frame[place]]) for joint, place in HINGES.items()}
     axes = Rotation.from_matrix(FROM_CLIP)
@@ -226,15 +226,15 @@ def chain_rotations(frame: np.ndarray) -> tuple[dict[str, Rotation], dict[str, R
 
 
 def straight_down(bone: np.ndarray) -> Rotation:
-    """Find the smallest rotation that turns the bone's direction to -y."""
+    """Smallest rotation that turns the direction of a bone to -y."""
     direction = bone / np.linalg.norm(bone)
     axis = np.cross(direction, [0.0, -1.0, 0.0])
     sine = np.linalg.norm(axis)
     return Rotation.from_rotvec(axis / sine * np.arctan2(sine, -direction[1]))
 
 
-def continuous(quaternions: np.ndarray) -> np.ndarray:
-    """Choose the signs of quaternions (clips, frames, joints, 4) that let neighbouring frames be blended."""
+def make_continuous(quaternions: np.ndarray) -> np.ndarray:
+    """Choose the signs of quaternions (clips, frames, joints, 4) so that neighboring frames can be interpolated."""
     signed = quaternions.copy()
     for frame in range(1, signed.shape[1]):
         dot = np.einsum("cjk,cjk->cj", signed[:, frame], signed[:, frame - 1])

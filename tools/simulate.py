@@ -1,11 +1,11 @@
-"""See meshes as a ring of depth cameras would: raw virtual scans beside the true surfaces.
+"""Scan meshes virtually: raw scans of a ring of depth cameras, and the meshes as registrations.
 
-    shapespace simulate man.obj woman.obj --out data/strangers
-    shapespace preprocess synthetic data/strangers data/strangers.h5
-    shapespace evaluate humans data/strangers.h5 --splits all
+    shapespace simulate man.obj woman.obj --out data/people
+    shapespace preprocess synthetic data/people data/people.h5
+    shapespace evaluate humans data/people.h5 --splits all
 
-For trying a shape space on bodies that come from elsewhere. The cameras are those of `shapespace synthesize`. Writes
-D-FAUST's layout: OUT/scans/NAME/scan/scan.000000.ply, the mesh as OUT/registrations_NAME.hdf5, and a split `all`.
+Evaluates a shape space on meshes from other sources. The cameras are those of `shapespace synthesize`. The layout is
+that of D-FAUST: OUT/scans/NAME/scan/scan.000000.ply, the mesh as OUT/registrations_NAME.hdf5, and a split `all`.
 """
 
 from pathlib import Path
@@ -37,31 +37,31 @@ def main(
     """Scan meshes virtually.
 
     Args:
-        meshes: Closed meshes, in any format that can be read; their names become the subjects.
-        out: Folder of the data set.
+        meshes: Closed meshes in any supported format; the file names become the subjects.
+        out: Folder of the dataset.
         unit: Unit of the meshes.
         up: Axis of the meshes that points up.
-        seed: Of noise and lost patches.
+        seed: Seed of noise and holes.
 
     """
     subjects = [path.stem for path in meshes]
     if len(set(subjects)) < len(subjects):
-        raise ValueError(f"two meshes have one name ({', '.join(sorted(subjects))}): rename one, it names the subject.")
-    recipe: ScanDataset = get_dataset("synthetic")
+        raise ValueError(f"meshes: two files have the same name ({', '.join(sorted(subjects))}). Rename one of them.")
+    dataset: ScanDataset = get_dataset("synthetic")
     for index, (path, subject) in enumerate(zip(tqdm(meshes, desc="scan", unit="mesh"), subjects, strict=True)):
-        whole = scan_files.read_scan(path, unit=units.UNITS[unit], up=up)
-        if whole.faces is None:
-            raise ValueError(f"{path} holds points without faces: a surface is needed for cameras to see.")
-        recipe.check_size(whole)
-        scan = VirtualScanner().scan(whole.points, whole.faces, np.random.default_rng([seed, index]))
+        mesh = scan_files.read_scan(path, unit=units.UNITS[unit], up=up)
+        if mesh.faces is None:
+            raise ValueError(f"{path}: points without faces. Give a mesh.")
+        dataset.check_size(mesh)
+        scan = VirtualScanner().scan(mesh.points, mesh.faces, np.random.default_rng([seed, index]))
         scan_files.write_scan(out / "scans" / subject / SEQUENCE / f"{SEQUENCE}.000000.ply", scan)
         with replacing(out / f"registrations_{subject}.hdf5") as part, h5py.File(part, "w", locking=False) as file:
-            file["faces"] = whole.faces
-            file[f"{subject}_{SEQUENCE}"] = whole.points[..., None]
+            file["faces"] = mesh.faces
+            file[f"{subject}_{SEQUENCE}"] = mesh.points[..., None]
     write_json(
         out / "splits" / "all.json", {"scans": {subject: {SEQUENCE: [f"{SEQUENCE}.000000"]} for subject in subjects}}
     )
-    print(f"{len(meshes)} scans with their true surfaces in {out}")
+    print(f"{len(meshes)} scans with registrations in {out}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""Draw people and poses, scan them virtually, and write raw scans beside the true registrations.
+"""Make a dataset of synthetic people: raw virtual scans, their registrations, and splits.
 
     shapespace synthesize OUT --people 12 --poses 10 --test-poses 1 --test-people 4 --seed 7
 
 The layout is that of D-FAUST: OUT/scans/SUBJECT/SEQUENCE/SEQUENCE.FRAME.ply, OUT/registrations.hdf5, OUT/splits/*.json.
-A sequence is a kind of pose: `limits` (every joint drawn within its limits) or a motion clip (walk, run, ...). The same
-seed gives the same bytes, whatever the number of processes. A run that was stopped goes on where it stood.
+A sequence is `limits` (every joint sampled within its limits) or a motion clip (walk, run, ...). The same seed gives
+the same bytes for any number of processes. Run the same command again to continue an interrupted run.
 """
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from shapespace.synthetic.people import SynthesisConfig, check, claim, list_captures, make, write_splits
+from shapespace.synthetic.people import SynthesisConfig, synthesize
 
 
 def main(
@@ -28,26 +27,22 @@ def main(
     seed: int = 0,
     jobs: int | None = None,
 ) -> None:
-    """Draw people and poses, scan them virtually, and write raw scans beside the true registrations.
+    """Make a dataset of synthetic people: raw virtual scans, their registrations, and splits.
 
     Args:
-        out: folder of the data set.
-        people: people to train on.
-        poses: poses of each of them, those held out included.
-        test_people: further people, held out wholly (split unseen_people).
-        test_people_poses: poses of each of these.
-        test_poses: poses held out of each person to train on (split unseen_poses).
-        motion: share of poses that come from motion clips; the others are drawn within joint limits.
-        seed: seed of everything that is drawn.
-        jobs: processes; by default one per CPU core.
+        out: Folder of the dataset.
+        people: Number of people in training.
+        poses: Poses of each of them, test poses included.
+        test_people: Number of further people (split unseen_people).
+        poses_per_test_person: Poses of each of these.
+        test_poses: Test poses of each person in training (split unseen_poses).
+        motion_fraction: Fraction of the poses from motion clips; the others are sampled within joint limits.
+        seed: Seed of all random numbers.
+        jobs: Number of processes; one per CPU core if not given.
 
     """
-    plan = SynthesisConfig(people, poses, test_people, poses_per_test_person, test_poses, motion_fraction, seed)
-    check(plan, jobs)
-    claim(out, plan)
-    captures = list(list_captures(plan))
-    make(out, captures, seed, jobs or os.cpu_count() or 1)
-    write_splits(out, captures)
+    config = SynthesisConfig(people, poses, test_people, poses_per_test_person, test_poses, motion_fraction, seed)
+    captures = synthesize(config, out, jobs)
     counts = Counter(capture.split for capture in captures)
     print(f"{len(captures)} scans: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     print(out)

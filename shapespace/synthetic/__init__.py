@@ -1,1 +1,1 @@
-"""Synthetic people: body, virtual scanner."""
+"""Synthetic people: body model, poses, virtual scanner, and datasets of scans with registrations."""

@@ -1,7 +1,8 @@
-"""Synthetic people: who is drawn, in which poses, and how the data set is laid out."""
+"""Datasets of synthetic people: virtual scans in D-FAUST's layout, registrations and splits."""
 
 import json
 import math
+import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from shapespace.io.atomic import replacing
+from shapespace.io.migration import upgrade_synthesis
 from shapespace.io.scan_files import write_scan
 from shapespace.synthetic.body import Body
 from shapespace.synthetic.poses import PosedBody, PoseLibrary, sample_pose
@@ -27,20 +29,18 @@ from shapespace.synthetic.scanner import VirtualScanner
 
 Vertices = Float[np.ndarray, "v 3"]
 
-
 TRAIN, UNSEEN_POSES, UNSEEN_PEOPLE = "train", "unseen_poses", "unseen_people"
 
-
 LIMITS = "limits"
-"""The sequence of the poses within joint limits; every other one has the name of its motion clip."""
+"""Sequence of the poses sampled within joint limits; all other sequences are named after their motion clip."""
 
-
+SETTINGS = "synthesis.json"
 REGISTRATIONS = "registrations.hdf5"
 
 
 @dataclass(frozen=True)
 class SynthesisConfig:
-    """What is drawn: all that the bytes of the data set depend on."""
+    """Settings of a synthetic dataset: all that its bytes depend on. See `shapespace synthesize --help`."""
 
     people: int
     poses: int
@@ -50,10 +50,25 @@ class SynthesisConfig:
     motion_fraction: float
     seed: int
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for values out of range; options are named as `shapespace synthesize` spells them."""
+        minima = {"people": 1, "poses": 1, "test_people": 0, "poses_per_test_person": 1, "test_poses": 0, "seed": 0}
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} {getattr(self, name)}: must be at least {minimum}.")
+        if self.test_poses >= self.poses:
+            raise ValueError(
+                f"--test-poses {self.test_poses} of --poses {self.poses}: no pose remains for training. "
+                "Lower --test-poses or raise --poses."
+            )
+        if not 0 <= self.motion_fraction <= 1:
+            raise ValueError(f"--motion-fraction {self.motion_fraction:g}: must be between 0 and 1.")
+
 
 @dataclass(frozen=True)
 class Capture:
-    """One scan to be made: the `index`-th pose of a subject."""
+    """One scan to make: pose number `index` of a subject."""
 
     subject: int
     index: int
@@ -63,89 +78,107 @@ class Capture:
 
     @property
     def path(self) -> Path:
-        """Place of the scan's file within the data set."""
+        """Path of the scan, relative to the folder of the dataset."""
         return Path("scans") / person(self.subject) / self.sequence / f"{self.sequence}.{self.frame:06d}.ply"
 
 
-def check(plan: SynthesisConfig, jobs: int | None) -> None:
-    """Refuse numbers that make no data set."""
-    for option, least in {"people": 1, "poses": 1, "test_people": 0, "test_people_poses": 1, "test_poses": 0}.items():
-        if getattr(plan, option) < least:
-            flag = "--" + option.replace("_", "-")
-            raise ValueError(f"{flag} is {getattr(plan, option)}, and there must be at least {least}. Raise it.")
-    if plan.test_poses >= plan.poses:
-        raise ValueError(
-            f"--test-poses is {plan.test_poses} of --poses {plan.poses}: no pose is left to train on. "
-            "Lower --test-poses or raise --poses."
-        )
-    if not 0 <= plan.motion_fraction <= 1:
-        raise ValueError(
-            f"--motion is {plan.motion_fraction:g}, and a share lies between 0 and 1. Give 0.5 for half of the poses."
-        )
-    if plan.seed < 0:
-        raise ValueError(f"--seed is {plan.seed}, and seeds are not negative. Give 0 or more.")
+def synthesize(config: SynthesisConfig, out: Path, jobs: int | None = None) -> list[Capture]:
+    """Write the scans, registrations and splits of a dataset, and return its captures.
+
+    Existing scans are kept, so that an interrupted run can be repeated. The bytes do not depend on `jobs`, the number
+    of processes (default: one per CPU core). Raises `ValueError` if the folder holds anything else.
+    """
     if jobs is not None and jobs < 1:
-        raise ValueError(f"--jobs is {jobs}, and it takes at least one process. Give 1 or more.")
-
-
-def claim(out: Path, plan: SynthesisConfig) -> None:
-    """Write synthesis.json, or refuse a folder that holds something else."""
-    path, wanted = out / "synthesis.json", {"version": version("shapespace"), **asdict(plan)}
-    if path.exists():
-        found = json.loads(path.read_text())
-        other = [f"{key} {found.get(key)} instead of {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
-        if other:
-            raise ValueError(
-                f"{out} holds a data set made otherwise ({', '.join(other)}; see {path.name}). "
-                "Choose another folder, or remove this one."
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} holds something that is no synthetic data set. Choose a new or an empty folder.")
-    else:
-        write_json(path, wanted)
+        raise ValueError(f"--jobs {jobs}: must be at least 1.")
+    _write_settings(out, config)
+    captures = list(list_captures(config))
+    _write_scans(out, captures, config.seed, jobs or os.cpu_count() or 1)
+    _write_splits(out, captures)
+    return captures
 
 
 def read_synthesis(out: Path) -> SynthesisConfig:
-    """What was drawn for a data set that is there."""
-    path = out / "synthesis.json"
+    """Settings of an existing dataset.
+
+    Raises `FileNotFoundError` for a folder without `synthesis.json`.
+    """
+    path = out / SETTINGS
     if not path.exists():
         raise FileNotFoundError(
-            f"{out} is no synthetic data set: it has no {path.name}. Make one: shapespace synthesize."
+            f"{out}: not a synthetic dataset (it has no {SETTINGS}). Make one with shapespace synthesize."
         )
-    held = json.loads(path.read_text())
-    return SynthesisConfig(**{field.name: held[field.name] for field in fields(SynthesisConfig)})
+    stored = upgrade_synthesis(json.loads(path.read_text()))
+    return SynthesisConfig(**{field.name: stored[field.name] for field in fields(SynthesisConfig)})
 
 
-def list_captures(plan: SynthesisConfig) -> Iterator[Capture]:
-    """Every scan of the data set, subject by subject; the last poses of the people to train on are held out."""
+def list_captures(config: SynthesisConfig) -> Iterator[Capture]:
+    """All captures of a dataset, by subject; the last poses of the training people are test poses."""
     clips = PoseLibrary.load(Body.load()).clips
-    for subject in range(plan.people + plan.test_people):
-        known = subject < plan.people
-        count = plan.poses if known else plan.poses_per_test_person
+    for subject in range(config.people + config.test_people):
+        is_training = subject < config.people
+        count = config.poses if is_training else config.poses_per_test_person
         frames: Counter[str] = Counter()
-        for index, sequence in enumerate(sequences(plan, subject, clips, count)):
-            held_out = UNSEEN_POSES if index >= plan.poses - plan.test_poses else TRAIN
-            yield Capture(subject, index, sequence, frames[sequence], held_out if known else UNSEEN_PEOPLE)
+        for index, sequence in enumerate(list_sequences(config, subject, clips, count)):
+            split = UNSEEN_POSES if index >= config.poses - config.test_poses else TRAIN
+            yield Capture(subject, index, sequence, frames[sequence], split if is_training else UNSEEN_PEOPLE)
             frames[sequence] += 1
 
 
-def sequences(plan: SynthesisConfig, subject: int, clips: tuple[str, ...], count: int) -> Iterator[str]:
-    """Kinds of a subject's poses: the wanted share of motions, evenly spread, through the clips in random order."""
-    rng = rng_for(plan.seed, subject, "kinds")
+def list_sequences(config: SynthesisConfig, subject: int, clips: tuple[str, ...], count: int) -> Iterator[str]:
+    """Sequences of a subject's poses: motion clips, evenly spread and in random order, and `LIMITS`."""
+    rng = rng_for(config.seed, subject, "kinds")
     phase, order = rng.random(), rng.permutation(len(clips))
     for index in range(count):
-        before, after = (math.floor(step * plan.motion_fraction + phase) for step in (index, index + 1))
+        before, after = (math.floor(step * config.motion_fraction + phase) for step in (index, index + 1))
         yield clips[order[before % len(clips)]] if after > before else LIMITS
 
 
 def rng_for(seed: int, subject: int, purpose: Literal["shape", "kinds", "pose"], index: int = 0) -> np.random.Generator:
-    """Random numbers of their own for every subject, purpose and pose: no draw depends on another."""
+    """Independent random generator of a subject, purpose and pose."""
     key = (subject, ("shape", "kinds", "pose").index(purpose), index)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def make(out: Path, captures: list[Capture], seed: int, jobs: int) -> None:
-    """Make the scans that are missing, and the registrations of all."""
+def posed_body(seed: int, capture: Capture) -> tuple[Float[np.ndarray, "k"], PosedBody, np.random.Generator]:
+    """Shape coefficients of the person, the posed body, and the random generator for its scan."""
+    body = Body.load()
+    poses = PoseLibrary.load(body)
+    coefficients = body.sample_shape(rng_for(seed, capture.subject, "shape"))
+    rng = rng_for(seed, capture.subject, "pose", capture.index)
+    sample = poses.sample_in_limits if capture.sequence == LIMITS else partial(poses.sample_clip, capture.sequence)
+    return coefficients, sample_pose(body, coefficients, sample, rng), rng
+
+
+def person(subject: int) -> str:
+    """Name of a subject."""
+    return f"{subject:02d}"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON atomically."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_settings(out: Path, config: SynthesisConfig) -> None:
+    """Write `synthesis.json`, or raise `ValueError` for a folder that holds anything else."""
+    path, settings = out / SETTINGS, {"version": version("shapespace"), **asdict(config)}
+    if path.exists():
+        stored = upgrade_synthesis(json.loads(path.read_text()))
+        other = [f"{key} {stored.get(key)}, not {new}" for key, new in settings.items() if stored.get(key) != new]
+        if other:
+            raise ValueError(
+                f"{out}: holds a dataset with other settings ({'; '.join(other)}). Choose another folder with OUT, or "
+                "remove this one."
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: not a synthetic dataset, and not empty. Choose a new or an empty folder.")
+    else:
+        write_json(path, settings)
+
+
+def _write_scans(out: Path, captures: list[Capture], seed: int, jobs: int) -> None:
+    """Write the missing scans, and the registrations of all."""
     if (out / REGISTRATIONS).exists() and all((out / capture.path).exists() for capture in captures):
         return
     with ExitStack() as stack:
@@ -154,20 +187,20 @@ def make(out: Path, captures: list[Capture], seed: int, jobs: int) -> None:
             pool = ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
             stack.callback(pool.shutdown, cancel_futures=True)
             each = pool.map
-        made = zip(captures, each(partial(make_one, out, seed), captures), strict=True)
+        made = zip(captures, each(partial(_write_scan, out, seed), captures), strict=True)
         file = stack.enter_context(h5py.File(stack.enter_context(replacing(out / REGISTRATIONS)), "w", locking=False))
         file["faces"] = Body.load().faces
         bar = tqdm(made, total=len(captures), desc="scanning", unit="scan")
         for subject, group in groupby(bar, key=lambda pair: pair[0].subject):
-            truth: dict[str, list[Vertices]] = defaultdict(list)
+            registrations: dict[str, list[Vertices]] = defaultdict(list)
             for capture, vertices in group:
-                truth[capture.sequence].append(vertices)
-            for sequence, frames in truth.items():
+                registrations[capture.sequence].append(vertices)
+            for sequence, frames in registrations.items():
                 file[f"{person(subject)}_{sequence}"] = np.stack(frames, axis=-1)
 
 
-def make_one(out: Path, seed: int, capture: Capture) -> Vertices:
-    """Scan one person in one pose, unless the scan is there; give the true vertices."""
+def _write_scan(out: Path, seed: int, capture: Capture) -> Vertices:
+    """Write the scan of a capture unless it exists; return the vertices of the posed body."""
     _, posed, rng = posed_body(seed, capture)
     path = out / capture.path
     if not path.exists():
@@ -175,32 +208,11 @@ def make_one(out: Path, seed: int, capture: Capture) -> Vertices:
     return posed.vertices
 
 
-def posed_body(seed: int, capture: Capture) -> tuple[Float[np.ndarray, "k"], PosedBody, np.random.Generator]:
-    """Coefficients of the person, the posed body, and the random numbers that are left for its scan."""
-    body = Body.load()
-    poses = PoseLibrary.load(body)
-    coefficients = body.sample_shape(rng_for(seed, capture.subject, "shape"))
-    rng = rng_for(seed, capture.subject, "pose", capture.index)
-    draw = poses.sample_in_limits if capture.sequence == LIMITS else partial(poses.sample_clip, capture.sequence)
-    return coefficients, sample_pose(body, coefficients, draw, rng), rng
-
-
-def write_splits(out: Path, captures: list[Capture]) -> None:
-    """Write a split file of the kind that IGR and SAL use for each split that has scans."""
+def _write_splits(out: Path, captures: list[Capture]) -> None:
+    """Write a split file, in the format of IGR and SAL, for each split that has scans."""
     splits: dict[str, dict[str, dict[str, list[str]]]] = {}
     for capture in captures:
         sequence = splits.setdefault(capture.split, {}).setdefault(person(capture.subject), {})
         sequence.setdefault(capture.sequence, []).append(capture.path.stem)
     for split, people in splits.items():
         write_json(out / "splits" / f"{split}.json", {"scans": people})
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write readable JSON, complete or not at all."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def person(subject: int) -> str:
-    """Name of a subject."""
-    return f"{subject:02d}"

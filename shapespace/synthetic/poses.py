@@ -1,4 +1,4 @@
-"""Poses of synthetic people: joint limits, motion clips, self-penetration."""
+"""Poses of synthetic people: joint limits, motion clips, interpolation, self-penetration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,26 +8,21 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
+from shapespace.geometry.proximity import area_vectors
 from shapespace.geometry.raycast import Raycaster
-from shapespace.synthetic.body import Body, _asset
+from shapespace.synthetic.body import Body, read_asset
 
-HEADING = 20.0
-"""Degrees by which a person may stand turned to either side."""
+MAX_HEADING = 20.0
+"""Limit of the heading to either side (degrees)."""
 
+MAX_PENETRATION = 0.02
+"""Largest share of the surface inside the body that `sample_pose` accepts."""
 
-PENETRATION = 0.02
-"""Share of the surface that may lie inside the body: `draw_pose` refuses poses above it."""
-
-
-TRIES = 50
-"""Poses that `draw_pose` draws before it takes the one that penetrates least."""
-
+MAX_TRIES = 50
+"""Number of poses that `sample_pose` tries; after that it takes the one with the least penetration."""
 
 _SPINE = ((-3.0, 5.0), (-4.0, 4.0), (-3.0, 3.0))
-
-
 _NECK = ((-8.0, 8.0), (-12.0, 12.0), (-5.0, 5.0))
-
 
 LIMITS = {
     **dict.fromkeys(("spine05", "spine04", "spine03", "spine02", "spine01"), _SPINE),
@@ -38,18 +33,17 @@ LIMITS = {
     "lowerleg01.L": ((0.0, 80.0), (0.0, 0.0), (0.0, 0.0)),
     "foot.L": ((-15.0, 15.0), (0.0, 0.0), (-8.0, 8.0)),
 }
-"""Joint limits in degrees: about x (positive bends the spine forward and takes a leg or shank back), y (up; positive
-turns to the left) and z (positive raises the left arm and spreads the left leg), applied in this order, all about the
-world's axes at rest. The right side mirrors y and z."""
-
+"""Joint limits (degrees) about x (positive: spine forward, leg or shank backward), y (up; positive: to the left) and z
+(positive: left arm up, left leg outward), applied in this order, about the world axes at rest. The right side mirrors
+y and z."""
 
 ELBOW = (-15.0, 95.0)
-"""Limits of the elbow in degrees, about the normal of the arm's plane at rest, where it is bent by some 40 degrees."""
+"""Limits of the elbow (degrees) about the normal of the plane of the arm at rest, where it is bent by about 40."""
 
 
 @dataclass(frozen=True)
 class PoseLibrary:
-    """Poses of a body: within joint limits, or out of motion clips. All are rotations (j, 3, 3) for `Body.pose`."""
+    """Poses of a body, within joint limits or from motion clips, as rotations (j, 3, 3) for `Body.skin`."""
 
     joints: tuple[str, ...]
     elbow_axes: Float[np.ndarray, "2 3"]
@@ -59,54 +53,54 @@ class PoseLibrary:
 
     @classmethod
     def load(cls, body: Body) -> "PoseLibrary":
-        """Read the motion clips in the package's assets, for the joints of the body."""
-        held = _asset("poses.npz")
+        """Read the motion clips of the package's assets, for the joints of the body."""
+        stored = read_asset("poses.npz")
         heads = dict(zip(body.joints, body.mean[-len(body.joints) :], strict=True))
         return cls(
             joints=body.joints,
             elbow_axes=np.stack([_elbow_axis(heads, side) for side in "LR"]),
-            clips=tuple(str(name) for name in held["clips"]),
-            clip_joints=tuple(str(name) for name in held["joints"]),
-            clip_rotations=held["rotations"].astype(np.float64),
+            clips=tuple(str(name) for name in stored["clips"]),
+            clip_joints=tuple(str(name) for name in stored["joints"]),
+            clip_rotations=stored["rotations"].astype(np.float64),
         )
 
     def sample_in_limits(self, rng: np.random.Generator) -> Float[np.ndarray, "j 3 3"]:
-        """Draw every joint evenly within its limits, each for itself."""
+        """Random pose: every joint uniformly and independently within its limits."""
         low, high = _both_sides()
         angles = {joint: rng.uniform(low[joint], high[joint]) for joint in low}
         local = {joint: Rotation.from_euler("xyz", angle, degrees=True) for joint, angle in angles.items()}
         for side, axis in zip("LR", self.elbow_axes, strict=True):
             local[f"lowerarm01.{side}"] = Rotation.from_rotvec(axis * rng.uniform(*ELBOW), degrees=True)
         local["root"] = _heading(rng)
-        return self._full(local)
+        return self._all_joints(local)
 
     def sample_clip(self, clip: str, rng: np.random.Generator) -> Float[np.ndarray, "j 3 3"]:
-        """Draw a moment of the clip, evenly in time, and a heading."""
+        """Random pose of a clip: uniform time and uniform heading."""
         return self.at(clip, rng.uniform(0, self.length - 1), _heading(rng))
 
     @property
     def length(self) -> int:
-        """Frames of each clip."""
+        """Number of frames of each clip."""
         return self.clip_rotations.shape[1]
 
     def at(self, clip: str, time: float, heading: Rotation | None = None) -> Float[np.ndarray, "j 3 3"]:
-        """Pose of the clip at a time in frames, 0 to `length` - 1; between two frames their rotations are blended."""
-        frames = self.clip_rotations[self._clip(clip)]
+        """Pose of a clip at a time (frames, 0 to `length` - 1), linear between frames; `heading` turns the root."""
+        frames = self.clip_rotations[self._clip_index(clip)]
         before = min(int(time), len(frames) - 2)
         share = time - before
-        # Quaternions of neighbouring frames have one sign and lie close: the chord is as good as the arc.
+        # Quaternions of neighboring frames are close and have equal signs: linear interpolation is accurate.
         blended = (1 - share) * frames[before] + share * frames[before + 1]
         local = dict(zip(self.clip_joints, Rotation.from_quat(blended), strict=True))
         if heading is not None:
             local["root"] = heading * local["root"]
-        return self._full(local)
+        return self._all_joints(local)
 
-    def _clip(self, clip: str) -> int:
+    def _clip_index(self, clip: str) -> int:
         if clip not in self.clips:
-            raise ValueError(f"there is no motion clip {clip!r} in the pose library. It has: {', '.join(self.clips)}.")
+            raise ValueError(f"pose library: no motion clip {clip!r}. Available clips: {', '.join(self.clips)}.")
         return self.clips.index(clip)
 
-    def _full(self, local: dict[str, Rotation]) -> Float[np.ndarray, "j 3 3"]:
+    def _all_joints(self, local: dict[str, Rotation]) -> Float[np.ndarray, "j 3 3"]:
         rotations = np.tile(np.eye(3), (len(self.joints), 1, 1))
         for joint, rotation in local.items():
             rotations[self.joints.index(joint)] = rotation.as_matrix()
@@ -114,7 +108,7 @@ class PoseLibrary:
 
 
 class PosedBody(NamedTuple):
-    """A body in a pose: vertices in metres, and the joints' rotations."""
+    """Body in a pose: vertices (meters) and rotations of the joints."""
 
     vertices: Float[np.ndarray, "v 3"]
     rotations: Float[np.ndarray, "j 3 3"]
@@ -123,21 +117,21 @@ class PosedBody(NamedTuple):
 def sample_pose(
     body: Body,
     coefficients: Float[np.ndarray, "k"],
-    draw: Callable[[np.random.Generator], Float[np.ndarray, "j 3 3"]],
+    sample: Callable[[np.random.Generator], Float[np.ndarray, "j 3 3"]],
     rng: np.random.Generator,
 ) -> PosedBody:
-    """First pose drawn whose penetration is at most `PENETRATION`.
+    """First sampled pose with at most `MAX_PENETRATION`.
 
-    Where `TRIES` poses do not hold it (a wide body in a narrow motion), the one that penetrates least.
+    If none of `MAX_TRIES` poses qualifies (a wide body in a narrow motion), the one with the least penetration.
     """
     best, least = PosedBody(np.empty((0, 3), dtype=np.float32), np.empty((0, 3, 3))), np.inf
-    for _ in range(TRIES):
-        rotations = draw(rng)
+    for _ in range(MAX_TRIES):
+        rotations = sample(rng)
         vertices = body.skin(coefficients, rotations)
         share = self_penetration(vertices, body.faces)
         if share < least:
             best, least = PosedBody(vertices, rotations), share
-        if least <= PENETRATION:
+        if least <= MAX_PENETRATION:
             break
     return best
 
@@ -145,19 +139,18 @@ def sample_pose(
 def interpolate_pose(
     a: Float[np.ndarray, "j 3 3"], b: Float[np.ndarray, "j 3 3"], share: float
 ) -> Float[np.ndarray, "j 3 3"]:
-    """Pose between two: every joint turns from a to b at an even speed, by the shortest way (Shoemake 1985)."""
-    start, way = Rotation.from_matrix(a), Rotation.from_matrix(np.swapaxes(a, 1, 2) @ b).as_rotvec()
-    return np.asarray((start * Rotation.from_rotvec(share * way)).as_matrix())
+    """Pose between a (0) and b (1): spherical linear interpolation of each joint (slerp, Shoemake 1985)."""
+    start, difference = Rotation.from_matrix(a), Rotation.from_matrix(np.swapaxes(a, 1, 2) @ b).as_rotvec()
+    return np.asarray((start * Rotation.from_rotvec(share * difference)).as_matrix())
 
 
 def self_penetration(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> float:
-    """Share of a closed surface's area that lies inside the body.
+    """Share of the area of a closed surface that is inside the body.
 
-    A ray starts a little above each vertex, along its normal. If it meets the first surface from behind, it started
-    inside. The winding number says the same in twice the time; where layers nest deeper, it finds a little more.
+    A ray starts slightly above each vertex, along its normal: its origin is inside if it hits the first surface from
+    behind. The winding number gives the same in twice the time, and slightly more where several layers nest.
     """
-    corners = vertices[faces].astype(np.float64)
-    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    cross = area_vectors(vertices.astype(np.float64), faces)
     area = np.linalg.norm(cross, axis=1)
     normal, share = np.zeros(vertices.shape), np.zeros(len(vertices))
     for corner in range(3):
@@ -170,7 +163,7 @@ def self_penetration(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, 
 
 
 def _both_sides() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Lower and upper limits of every joint: the right side is the mirror image of the left."""
+    """Lower and upper limits of every joint; the right side mirrors the left."""
     low = {joint: np.array(limits)[:, 0] for joint, limits in LIMITS.items()}
     high = {joint: np.array(limits)[:, 1] for joint, limits in LIMITS.items()}
     for joint in [joint for joint in LIMITS if joint.endswith(".L")]:
@@ -180,11 +173,11 @@ def _both_sides() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 def _elbow_axis(heads: dict[str, np.ndarray], side: str) -> np.ndarray:
-    """Find the unit axis about which a positive angle bends the elbow: cross(upper arm, forearm) at rest."""
+    """Unit axis about which a positive angle bends the elbow: cross(upper arm, forearm) at rest."""
     shoulder, elbow, wrist = (heads[f"{joint}.{side}"] for joint in ("upperarm01", "lowerarm01", "wrist"))
     axis = np.cross(elbow - shoulder, wrist - elbow)
     return np.asarray(axis / np.linalg.norm(axis))
 
 
 def _heading(rng: np.random.Generator) -> Rotation:
-    return Rotation.from_rotvec([0.0, rng.uniform(-HEADING, HEADING), 0.0], degrees=True)
+    return Rotation.from_rotvec([0.0, rng.uniform(-MAX_HEADING, MAX_HEADING), 0.0], degrees=True)

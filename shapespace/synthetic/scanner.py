@@ -1,4 +1,4 @@
-"""Virtual depth cameras: a scan is seen from around, with the holes and the noise that this leaves."""
+"""Virtual scanner: a ring of depth cameras with noise, holes and occlusion."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,20 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shapespace.geometry.camera import triangulate
+from shapespace.geometry.proximity import face_normals_and_areas
 from shapespace.geometry.raycast import Raycaster
 from shapespace.geometry.scan import Scan
 
 
 @dataclass(frozen=True)
 class VirtualScanner:
-    """A ring of depth cameras that look at the middle of the body; lengths in metres, angles in degrees.
+    """Ring of depth cameras that look at the center of the body; lengths in meters, angles in degrees.
 
-    Azimuth 0 is in front (+z). `view` is the width and height that a camera sees at its distance to the middle. Depth
-    noise has the standard deviation `noise / cos(incidence)`. A triangle spans neighbouring rays whose depths lie
-    within `jump`.
+    `azimuths` cameras stand evenly around the body, the first in front (+z), at each of the `elevations`.
+    `field_of_view`: width and height of an image at the distance of the center. Depth noise has the standard deviation
+    `noise_std / cos(incidence)`. Surface beyond `max_incidence` is not measured. Triangles connect neighboring rays
+    whose depths differ by at most `max_depth_jump`. Each image loses `num_holes` discs with a radius (pixels) from the
+    range `hole_radius`.
     """
 
     azimuths: int = 8
@@ -38,9 +41,9 @@ class VirtualScanner:
         rng: np.random.Generator,
         name: str = "",
     ) -> Scan:
-        """See a closed mesh (y up): one open patch per camera, unmerged, wound so that normals face the camera."""
+        """Scan a closed mesh (y up): one open patch per camera, unmerged, with normals that face the camera."""
         sensors, directions = self.cameras((vertices.min(axis=0) + vertices.max(axis=0)) / 2)
-        depth, cosine = _see(vertices, faces, sensors, directions)
+        depth, cosine = _cast_rays(vertices, faces, sensors, directions)
         seen = cosine >= np.cos(np.deg2rad(self.max_incidence))
         for image in seen:
             self._punch_holes(image, rng)
@@ -56,9 +59,9 @@ class VirtualScanner:
         )
 
     def cameras(
-        self, middle: Float[np.ndarray, "3"]
+        self, center: Float[np.ndarray, "3"]
     ) -> tuple[Float[np.ndarray, "c 3"], Float[np.ndarray, "c rows columns 3"]]:
-        """Origins of the cameras, and the unit directions of their rays: rows from the top, columns to the right."""
+        """Origins of the cameras, and unit directions of their rays: rows from the top, columns from the left."""
         azimuth = np.deg2rad(360 / self.azimuths * np.arange(self.azimuths))
         azimuth, elevation = (grid.reshape(-1) for grid in np.meshgrid(azimuth, np.deg2rad(self.elevations)))
         away = np.stack(
@@ -74,31 +77,29 @@ class VirtualScanner:
             + upward[None, :, None, None] * up[:, None, None]
         )
         directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-        return middle + self.distance * away, directions
+        return center + self.distance * away, directions
 
     def _punch_holes(self, image: Bool[np.ndarray, "rows columns"], rng: np.random.Generator) -> None:
-        """Forget a few random discs of one image, in place."""
-        hits = np.argwhere(image)
-        for _ in range(self.num_holes if len(hits) else 0):
-            row, column = hits[rng.integers(len(hits))]
+        """Remove random discs of one image, in place."""
+        pixels = np.argwhere(image)
+        for _ in range(self.num_holes if len(pixels) else 0):
+            row, column = pixels[rng.integers(len(pixels))]
             radius = rng.uniform(*self.hole_radius)
             rows, columns = np.ogrid[: self.rows, : self.columns]
             image[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = False
 
 
-def _see(
+def _cast_rays(
     vertices: Float[np.ndarray, "v 3"],
     faces: Int[np.ndarray, "f 3"],
     sensors: Float[np.ndarray, "c 3"],
     directions: Float[np.ndarray, "c rows columns 3"],
 ) -> tuple[Float[np.ndarray, "c rows columns"], Float[np.ndarray, "c rows columns"]]:
-    """Depth along each ray, and the cosine of its incidence; the cosine is 0 where nothing is hit."""
+    """Depth along each ray, and cosine of its incidence; 0 without a hit."""
     flat = directions.reshape(-1, 3)
     origins = np.repeat(sensors, len(flat) // len(sensors), axis=0)
     depth, face = Raycaster(vertices, faces).first_hit(origins, flat)
-    corners = vertices[faces].astype(np.float64)
-    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-12)
+    normal, _ = face_normals_and_areas(vertices.astype(np.float64), faces)
     hit = np.flatnonzero(face >= 0)
     cosine = np.zeros(len(flat))
     cosine[hit] = -np.einsum("nd,nd->n", normal[face[hit]], flat[hit])

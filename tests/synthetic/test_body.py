@@ -1,4 +1,4 @@
-"""The frozen body: closed, of human size, symmetric, and bending the way that people bend."""
+"""Body model: closed, of human size, symmetric, with human joint limits."""
 
 import igl
 import numpy as np
@@ -8,11 +8,11 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from shapespace.synthetic import poses as poses_module
-from shapespace.synthetic.body import Body
+from shapespace.synthetic.body import TRUNCATION, Body
 from shapespace.synthetic.poses import (
     ELBOW,
-    HEADING,
     LIMITS,
+    MAX_HEADING,
     PoseLibrary,
     interpolate_pose,
     sample_pose,
@@ -46,7 +46,7 @@ def heads(body: Body, rotations: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(body.joints, moved, strict=True))
 
 
-def anything(body: Body, seed: int, degrees: float = 40.0) -> np.ndarray:
+def random_rotations(body: Body, seed: int, degrees: float = 40.0) -> np.ndarray:
     """A random rotation of every joint."""
     vectors = np.random.default_rng(seed).uniform(-degrees, degrees, size=(len(body.joints), 3))
     return Rotation.from_rotvec(vectors, degrees=True).as_matrix()
@@ -68,7 +68,7 @@ def test_bodies_are_closed_and_of_human_size(body: Body) -> None:
 def test_coefficients_are_standard_normal_within_the_truncation(body: Body) -> None:
     rng = np.random.default_rng(1)
     drawn = np.stack([body.sample_shape(rng) for _ in range(500)])
-    assert np.abs(drawn).max() <= module.TRUNCATION
+    assert np.abs(drawn).max() <= TRUNCATION
     assert np.abs(drawn.mean(axis=0)).max() < 0.2
     assert drawn.std() == pytest.approx(0.96, abs=0.02)  # a normal cut off at 2.5
 
@@ -91,8 +91,8 @@ def test_identities_are_the_rest_pose(body: Body) -> None:
     np.testing.assert_allclose(posed, vertices - shift, atol=1e-6)
 
 
-def test_pose_equals_a_plain_loop(body: Body) -> None:
-    coefficients, rotations = body.sample_shape(np.random.default_rng(3)), anything(body, 4)
+def test_skinning_equals_a_loop_over_joints(body: Body) -> None:
+    coefficients, rotations = body.sample_shape(np.random.default_rng(3)), random_rotations(body, 4)
     vertices, joints = body.rest_pose(coefficients)
     world: list[np.ndarray] = []
     for joint, parent in enumerate(body.parents):
@@ -151,7 +151,7 @@ def test_a_mirrored_pose_gives_the_mirrored_body(body: Body, poses: PoseLibrary)
         ({"spine03": (5.0, 0.0, 0.0)}, "head", 2, 1),  # the trunk bends forward
     ],
 )
-def test_joints_bend_as_the_limits_say(
+def test_joints_bend_in_the_direction_of_the_limits(
     body: Body, angles: dict[str, tuple[float, float, float]], joint: str, axis: int, sign: int
 ) -> None:
     ((name, angle),) = angles.items()
@@ -199,12 +199,12 @@ def test_drawn_poses_stay_within_the_limits_and_fill_them(body: Body, poses: Pos
         assert ELBOW[0] <= angles.min() < 0 < 80 < angles.max() <= ELBOW[1]
     heading = Rotation.from_matrix(drawn[:, 0]).as_rotvec(degrees=True)
     assert np.abs(heading[:, [0, 2]]).max() < 1e-9
-    assert 0.9 * HEADING < np.abs(heading[:, 1]).max() <= HEADING
+    assert 0.9 * MAX_HEADING < np.abs(heading[:, 1]).max() <= MAX_HEADING
     still = [index for index, name in enumerate(body.joints) if name not in moved]
     assert np.array_equal(drawn[:, still], np.broadcast_to(np.eye(3), drawn[:, still].shape))
 
 
-def test_motions_are_what_their_names_say(body: Body, poses: PoseLibrary) -> None:
+def test_motion_clips_match_their_names(body: Body, poses: PoseLibrary) -> None:
     def seen(clip: str) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(10)
         frames = []
@@ -235,8 +235,8 @@ def test_motions_are_what_their_names_say(body: Body, poses: PoseLibrary) -> Non
         assert (found["root"][:, 1] > np.minimum(found["foot.L"], found["foot.R"])[:, 1]).all()
 
 
-def test_moments_of_a_clip_follow_each_other_evenly(body: Body, poses: PoseLibrary) -> None:
-    """Half-way between two frames of the clip is half-way between their poses; neighbouring moments are close."""
+def test_poses_of_a_clip_are_even_in_time(body: Body, poses: PoseLibrary) -> None:
+    """Half-way between two frames of the clip is half-way between their poses; neighboring times are close."""
     feet = np.stack([heads(body, poses.at("run", time))["foot.L"] for time in np.arange(0, poses.length - 1, 0.5)])
     assert len(feet) == 78
     middle = (feet[:-2:2] + feet[2::2]) / 2
@@ -245,8 +245,8 @@ def test_moments_of_a_clip_follow_each_other_evenly(body: Body, poses: PoseLibra
     assert np.ptp(feet, axis=0).max() > 0.5
 
 
-def test_a_clip_that_is_not_there_is_named(poses: PoseLibrary) -> None:
-    with pytest.raises(ValueError, match=r"no motion clip 'swim'.*It has: walk, run"):
+def test_an_unknown_clip_is_an_error_that_names_it(poses: PoseLibrary) -> None:
+    with pytest.raises(ValueError, match=r"no motion clip 'swim'\. Available clips: walk, run"):
         poses.sample_clip("swim", np.random.default_rng(0))
 
 
@@ -272,12 +272,12 @@ def test_penetration_agrees_with_the_winding_number(body: Body, poses: PoseLibra
     assert shares[0] > 0.03
 
 
-def test_poses_that_penetrate_are_refused(body: Body, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poses_that_penetrate_are_rejected(body: Body, monkeypatch: pytest.MonkeyPatch) -> None:
     coefficients = np.zeros(len(body.components))
     deep, deeper, rest = through_the_chest(body, 100), through_the_chest(body, 120), turned(body, {})
     one, two = (self_penetration(body.skin(coefficients, rotations), body.faces) for rotations in (deep, deeper))
-    assert poses_module.PENETRATION < one < two
-    monkeypatch.setattr(poses_module, "TRIES", 3)
+    assert poses_module.MAX_PENETRATION < one < two
+    monkeypatch.setattr(poses_module, "MAX_TRIES", 3)
 
     def drawn(*rotations: np.ndarray) -> np.ndarray:
         order = iter(rotations)
@@ -296,7 +296,7 @@ def test_a_pose_between_two_turns_every_joint_half_way(body: Body) -> None:
     np.testing.assert_allclose(interpolate_pose(a, b, 1.0), b, atol=1e-12)
 
 
-def test_parts_are_apart_and_where_they_belong(body: Body) -> None:
+def test_parts_are_disjoint_and_in_their_places(body: Body) -> None:
     parts = body.parts()
     assert (np.sum(list(parts.values()), axis=0) == 1).all()
     vertices, _ = body.rest_pose(np.zeros(len(body.components)))

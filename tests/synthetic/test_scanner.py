@@ -1,4 +1,4 @@
-"""Virtual scans: near the truth, facing their cameras, with the holes that cameras leave."""
+"""Virtual scans: close to the surface, facing their cameras, with holes."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def scan(person: trimesh.Trimesh) -> Scan:
     return scanned(person, VirtualScanner())
 
 
-def test_points_lie_near_the_truth(person: trimesh.Trimesh, scan: Scan) -> None:
+def test_points_are_near_the_surface(person: trimesh.Trimesh, scan: Scan) -> None:
     distance, _, _ = proximity.closest_point(scan.points, person)
     assert 0.0004 < distance.mean() < 0.0008
     assert distance.max() < 0.015
@@ -39,7 +39,7 @@ def test_points_lie_near_the_truth(person: trimesh.Trimesh, scan: Scan) -> None:
     assert scan.points.dtype == np.float32
 
 
-def test_without_noise_points_lie_on_the_surface(person: trimesh.Trimesh) -> None:
+def test_without_noise_points_are_on_the_surface(person: trimesh.Trimesh) -> None:
     distance, _, _ = proximity.closest_point(scanned(person, VirtualScanner(noise_std=0.0)).points, person)
     assert distance.max() < 1e-5
 
@@ -81,7 +81,7 @@ def test_some_of_the_surface_is_unseen(person: trimesh.Trimesh, scan: Scan) -> N
     assert 0.005 < (distance > 0.01).mean() < 0.08
 
 
-def test_nothing_is_seen_beyond_the_grazing_angle() -> None:
+def test_nothing_is_measured_beyond_the_maximum_incidence() -> None:
     ball = trimesh.creation.icosphere(subdivisions=6, radius=0.5)
     scanner = VirtualScanner(noise_std=0.0, num_holes=0, max_depth_jump=1.0, max_incidence=60.0)
     scan = scanned(ball, scanner)
@@ -108,7 +108,7 @@ def test_noise_is_along_the_ray_and_grows_with_incidence() -> None:
     assert abs(along.mean()) < 5e-5
 
 
-def test_blobs_are_lost(person: trimesh.Trimesh) -> None:
+def test_holes_remove_points(person: trimesh.Trimesh) -> None:
     whole = scanned(person, VirtualScanner(num_holes=0))
     assert 0.8 * len(whole) < len(scanned(person, VirtualScanner())) < 0.99 * len(whole)
 

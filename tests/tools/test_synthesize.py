@@ -1,4 +1,4 @@
-"""A synthetic data set: D-FAUST's layout, the same bytes for the same seed, and test poses that nobody trained on."""
+"""Synthetic datasets: D-FAUST's layout, the same bytes for the same seed, disjoint training and test poses."""
 
 import json
 import os
@@ -13,11 +13,11 @@ import trimesh
 
 from shapespace.geometry import proximity
 from shapespace.io.scan_files import read_scan
-from shapespace.synthetic.people import LIMITS, SynthesisConfig, list_captures
+from shapespace.synthetic.people import LIMITS, SynthesisConfig, list_captures, read_synthesis
 from shapespace.tools.synthesize import main
 
-TINY = {"people": 2, "poses": 3, "test_poses": 1, "test_people": 1, "test_people_poses": 1, "seed": 7}
-PLAN = SynthesisConfig(
+TINY = {"people": 2, "poses": 3, "test_poses": 1, "test_people": 1, "poses_per_test_person": 1, "seed": 7}
+CONFIG = SynthesisConfig(
     people=4, poses=10, test_people=2, poses_per_test_person=3, test_poses=1, motion_fraction=0.5, seed=0
 )
 
@@ -40,7 +40,7 @@ def listed(root: Path, split: str) -> list[str]:
     return ["/".join(parts) for parts in stems]
 
 
-def truth(root: Path, name: str) -> trimesh.Trimesh:
+def registration(root: Path, name: str) -> trimesh.Trimesh:
     subject, sequence, frame = name.split("/")
     with h5py.File(root / "registrations.hdf5") as file:
         return trimesh.Trimesh(file[f"{subject}_{sequence}"][:, :, int(frame)], file["faces"][:], process=False)
@@ -62,26 +62,26 @@ def test_layout(tiny: Path) -> None:
         assert all(file[key].shape == (13348, 3, count) for key, count in frames.items())
         assert all(file[key].dtype == np.float32 for key in frames)
         assert file["faces"].shape == (26692, 3)
-    card = json.loads((tiny / "synthesis.json").read_text())
-    assert card["seed"] == 7
-    assert card["people"] == 2
+    settings = json.loads((tiny / "synthesis.json").read_text())
+    assert settings["seed"] == 7
+    assert settings["people"] == 2
     assert not list(tiny.rglob("*.part"))
 
 
-def test_scans_lie_near_their_registrations(tiny: Path) -> None:
+def test_scans_are_near_their_registrations(tiny: Path) -> None:
     for name in (*listed(tiny, "train"), *listed(tiny, "unseen_poses"), *listed(tiny, "unseen_people")):
         subject, sequence, frame = name.split("/")
         scan = read_scan(tiny / "scans" / subject / sequence / f"{sequence}.{frame}.ply")
-        distance, _, _ = proximity.closest_point(scan.points[::20], truth(tiny, name))
+        distance, _, _ = proximity.closest_point(scan.points[::20], registration(tiny, name))
         assert distance.mean() < 0.001
         assert scan.sensors is not None
         assert len(np.unique(scan.sensors, axis=0)) == 16
-        assert truth(tiny, name).vertices[:, 1].min() == 0
+        assert registration(tiny, name).vertices[:, 1].min() == 0
 
 
 def test_people_keep_their_shape_and_differ(tiny: Path) -> None:
     def limb_lengths(name: str) -> np.ndarray:
-        return truth(tiny, name).edges_unique_length
+        return registration(tiny, name).edges_unique_length
 
     names = listed(tiny, "train")
     own = [name for name in names if name.startswith("00/")]
@@ -94,7 +94,7 @@ def test_people_keep_their_shape_and_differ(tiny: Path) -> None:
 def test_no_test_pose_is_a_training_pose(tiny: Path) -> None:
     for name in listed(tiny, "unseen_poses"):
         for known in listed(tiny, "train"):
-            across = truth(tiny, name).vertices - truth(tiny, known).vertices
+            across = registration(tiny, name).vertices - registration(tiny, known).vertices
             assert np.linalg.norm(across, axis=1).mean() > 0.02
 
 
@@ -103,28 +103,28 @@ def test_same_seed_same_bytes_whatever_the_processes(tiny: Path, tmp_path: Path)
     assert contents(tmp_path / "pool") == contents(tiny)
 
 
-def test_a_stopped_run_goes_on(tiny: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_continues(tiny: Path, tmp_path: Path) -> None:
     whole = contents(tiny)
     for name, data in whole.items():
         (tmp_path / "again" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "again" / name).write_bytes(data)
     scans = sorted((tmp_path / "again").rglob("*.ply"))
-    kept = {path: os.stat(path).st_mtime_ns for path in scans[1:]}
+    before = {path: os.stat(path).st_mtime_ns for path in scans[1:]}
     for lost in (scans[0], tmp_path / "again" / "registrations.hdf5", *(tmp_path / "again" / "splits").iterdir()):
         lost.unlink()
     main(tmp_path / "again", **TINY, jobs=1)
     assert contents(tmp_path / "again") == whole
-    assert {path: os.stat(path).st_mtime_ns for path in kept} == kept
+    assert {path: os.stat(path).st_mtime_ns for path in before} == before
 
 
-def test_a_complete_data_set_is_left_alone(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_dataset_is_not_changed(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: os.stat(path).st_mtime_ns for path in (tiny / "scans").rglob("*.ply")}
     before[tiny / "registrations.hdf5"] = os.stat(tiny / "registrations.hdf5").st_mtime_ns
     main(tiny, **TINY)
     assert {path: os.stat(path).st_mtime_ns for path in before} == before
-    said = capsys.readouterr()
-    assert said.out.splitlines() == ["7 scans: 4 train, 2 unseen_poses, 1 unseen_people", str(tiny)]
-    assert "scanning" not in said.err
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == ["7 scans: 4 train, 2 unseen_poses, 1 unseen_people", str(tiny)]
+    assert "scanning" not in printed.err
 
 
 def test_a_scan_depends_on_its_seed_subject_and_pose_only(tiny: Path, tmp_path: Path) -> None:
@@ -138,38 +138,38 @@ def test_a_scan_depends_on_its_seed_subject_and_pose_only(tiny: Path, tmp_path: 
 
 
 def test_frames_are_consecutive_and_motions_have_their_share() -> None:
-    captures = list(list_captures(PLAN))
+    captures = list(list_captures(CONFIG))
     assert Counter(capture.split for capture in captures) == {"train": 36, "unseen_poses": 4, "unseen_people": 6}
     frames: dict[tuple[int, str], list[int]] = {}
     for capture in captures:
         frames.setdefault((capture.subject, capture.sequence), []).append(capture.frame)
     assert all(found == list(range(len(found))) for found in frames.values())
-    for subject in range(PLAN.people):
+    for subject in range(CONFIG.people):
         kinds = [capture.sequence for capture in captures if capture.subject == subject]
         assert kinds.count(LIMITS) == 5
         motions = [kind for kind in kinds if kind != LIMITS]
         assert len(set(motions)) == len(motions)
-    assert {c.sequence for c in list_captures(replace(PLAN, motion=0.0))} == {LIMITS}
-    assert LIMITS not in {c.sequence for c in list_captures(replace(PLAN, motion=1.0))}
+    assert {c.sequence for c in list_captures(replace(CONFIG, motion_fraction=0.0))} == {LIMITS}
+    assert LIMITS not in {c.sequence for c in list_captures(replace(CONFIG, motion_fraction=1.0))}
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"people": 0}, r"--people is 0, and there must be at least 1\. Raise it"),
-        ({"poses": 0}, r"--poses is 0, and there must be at least 1"),
-        ({"test_people": -1}, r"--test-people is -1, and there must be at least 0"),
-        ({"test_people_poses": 0}, r"--poses-per-test-person is 0, and there must be at least 1"),
-        ({"test_poses": -1}, r"--test-poses is -1, and there must be at least 0"),
-        ({"poses": 3, "test_poses": 5}, r"--test-poses is 5 of --poses 3: no pose is left to train on\. Lower"),
-        ({"poses": 3, "test_poses": 3}, r"--test-poses is 3 of --poses 3: no pose is left"),
-        ({"motion": 1.5}, r"--motion-fraction is 1\.5, and a share lies between 0 and 1\. Give"),
-        ({"motion": float("nan")}, r"--motion-fraction is nan"),
-        ({"seed": -3}, r"--seed is -3, and seeds are not negative\. Give"),
-        ({"jobs": 0}, r"--jobs is 0, and it takes at least one process\. Give"),
+        ({"people": 0}, r"^--people 0: must be at least 1\.$"),
+        ({"poses": 0}, r"^--poses 0: must be at least 1\.$"),
+        ({"test_people": -1}, r"^--test-people -1: must be at least 0\.$"),
+        ({"poses_per_test_person": 0}, r"^--poses-per-test-person 0: must be at least 1\.$"),
+        ({"test_poses": -1}, r"^--test-poses -1: must be at least 0\.$"),
+        ({"poses": 3, "test_poses": 5}, r"--test-poses 5 of --poses 3: no pose remains for training\. Lower"),
+        ({"poses": 3, "test_poses": 3}, r"--test-poses 3 of --poses 3: no pose remains"),
+        ({"motion_fraction": 1.5}, r"^--motion-fraction 1\.5: must be between 0 and 1\.$"),
+        ({"motion_fraction": float("nan")}, r"--motion-fraction nan: must be between 0 and 1"),
+        ({"seed": -3}, r"^--seed -3: must be at least 0\.$"),
+        ({"jobs": 0}, r"^--jobs 0: must be at least 1\.$"),
     ],
 )
-def test_wrong_numbers_are_refused_before_anything_is_written(
+def test_invalid_settings_are_refused_before_anything_is_written(
     tmp_path: Path, wrong: dict[str, float], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
@@ -177,16 +177,23 @@ def test_wrong_numbers_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_made_otherwise_is_refused(tiny: Path) -> None:
+def test_a_folder_with_other_settings_is_refused(tiny: Path) -> None:
     before = contents(tiny)
-    with pytest.raises(ValueError, match=r"made otherwise \(people 2 instead of 5, seed 7 instead of 9; see .*Choose"):
+    with pytest.raises(ValueError, match=r"other settings \(people 2, not 5; seed 7, not 9\)\. Choose another"):
         main(tiny, **{**TINY, "people": 5, "seed": 9})
     assert contents(tiny) == before
 
 
+def test_settings_are_read_from_a_dataset_of_any_format(tiny: Path) -> None:
+    assert read_synthesis(tiny) == SynthesisConfig(**TINY, motion_fraction=0.5)
+    assert read_synthesis(Path(__file__).parents[1] / "data" / "format1") == SynthesisConfig(1, 2, 1, 1, 1, 0.5, 3)
+    with pytest.raises(FileNotFoundError, match=r"not a synthetic dataset.*Make one with shapespace synthesize"):
+        read_synthesis(tiny / "scans")
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no synthetic data set\. Choose a new or an empty folder"):
+    with pytest.raises(ValueError, match=r"not a synthetic dataset, and not empty\. Choose a new or an empty folder"):
         main(tmp_path)
-    with pytest.raises(ValueError, match=r"no synthetic data set"):
+    with pytest.raises(ValueError, match=r"not a synthetic dataset"):
         main(tmp_path / "holiday.jpg")
