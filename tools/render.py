@@ -1,12 +1,11 @@
-"""Pictures of meshes and scans, without a display: side by side, turning, or one after the other.
+"""Render meshes and scans without a display: contact sheets and animations.
 
-    shapespace render fitted/*.ply --out fits.png                   (a contact sheet)
-    shapespace render fitted/a.ply fitted/b.ply --out both.gif      (a turntable; .webp, .apng or .mp4 as well)
-    shapespace render between/*.obj --play --turn 90 --out way.webp (one after the other, there and back)
+    shapespace render fitted/*.ply --out fits.png                    (a contact sheet)
+    shapespace render fitted/a.ply fitted/b.ply --out both.gif       (a turntable; also .webp, .apng or .mp4)
+    shapespace render path/*.obj --play --turn 90 --out path.webp    (one mesh after the other, forward and back)
 
-The end of --out says what it becomes. PLY that holds lengths as its vertex `quality`, as `evaluate` leaves its meshes
-with the distance to the truth and `fit --uncertainty` those of fits, is drawn in their colours. MP4 needs the extra
-`video`.
+The suffix of --out selects the kind of picture. PLY files with lengths as vertex `quality` (written by `evaluate`:
+distance to the ground truth, and by `fit --uncertainty`) are colored by them. MP4 needs the extra `video`.
 """
 
 from pathlib import Path
@@ -36,35 +35,35 @@ def main(
     unit: UnitName = "m",
     up: units.Up = "y",
 ) -> None:
-    """Draw.
+    """Render meshes and scans without a display.
 
     Args:
         meshes: Files of meshes or scans.
-        out: The picture: .png, or as a film .gif, .webp, .apng, .mp4.
-        size: Height of a row in pixels.
-        azimuth: Degrees from the front towards the person's left side.
-        elevation: Degrees above the horizon.
-        limit: Where the colours of lengths end, mm.
-        columns: Meshes in a row of a contact sheet.
-        turn: Degrees by which the camera goes around in a film.
-        frames: Pictures of a film in which all are seen at once.
-        seconds: How long the film takes.
-        play: Show one after the other, there and back, instead of side by side.
+        out: Picture (.png) or animation (.gif, .webp, .apng, .mp4).
+        size: Height of a row (pixels).
+        azimuth: Camera angle from the front towards the person's left side (degrees).
+        elevation: Camera angle above the horizon (degrees).
+        limit: End of the color map of lengths (mm).
+        columns: Number of meshes in a row of a contact sheet.
+        turn: Rotation of the camera over an animation (degrees).
+        frames: Number of frames of an animation without --play.
+        seconds: Duration of an animation (seconds).
+        play: Animate one mesh after the other, forward and back, instead of side by side.
         unit: Unit of the files.
         up: Axis of the files that points up.
 
     """
     if not meshes:
-        raise ValueError("no meshes given: name files, for example shapespace render fitted/*.ply --out fits.png")
+        raise ValueError("no meshes given. Name files, for example shapespace render fitted/*.ply --out fits.png")
     if frames < 1 or columns < 1 or size < 16 or seconds <= 0:
         raise ValueError(
-            f"--frames {frames}, --columns {columns}, --size {size}, --seconds {seconds:g} make no picture: give at "
-            "least 1 frame, 1 column, 16 pixels, and a time above 0."
+            f"--frames {frames}, --columns {columns}, --size {size}, --seconds {seconds:g}: out of range. Give at "
+            "least 1 frame, 1 column, 16 pixels, and a duration above 0."
         )
     shapes = [_shape(file, limit, units.UNITS[unit], up) for file in meshes]
     if out.suffix.lower() == ".png":
         if play:
-            raise ValueError(f"{out} does not move, and --play wants a film: give --out a name that ends in .gif.")
+            raise ValueError(f"{out}: PNG cannot hold the animation of --play. Give --out a name that ends in .gif.")
         sheet.contact_sheet(
             [
                 (", ".join(file.stem for file in meshes[k : k + columns]), shapes[k : k + columns])
@@ -85,7 +84,7 @@ def main(
 
 
 def _shape(file: Path, limit: float, unit: float, up: units.Up) -> Trimesh:
-    """What is to be drawn: a mesh, in the colours of its lengths if it has any, or the points of a scan."""
+    """Mesh of a file, colored by its lengths if it has any; for points without faces, one marker for each."""
     scan = scan_files.read_scan(file, unit=unit, up=up)
     if scan.faces is None:
         return renderer.scan_to_mesh(scan)

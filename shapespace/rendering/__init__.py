@@ -1,1 +1,1 @@
-"""Pictures, plots and films of meshes, without a display."""
+"""Pictures, animations and plots of meshes, without a display."""

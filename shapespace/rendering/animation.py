@@ -1,4 +1,4 @@
-"""Animations of meshes: GIF, WebP, MP4, and GLB with a node for each frame."""
+"""Animations of meshes: GIF, WebP, APNG, MP4, and GLB with a node for each frame."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -38,62 +38,62 @@ def write_animation(
     azimuth: float = 25.0,
     elevation: float = 10.0,
 ) -> None:
-    """Write scenes one after the other as a film that begins again at its end, while the camera goes around them.
+    """Write a looped animation of scenes, one for each frame, with a camera that rotates around them.
 
     Args:
-        scenes: Meshes side by side, for each moment; all in one scale. One scene, repeated, gives a turntable.
+        scenes: Meshes side by side, for each frame; all at one scale. One scene, repeated, gives a turntable.
         path: .gif, .webp, .apng or .mp4 (the last needs the extra `video`).
-        seconds: How long it takes.
-        turn: Degrees by which the camera goes around, to its left, over the whole film.
-        size: Height in pixels.
-        azimuth: Of the first moment; see `render`.
+        seconds: Duration (seconds).
+        turn: Rotation of the camera to its left over the animation (degrees).
+        size: Height (pixels).
+        azimuth: Camera angle of the first frame; see `render`.
         elevation: See `render`.
 
     Raises:
-        ValueError: There are no scenes, or one of another number of meshes; or the suffix is another one.
-        ModuleNotFoundError: MP4 is asked for and its writer is not installed.
+        ValueError: No scenes, scenes of different numbers of meshes, or an unsupported suffix.
+        ModuleNotFoundError: The writer of MP4 is not installed.
 
     """
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
-        raise ValueError(f"cannot write a film as {path}: give a name that ends in one of {', '.join(WRITERS)}.")
+        raise ValueError(f"{path}: not an animation format. Give a name that ends in one of {', '.join(WRITERS)}.")
     if not scenes or not scenes[0] or len({len(scene) for scene in scenes}) > 1:
-        raise ValueError(f"{path}: scenes of {sorted({len(scene) for scene in scenes})} meshes make no film: give as "
-                         "many for each moment, one at least.")  # fmt: skip
+        raise ValueError(f"{path}: the scenes of an animation have {sorted({len(scene) for scene in scenes})} meshes. "
+                         "Give the same number for each frame, at least one.")  # fmt: skip
     write = WRITERS[path.suffix.lower()]
     if write is _mp4:
-        _ffmpeg()  # nobody should hear so after the work
+        _ffmpeg()  # fails before rendering
     angles = azimuth + turn * np.arange(len(scenes)) / len(scenes)
     shots: list[Shot] = [
         (stand_on_floor(scene), camera_axes(float(angle), elevation))
         for scene, angle in zip(scenes, angles, strict=True)
     ]
     window = Window.around(shots, size)
-    frames = [draw_row(*shot, window) for shot in tqdm(shots, desc="film", unit="frame")]
+    frames = [draw_row(*shot, window) for shot in tqdm(shots, desc="animation", unit="frame")]
     with replacing(path) as part:
         write([Image.fromarray(frame) for frame in frames], part, seconds / len(frames))
 
 
 def _gif(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
-    """With one palette for all frames, so that what stands still is not stored again."""
-    few = frames[:: -(-len(frames) // 8)]
-    joined = Image.fromarray(np.concatenate([np.asarray(frame) for frame in few]))
+    """Write a GIF with one palette for all frames, so that still parts are not stored again."""
+    sample = frames[:: -(-len(frames) // 8)]
+    joined = Image.fromarray(np.concatenate([np.asarray(frame) for frame in sample]))
     palette = joined.quantize(128, method=Image.Quantize.MEDIANCUT)
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     _pillow("GIF", flat, path, seconds)
 
 
-def _pillow(form: str, frames: Sequence[Image.Image], path: Path, seconds: float, **options: Any) -> None:
+def _pillow(kind: str, frames: Sequence[Image.Image], path: Path, seconds: float, **options: Any) -> None:
     frames[0].save(
-        path, format=form, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0, **options
+        path, format=kind, save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0, **options
     )
 
 
 def _mp4(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
-    width, height = (side + side % 2 for side in frames[0].size)  # H.264 halves its colours
-    told = ["-f", "mp4", "-movflags", "+faststart"]
+    width, height = (side + side % 2 for side in frames[0].size)  # H.264 subsamples colors: even sides
+    options = {"macro_block_size": 2, "quality": 7, "output_params": ["-f", "mp4", "-movflags", "+faststart"]}
     size = (width, height)
-    writer = _ffmpeg().write_frames(str(path), size, fps=1 / seconds, macro_block_size=2, quality=7, output_params=told)
+    writer = _ffmpeg().write_frames(str(path), size, fps=1 / seconds, **options)
     writer.send(None)
     for frame in frames:
         writer.send(np.ascontiguousarray(ImageOps.pad(frame, size, color=paper_color())).tobytes())
@@ -105,7 +105,8 @@ def _ffmpeg() -> Any:
         import imageio_ffmpeg
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            "MP4 needs a writer that is not installed: pip install 'shapespace[video]', or write .gif or .webp."
+            "MP4: the package imageio-ffmpeg is not installed. "
+            "Run pip install 'shapespace[video]', or write .gif or .webp."
         ) from None
     return imageio_ffmpeg
 
@@ -121,24 +122,26 @@ WRITERS: Mapping[str, Callable[[Sequence[Image.Image], Path, float], None]] = {
 def write_animated_glb(
     meshes: Sequence[Trimesh], path: str | PathLike[str], *, seconds: float = 3.0, back: bool = True
 ) -> None:
-    """Write meshes as one GLB that shows them in turn, again and again; `seconds` from the first to the last.
+    """Write meshes as the frames of one looped GLB; `seconds`: from the first to the last frame.
 
-    With `back` the same way is gone back each time.
+    `back`: play forward, then backward.
 
-    Interpolated surfaces differ in their faces, so that morph targets cannot hold them. Each is a node of its own,
-    whose scale a STEP animation switches between 1 and 0 (the glTF 2.0 specification recommends scale 0 to hide a
-    node). At rest only the first has scale 1: viewers that do not animate show that one.
+    Interpolated surfaces have different faces, which morph targets do not support. Each frame is a node, whose scale a
+    STEP animation switches between 1 and 0 (the glTF 2.0 specification recommends scale 0 to hide a node). At rest only
+    the first frame has scale 1: viewers without animation show that one.
 
     Raises:
-        ValueError: There are no meshes, or one has no faces.
+        ValueError: No meshes, or a mesh without faces.
 
     """
     if not meshes:
-        raise ValueError(f"{path}: an animation was given no meshes. Give it at least one.")
+        raise ValueError(f"{path}: no meshes for an animation. Give at least one.")
     scene = Scene()
     for k, mesh in enumerate(meshes):
         if not len(mesh.faces):
-            raise ValueError(f"{path}: frame {k} of {len(meshes)} has no faces. Leave it out, or mesh it again.")
+            raise ValueError(
+                f"{path}: frame {k} of {len(meshes)} has no faces. Remove it, or extract its surface again."
+            )
         scene.add_geometry(_smooth(mesh), node_name=_frame(k), geom_name=_frame(k))
 
     def finish(buffers: Any, tree: dict[str, Any]) -> None:
@@ -150,7 +153,7 @@ def write_animated_glb(
 
 
 def colored_glb(mesh: Trimesh) -> bytes:
-    """A mesh as GLB, smooth and dull, in its own colours of vertices or in clay: as `animated_glb` has its frames."""
+    """GLB of a mesh, smooth and matte, in its vertex colors or in clay; like the frames of `write_animated_glb`."""
     return _glb(Scene([_smooth(mesh)]), lambda _, tree: _add_materials(tree))
 
 
@@ -166,7 +169,7 @@ def _frame(k: int) -> str:
 
 
 def _smooth(mesh: Trimesh) -> Trimesh:
-    """A copy with the used vertices only, unit vertex normals, and the vertex colours, linear as glTF has them."""
+    """Copy of a mesh with its referenced vertices, unit vertex normals, and vertex colors in linear RGB (as glTF)."""
     used, faces = np.unique(np.asarray(mesh.faces), return_inverse=True)
     own = vertex_colors(mesh)
     figure = Figure(np.asarray(mesh.vertices, dtype=np.float64)[used], faces.reshape(-1, 3), np.zeros((len(used), 3)))
@@ -179,21 +182,25 @@ def _smooth(mesh: Trimesh) -> Trimesh:
     )
 
 
-def _linear(colours: UInt8[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "n 4"]:
-    """Colours of the screen (sRGB) as amounts of light: a viewer of GLB turns them back, and would show paler ones."""
-    bright = np.rint(255 * (colours[:, :3] / 255) ** 2.2).astype(np.uint8)
-    return np.concatenate([bright, colours[:, 3:]], axis=1)
+def _linear(colors: UInt8[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "n 4"]:
+    """Linear RGB of sRGB colors; viewers of GLB expect linear colors and show sRGB too pale."""
+    linear = np.rint(255 * (colors[:, :3] / 255) ** 2.2).astype(np.uint8)
+    return np.concatenate([linear, colors[:, 3:]], axis=1)
 
 
 def _add_materials(tree: dict[str, Any]) -> None:
-    """Give each mesh a dull two-sided material: clay, or white under vertex colours (factors are linear, not sRGB)."""
+    """Add a matte two-sided material to each mesh: clay, or white under vertex colors (factors are linear RGB)."""
     materials: list[dict[str, Any]] = []
     for mesh in tree["meshes"]:
         for primitive in mesh["primitives"]:
-            painted = "COLOR_0" in primitive["attributes"]
-            colour = [1.0, 1.0, 1.0] if painted else [round(channel**2.2, 4) for channel in CLAY]
-            surface = {"baseColorFactor": [*colour, 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.8}
-            material = {"name": "painted" if painted else "clay", "pbrMetallicRoughness": surface, "doubleSided": True}
+            is_colored = "COLOR_0" in primitive["attributes"]
+            color = [1.0, 1.0, 1.0] if is_colored else [round(channel**2.2, 4) for channel in CLAY]
+            surface = {"baseColorFactor": [*color, 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.8}
+            material = {
+                "name": "painted" if is_colored else "clay",
+                "pbrMetallicRoughness": surface,
+                "doubleSided": True,
+            }
             if material not in materials:
                 materials.append(material)
             primitive["material"] = materials.index(material)
@@ -201,28 +208,28 @@ def _add_materials(tree: dict[str, Any]) -> None:
 
 
 def _add_animation(buffers: Any, tree: dict[str, Any], count: int, seconds: float, *, back: bool) -> None:
-    """Hide all nodes but the first, and animate their scales: frame k from its moments to the next ones."""
+    """Hide all nodes but the first, and animate their scales: frame k is shown until the next frame."""
     nodes = {node.get("name"): index for index, node in enumerate(tree["nodes"])}
     for k in range(count):
         tree["nodes"][nodes[_frame(k)]]["scale"] = [1.0 if k == 0 else 0.0] * 3
     if count == 1:
         return
     order = [*range(count), *(range(count - 2, 0, -1) if back else ())]
-    moments = np.arange(len(order) + 1, dtype=np.float32) * (seconds / (count - 1))
+    times = np.arange(len(order) + 1, dtype=np.float32) * (seconds / (count - 1))
     samplers, channels = [], []
     for k in range(count):
         shown = np.array([frame == k for frame in order] + [order[-1] == k])
         keys = np.flatnonzero([True, *(shown[1:] != shown[:-1])[:-1], True])
         scales = np.repeat(shown[keys, None].astype(np.float32), 3, axis=1)
-        times = _accessor(buffers, tree, f"times {k}", moments[keys], "SCALAR")
-        values = _accessor(buffers, tree, f"scales {k}", scales, "VEC3")
-        samplers.append({"input": times, "output": values, "interpolation": "STEP"})
+        inputs = _accessor(buffers, tree, f"times {k}", times[keys], "SCALAR")
+        outputs = _accessor(buffers, tree, f"scales {k}", scales, "VEC3")
+        samplers.append({"input": inputs, "output": outputs, "interpolation": "STEP"})
         channels.append({"sampler": k, "target": {"node": nodes[_frame(k)], "path": "scale"}})
     tree["animations"] = [{"name": "interpolation", "samplers": samplers, "channels": channels}]
 
 
 def _accessor(buffers: Any, tree: dict[str, Any], key: str, values: np.ndarray, kind: str) -> int:
-    """Add little-endian float32 values to the file, and return the index of their accessor."""
+    """Add float32 values (little-endian) to the file; returns the index of their accessor."""
     table = values.reshape(len(values), -1).astype("<f4")
     buffers[key] = table.tobytes()
     tree["accessors"][key] = {

@@ -1,4 +1,4 @@
-"""Curves of errors, drawn by matplotlib without a display; it is imported where it is needed, for it takes a second."""
+"""Plots by matplotlib (imported on use: it takes a second), and curves as SVG."""
 
 import io
 import os
@@ -11,18 +11,17 @@ import numpy as np
 from jaxtyping import Float
 
 from shapespace.io.atomic import replacing
-from shapespace.io.scan_files import _write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-Errors = Sequence[float | None]  # mm, one for each scan; none where no surface was found
-RunAndMethod = tuple[str, str]  # a run and a method
+Errors = Sequence[float | None]  # mm, one for each scan; None for scans without a surface
+RunAndMethod = tuple[str, str]  # name of a run, name of a method
 Panel = Mapping[RunAndMethod, Errors]
 
-INK, RULE = "#2b2a28", "#a09b94"  # INK takes the colour of the page's text where the drawing is part of one
+INK, RULE = "#2b2a28", "#a09b94"  # `svg` replaces INK by the text color of the page
 COLORS = ("#2f7fb8", "#d2622a", "#3f9b6b", "#b9639a", "#c99a1e", "#6f6bb5", "#8a8578", "#40a5b0")
 DASHES: dict[str, str | tuple[int, tuple[float, ...]]] = {
     "encode": (0, (4.0, 1.5)),
@@ -48,25 +47,25 @@ STYLE: dict[Any, object] = {
 
 
 def cumulative(errors: Errors) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
-    """Where the share of scans with an error of at most x rises, and to what: from (0, 0) to that of all found ones.
+    """Cumulative distribution of errors: x (mm), and the share of scans with an error of at most x.
 
-    It ends below 1 where no surface was found for some of the scans.
+    Starts at (0, 0), and ends below 1 if scans have no surface.
     """
-    found = np.sort(np.array([error for error in errors if error is not None], dtype=np.float64))
-    return np.concatenate([[0.0], found]), np.arange(len(found) + 1) / max(len(errors), 1)
+    known = np.sort(np.array([error for error in errors if error is not None], dtype=np.float64))
+    return np.concatenate([[0.0], known]), np.arange(len(known) + 1) / max(len(errors), 1)
 
 
 def axis_limit(panels: Iterable[Panel]) -> float:
-    """How far the errors are shown (mm): to the largest of all, or only to three times the largest median."""
+    """End of the error axis (mm): the largest error, but at most three times the largest median."""
     curves = (cumulative(errors)[0][1:] for panel in panels for errors in panel.values())
-    found = [errors for errors in curves if len(errors)]
-    largest = max((float(errors.max()) for errors in found), default=1.0)
-    median = max((float(np.median(errors)) for errors in found), default=1.0)
+    known = [errors for errors in curves if len(errors)]
+    largest = max((float(errors.max()) for errors in known), default=1.0)
+    median = max((float(np.median(errors)) for errors in known), default=1.0)
     return 1.02 * min(largest, 3 * median) or 1.0
 
 
 def error_curves(panels: Mapping[str, Panel], *, columns: int = 2) -> "Figure":
-    """Draw a panel under each name, row by row, with a curve for each run (its colour) and method (its dashes)."""
+    """Cumulative errors: a panel for each name, row by row; runs differ by color, methods by dashes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -79,18 +78,19 @@ def error_curves(panels: Mapping[str, Panel], *, columns: int = 2) -> "Figure":
         drawn: dict[RunAndMethod, Line2D] = {}
         for index, (title, panel) in enumerate(panels.items()):
             _frame(axes[index], title, limits[index % columns])
-            for way, errors in panel.items():
-                drawn[way] = _curve(axes[index], way, errors, COLORS[runs.index(way[0]) % len(COLORS)])
+            for key, errors in panel.items():
+                drawn[key] = _curve(axes[index], key, errors, COLORS[runs.index(key[0]) % len(COLORS)])
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
-        ways = sorted(drawn, key=lambda way: runs.index(way[0]))
-        labels = [f" {run}, {method}" for run, method in ways]  # matplotlib hides what begins with an underscore
-        beside = -(-len(ways) // (12 * rows))
-        figure.legend([drawn[way] for way in ways], labels, loc="outside right upper", frameon=False, ncols=beside)
+        keys = sorted(drawn, key=lambda key: runs.index(key[0]))
+        labels = [f" {run}, {method}" for run, method in keys]  # matplotlib hides labels that begin with an underscore
+        legend_columns = -(-len(keys) // (12 * rows))
+        lines = [drawn[key] for key in keys]
+        figure.legend(lines, labels, loc="outside right upper", frameon=False, ncols=legend_columns)
         figure.supxlabel("error x, mm", fontsize=9)
         figure.supylabel("share of scans with an error up to x", fontsize=9)
         longest = max(len(label) for label in labels)
-        figure.set_size_inches(3.4 * columns + (0.8 + 0.075 * longest) * beside, 2.7 * rows)
+        figure.set_size_inches(3.4 * columns + (0.8 + 0.075 * longest) * legend_columns, 2.7 * rows)
     return figure
 
 
@@ -100,16 +100,16 @@ def _frame(axis: "Axes", title: str, limit: float) -> None:
     axis.grid(color=RULE, alpha=0.35, linewidth=0.6)
 
 
-def _curve(axis: "Axes", way: RunAndMethod, errors: Errors, colour: str) -> "Line2D":
-    """A staircase that goes on to the right edge."""
+def _curve(axis: "Axes", key: RunAndMethod, errors: Errors, color: str) -> "Line2D":
+    """Draw a step function that extends to the right edge."""
     x, share = cumulative(errors)
     x, share = np.append(x, max(x[-1], axis.get_xlim()[1])), np.append(share, share[-1])
-    dashes = DASHES.get(way[1], "-")
-    return axis.plot(x, share, drawstyle="steps-post", color=colour, linestyle=dashes, linewidth=1.6)[0]
+    dashes = DASHES.get(key[1], "-")
+    return axis.plot(x, share, drawstyle="steps-post", color=color, linestyle=dashes, linewidth=1.6)[0]
 
 
 def training_curves(panels: Mapping[str, Mapping[str, Float[np.ndarray, "n 2"]]], *, columns: int = 3) -> "Figure":
-    """Draw a panel under each name: steps and values of each run, in its colour; logarithmic where values allow it."""
+    """Training curves: a panel of steps and values for each name; runs differ by color; log axis if all positive."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -123,8 +123,8 @@ def training_curves(panels: Mapping[str, Mapping[str, Float[np.ndarray, "n 2"]]]
             axis.set_title(title, loc="left", fontsize=9)
             axis.grid(color=RULE, alpha=0.35, linewidth=0.6)
             for run, curve in panel.items():
-                colour = COLORS[runs.index(run) % len(COLORS)]
-                (drawn[run],) = axis.plot(*thinned(curve).T, color=colour, linewidth=1.2)
+                color = COLORS[runs.index(run) % len(COLORS)]
+                (drawn[run],) = axis.plot(*bin_means(curve).T, color=color, linewidth=1.2)
             if all(np.nanmin(curve[:, 1], initial=1.0) > 0 for curve in panel.values()):
                 axis.set_yscale("log")
                 axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -132,40 +132,40 @@ def training_curves(panels: Mapping[str, Mapping[str, Float[np.ndarray, "n 2"]]]
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         if len(runs) > 1:
-            labels = [f" {run}" for run in drawn]  # matplotlib hides what begins with an underscore
+            labels = [f" {run}" for run in drawn]  # matplotlib hides labels that begin with an underscore
             figure.legend(list(drawn.values()), labels, loc="outside lower center", frameon=False, ncols=4)
         figure.supxlabel("step", fontsize=9)
     return figure
 
 
-def thinned(curve: Float[np.ndarray, "n 2"], most: int = 200) -> Float[np.ndarray, "k 2"]:
-    """Means over stretches of equal length, so that at most so many are left."""
-    if len(curve) <= most:
+def bin_means(curve: Float[np.ndarray, "n 2"], max_points: int = 200) -> Float[np.ndarray, "k 2"]:
+    """Means over bins of equal length, at most `max_points` of them."""
+    if len(curve) <= max_points:
         return curve
-    return np.array([stretch.mean(axis=0) for stretch in np.array_split(curve, most)])
+    return np.array([part.mean(axis=0) for part in np.array_split(curve, max_points)])
 
 
 def level_lines(
     values: Float[np.ndarray, "y x"], axes: Float[np.ndarray, "2 n"], points: Float[np.ndarray, "n 2"]
 ) -> "Figure":
-    """Draw a field of the plane: its level lines, evenly spaced, the curve where it is zero, and the scan's points."""
+    """Field of the plane: evenly spaced level lines, the zero level, and the points of the scan."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    levels, few = np.linspace(-1, 1, 41) * np.abs(values).max(), points[:: max(1, len(points) // 2000)]
+    levels, sample = np.linspace(-1, 1, 41) * np.abs(values).max(), points[:: max(1, len(points) // 2000)]
     with rc_context(STYLE):
         figure = Figure(figsize=(6, 6), layout="constrained")
         axis = figure.subplots()
         axis.contourf(*axes, values, levels=levels, cmap="RdBu", alpha=0.55)
         axis.contour(*axes, values, levels=levels, colors=[RULE], linewidths=0.4, linestyles="solid")
         axis.contour(*axes, values, levels=[0], colors=[INK], linewidths=1.8)
-        axis.plot(few[:, 0], few[:, 1], ".", markersize=2.5, color=COLORS[1])
+        axis.plot(sample[:, 0], sample[:, 1], ".", markersize=2.5, color=COLORS[1])
         axis.set_aspect("equal")
     return figure
 
 
 def write_png(figure: "Figure", path: Path) -> None:
-    """Write it on white paper."""
+    """Write a figure as PNG with a white background."""
     from matplotlib import rc_context
 
     with rc_context(STYLE), replacing(path) as part:
@@ -173,7 +173,7 @@ def write_png(figure: "Figure", path: Path) -> None:
 
 
 def svg(figure: "Figure") -> str:
-    """Give it as an element of a page: no background, text in the page's colour, the same bytes every time."""
+    """SVG element of a figure for an HTML page: no background, text color of the page, reproducible bytes."""
     from matplotlib import rc_context
 
     text = io.StringIO()
@@ -182,22 +182,23 @@ def svg(figure: "Figure") -> str:
     drawing = text.getvalue()
     drawing = drawing[drawing.index("<svg") :].strip()
     drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawing)  # HTML knows them
+    drawing = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawing)  # not needed inside HTML
     used = set(re.findall(r"#([\w-]+)", drawing))
-    drawing = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", drawing)
+    drawing = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", drawing)
     return drawing.replace(INK, "currentColor")
 
 
 def write_curves(path: str | os.PathLike[str], curves: Sequence[Float[np.ndarray, "k 2"]]) -> None:
-    """Write polylines of the plane as SVG, in their own unit; y points up."""
+    """Write polylines of the plane as SVG, in their own unit, with y up."""
     low, high = (kind([kind(curve, axis=0) for curve in curves], axis=0) for kind in (np.min, np.max))
     margin = 0.05 * float((high - low).max())
     x, y, width, height = (float(value) for value in (*(low - margin), *(high - low + 2 * margin)))
-    ways = [" L".join(f"{a:.6g},{b:.6g}" for a, b in curve) for curve in curves]
+    paths = [" L".join(f"{a:.6g},{b:.6g}" for a, b in curve) for curve in curves]
     text = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{x:.6g} {-y - height:.6g} {width:.6g} {height:.6g}">',
         f'<g transform="scale(1 -1)" fill="none" stroke="black" stroke-width="{0.1 * margin:.3g}">',
-        *(f'<path d="M{way}"/>' for way in ways),
+        *(f'<path d="M{line}"/>' for line in paths),
         "</g>\n</svg>\n",
     ]
-    _write(Path(path), "\n".join(text).encode())
+    with replacing(path) as part:
+        part.write_bytes("\n".join(text).encode())

@@ -1,4 +1,4 @@
-"""Contact sheets, charts and legends."""
+"""Contact sheets of meshes, charts of values along a path, and the legend of error colors."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -37,30 +37,30 @@ def contact_sheet(
     limit: float | None = None,
     curves: Mapping[str, Values] | None = None,
 ) -> None:
-    """Write rows of meshes, each under its label, as one PNG in one scale.
+    """Write rows of meshes, each under its label, as one PNG at one scale.
 
     Args:
         rows: Label and meshes, left to right; each row has its own floor.
         path: The PNG.
-        titles: Words over the columns of the first row.
-        size: Height of a row in pixels.
+        titles: Titles of the columns, above the first row.
+        size: Height of a row (pixels).
         azimuth: See `render`.
         elevation: See `render`.
-        limit: Add the legend of `paint_distance` with this limit (mm).
-        curves: Add a `chart` of these.
+        limit: End of the color map (mm); adds its `legend`.
+        curves: Values along a path by name; adds a `chart`.
 
     Raises:
         ValueError: There is nothing to draw.
 
     """
     if not any(meshes for _, meshes in rows):
-        raise ValueError(f"{path}: a contact sheet was given no meshes in {len(rows)} rows. Give it at least one.")
+        raise ValueError(f"{path}: no meshes in the {len(rows)} rows of a contact sheet. Give at least one.")
     axes = camera_axes(azimuth, elevation)
     figures = [stand_on_floor(meshes) for _, meshes in rows]
     window = Window.around([(row, axes) for row in figures], size)
     blocks: list[Image.Image] = []
     for (label, _), row in zip(rows, figures, strict=True):
-        blocks.append(_line(label))
+        blocks.append(_label(label))
         if titles and len(blocks) == 1:
             blocks.append(_titles(titles, window.columns))
         if row:
@@ -71,13 +71,13 @@ def contact_sheet(
         width = max(block.width for block in blocks) // len(curves)
         blocks.append(Image.fromarray(chart(curves, width=min(max(width, 380), 640))))
     with replacing(path) as part:
-        _stacked(blocks).save(part, format="PNG")
+        _stack(blocks).save(part, format="PNG")
 
 
 def chart(curves: Mapping[str, Values], *, width: int = 380, height: int = 170) -> RGBImage:
-    """Draw curves along a path, side by side, each under its name and on its own scale; NaN leaves a gap.
+    """Chart of values along a path: a panel for each name, side by side, on its own scale; NaN leaves a gap.
 
-    A curve that hardly changes looks flat: its scale spans at least 4 % of its mean.
+    A scale spans at least 4 % of the mean of its values, so that nearly constant values look flat.
     """
     panels = [_curve(name, np.array(values, dtype=np.float64), width, height) for name, values in curves.items()]
     return np.concatenate(panels, axis=1)
@@ -87,11 +87,11 @@ def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -
     left, right, top, bottom = 64, width - 24, 34, height - 26
     known = np.flatnonzero(np.isfinite(values))
     finite = values[known] if len(known) else np.zeros(1)
-    reach = max(np.ptp(finite), 0.04 * abs(finite.mean()), 1e-3)
-    low = 0.5 * (finite.min() + finite.max() - reach)
+    span = max(np.ptp(finite), 0.04 * abs(finite.mean()), 1e-3)
+    low = 0.5 * (finite.min() + finite.max() - span)
     x = left + (right - left) * np.arange(len(values)) / max(len(values) - 1, 1)
-    y = bottom - (bottom - top) * (values - low) / reach
-    large = blank(4 * width, 4 * height)  # drawn large and reduced: soft lines
+    y = bottom - (bottom - top) * (values - low) / span
+    large = blank(4 * width, 4 * height)  # drawn large and reduced: antialiasing
     pen = ImageDraw.Draw(large)
     for level in (top, bottom):
         pen.line([(4 * left, 4 * level), (4 * right, 4 * level)], fill=PALE, width=3)
@@ -101,9 +101,9 @@ def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -
         pen.ellipse([4 * x[k] - 12, 4 * y[k] - 12, 4 * x[k] + 12, 4 * y[k] + 12], fill=ERROR_RAMP[3])
     small = large.resize((width, height), Image.Resampling.BOX)
     pen = ImageDraw.Draw(small)
-    pen.text((left, 6), _plain(name), fill=INK, font=font(14))
-    decimals = max(0, 1 - int(np.floor(np.log10(reach))))
-    for level, value in ((top, low + reach), (bottom, low)):
+    pen.text((left, 6), _ascii(name), fill=INK, font=font(14))
+    decimals = max(0, 1 - int(np.floor(np.log10(span))))
+    for level, value in ((top, low + span), (bottom, low)):
         pen.text((left - 8, level), f"{value:.{decimals}f}", fill=INK, font=font(12), anchor="rm")
     pen.text((left, height - 20), "start", fill=PALE, font=font(12))
     pen.text((right, height - 20), "end", fill=PALE, font=font(12), anchor="ra")
@@ -111,32 +111,32 @@ def _curve(name: str, values: Float[np.ndarray, "k"], width: int, height: int) -
 
 
 def legend(limit: float) -> RGBImage:
-    """Draw the colours of `colours`, and so of `paint_distance`, from 0 to `limit` mm."""
+    """Legend of `colors.colors_of`, from 0 to `limit` mm."""
     image = blank(380, 46)
     bar = ramp(np.linspace(0, 1, 240))
     image.paste(Image.fromarray(np.tile(bar, (12, 1, 1))), (8, 6))
     pen = ImageDraw.Draw(image)
-    for share, word in ((0.0, "0"), (0.5, f"{limit / 2:g}"), (1.0, f"{limit:g} mm and more")):
-        pen.text((8 + 240 * share, 24), word, fill=INK, font=font(13), anchor="la" if share in (0, 1) else "ma")
+    for share, label in ((0.0, "0"), (0.5, f"{limit / 2:g}"), (1.0, f"{limit:g} mm or more")):
+        pen.text((8 + 240 * share, 24), label, fill=INK, font=font(13), anchor="la" if share in (0, 1) else "ma")
     return np.asarray(image)
 
 
 def _titles(titles: Sequence[str], cell: int) -> Image.Image:
     image = blank(cell * len(titles), 24)
     for k, title in enumerate(titles):
-        ImageDraw.Draw(image).text(((k + 0.5) * cell, 4), _plain(title), fill=INK, font=font(15), anchor="ma")
+        ImageDraw.Draw(image).text(((k + 0.5) * cell, 4), _ascii(title), fill=INK, font=font(15), anchor="ma")
     return image
 
 
-def _line(words: str) -> Image.Image:
+def _label(text: str) -> Image.Image:
     letters = font(16)
-    image = blank(int(letters.getlength(_plain(words))) + 16, 28)
-    ImageDraw.Draw(image).text((8, 6), _plain(words), fill=INK, font=letters)
+    image = blank(int(letters.getlength(_ascii(text))) + 16, 28)
+    ImageDraw.Draw(image).text((8, 6), _ascii(text), fill=INK, font=letters)
     return image
 
 
-def _stacked(blocks: Sequence[Image.Image], margin: int = 20) -> Image.Image:
-    """Blocks under one another, to the left, on paper."""
+def _stack(blocks: Sequence[Image.Image], margin: int = 20) -> Image.Image:
+    """Stack pictures vertically, aligned to the left, on paper."""
     width = max(block.width for block in blocks) + 2 * margin
     page = blank(width, sum(block.height for block in blocks) + 2 * margin)
     top = margin
@@ -146,6 +146,6 @@ def _stacked(blocks: Sequence[Image.Image], margin: int = 20) -> Image.Image:
     return page
 
 
-def _plain(words: str) -> str:
-    """Words in the letters that the built-in font has: m² becomes m2, é becomes e."""
-    return unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
+def _ascii(text: str) -> str:
+    """Text in the characters of the built-in font: m² becomes m2, é becomes e."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()

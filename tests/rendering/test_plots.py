@@ -1,4 +1,4 @@
-"""Curves are distributions, and drawings hold nothing that a page may not hold."""
+"""Cumulative curves, axis limits, and SVG for pages."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_curves_rise_from_0_to_1_and_are_the_shares(errors: list[float]) -> None
         assert share[np.searchsorted(x, bound, side="right") - 1] == np.mean(np.array(errors) <= bound)
 
 
-def test_scans_without_a_surface_hold_the_curve_below_1() -> None:
+def test_scans_without_a_surface_keep_the_curve_below_1() -> None:
     x, share = plots.cumulative([None, 2.0, None, 1.0])
     assert x.tolist() == [0, 1, 2]
     assert share.tolist() == [0, 0.25, 0.5]
@@ -42,7 +42,7 @@ def test_the_axis_ends_at_the_largest_error_or_soon_after_the_median() -> None:
     assert plots.axis_limit([{("a", "lm"): [0.0]}]) > 0
 
 
-def test_drawings_have_a_legend_of_all_and_are_the_same_bytes() -> None:
+def test_svg_has_a_complete_legend_and_reproducible_bytes() -> None:
     drawing = plots.svg(plots.error_curves(PANELS))
     assert drawing == plots.svg(plots.error_curves(PANELS))
     assert not re.search(r"https?:|<metadata|<!DOCTYPE|<\?xml", drawing)
@@ -57,17 +57,17 @@ def test_drawings_have_a_legend_of_all_and_are_the_same_bytes() -> None:
     assert plots.INK not in drawing
 
 
-def test_the_png_is_drawn_on_white(tmp_path: Path) -> None:
+def test_the_png_is_white_and_has_all_runs(tmp_path: Path) -> None:
     plots.write_png(plots.error_curves(PANELS), tmp_path / "curves.png")
     image = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
     assert (image[0] == 255).all()
-    for colour in plots.COLORS[:2]:  # both runs are there
-        wanted = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
-        assert (image == wanted).all(axis=-1).any(), colour
+    for color in plots.COLORS[:2]:  # both runs are there
+        wanted = [int(color[k : k + 2], 16) for k in (1, 3, 5)]
+        assert (image == wanted).all(axis=-1).any(), color
 
 
 def test_methods_of_one_run_are_told_apart_by_their_dashes() -> None:
-    ways: plots.Panel = {("a", method): [1.0] for method in ("lm", "adam", "encode", "refine", "poisson")}
-    lines = plots.error_curves({"p": ways}).axes[0].lines
+    panel: plots.Panel = {("a", method): [1.0] for method in ("lm", "adam", "encode", "refine", "poisson")}
+    lines = plots.error_curves({"p": panel}).axes[0].lines
     assert len({line.get_color() for line in lines}) == 1
-    assert len({str(line._unscaled_dash_pattern) for line in lines}) == len(ways)
+    assert len({str(line._unscaled_dash_pattern) for line in lines}) == len(panel)

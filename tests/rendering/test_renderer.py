@@ -1,4 +1,4 @@
-"""What is drawn stands where it must, the right way round; and the animated GLB shows one frame at a time."""
+"""Renderer, contact sheets and animations: places and colors of pixels, frames of the animated GLB."""
 
 import json
 import os
@@ -24,16 +24,16 @@ PAPER = (255 * np.array(renderer.PAPER) + 0.5).astype(int)
 RED, BLUE = (200, 20, 20), (20, 20, 200)
 
 
-def sphere(radius: float = 0.5, centre: tuple[float, float, float] = (0, 0, 0)) -> Trimesh:
+def sphere(radius: float = 0.5, center: tuple[float, float, float] = (0, 0, 0)) -> Trimesh:
     mesh = trimesh.creation.icosphere(subdivisions=4, radius=radius)
-    mesh.apply_translation(centre)
+    mesh.apply_translation(center)
     return mesh
 
 
-def box(sides: tuple[float, float, float], centre: tuple[float, float, float], colour: tuple[int, int, int]) -> Trimesh:
+def box(sides: tuple[float, float, float], center: tuple[float, float, float], color: tuple[int, int, int]) -> Trimesh:
     mesh = trimesh.creation.box(sides)
-    mesh.apply_translation(centre)
-    return Trimesh(mesh.vertices, mesh.faces, vertex_colors=np.tile(colour, (8, 1)), process=False)
+    mesh.apply_translation(center)
+    return Trimesh(mesh.vertices, mesh.faces, vertex_colors=np.tile(color, (8, 1)), process=False)
 
 
 def drawn(image: np.ndarray) -> np.ndarray:
@@ -41,12 +41,12 @@ def drawn(image: np.ndarray) -> np.ndarray:
     return np.abs(image.astype(int) - PAPER).max(axis=-1) > 8
 
 
-def middle_of(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Mean (row, column) of the pixels in which the colour's main channel stands out."""
-    main = int(np.argmax(colour))
+def middle_of(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Mean (row, column) of the pixels in which the color's main channel stands out."""
+    main = int(np.argmax(color))
     rest = np.delete(image.astype(int), main, axis=-1).max(axis=-1)
     found = np.argwhere(image[..., main].astype(int) > rest + 60)
-    assert len(found) > 50, "the colour is not in the picture"
+    assert len(found) > 50, "the color is not in the picture"
     return found.mean(axis=0)
 
 
@@ -69,11 +69,11 @@ def test_left_right_up_and_front_are_not_mirrored() -> None:
     nose = box((0.1, 0.1, 0.2), (0, 0.9, 0.2), BLUE)
     person = trimesh.util.concatenate([body, hand, nose])
     front = render([person], size=200, azimuth=0.0, elevation=0.0)
-    centre = np.array(front.shape[:2]) / 2
-    assert middle_of(front, RED)[1] > centre[1] + 20
-    assert middle_of(front, RED)[0] < centre[0] - 20
+    center = np.array(front.shape[:2]) / 2
+    assert middle_of(front, RED)[1] > center[1] + 20
+    assert middle_of(front, RED)[0] < center[0] - 20
     assert abs(middle_of(front, BLUE)[1] - np.argwhere(drawn(front)).mean(axis=0)[1]) < 25
-    assert middle_of(render([person], size=200, azimuth=180.0, elevation=0.0), RED)[1] < centre[1]
+    assert middle_of(render([person], size=200, azimuth=180.0, elevation=0.0), RED)[1] < center[1]
     side = render([person], size=200, azimuth=90.0, elevation=0.0)  # from the person's left
     assert middle_of(side, BLUE)[1] < side.shape[1] / 2
     above = render([person], size=200, azimuth=0.0, elevation=89.0)  # from above, the front is below
@@ -129,16 +129,16 @@ def test_light_comes_from_the_upper_left_and_the_shadow_lies_on_the_floor() -> N
     assert shaded[150:].sum() > 100
 
 
-def test_a_mesh_without_faces_leaves_a_word_in_its_place() -> None:
+def test_a_mesh_without_faces_is_shown_as_text() -> None:
     image = render([sphere(), Trimesh()], size=120)
     empty = np.split(image, 2, axis=1)[1]
     assert 0 < drawn(empty).mean() < 0.05
     assert render([Trimesh()], size=120).shape[0] == 120
-    with pytest.raises(ValueError, match="asked of no meshes"):
+    with pytest.raises(ValueError, match="render: no meshes given"):
         render([])
 
 
-def test_vertex_colours_are_drawn_and_clay_is_the_default() -> None:
+def test_vertex_colors_are_drawn_and_clay_is_the_default() -> None:
     red = render([box((1, 1, 1), (0, 0, 0), RED)], size=64, elevation=0.0)
     assert np.median(red[drawn(red)], axis=0).argmax() == 0
     assert np.median(red[drawn(red)], axis=0)[1] < 60
@@ -146,17 +146,17 @@ def test_vertex_colours_are_drawn_and_clay_is_the_default() -> None:
     assert clay[0] > clay[1] > clay[2] > 60
 
 
-def test_paint_distance_reads_off_the_legend() -> None:
+def test_colors_of_distances_are_those_of_the_legend() -> None:
     corners = np.array([[0, 0, 0], [1, 0, 0], [1, 0, 1], [0, 0, 1]])
     plate = Trimesh(corners, [[0, 2, 1], [0, 3, 2]], process=False)
     heights = np.array([0.0, 0.010, 0.020, 0.5])  # metres; the limit is 20 mm
     painted = color_by_distance(Trimesh(corners + heights[:, None] * [0, 1, 0], plate.faces, process=False), plate)
     wanted = [ERROR_RAMP[0], ERROR_RAMP[2], ERROR_RAMP[4], ERROR_RAMP[4]]
-    assert np.asarray(painted.visual.vertex_colors)[:, :3].tolist() == [list(colour) for colour in wanted]
+    assert np.asarray(painted.visual.vertex_colors)[:, :3].tolist() == [list(color) for color in wanted]
     assert painted.vertex_attributes["quality"] == pytest.approx(heights)
 
 
-def test_colours_of_a_field_are_pale_at_zero_and_differ_inside_and_outside() -> None:
+def test_colors_of_a_field_are_pale_at_zero_and_differ_inside_and_outside() -> None:
     inside, zero, outside, far = signed_colors(np.array([-0.1, 0.0, 0.1, 5.0]), limit=0.1).astype(int)
     assert zero.min() > 230
     assert inside[2] > inside[0] > inside[1]  # purple
@@ -164,15 +164,15 @@ def test_colours_of_a_field_are_pale_at_zero_and_differ_inside_and_outside() -> 
     assert (far == outside).all()
 
 
-def test_a_scan_is_drawn_by_its_faces_or_as_beads() -> None:
+def test_a_scan_is_drawn_by_its_faces_or_as_markers() -> None:
     mesh = sphere()
     points = np.asarray(mesh.vertices, dtype=np.float32)
     faces = scan_to_mesh(Scan("a/b/0", points, faces=np.asarray(mesh.faces)))
     assert faces.faces.tolist() == mesh.faces.tolist()
-    beads = scan_to_mesh(Scan("a/b/0", points))
-    assert len(beads.faces) == 20 * len(points)
-    assert beads.bounds == pytest.approx(mesh.bounds, abs=0.05)
-    whole, dotted = (drawn(render([each], size=120, elevation=0.0)).mean() for each in (mesh, beads))
+    markers = scan_to_mesh(Scan("a/b/0", points))
+    assert len(markers.faces) == 20 * len(points)
+    assert markers.bounds == pytest.approx(mesh.bounds, abs=0.05)
+    whole, dotted = (drawn(render([each], size=120, elevation=0.0)).mean() for each in (mesh, markers))
     assert dotted == pytest.approx(whole, rel=0.1)
     many = scan_to_mesh(Scan("a/b/0", np.random.default_rng(0).random((50_000, 3), dtype=np.float32)))
     assert 10_000 < len(many.faces) / 20 <= 20_000
@@ -208,7 +208,7 @@ def test_the_same_meshes_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_sheet_of_nothing_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"empty\.png: a contact sheet was given no meshes in 1 rows"):
+    with pytest.raises(ValueError, match=r"empty\.png: no meshes in the 1 rows of a contact sheet"):
         contact_sheet([("row", [])], tmp_path / "empty.png")
     assert not os.listdir(tmp_path)
 
@@ -232,7 +232,7 @@ def test_chart_rises_with_its_values_and_shows_steadiness_as_flat() -> None:
     assert chart({"a": [1.0, 2.0], "b": np.array([2.0, 1.0])}).shape == (170, 760, 3)
 
 
-def test_letters_that_the_font_lacks_are_written_with_those_it_has() -> None:
+def test_characters_missing_in_the_font_are_replaced() -> None:
     assert (chart({"aire (m²), élevée": [1.0, 2.0]}) == chart({"aire (m2), elevee": [1.0, 2.0]})).all()
 
 
@@ -339,7 +339,7 @@ def test_animation_reads_back_through_trimesh_with_the_first_frame_at_rest(tmp_p
     assert scene.bounds == pytest.approx(meshes[0].bounds)
 
 
-def test_animation_keeps_colours_drops_unused_vertices_and_leaves_the_meshes_alone(tmp_path: Path) -> None:
+def test_animation_keeps_colors_drops_unused_vertices_and_does_not_change_the_meshes(tmp_path: Path) -> None:
     loose = Trimesh(np.array([[9.0, 9, 9], [0, 0, 0], [1, 0, 0], [0, 1, 0]]), [[1, 2, 3]], process=False)
     painted = box((1, 1, 1), (0, 0, 0), RED)
     before = [np.array(mesh.vertices) for mesh in (loose, painted)]
@@ -348,11 +348,11 @@ def test_animation_keeps_colours_drops_unused_vertices_and_leaves_the_meshes_alo
     first, second = (mesh["primitives"][0] for mesh in glb.tree["meshes"])
     assert len(glb.values(first["attributes"]["POSITION"])) == 3
     assert "COLOR_0" not in first["attributes"]
-    colours = glb.values(second["attributes"]["COLOR_0"])
+    colors = glb.values(second["attributes"]["COLOR_0"])
     np.testing.assert_allclose(
-        255 * (colours[:, :3] / 255) ** (1 / 2.2), np.tile(RED, (8, 1)), atol=4
+        255 * (colors[:, :3] / 255) ** (1 / 2.2), np.tile(RED, (8, 1)), atol=4
     )  # 8 bits of light
-    assert (colours[:, 3] == 255).all()
+    assert (colors[:, 3] == 255).all()
     assert [glb.tree["materials"][p["material"]]["name"] for p in (first, second)] == ["clay", "painted"]
     assert all((mesh.vertices == old).all() for mesh, old in zip((loose, painted), before, strict=True))
 
@@ -360,7 +360,7 @@ def test_animation_keeps_colours_drops_unused_vertices_and_leaves_the_meshes_alo
 def test_animation_of_one_frame_is_a_plain_mesh_and_of_none_is_refused(tmp_path: Path) -> None:
     write_animated_glb(grown(1), tmp_path / "one.glb")
     assert "animations" not in Glb(tmp_path / "one.glb").tree
-    with pytest.raises(ValueError, match=r"none\.glb: an animation was given no meshes"):
+    with pytest.raises(ValueError, match=r"none\.glb: no meshes for an animation"):
         write_animated_glb([], tmp_path / "none.glb")
     with pytest.raises(ValueError, match="frame 1 of 2 has no faces"):
         write_animated_glb([sphere(), Trimesh()], tmp_path / "none.glb")
@@ -400,27 +400,30 @@ def test_a_turntable_goes_once_around_in_one_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".apng"])
-def test_films_of_other_kinds_hold_the_same(suffix: str, tmp_path: Path) -> None:
-    scenes = [[box((1, 1, 1), (0, 0.5, 0), colour)] for colour in (RED, BLUE)]
+def test_webp_and_apng_animations(suffix: str, tmp_path: Path) -> None:
+    scenes = [[box((1, 1, 1), (0, 0.5, 0), color)] for color in (RED, BLUE)]
     animation.write_animation(scenes, tmp_path / f"a{suffix}", size=48, turn=0.0)
     with Image.open(tmp_path / f"a{suffix}") as film:
         assert film.n_frames == 2
-        for index, colour in enumerate((RED, BLUE)):
+        for index, color in enumerate((RED, BLUE)):
             film.seek(index)
-            assert len(middle_of(np.asarray(film.convert("RGB")), colour))
+            assert len(middle_of(np.asarray(film.convert("RGB")), color))
 
 
-def test_mp4_is_a_film_of_whole_frames(tmp_path: Path) -> None:
+def test_mp4_has_all_frames(tmp_path: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     animation.write_animation([[sphere()]] * 6, tmp_path / "a.mp4", size=65, seconds=1.0)
     frames, seconds = ffmpeg.count_frames_and_secs(str(tmp_path / "a.mp4"))
     assert (frames, seconds) == (6, pytest.approx(1, abs=0.2))
 
 
-def test_films_that_cannot_be_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"a\.avi: give a name that ends in one of \.gif, \.webp, \.apng, \.mp4"):
+def test_invalid_animations_are_refused_before_rendering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"a\.avi: not an animation format\. Give a name that ends in one of \.gif, \.webp, \.apng, \.mp4",
+    ):
         animation.write_animation([[sphere()]], tmp_path / "a.avi")
-    with pytest.raises(ValueError, match=r"scenes of \[1, 2\] meshes make no film"):
+    with pytest.raises(ValueError, match=r"a\.gif: the scenes of an animation have \[1, 2\] meshes"):
         animation.write_animation([[sphere()], [sphere(), sphere()]], tmp_path / "a.gif")
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'shapespace\[video\]', or write \.gif"):

@@ -1,4 +1,4 @@
-"""`shapespace picture`: what the end of --out says, drawn from files."""
+"""`shapespace render`: pictures and animations from files."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from shapespace.tools.render import main
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> tuple[Path, ...]:
-    """A ball in clay, one that is off by 20 mm everywhere, and the points of one."""
+    """A ball without colors, one colored by 20 mm everywhere, and the points of one."""
     ball = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
     scan_files.write_mesh(tmp_path / "clay.obj", ball)
     scan_files.write_mesh(tmp_path / "off.ply", colors.color_by_value(ball, np.full(len(ball.vertices), 0.020)))
@@ -23,17 +23,17 @@ def inputs(tmp_path: Path) -> tuple[Path, ...]:
     return tuple(tmp_path / name for name in ("clay.obj", "off.ply", "scan.ply"))
 
 
-def test_a_sheet_has_rows_and_the_colours_of_lengths(inputs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_sheet_has_rows_and_the_colors_of_lengths(inputs: tuple[Path, ...], tmp_path: Path) -> None:
     main(inputs, out=tmp_path / "a.png", size=64, columns=2)
     image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
     dark = np.abs(image - colors.ERROR_RAMP[-1]).max(axis=-1) < 40
     assert dark[:, image.shape[1] // 4 :].sum() > 400  # the second ball, and the end of the legend
     assert image.shape[0] > 2 * 64 + 2 * 28
     main(inputs[:1], out=tmp_path / "b.png", size=64)
-    assert image.shape[0] - Image.open(tmp_path / "b.png").height == 64 + 28 + 46  # a row, its words, the legend
+    assert image.shape[0] - Image.open(tmp_path / "b.png").height == 64 + 28 + 46  # a row, its label, the legend
 
 
-def test_a_film_turns_or_plays(inputs: tuple[Path, ...], tmp_path: Path) -> None:
+def test_an_animation_turns_or_plays(inputs: tuple[Path, ...], tmp_path: Path) -> None:
     main(inputs[:2], out=tmp_path / "a.gif", size=48, frames=3)
     assert Image.open(tmp_path / "a.gif").n_frames == 3  # type: ignore[attr-defined]
     main(inputs, out=tmp_path / "b.gif", size=48, play=True)
@@ -42,15 +42,17 @@ def test_a_film_turns_or_plays(inputs: tuple[Path, ...], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("said", "sentence"),
+    ("wrong", "sentence"),
     [
-        ({"frames": 0}, "--frames 0, .* make no picture"),
-        ({"size": 2}, "--size 2, .* make no picture"),
-        ({"play": True, "out": Path("a.png")}, r"a\.png does not move, and --play wants a film"),
-        ({"out": Path("a.mov")}, r"cannot write a film as a\.mov"),
+        ({"frames": 0}, "--frames 0, .*: out of range"),
+        ({"size": 2}, "--size 2, .*: out of range"),
+        ({"play": True, "out": Path("a.png")}, r"a\.png: PNG cannot hold the animation of --play\. Give --out"),
+        ({"out": Path("a.mov")}, r"a\.mov: not an animation format"),
         ({"meshes": ()}, "no meshes given"),
     ],
 )
-def test_mistakes_get_a_sentence(said: dict[str, object], sentence: str, inputs: tuple[Path, ...]) -> None:
+def test_mistakes_are_refused_with_a_sentence(
+    wrong: dict[str, object], sentence: str, inputs: tuple[Path, ...]
+) -> None:
     with pytest.raises(ValueError, match=sentence):
-        main(**{"meshes": inputs, "out": Path("a.gif"), **said})  # type: ignore[arg-type]
+        main(**{"meshes": inputs, "out": Path("a.gif"), **wrong})  # type: ignore[arg-type]
