@@ -1,4 +1,4 @@
-"""Raw datasets: one module for each, whose docstring is its data card. Nothing is shipped or downloaded."""
+"""Raw datasets, one module for each; its docstring is the data card."""
 
 if __name__ == "datasets":
     raise ImportError(

@@ -1,4 +1,4 @@
-"""CAPE: clothed people in motion, registered to the template of SMPL, and raw scans of some of them.
+"""CAPE: clothed people in motion, registered to the template of SMPL, with raw scans.
 
 Paper: Ma, Yang, Ranjan, Pujades, Pons-Moll, Tang, Black: Learning to Dress 3D People in Generative Clothing, CVPR 2020.
 Size: 15 people, 610 sequences, 148,000 registered frames of 6,890 vertices; raw scans are a separate download.

@@ -66,7 +66,7 @@ class DFaust(ScanDataset):
 
 @dataclass(frozen=True)
 class DFaustRegistrations(ScanDataset):
-    """Registrations as scans: closed meshes of one template, frames 0, 1, 2, ... of each sequence."""
+    """Registrations as scans: closed meshes of one template, frames counted from 0."""
 
     name: str = "dfaust-registrations"
     source: str = DFaust.source

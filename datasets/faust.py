@@ -1,4 +1,4 @@
-"""FAUST (MPI-FAUST): raw scans of 10 people in 30 poses, with registrations of the training part.
+"""FAUST (MPI-FAUST): raw scans of 10 people in 30 poses, with registrations.
 
 Paper: Bogo, Romero, Loper, Black: FAUST: Dataset and evaluation for 3D mesh registration, CVPR 2014.
 Size: 100 training scans with registrations of 6,890 vertices, 200 test scans without.

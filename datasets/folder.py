@@ -1,4 +1,4 @@
-"""Folder of scans in any format that `read_scan` reads: meshes, points, arrays, depth images.
+"""Folder of scans in any format that `read_scan` reads.
 
 Names: without --pattern, the first folder below ROOT is the subject, the file is the frame, and the folders between are
 the sequence; a missing subject is `all`, a missing sequence `scans`:
@@ -80,7 +80,7 @@ def _plain_name(path: Path) -> str | None:
 
 
 def _pattern_name(pattern: str) -> Callable[[Path], str | None]:
-    """Compile the pattern to a function from a path to the name of the scan, None for a path that does not match."""
+    """Compile the pattern to a function from a path to the name of the scan, None for no match."""
     seen: set[str] = set()
     expression = ""
     for piece in re.split(r"(\{.*?\}|\*)", pattern):

@@ -1,4 +1,4 @@
-"""Folder layout of D-FAUST and of the synthetic people: raw scans as PLY, registrations of whole sequences as HDF5.
+"""Folder layout of D-FAUST and of the synthetic people.
 
 ROOT/scans/<subject>/<sequence>/<sequence>.<frame>.ply
 ROOT/registrations*.hdf5    `faces` (F, 3), and `<subject>_<sequence>` of shape (V, 3, T) for each sequence
@@ -39,7 +39,7 @@ def scanned_frames(root: Path, subject: str, sequence: str) -> list[str]:
 
 
 def find_registrations(dataset: ScanDataset, root: Path) -> list[ScanEntry]:
-    """List all frames of ROOT/registrations*.hdf5; the frame number is the index in the sequence."""
+    """List all frames of ROOT/registrations*.hdf5; the index is the frame number."""
     entries = check_entries(
         ScanEntry(f"{key.replace('_', '/', 1)}/{index:06d}", path, index)
         for path in _files(root)

@@ -1,4 +1,4 @@
-"""Batches of training points; a batch is a function of (seed, step), so a resumed run gets the same batches."""
+"""Batches of training points; each is a function of (seed, step), so runs can resume."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,11 +49,11 @@ def sample_uniform(
 
 
 class OccupancyLabels:
-    """Points around the ground truth of each scan, labeled inside or outside; `count` are drawn at a time.
+    """Points around the ground truth of each scan, labeled inside or outside.
 
-    A pool of points is labeled for each scan on first use, in 0.1 s. One third is uniform in the cube (Occupancy
-    Networks), one third each is around the surface with a standard deviation of 0.1 and 0.01 model units (IF-Nets,
-    section 3.2).
+    `count` points are drawn at a time. A pool of points is labeled for each scan on first use, in 0.1 s. One third is
+    uniform in the cube (Occupancy Networks), one third each is around the surface with a standard deviation of 0.1 and
+    0.01 model units (IF-Nets, section 3.2).
     """
 
     def __init__(self, store: ScanSource, names: Sequence[str], count: int) -> None:
@@ -154,10 +154,10 @@ def collate(
     scan_index: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Batch:
-    """Combine scans with equal numbers of points into one batch; `seed` draws the off-surface points.
+    """Combine scans with equal numbers of points into one batch.
 
-    The first `surface_points` points of each scan (by default all) enter the loss. If all scans are in the plane z = 0,
-    the off-surface points are too.
+    `seed` is that of the off-surface points. The first `surface_points` points of each scan (by default all) enter the
+    loss. If all scans are in the plane z = 0, the off-surface points are too.
     """
     points = torch.from_numpy(np.stack([scan.points for scan in scans])).float()
     normals = _stack([scan.normals for scan in scans], surface_points)
@@ -188,13 +188,15 @@ def _stack(vectors: Sequence[Float[np.ndarray, "p 3"] | None], count: int | None
 
 
 class StepDataset(Dataset[Batch]):
-    """Batch of each training step: scans are shuffled every epoch, and points are drawn again at every visit.
+    """Batch of each training step.
 
-    `scans` and `points` are the numbers of scans in a batch and of points per scan. With several processes, process
-    `rank` of `world_size` gets its share of the scans of each step. With `occupancy_points`, as many labeled points
-    around the ground truth of each scan are added.
+    Scans are shuffled every epoch, and their points are drawn again at every visit. `scans` and `points` are the
+    numbers of scans in a batch and of points per scan. With several processes, process `rank` of `world_size` gets its
+    share of the scans of each step. With `occupancy_points`, as many labeled points around the ground truth of each
+    scan are added.
     """
 
+    # Most parameters are fields of BatchConfig, which is on a floor above (training/config.py).
     def __init__(
         self,
         store: ScanSource,
@@ -249,7 +251,7 @@ class StepDataset(Dataset[Batch]):
         return batch if self.labels is None else self._add_labels(batch, self.labels, seed)
 
     def single_scan(self, row: int) -> Batch:
-        """Batch of one training scan with the same points at every call: for inspection and for the code prior."""
+        """Batch of one training scan; every call returns the same points."""
         scan = self.store.sample(self.names[row], self.points, np.random.default_rng((self.seed, row)))
         return self.collate([scan], scan_index=[row], seed=row)
 
@@ -269,7 +271,10 @@ class StepDataset(Dataset[Batch]):
 
 
 def batches(dataset: StepDataset, start: int, stop: int, *, num_workers: int = 0) -> Iterator[Batch]:
-    """Batches of steps start to stop, prefetched by `num_workers` processes; with 0 by a thread, one batch ahead."""
+    """Batches of the steps from start to stop.
+
+    They are prefetched by `num_workers` processes, or with 0 by a thread, one batch ahead.
+    """
     if num_workers:
         yield from DataLoader(dataset, batch_size=None, sampler=range(start, stop), num_workers=num_workers)
     elif start < stop:

@@ -1,4 +1,4 @@
-"""Preprocess a raw dataset: read every scan once, sample its points, and write them into a store.
+"""Preprocess a raw dataset: sample the points of every scan and write them into a store.
 
 One scan at a time is in memory (a few with several processes). The file is written as `OUT.part` and renamed when it is
 complete; the same command continues an interrupted run. Several processes, on one machine or many, can share the scans:
@@ -81,9 +81,10 @@ class PreprocessOptions:
 
 @dataclass(frozen=True)
 class PreprocessResult:
-    """The store (or the shard) that `preprocess` wrote, its contents, and the reason for each rejected scan.
+    """Contents of the store (or the shard) that `preprocess` wrote, and rejected scans.
 
-    `size` is in bytes; `created` is false if the same command had already written the store.
+    `size` is in bytes; `rejected` is the reason for each rejected scan; `created` is false if the same command had
+    already written the store.
     """
 
     path: Path
@@ -139,7 +140,7 @@ def _shard_path(out: Path, index: int, count: int) -> Path:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What to read: the scans, the splits, the scans of the splits without a file, and the metadata of the store."""
+    """Scans to read, splits, scans of the splits without a file, metadata of the store."""
 
     dataset: ScanDataset
     root: Path

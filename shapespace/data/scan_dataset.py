@@ -17,7 +17,7 @@ from shapespace.io.units import Up, check_size
 
 @dataclass(frozen=True)
 class ScanEntry:
-    """One scan of a dataset: its name `subject/sequence/frame` and its file; `index` is the item inside the file."""
+    """Name `subject/sequence/frame` and file of a scan; `index` is the item inside the file."""
 
     name: str
     path: Path

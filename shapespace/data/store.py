@@ -78,7 +78,9 @@ class InMemoryStore:
 
 
 class ScanStore:
-    """Preprocessed dataset, read in blocks. Each process opens its own file handle, so it can be pickled and forked.
+    """Preprocessed dataset, read in random blocks of points.
+
+    Each process opens its own file handle, so a store can be pickled and forked.
 
     Args:
         path: The HDF5 file that `shapespace preprocess` wrote.
@@ -132,7 +134,9 @@ class ScanStore:
         self._file, self._located = None, {}
 
     def scan_names(self, split: str | None) -> list[str]:
-        """Names of the scans of a split: one of `splits`, the path of a split file (JSON), or None for all scans.
+        """Names of the scans of a split.
+
+        `split` is one of `splits`, the path of a split file (JSON), or None for all scans.
 
         Raises:
             ValueError: The split is unknown, or it names scans that are not in the store.
@@ -168,7 +172,7 @@ class ScanStore:
             return len(_rows(group, "points"))
 
     def has_normals(self, name: str) -> bool:
-        """Whether the normals are from the file (normals or faces) and not estimated from the points."""
+        """Whether the normals are from the file (normals or faces), not estimated."""
         with self._scan(name) as group:
             return has_member(group, "normals") and not (
                 "estimated" in group.attrs and get_attribute(group, "estimated")
@@ -180,12 +184,12 @@ class ScanStore:
             return has_member(group, "truth")
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Source of the scan: `file` under the root, its `bytes`, `sha256` of the points as read, and a `note`."""
+        """Source of the scan: `file`, its `bytes`, `sha256` of the points as read, and a `note`."""
         with self._scan(name) as group:
             return {key: get_attribute(group, key) for key in ("file", "bytes", "sha256", "note")}
 
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
-        """Draw `count` points in the model frame, with normals (oriented or not) and sensors where there are any.
+        """Draw `count` points in the model frame, with normals and sensors if stored.
 
         The stored points are shuffled, so one block from a random offset, wrapping around the end, is a random subset
         and one read. A scan with fewer points returns all of them, repeated until there are `count`.

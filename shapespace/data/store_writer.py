@@ -138,7 +138,10 @@ def _walk(part: Path) -> None:
 
 
 def remove_outdated(file: h5py.File, entries: list[ScanEntry]) -> set[str]:
-    """Delete scans that are incomplete, not wanted, or whose file has changed in size; names of the other scans."""
+    """Delete scans that are incomplete, not in `entries`, or whose file has changed in size.
+
+    Returns the names of the other scans.
+    """
     sizes = {entry.name: input_size(entry) for entry in entries}
     done = set()
     for subject in [key for key in file if not key.startswith("_")]:
@@ -204,7 +207,7 @@ def _check_room(part: Path, prepared: PreparedScan) -> None:
 
 
 def write_index(file: h5py.File, names: list[str], splits: dict[str, list[str]], rejected: dict[str, str]) -> None:
-    """Write the names, the splits (without scans that are missing) and the rejected scans with the reasons."""
+    """Write the names, the splits of the stored scans, and the rejected scans with reasons."""
     for key in ("_names", "_splits", "_bad"):
         file.pop(key, None)
     file["_names"] = _texts(names)

@@ -11,9 +11,10 @@ _locks: set[int] = set()  # file descriptors of the locks of this process
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield `path.part` for writing; rename it to `path` if the block succeeds, remove it if the block raises.
+    """Yield `path.part` for writing, and rename it to `path` if the block succeeds.
 
-    Missing folders are created. A `path.part` of a killed process is overwritten.
+    If the block raises, `path.part` is removed. Missing folders are created. A `path.part` of a killed process is
+    overwritten.
 
     Raises:
         BlockingIOError: Another process is writing the same file.

@@ -10,7 +10,7 @@ Normals = Literal["auto", "require", "drop"]
 
 
 def check_rows(path: Path, values: Any, what: str, count: int | None = None) -> Float[np.ndarray, "n 3"]:
-    """Convert to finite float64 (n, 3), with `count` rows if given; `what` names the values in errors.
+    """Convert to finite float64 (n, 3), with `count` rows if given; `what` is for errors.
 
     Raises:
         ValueError: The shape, the type or the number of rows is wrong, or values are not finite.
@@ -49,7 +49,9 @@ def check_points(path: Path, values: Any, least: int) -> Float[np.ndarray, "n 3"
 
 
 def check_faces(path: Path, values: Any, count: int) -> Int[np.ndarray, "m 3"] | None:
-    """Convert to triangles (m, 3), quads to two each; None if there are no faces. `count` is the number of vertices.
+    """Convert to triangles (m, 3), quads to two each; None if there are no faces.
+
+    `count` is the number of vertices.
 
     Raises:
         ValueError: The shape or the type is wrong, or a face refers to a vertex that does not exist.

@@ -25,7 +25,7 @@ _MAX_EXR_DEPTH = 1e9  # meters: renderers write infinity or 1e10 (Blender) where
 
 
 def camera_from_json(settings: Mapping[str, Any]) -> Camera:
-    """Parse a camera: keys `fx`, `fy`, ..., or those of Open3D or of nerfstudio's transforms.json.
+    """Parse a camera with keys `fx`, `fy`, ..., or with those of Open3D or nerfstudio.
 
     Raises:
         ValueError: A key is missing or wrong, the lens distorts, or the pose is not rigid.
@@ -52,7 +52,9 @@ def camera_from_json(settings: Mapping[str, Any]) -> Camera:
 
 
 def meters_per_value(settings: Mapping[str, Any], *, integers: bool) -> float:
-    """Meters per value of a depth image: `depth_unit_scale_factor`, else 0.001 for integers and 1 for floats.
+    """Meters per value of a depth image.
+
+    `depth_unit_scale_factor` if given, else 0.001 for integers and 1 for floats.
 
     Raises:
         ValueError: The JSON has the ambiguous key `depth_scale`.
@@ -69,7 +71,7 @@ def meters_per_value(settings: Mapping[str, Any], *, integers: bool) -> float:
 
 
 def _intrinsics(settings: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    """Focal lengths and principal point (pixels): by key, or from the matrix of Open3D or OpenCV."""
+    """Focal lengths and principal point (pixels), by key or from a matrix (Open3D, OpenCV)."""
     if "intrinsic_matrix" not in settings:
         fx, fy, cx, cy = (_number(settings, key) for key in ("fx", "fy", "cx", "cy"))
         corner = 0.5 if "fl_x" in settings else 0.0  # nerfstudio: the origin is the corner of the first pixel
@@ -133,14 +135,17 @@ def _number(settings: Mapping[str, Any], key: str) -> float:
 
 
 def read_depth_image(path: Path) -> list[DepthImage]:
-    """Read a depth image; its camera is the JSON of its name, or one of `CAMERAS` in its folder or the folder above."""
+    """Read a depth image and its camera.
+
+    The camera is the JSON with the name of the image, or one of `CAMERAS` in its folder or the folder above.
+    """
     json_file, settings = _camera_of(path)
     camera = _camera(json_file, settings)
     return [DepthImage(_read_depths(path, json_file, settings, camera), camera)]
 
 
 def read_capture(path: Path) -> list[DepthImage]:
-    """Read the depth images that a JSON lists under `frames`, or the one with the name of the JSON."""
+    """Read the depth images that a JSON lists under `frames`, or the one with its name."""
     content = _read_json(path)
     frames = content.get("frames", [{}])
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
@@ -283,7 +288,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def scan_of_depth_images(path: Path, views: list[DepthImage], name: str, unit: float, up: str, jump: float) -> Scan:
-    """Merge depth images to a scan in meters, y up; `jump` is the maximum depth difference on one surface (meters)."""
+    """Merge depth images to a scan in meters, y up.
+
+    `jump` is the maximum depth difference of neighboring pixels on one surface (meters).
+    """
     placed = [replace(view, camera=view.camera.in_world(axis_rotation(up), unit)) for view in views]
     scan = merge_depth_images(placed, name, max_depth_jump=jump)
     if len(scan) < MIN_POINTS:

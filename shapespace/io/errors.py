@@ -12,7 +12,7 @@ class BadFileError(ValueError):
 
 @contextmanager
 def damage_as_error(path: Path, remedy: str, *, kind: str = "") -> Iterator[None]:
-    """Turn any exception of a parser into a `BadFileError` that names the file and ends with the remedy.
+    """Turn exceptions of a parser into a `BadFileError` with the file and the remedy.
 
     `kind` names what the file should be; by default its suffix. `PermissionError` passes unchanged.
     """
@@ -27,7 +27,7 @@ def damage_as_error(path: Path, remedy: str, *, kind: str = "") -> Iterator[None
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Second half of an error about an unknown name: the nearest known name, or a list of the known ones."""
+    """End of an error about an unknown name: the nearest known name, or a list of them."""
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"Did you mean {close[0]}?"

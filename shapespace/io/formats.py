@@ -73,7 +73,7 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def _read_ply(path: Path) -> RawScan:
-    """Vertices, faces, normals, `quality`, and the sensor of each vertex where `write_scan` wrote one."""
+    """Vertices, faces, normals, `quality`, and the sensor of each vertex (see `write_scan`)."""
     with path.open("rb") as file:
         _check_ply_size(path, file)
         file.seek(0)
@@ -92,7 +92,7 @@ def _read_ply(path: Path) -> RawScan:
 
 
 def _check_ply_size(path: Path, file: BinaryIO) -> None:
-    """Refuse a file that is smaller than its header declares, before memory of that size is allocated."""
+    """Refuse a file smaller than its header declares, before memory is allocated."""
     binary, counts, rows = True, [0], [0]  # of each element: the number of rows, and the least bytes of a row
     for line in iter(file.readline, b""):
         words = line.split()
@@ -135,7 +135,7 @@ def _check_ply_rows(path: Path, key: str, element: dict[str, Any]) -> None:
 
 
 def _read_obj(path: Path) -> RawScan:
-    """Vertices in file order (texture seams do not split them); polygons become fans of triangles."""
+    """Vertices in file order, not split at texture seams; polygons become fans."""
     lines: dict[str, list[list[str]]] = {"v": [], "vn": [], "f": []}
     for line in path.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ").splitlines():
         words = line.split()
@@ -217,7 +217,7 @@ def _read_npz(path: Path) -> RawScan:
 
 
 def _check_npz(path: Path) -> None:
-    """Refuse arrays that are too large, or larger than their archive member, before they are decompressed."""
+    """Refuse arrays that are too large or incomplete, before they are decompressed."""
     with zipfile.ZipFile(path) as archive:
         wanted = {f"{key}.npy" for key in (*POINT_KEYS, "faces", "normals", "sensors")}
         for info in (info for info in archive.infolist() if info.filename in wanted):
@@ -243,7 +243,10 @@ def _read_table(path: Path) -> RawScan:
 
 
 def _split_columns(path: Path, table: np.ndarray) -> RawScan:
-    """Split a table: 3 columns are points, 6 are points and unit normals; 2 and 4 are the same in the plane z = 0."""
+    """Split a table into points and unit normals.
+
+    3 columns are points, 6 are points and normals; 2 and 4 are the same in the plane z = 0.
+    """
     if table.ndim != 2 or table.shape[1] not in _COLUMNS:
         raise BadFileError(
             f"{path}: array of shape {table.shape}. Save (n, 3) points or (n, 6) points with normals; (n, 2) or "
@@ -268,7 +271,7 @@ def _in_space(columns: np.ndarray) -> np.ndarray:
 
 
 def drop_unmeasured(raw: RawScan) -> RawScan:
-    """Remove points that are NaN in all three coordinates; a scan with faces is returned unchanged."""
+    """Remove points that are NaN in all three coordinates, unless there are faces."""
     points = np.asarray(raw.points)
     if points.dtype.kind != "f" or points.ndim != 2 or np.size([] if raw.faces is None else raw.faces):
         return raw
@@ -283,7 +286,7 @@ def drop_unmeasured(raw: RawScan) -> RawScan:
 
 
 def sniff_format(start: bytes) -> str:
-    """Suffix of the format that the first bytes of a file indicate; `.ply` if they indicate none."""
+    """Suffix of the format that the first bytes of a file indicate, by default `.ply`."""
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return kind

@@ -1,4 +1,4 @@
-"""Safe reading of HDF5 files: only data inside the file itself, and no array that is larger than the file."""
+"""Safe reading of HDF5: only data inside the file, and no array larger than the file."""
 
 import os
 from typing import Any

@@ -56,12 +56,13 @@ def read_scan(
     min_depth: float = 0.0,
     max_depth: float = np.inf,
 ) -> Scan:
-    """Read a scan: any mesh or point file that trimesh reads, NPY, NPZ, XYZ, TXT or CSV, or depth images.
+    """Read a scan from a mesh, a point file, an array, a table, or depth images.
 
-    Points and sensors are returned in meters, y up, float32. Arrays and tables have n rows of 3 (points) or 6 (points,
-    normals) columns; an NPZ names them `points` (or another of `POINT_KEYS`), `normals`, `faces`, `sensors`. A PLY can
-    give the sensor of each vertex, as `write_scan` does. The parts of a scene are transformed and concatenated. Rows
-    that are all NaN, in points without faces, are removed: depth cameras mark missing measurements so.
+    Formats: those of trimesh, NPY, NPZ, XYZ, TXT, CSV, and depth images as PNG, NPY or EXR. Points and sensors are
+    returned in meters, y up, float32. Arrays and tables have n rows of 3 (points) or 6 (points, normals) columns; an
+    NPZ names them `points` (or another of `POINT_KEYS`), `normals`, `faces`, `sensors`. A PLY can give the sensor of
+    each vertex, as `write_scan` does. The parts of a scene are transformed and concatenated. Rows that are all NaN, in
+    points without faces, are removed: depth cameras mark missing measurements so.
 
     A depth image is a 16-bit grayscale PNG (millimeters), an EXR (meters) or an NPY (meters, or integer millimeters).
     Its camera is a JSON beside it, see docs/guide/depth_images.md. A JSON can be passed too: all its images are one
@@ -232,7 +233,9 @@ def write_scan(path: str | os.PathLike[str], scan: Scan, *, unit: float = 1.0, u
 
 
 def write_mesh(path: str | os.PathLike[str], mesh: Trimesh, *, unit: float = 1.0, up: Up = "y") -> None:
-    """Write a mesh as PLY, OBJ or GLB, by the suffix, in the given unit (meters per file unit) and up axis; atomic.
+    """Write a mesh as PLY, OBJ or GLB, by the suffix; atomic.
+
+    `unit` is meters per file unit, `up` the axis of the file that points up.
 
     Raises:
         ValueError: The suffix is another one.
@@ -262,7 +265,7 @@ def mesh_bytes(mesh: Trimesh, path: Path = Path("mesh.ply"), *, unit: float = 1.
 
 
 def _ply_bytes(elements: list[tuple[str, dict[str, np.ndarray]]]) -> bytes:
-    """Contents of a binary little-endian PLY; a column of shape (n, k) becomes a list of length k."""
+    """Contents of a binary little-endian PLY; columns of shape (n, k) become lists."""
     names = {"u1": "uchar", "i4": "int", "f4": "float"}
     header, blocks = ["ply", "format binary_little_endian 1.0"], []
     for key, columns in elements:

@@ -74,7 +74,7 @@ def transform(
 
 
 class Unit(NamedTuple):
-    """A unit and its probability, given that the scans are people and the unit is one of `UNITS`."""
+    """A unit and its probability, if the scans are people and the unit is in `UNITS`."""
 
     name: UnitName
     confidence: float
@@ -101,7 +101,10 @@ def guess_unit(scans: Sequence[Scan]) -> Unit:
 
 
 def to_meters(scans: Sequence[Scan]) -> tuple[list[Scan], Unit]:
-    """Convert scans of one unknown unit to meters, by `guess_unit`; scans without points do not count."""
+    """Convert scans of one unknown unit to meters, by `guess_unit`.
+
+    Scans without points are converted too, and do not enter the guess.
+    """
     unit = guess_unit([scan for scan in scans if len(scan)])
     frame = Frame(torch.zeros(3), torch.tensor(UNITS[unit.name]))
     return [scan.to_world(frame) for scan in scans], unit
