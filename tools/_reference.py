@@ -1,6 +1,6 @@
 """Write the reference pages that are made from the code: options of every command, keys of every config.
 
-    python -m shapespace.tools._reference docs/reference
+python -m shapespace.tools._reference docs/reference
 """
 
 import ast
@@ -67,17 +67,16 @@ def _config() -> str:
     parts = [
         "# Configs",
         NOTE,
-        "A config is a YAML file with the groups and keys below; every key is also an option of `shapespace train`, such "
-        "as `--optim.lr 1e-3`. Defaults are those of IGR's paper; the packaged configs in `configs/` say where they "
+        "A config is a YAML file with the groups and keys below. Every key is also an option of `shapespace train`, "
+        "such as `--optim.lr 1e-3`. Defaults are those of IGR's paper; the packaged configs in `configs/` say where they "
         "differ.",
     ]
-    top = [option for option in _fields(TrainConfig) if "." not in option.name]
-    parts += ["## Training", _table(top, ("key", "values", "default", "meaning"))]
-    for group, kind in get_type_hints(TrainConfig).items():
-        if is_dataclass(kind):
-            parts += [f"## {group}", _summary(kind), _table(list(_fields(kind, f"{group}.")), _KEYS)]
+    parts += ["## Training", _table(list(_fields(TrainConfig)), _KEYS)]
+    for group, kind, prefix in _nested(TrainConfig):
+        parts += [f"## {group}", _summary(kind), _table(list(_fields(kind, prefix)), _KEYS)]
     for name, family in FAMILIES.items():
-        parts += [f"## model, family {name}", _summary(family.config), _table(list(_fields(family.config, "model.")), _KEYS)]
+        options = list(_fields(family.config, "model."))
+        parts += [f"## model, family {name}", _summary(family.config), _table(options, _KEYS)]
     return _joined(parts)
 
 
@@ -105,9 +104,9 @@ def _sections(command: Any) -> Iterator[tuple[str, list[Option]]]:
         if kind is TrainConfig or get_origin(kind) is TrainConfig:
             groups.append(("Training", [Option("`--config`, ...", "", "", "All keys of [configs](config.md).")]))
         elif len(choices) > 1:
-            groups += [(_subcommand(one), list(_options(one, ""))) for one in choices]
+            groups += [section for one in choices for section in _groups(one, "", _subcommand(one))]
         elif choices:
-            groups.append((_summary(choices[0]).rstrip("."), list(_options(choices[0], prefix))))
+            groups += list(_groups(choices[0], prefix, documented.get(name, "")))
         else:
             shown = name.upper() if positional else f"--{name.replace('_', '-')}"
             own.append(Option(f"`{shown}`", _values(kind), _default(parameter.default), documented.get(name, "")))
@@ -115,21 +114,32 @@ def _sections(command: Any) -> Iterator[tuple[str, list[Option]]]:
     yield from groups
 
 
-def _options(kind: Any, prefix: str) -> Iterator[Option]:
-    for option in _fields(kind, prefix):
-        yield option._replace(name=f"`--{option.name.strip('`').replace('_', '-')}`")
+def _groups(kind: Any, prefix: str, title: str) -> Iterator[tuple[str, list[Option]]]:
+    """The options of a dataclass, and those of the dataclasses in it, as tables."""
+    options = [
+        option._replace(name=f"`--{option.name.strip('`').replace('_', '-')}`") for option in _fields(kind, prefix)
+    ]
+    yield title.rstrip("."), options
+    documented = _field_docs(kind)
+    for name, inner, within in _nested(kind):
+        yield from _groups(inner, f"{prefix}{within}", documented.get(name, ""))
+
+
+def _nested(kind: Any) -> Iterator[tuple[str, Any, str]]:
+    """Fields of a dataclass that are dataclasses: name, class, prefix of their options."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        inner, _, prefix = _unwrapped(hints[field.name], field.name)
+        if is_dataclass(inner):
+            yield field.name, inner, prefix
 
 
 def _fields(kind: Any, prefix: str = "") -> Iterator[Option]:
-    """The fields of a dataclass as rows; nested dataclasses are tables of their own or are flattened."""
+    """The fields of a dataclass as rows, without those that are dataclasses."""
     hints, documented = get_type_hints(kind, include_extras=True), _field_docs(kind)
     for field in fields(kind):
-        inner, _, name = _unwrapped(hints[field.name], field.name)
-        if is_dataclass(inner):
-            if kind is not TrainConfig:
-                yield from _fields(inner, f"{prefix}{name}" if name else prefix)
-            continue
-        if isinstance(inner, TypeVar):
+        inner, _, _ = _unwrapped(hints[field.name], field.name)
+        if is_dataclass(inner) or isinstance(inner, TypeVar):
             continue
         default = field.default if field.default is not MISSING else inspect.Parameter.empty
         yield Option(f"`{prefix}{field.name}`", _values(inner), _default(default), documented.get(field.name, ""))

@@ -156,7 +156,7 @@ def _known_surfaces(experiment: KnownSurfaces) -> None:
         known = surfaces[name]
         scan = known.points(experiment.points, np.random.default_rng(experiment.single.seed))
         result = _reconstruct(scan, experiment.single, experiment.out / name, EVERYWHERE)
-        center = result.place.frame.center.numpy()
+        center = result.fit.frame.center.numpy()
         error = field_error(result.field, known, center - result.space.scale, center + result.space.scale)
         rows.append({"surface": name, **error._asdict()})
         tqdm.write(f"{name}: mean relative error {error.relative:.2%}, median {error.median:.2%}")

@@ -69,7 +69,7 @@ def main(
             folder.create({"store": str(store), "split": split, **asdict(config)})
         print(f"training on {len(names)} scans; curves: tensorboard --logdir {folder.folder}", file=sys.stderr)
     with _lost_process_as_error(folder), claimed(folder.folder) if rank == 0 else nullcontext():
-        ShapeSpace.train(scans, names, folder, config, rank=rank, world=world, resume=resume is not None)
+        ShapeSpace.train(scans, names, folder, config, rank=rank, world_size=world, resume=resume is not None)
         if world > 1:
             dist.barrier()
             dist.destroy_process_group()

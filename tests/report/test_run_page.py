@@ -113,8 +113,8 @@ def test_several_runs_show_the_same_scan(tmp_path: Path) -> None:
     (section,) = run_page.side_by_side_sections(load_scores([tmp_path / "a", tmp_path / "b"])[0])
     assert section.title == "One scan of test: p/a"
     assert [figure.caption[:40] for figure in figures([section])] == [
-        "a by lm: p/a, completeness 3.00 mm, fou",
-        "b by lm: p/a, completeness 30.00 mm, fo",
+        "a by lm: p/a, completeness 3.00 mm, accu",
+        "b by lm: p/a, completeness 30.00 mm, acc",
     ]
 
 

@@ -1,7 +1,7 @@
-"""Damage that looks for new ways through the readers: `python -m tests.trust.guided FORMAT SECONDS FOLDER`.
+"""Coverage-guided fuzzing of the readers (atheris): `python -m tests.trust.guided FORMAT SECONDS FOLDER`.
 
-libFuzzer keeps what reaches new branches and goes on from there (atheris). Ends with 0, or with libFuzzer's report of
-the first file that ended neither in what it holds nor in a sentence; the file is left in FOLDER.
+Exits with 0, or with libFuzzer's report of the first file that was neither read nor refused with a message; that file
+is in FOLDER.
 """
 
 import sys
@@ -17,7 +17,7 @@ with atheris.instrument_imports(
 
 
 def main(name: str, seconds: str, folder: str) -> None:
-    """Damage the files of one format for so many seconds."""
+    """Fuzz the reader of one format for this many seconds."""
     warnings.simplefilter("ignore")
     form, place = FORMATS[name], Path(folder)
     corpus, path = place / "corpus", place / form.file
@@ -31,7 +31,7 @@ def main(name: str, seconds: str, folder: str) -> None:
             form.read(path)
         except (ValueError, OSError) as error:
             if str(path) not in str(error) or "\n" in str(error):
-                raise AssertionError(f"no sentence that names the file: {error}") from error
+                raise AssertionError(f"no message that names the file: {error}") from error
 
     options = [f"-max_total_time={seconds}", f"-timeout={SECONDS}", f"-artifact_prefix={place}/", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], read)

@@ -1,6 +1,6 @@
-"""Damaged files of every format: each ends in what it holds or in a sentence that names it, soon and in little memory.
+"""Damaged files of every format are read or refused with a message that names them, with bounded time and memory.
 
-Damage is drawn by (format, number), so that a case can be made again: `mutated(whole, number)`.
+The damage is a function of the number: `mutated(whole, number)` makes a case again.
 """
 
 import faulthandler
@@ -36,9 +36,9 @@ from shapespace.models import igr, registry
 from shapespace.space import ShapeSpace
 from shapespace.training.run import Run
 
-SECONDS, ROOM = 3, 400_000_000  # for one file, and bytes above what the test has already
-LANES = len(os.sched_getaffinity(0))  # processes side by side, each in a folder of its own
-TOLD = "told"  # there: the number of the damage that is being read
+SECONDS, ROOM = 3, 400_000_000  # for one file, and bytes above those in use
+LANES = len(os.sched_getaffinity(0))  # parallel processes, each with its own folder
+CURRENT = "current"  # file with the number of the case that is being read
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(102, 3)).astype("<f4").round(2)
@@ -46,14 +46,14 @@ FACES = np.arange(102, dtype="<i4").reshape(-1, 3)
 CAMERA = {"width": 16, "height": 16, "fx": 16, "fy": 16, "cx": 7.5, "cy": 7.5, "k1": 0, "camera_to_world": None}
 CAMERA["camera_to_world"] = np.diag([1.0, -1, -1, 1]).tolist()
 DEPTH = np.full((16, 16), 2000, np.uint16)
-SIZES = igr.IGRConfig(code_dim=2, width=8, depth=2, skip=1, encoder_points=8, encoder_width=4, encoder_features=4)
+CONFIG = igr.IGRConfig(code_dim=2, width=8, depth=2, skip=1, encoder_points=8, encoder_width=4, encoder_features=4)
 SCAN = "a/b/0"
 
 
 def _space() -> ShapeSpace:
     torch.manual_seed(0)
     weights = {"surface": 1.0, "eikonal": 0.1}
-    return ShapeSpace(registry.build_model(SIZES).eval(), SIZES, scale=1.25, metadata={"weights": weights})
+    return ShapeSpace(registry.build_model(CONFIG).eval(), CONFIG, scale=1.25, metadata={"weights": weights})
 
 
 SPACE = _space()
@@ -107,10 +107,10 @@ def _npz(path: Path) -> None:
 
 
 def _store(path: Path) -> None:
-    about = {"recipe": "x", "scale": 1.25}
+    metadata = {"recipe": "x", "scale": 1.25}
     text = h5py.string_dtype()
     with h5py.File(path, "w") as file:
-        file.attrs.update(format=FORMAT, about=json.dumps(about), scale=1.25)
+        file.attrs.update(format=FORMAT, about=json.dumps(metadata), scale=1.25)
         file["_names"] = file["_splits/train"] = np.array([SCAN.encode()], dtype=text)
         file["_bad"] = np.array([], dtype=text)
         file["_topologies/t"] = FACES
@@ -126,7 +126,7 @@ def _registrations(path: Path) -> None:
 
 
 def _checkpoint(path: Path) -> None:
-    state = {"step": 3, "seconds": 1.0, "model": SPACE.model.state_dict(), "optimiser": {}}
+    state = {"step": 3, "seconds": 1.0, "model": SPACE.model.state_dict(), "optimizer": {}}
     torch.save(state, path)
 
 
@@ -142,7 +142,7 @@ def _read_registration(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Format:
-    """How a small valid file is written, and how it is read."""
+    """Writer of a small valid file, and its reader."""
 
     file: str
     write: Callable[[Path], Any]
@@ -200,21 +200,21 @@ FORMATS = {
     "checkpoint": Format("checkpoint.pt", _checkpoint, lambda path: Run(path.parent).load_checkpoint()),
     "settings": Format(
         "config.yaml",
-        lambda path: path.write_text("store: a.h5\nsplit: null\noptim: {lr: 1e-3, steps: 60}\nlist: [1, 2]\n"),
+        lambda path: path.write_text("store: a.h5\nsplit: null\noptim: {lr: 1e-3, max_steps: 60}\nlist: [1, 2]\n"),
         lambda path: Run(path.parent).settings(),
     ),
 }
 
 
-HANGS = {"store": {6196}}  # HDF5 itself (h5py 3.16.0) does not come back from this damage to its heap of texts
+HANGS = {"store": {6196}}  # HDF5 itself (h5py 3.16.0) hangs on this damage of its string heap
 
 
-def test_every_suffix_is_damaged_here() -> None:
+def test_every_readable_suffix_is_fuzzed() -> None:
     assert readable_suffixes() <= {Path(form.file).suffix for form in FORMATS.values()}
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_whole_files_are_whole(tmp_path: Path, name: str) -> None:
+def test_the_undamaged_files_are_valid(tmp_path: Path, name: str) -> None:
     path = tmp_path / FORMATS[name].file
     FORMATS[name].write(path)
     FORMATS[name].read(path)
@@ -224,12 +224,14 @@ EXTREMES = (0, 1, 2, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**
 
 
 def mutated(whole: bytes, number: int) -> bytes:
-    """The file with damage: other bytes, cut off, pieces moved, numbers changed (in text and in binary)."""
+    """The file with damage: changed bytes, truncation, moved pieces, changed numbers (text and binary)."""
     rng = np.random.default_rng(number)
     data = bytearray(whole)
     for _ in range(int(rng.integers(1, 4))):
         size = max(len(data), 1)
-        near = min(300, size) if rng.random() < 0.5 else size  # headers are short: half of the damage goes there
+        near = (
+            min(300, size) if rng.random() < 0.5 else size
+        )  # half of the damage is near the start, where the headers are
         place = int(rng.integers(near))
         match int(rng.integers(6)):
             case 0:
@@ -263,22 +265,22 @@ def _start(form: Format, folder: Path, numbers: range, hangs: Collection[int]) -
 
 
 def _damaged(form: Format, folder: Path, numbers: range, hangs: Collection[int]) -> None:
-    """Read the file in all these states; tell each number before, and what should not have been after."""
+    """Read the file in all these states; record each number before, and failures after."""
     warnings.simplefilter("ignore")
     faulthandler.disable()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    torch.set_num_threads(1)  # threads of the parent are not there
+    null = os.open(os.devnull, os.O_WRONLY)
+    torch.set_num_threads(1)  # the threads of the parent do not exist here
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = folder / form.file
-    whole, told = path.read_bytes(), os.open(folder / TOLD, os.O_RDWR | os.O_CREAT)
+    whole, current = path.read_bytes(), os.open(folder / CURRENT, os.O_RDWR | os.O_CREAT)
     for number in numbers:
         if number in hangs:
             continue
-        os.pwrite(told, struct.pack("<q", number), 0)
+        os.pwrite(current, struct.pack("<q", number), 0)
         path.write_bytes(mutated(whole, number))
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=nowhere)  # in C code too
+        faulthandler.dump_traceback_later(SECONDS, exit=True, file=null)  # also stops C code
         try:
             form.read(path)
         except (ValueError, OSError) as error:
@@ -296,7 +298,7 @@ def _note(folder: Path, number: int, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_damaged_file_ends_in_what_it_holds_or_in_a_sentence(
+def test_a_damaged_file_is_read_or_refused_with_a_message(
     tmp_path: Path, name: str, rounds: Callable[[int, int], int], tried: Callable[..., None]
 ) -> None:
     form, count, failures, began = FORMATS[name], rounds(100, 10_000), list[str](), time.perf_counter()
@@ -309,12 +311,12 @@ def test_a_damaged_file_ends_in_what_it_holds_or_in_a_sentence(
         todo = {}
         for folder, numbers, process in started:
             process.join()
-            if process.exitcode:  # it crashed: on with the next one
-                number = struct.unpack("<q", (folder / TOLD).read_bytes())[0]
+            if process.exitcode:  # it crashed: continue with the next number
+                number = struct.unpack("<q", (folder / CURRENT).read_bytes())[0]
                 failures.append(f"{number}: the process ended with {process.exitcode}")
                 todo[folder] = numbers[numbers.index(number) + 1 :]
     failures += [line for notes in sorted(tmp_path.glob("*/failures.txt")) for line in notes.read_text().splitlines()]
     print("\n".join(failures[:20]))
     seconds = LANES * (time.perf_counter() - began)
-    measured = f"{1000 * seconds / count:.1f} ms each" + f"; {len(hangs)} more left out: HDF5 hangs" * bool(hangs)
+    measured = f"{1000 * seconds / count:.1f} ms each" + f"; {len(hangs)} more excluded: HDF5 hangs" * bool(hangs)
     tried(f"damaged {name}", count - len(hangs), count - len(hangs) - len(failures), measured)

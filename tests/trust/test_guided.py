@@ -1,4 +1,4 @@
-"""Damage that looks for new ways through the readers, by libFuzzer: `make slow`."""
+"""Coverage-guided fuzzing of the readers by libFuzzer: `make slow`."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ SECONDS = 20  # of fuzzing for each format; importing torch takes as long again
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_way_through_a_reader_ends_in_anything_but_a_scan_or_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_fuzzed_file_is_read_or_refused_with_a_message(tmp_path: Path, name: str) -> None:
     pytest.importorskip("atheris", reason="atheris has wheels for Linux alone")
     line = [sys.executable, "-m", "tests.trust.guided", name, str(SECONDS), str(tmp_path)]
     done = subprocess.run(line, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)

@@ -1,6 +1,6 @@
-"""Killed anywhere and started again until it ends: no file is broken, and the result is that of a quiet run.
+"""Commands that are killed at random and rerun until they finish: all files are valid, and the result is the same.
 
-Processes are forked from a server that has imported everything, so that a start costs no seconds.
+Processes are forked from a server that has imported everything, which saves seconds for each start.
 """
 
 import json
@@ -27,8 +27,8 @@ CALL = """
 from shapespace.tools import {verb}
 from shapespace.tools import _resume
 from shapespace.tools.__main__ import cli
-_resume.SIZE = 2
-run({verb}.main, {words})
+_resume.CHUNK_SIZE = 2
+cli({verb}.main, {words})
 """
 PRELOADED = [f"shapespace.tools.{verb}" for verb in ("preprocess", "train", "fit", "evaluate")]
 PRELOADED += ["torch.utils.tensorboard", "torch_geometric.nn", "typeguard", "matplotlib.pyplot", "skimage.measure"]
@@ -40,7 +40,7 @@ Words = list[object]
 
 @dataclass(frozen=True)
 class Verb:
-    """A line that leaves its result in a folder, and what of the result must be the same each time."""
+    """Command that writes its result to a folder, and the part of the result that must be equal each time."""
 
     name: str
     line: Callable[[Path], Words]
@@ -49,7 +49,7 @@ class Verb:
 
 @pytest.fixture(scope="module")
 def forked() -> Iterator[Callable[..., float | None]]:
-    """Run a verb in a forked process, and kill it after some seconds: how long it took, None if it was killed."""
+    """Run a verb in a forked process, killed after some seconds; its duration (s), or None if it was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
 
@@ -69,14 +69,14 @@ def forked() -> Iterator[Callable[..., float | None]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         warm = context.Process(target=exec, args=("", {}))
-        warm.start()  # the server imports, so that no verb waits for it
+        warm.start()  # the server imports before the first measurement
         warm.join()
         yield called
 
 
 @pytest.fixture(scope="module")
 def verbs(people: Path, store: Path, learned: Path) -> dict[str, Verb]:
-    """What is killed: each of them writes many files, or a file many times."""
+    """Commands that write many files, or one file many times."""
 
     def training(out: Path) -> Words:
         if (out / "checkpoint.pt").exists():
@@ -85,7 +85,7 @@ def verbs(people: Path, store: Path, learned: Path) -> dict[str, Verb]:
         return [store, *settings, "--optim.max-steps", 30, "--save_every", 3, "--log_every", 3, "--out", out]
 
     return {
-        "packing": Verb(
+        "preprocessing": Verb(
             "preprocess",
             lambda out: ["synthetic", people, out / "people.h5", "--points", 5000],
             lambda out: contents(out / "people.h5"),
@@ -98,7 +98,7 @@ def verbs(people: Path, store: Path, learned: Path) -> dict[str, Verb]:
         ),
         "scores": Verb(
             "evaluate",
-            lambda out: [learned, store, "--splits", "train", "--metrics", "normals", *QUICK, "--out", out],
+            lambda out: [learned, store, "--splits", "train", "--metrics", "normal_consistency", *QUICK, "--out", out],
             lambda out: [(out / "codes.safetensors").read_bytes(), rows(out / "scores.json"), meshes(out)],
         ),
     }
@@ -106,22 +106,22 @@ def verbs(people: Path, store: Path, learned: Path) -> dict[str, Verb]:
 
 def contents(path: Path) -> dict[str, Any]:
     """All data and attributes of a store."""
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     with h5py.File(path) as file:
 
         def visit(name: str, thing: h5py.Group | h5py.Dataset) -> None:
-            found[name] = thing[()].tolist() if isinstance(thing, h5py.Dataset) else None
-            found[f"{name}@"] = {key: np.asarray(value).tolist() for key, value in thing.attrs.items()}
+            content[name] = thing[()].tolist() if isinstance(thing, h5py.Dataset) else None
+            content[f"{name}@"] = {key: np.asarray(value).tolist() for key, value in thing.attrs.items()}
 
         visit("/", file)
         file.visititems(visit)
-    return found
+    return content
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """Records of scans, without the seconds that they took."""
-    told = json.loads(path.read_text())
-    return [{**row, "seconds": None} for row in (told["rows"] if isinstance(told, dict) else told)]
+    """Records of scans without their seconds."""
+    content = json.loads(path.read_text())
+    return [{**row, "seconds": None} for row in (content["rows"] if isinstance(content, dict) else content)]
 
 
 def meshes(folder: Path) -> dict[str, bytes]:
@@ -129,7 +129,7 @@ def meshes(folder: Path) -> dict[str, bytes]:
 
 
 def broken(folder: Path) -> list[str]:
-    """The files that cannot be read, those that were being written apart."""
+    """Files that cannot be read; `*.part` files are not checked."""
     readers: dict[str, Callable[[Path], object]] = {
         ".json": lambda path: json.loads(path.read_text()),
         ".safetensors": lambda path: [safe_open(path, "pt").get_tensor(key) for key in safe_open(path, "pt").keys()],  # noqa: SIM118
@@ -137,17 +137,17 @@ def broken(folder: Path) -> list[str]:
         ".ply": scan_files.read_mesh,
         ".h5": contents,
     }
-    found = []
+    errors = []
     for path in folder.rglob("*"):
         try:
             readers.get(path.suffix, lambda path: None)(path)
         except Exception as error:
-            found.append(f"{path}: {error!r}")
-    return found
+            errors.append(f"{path}: {error!r}")
+    return errors
 
 
-@pytest.mark.parametrize("what", ["packing", "training", "fits", "scores"])
-def test_killed_at_random_it_ends_as_if_it_never_was(
+@pytest.mark.parametrize("what", ["preprocessing", "training", "fits", "scores"])
+def test_a_command_killed_at_random_gives_the_same_result(
     what: str,
     verbs: dict[str, Verb],
     forked: Callable[..., float | None],
@@ -156,12 +156,12 @@ def test_killed_at_random_it_ends_as_if_it_never_was(
     tmp_path: Path,
 ) -> None:
     verb, rng, many = verbs[what], random.Random(what), rounds(2, 50)
-    usual = forked(verb, tmp_path / "quiet")
+    usual = forked(verb, tmp_path / "uninterrupted")
     assert usual is not None
-    wanted = verb.result(tmp_path / "quiet")
+    wanted = verb.result(tmp_path / "uninterrupted")
 
-    killed, survived, ended, out = 0, 0, 0, tmp_path / "killed"
-    while survived < many:
+    killed, passed, finished, out = 0, 0, 0, tmp_path / "killed"
+    while passed < many:
         took = forked(verb, out, rng.uniform(0.05, 1.3) * usual if killed < many else None)
         killed += took is None
         assert not broken(out)
@@ -171,12 +171,13 @@ def test_killed_at_random_it_ends_as_if_it_never_was(
             assert not list(out.rglob("*.part"))
             assert not list(out.rglob("unfinished"))
             shutil.rmtree(out)
-            ended, survived = ended + 1, killed  # all who were killed on the way here
-    tried(f"{what}: SIGKILL at a random moment, and the same line again", many, survived, f"{ended} runs ended, equal")
+            finished, passed = finished + 1, killed  # all kills before this result
+    rerun = f"{what}: SIGKILL at a random moment, then the same command"
+    tried(rerun, many, passed, f"{finished} runs finished, equal")
 
 
 @pytest.mark.parametrize("what", ["training", "fits"])
-def test_the_same_line_gives_the_same_bits(
+def test_the_same_command_gives_the_same_bits(
     what: str,
     verbs: dict[str, Verb],
     forked: Callable[..., float | None],
@@ -189,16 +190,16 @@ def test_the_same_line_gives_the_same_bits(
         forked(verbs[what], tmp_path / str(index))
         results.append(verbs[what].result(tmp_path / str(index)))
     same = sum(result == results[0] for result in results)
-    tried(f"{what}: the same line in another process", len(results), same, "the same bits")
+    tried(f"{what}: the same command in another process", len(results), same, "the same bits")
 
 
-def test_a_line_in_its_own_process_goes_on(
+def test_a_command_in_its_own_process_continues(
     learned: Path, store: Path, verbs: dict[str, Verb], rounds: Callable[[int, int], int], tmp_path: Path
 ) -> None:
-    """The line as people give it; killed when something is finished."""
+    """Command line of a user, killed when a chunk is finished."""
     if not rounds(0, 1):
         pytest.skip("takes the start of three processes: make trust")
-    scans = [f"p{person:03d}/poses/{frame:06d}" for person in range(3) for frame in range(3)] * 2  # two pieces
+    scans = [f"p{person:03d}/poses/{frame:06d}" for person in range(3) for frame in range(3)] * 2  # two chunks
     line = [sys.executable, "-m", "shapespace.tools", "fit", learned, *scans, "--store", store, *QUICK, "--out"]
     one, two = ([str(word) for word in [*line, tmp_path / name]] for name in ("one", "two"))
     subprocess.run(one, check=True, capture_output=True)
@@ -208,6 +209,6 @@ def test_a_line_in_its_own_process_goes_on(
     process.kill()
     process.wait()
     if not (tmp_path / "two" / "fits.json").exists():
-        told = subprocess.run(two, check=True, capture_output=True, text=True)
-        assert "pieces are there from before" in told.stderr
+        done = subprocess.run(two, check=True, capture_output=True, text=True)
+        assert "chunks are finished already" in done.stderr
     assert verbs["fits"].result(tmp_path / "two") == verbs["fits"].result(tmp_path / "one")

@@ -275,7 +275,7 @@ def test_scans_read_no_file_outside_their_folder(
 
 def test_a_camera_file_names_images_in_its_folder_only(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"depth_file_path": "../x.png"}))
-    with pytest.raises(ValueError, match=r"x\.json names \.\./x\.png, and only images beside or below it are read\. M"):
+    with pytest.raises(ValueError, match=r"x\.json: depth_file_path \.\./x\.png is outside the folder of the JSON\. Move"):
         read_scan(tmp_path / "x.json")
 
 
