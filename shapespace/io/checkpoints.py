@@ -35,6 +35,7 @@ def read_checkpoint(path: Path, *keys: str, mmap: bool = False) -> dict[str, Any
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise ValueError("it is compressed")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        state = state if isinstance(state, dict) else {}
         number = state.get("format", 1)  # the first checkpoints had no number
     except OSError:
         raise
