@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
 from shapespace.fitting.result import load_fits, save_fits
 from shapespace.geometry.scan import Scan
+from shapespace.interpolation import InterpolationPath
 from shapespace.models import igr, registry, voxel
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
@@ -239,3 +241,54 @@ def test_no_scans_give_no_fits(space: ShapeSpace, method: CodeMethod) -> None:
     assert list(space.refine([], [])) == []
     with pytest.raises(ValueError, match="0 of 0 frames"):
         space.fit_sequence([])
+
+
+def run_everything(space: ShapeSpace, folder: Path) -> list[np.ndarray]:
+    """Every call of the API on the device of the space; its results as arrays."""
+    scans = [sphere(1.0, (0.0, 1.0, 0.0)), replace(sphere(0.8, (3.0, 1.0, 0.0)), normals=None)]
+    lm = LMOptions(num_points=256, max_steps=4, trial_steps=2, alignment="yaw", max_candidates=2)
+    encoded = space.encode_scans(scans)
+    fits = [*encoded, *space.fit_scans(scans, lm=lm)]
+    fits += space.fit_scans(scans[:1], method="adam", adam=AdamOptions(points=128, steps=2, half_extent=1.0))
+    a, b = fits[2:4]
+    assert all(fit.code.flat.device == space.device and fit.frame.center.device.type == "cpu" for fit in fits)
+    save_fits(folder / "codes.safetensors", [a, b], space.model)
+    loaded = load_fits(folder / "codes.safetensors", space.model)
+    assert all(fit.code.flat.device == space.device for fit in loaded)
+    mesh = space.mesh(loaded[0], resolution=24)
+    sample = space.sample(2, seed=1)
+    samples = space.sample_posterior(a, 2)
+    results = [fit.code.flat.detach().cpu().numpy() for fit in (*fits, *samples)]
+    results += [
+        sample.flat.cpu().numpy(),
+        space.uncertainty(loaded[0], mesh),
+        space.mesh(sample[0], resolution=16).vertices,
+    ]
+    for path in get_args(InterpolationPath):
+        results += [fit.code.flat.cpu().numpy() for fit in space.interpolate_codes(a, b, 3, path=path)]
+    results += [one.vertices for one in space.interpolate(a, b, 2, resolution=16)]
+    results.append(space.mesh(space.from_principal_components([1.0]), resolution=16).vertices)
+    far = Scan("far", np.concatenate([scans[0].points, scans[0].points + np.float32([9, 0, 0])]))
+    results += [scan.points for scan in space.remove_clutter([far])]
+    for trust_distance in (0.03, float("inf")):
+        options = RefineOptions(points=64, field_points=64, steps=2, trust_distance=trust_distance, eval_every=1)
+        (refined,) = space.refine(scans[:1], [a], options)
+        results.append(refined.mesh(a, resolution=16).vertices)
+    motion = [replace(sphere(1.0, (0.1 * t, 1.0, 0.0)), name=f"ball/{t}") for t in range(3)]
+    frames = space.fit_sequence(motion, lm=replace(lm, alignment="local"))
+    return [*results, *(fit.code.flat.cpu().numpy() for fit in frames), *(fit.residuals for fit in frames)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_whole_api_on_a_gpu(space: ShapeSpace, tmp_path: Path) -> None:
+    space.metadata["weights"] = asdict(LossWeights(tangent_plane=3.0))
+    space.model.prior.covariance *= 1e4  # everything is in distribution
+    space.save(tmp_path / "ball.safetensors")
+    gpu = ShapeSpace.load(tmp_path / "ball.safetensors", device="cuda")
+    assert gpu.device.type == "cuda"
+    results = run_everything(gpu, tmp_path)
+    assert all(isinstance(result, np.ndarray) and np.isfinite(result).all() for result in results)
+    np.testing.assert_allclose(gpu.sample(3).flat.cpu(), space.sample(3).flat, rtol=1e-5, atol=1e-5)
+    scan = sphere(1.0, (0.0, 1.0, 0.0))
+    for ours, expected in zip(gpu.encode_scans([scan]), space.encode_scans([scan]), strict=True):
+        np.testing.assert_allclose(ours.code.flat.cpu(), expected.code.flat, rtol=1e-2, atol=1e-3)

@@ -1,1 +1,1 @@
-"""Codes of unseen scans: fitting with frozen weights."""
+"""Fits of unseen scans: the code is optimized, the weights are frozen."""

@@ -1,4 +1,4 @@
-"""Test-time fitting: the code of a scan that training never saw, with the weights asleep."""
+"""Fit the codes of unseen scans; the network weights are frozen."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,70 +18,79 @@ from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
 from shapespace.models.base import SDFModel, ShapeModel
-from shapespace.models.code import Code, concatenate
+from shapespace.models.code import Code
 from shapespace.nn.parallel import parallel_map
 from shapespace.training.objective import Objective, chunked_gradients
 
-_CLOSER = (24.0, 12.0)  # degrees: half-way from one start to the next, and half of that
-_ENCODED, _ASKED = 4096, 256  # points of a scan that the encoder sees, and that tell poses apart
+REFINEMENT_ANGLES = (24.0, 12.0)  # degrees: half the spacing of the grid of rotations, and a quarter of it
+ENCODER_POINTS = 4096  # points of a scan that the encoder sees
+ALIGNMENT_POINTS = 256  # points whose mean residual compares alignments of a scan
+
+CodeMethod = Literal["auto", "lm", "adam"]
+"""Optimizer of the code; `auto`: `lm` for signed distances with a vector as the code, else `adam` from the encoder."""
+
+FitMethod = Literal["auto", "lm", "adam", "encode", "refine"]
+"""How a scan becomes a surface: an optimizer of the code, the encoder alone, or `lm` and then adapted weights."""
 
 
 @dataclass(frozen=True)
 class AdamOptions:
-    """The paper's protocol: Adam on the code, the training's own loss (IGR, section 6 and appendix)."""
+    """Adam on the code with the training loss (IGR, section 6 and appendix). Lengths are in model units."""
 
     points: int = 16_384
-    """Points drawn from the scan at every step."""
+    """Number of points drawn from the scan at every step."""
     steps: int = 800
     """Number of steps."""
     lr: float = 5e-3
-    """Learning rate; a tenth of it from half-way."""
+    """Learning rate; a tenth of it from half of the steps on."""
     near_std: float = 0.01
-    """Standard deviation of the points around the scan."""
+    """Standard deviation of the near-surface samples from the scan."""
     half_extent: float = 1.8
-    """Half the edge of the box of the other off-surface points."""
+    """Half the edge of the box of the uniform samples."""
     init: Literal["random", "encoder", "mean"] = "random"
-    """N(0, 1 / 256) as the paper's, the encoder's code, or the mean of the training codes."""
+    """Initial code: N(0, (1 / 256)^2) as in IGR, the code of the encoder, or the mean of the training codes."""
 
 
-# For families that the paper's protocol is not about: a random grid is far from any shape's.
 ADAM_FROM_ENCODER = AdamOptions(points=2048, steps=200, lr=1e-2, half_extent=1.0, init="encoder")
+"""Settings for codes that are grids, for which `random` is far from any training code."""
 
 
 @dataclass(frozen=True)
 class BatchFit:
-    """Codes of one batch of scans, and how well they fit."""
+    """Fitted codes of a batch of scans."""
 
     code: Code
     covariance: Float[Tensor, "b k k"] | None
-    """Of the flat codes, by Laplace's approximation at the minimum; none for first-order fits."""
+    """Covariance of the flat codes by Laplace's approximation at the minimum; None for fits by Adam."""
     residual: Float[Tensor, "b n"]
-    """|f| at points of the scan that the fit was not shown, in model units; none where f is no distance."""
+    """|f| in model units at points of the scan that were not used by the fit; n = 0 if f is not a distance."""
     frames: Sequence[Frame | None]
-    """How each scan was moved to lie as the training scans do; none where that was given."""
+    """Alignment of each scan: from the model frame in which it was given to that of its code; None if it is fixed."""
 
 
-def encode(model: ShapeModel, scans: Sequence[Scan], *, points: int = _ENCODED, seed: int = 0, chunk: int = 16) -> Code:
-    """Codes of scans (model frame) in one forward pass of the encoder for each `chunk` of them."""
+def encode(
+    model: ShapeModel, scans: Sequence[Scan], *, points: int = ENCODER_POINTS, seed: int = 0, chunk: int = 16
+) -> Code:
+    """Encode scans (model frame, at least one): one forward pass of the encoder for each `chunk` of them."""
     model.eval()
     device = next(model.parameters()).device
 
-    def codes(some: Sequence[Scan]) -> Code:
+    def encode_chunk(some: Sequence[Scan]) -> Code:
         return model.encode(collate([resample(scan, points, seed) for scan in some]).to(device))
 
     with torch.no_grad():
-        return concatenate(
-            list(parallel_map(codes, [scans[first : first + chunk] for first in range(0, len(scans), chunk)]))
+        return Code.concatenate(
+            list(parallel_map(encode_chunk, [scans[first : first + chunk] for first in range(0, len(scans), chunk)]))
         )
 
 
 def fit_lm(
     model: SDFModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 16
 ) -> BatchFit:
-    """Fit the codes of scans (model frame) by Levenberg-Marquardt, `chunk` scans at a time.
+    """Fit the codes of scans (model frame, at least one) by Levenberg-Marquardt, `chunk` scans at a time.
 
-    Each scan starts from its encoder's code and from the mean of the training codes, in the likely ones of the poses
-    that are asked for; the better go on. Starts, scans and pieces of scans are worked on side by side.
+    Each scan has two starts, the code of its encoder and the mean of the training codes; with the alignments `yaw` and
+    `full`, two for each candidate of `search_alignment`. After the trial steps the best starts are fitted to the end.
     """
     options = options or LMOptions()
     parts = []
@@ -90,7 +99,7 @@ def fit_lm(
             some = scans[first : first + chunk]
             parts.append(_fit_lm_chunk(model, some, options, seed))
             bar.update(len(some))
-    return _joined(parts)
+    return _concatenate_fits(parts)
 
 
 def fit_adam(
@@ -101,9 +110,9 @@ def fit_adam(
     *,
     seed: int = 0,
 ) -> BatchFit:
-    """Fit the codes of scans (model frame) as the paper does, one scan at a time."""
+    """Fit the codes of scans (model frame, at least one) by Adam, one scan at a time; `weights` are the training's."""
     options = options or AdamOptions()
-    return _joined([_fit_adam_one(model, scan, weights, options, seed) for scan in scans])
+    return _concatenate_fits([_fit_adam_one(model, scan, weights, options, seed) for scan in scans])
 
 
 def _fit_adam_one(
@@ -117,24 +126,24 @@ def _fit_adam_one(
         start = start.unflatten(noise.to(device))
     elif options.init == "mean":
         if model.prior is None:
-            raise ValueError("codes that are grids have no mean to start from: start from the encoder.")
+            raise ValueError("--adam.init mean: codes that are grids have no mean. Use --adam.init encoder.")
         start = start.unflatten(model.prior.mean[None])
     scan = estimate_normals(scan, seed)
     weights = {**weights, "distillation": 0.0}
     flat = start.flat.clone().requires_grad_()
-    optimiser = torch.optim.Adam([flat], lr=options.lr)
+    optimizer = torch.optim.Adam([flat], lr=options.lr)
     loss = Objective(model, weights).loss
     with frozen(model):
         for step in tqdm(range(options.steps), desc=f"fit {scan.name}", unit="step"):
             if step == options.steps // 2:
-                optimiser.param_groups[0]["lr"] = options.lr / 10
-            drawn = resample(scan, options.points, hash((seed, step)) % 2**32)
+                optimizer.param_groups[0]["lr"] = options.lr / 10
+            sample = resample(scan, options.points, hash((seed, step)) % 2**32)
             batch = collate(
-                [drawn], near_std=options.near_std, half_extent=options.half_extent, seed=hash((seed, step)) % 2**32
+                [sample], near_std=options.near_std, half_extent=options.half_extent, seed=hash((seed, step)) % 2**32
             ).to(device)
-            by_code = chunked_gradients(loss, batch, start.unflatten(flat.detach()), ()).gradients
-            flat.grad = torch.cat([part.flatten(1) for part in by_code if part is not None], dim=1)
-            optimiser.step()
+            gradients = chunked_gradients(loss, batch, start.unflatten(flat.detach()), ()).gradients
+            flat.grad = torch.cat([part.flatten(1) for part in gradients if part is not None], dim=1)
+            optimizer.step()
     code = start.unflatten(flat.detach())
     residual = residuals(model, [scan], code, seed) if isinstance(model, SDFModel) else flat.new_zeros(1, 0)
     return BatchFit(code, None, residual, [None])
@@ -142,125 +151,143 @@ def _fit_adam_one(
 
 @contextmanager
 def frozen(model: ShapeModel) -> Iterator[None]:
-    """No gradients for the weights."""
-    awake = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in awake:
+    """Switch off the gradients of the weights within the block."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in awake:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
+class Start(NamedTuple):
+    """A scan in the frame of one start of its fit; `scan_index` is its index in the batch."""
+
+    scan_index: int
+    scan: Scan
+    frame: Frame | None
+
+    def aligned(self, frame: Frame) -> "Start":
+        """The same after one more frame."""
+        return Start(
+            self.scan_index, self.scan.to_model(frame), frame if self.frame is None else self.frame.compose(frame)
+        )
+
+
 def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> BatchFit:
+    """Fit a few scans at once: candidates of their alignment, trial steps of all, the rest of the steps of the best."""
     model.eval()
-    begun = [_Start(index, scan.infer_sensor(), None) for index, scan in enumerate(scans)]
+    candidates = [Start(index, scan.infer_sensor(), None) for index, scan in enumerate(scans)]
     if options.alignment in ("yaw", "full"):
-        begun = [
-            one.placed(frame)
-            for one in begun
+        candidates = [
+            one.aligned(frame)
+            for one in candidates
             for frame in search_alignment(model, one.scan, options.alignment, options, seed)
         ]
-    few = options.coarse()
-    encoded = encode(model, [one.scan for one in begun], seed=seed)
-    trial = FitProblem(model, [resample(one.scan, few.num_points, seed) for one in begun], encoded, few, seed)
-    every = torch.arange(len(begun), device=encoded.flat.device)
-    flat = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
-    tried = levenberg_marquardt(
-        trial.objective(every.repeat(2)), trial.with_identity(flat), max_steps=options.trial_steps, ftol=options.ftol
-    )
+    starts, codes = _run_trials(model, candidates, options, seed)
 
-    count = options.max_starts if options.alignment in ("yaw", "full") else 1
-    going = best_per_scan(
-        tried.cost, [begun[row].of for row in every.repeat(2).tolist()], count, options.max_cost_ratio
-    )
-    codes, poses = trial.split(tried.x[going])
-    kept = [begun[row % len(begun)] for row in going]
-    if trial.posed:
-        kept = [one.placed(similarity.frame_of(found)) for one, found in zip(kept, poses, strict=True)]
-    start = encoded.unflatten(codes)
-    drawn = [resample(estimate_normals(one.scan, seed), options.num_points, seed) for one in kept]
-    known = [orient_normals(model, scan, start[index]) for index, scan in enumerate(drawn)]
-    problem = FitProblem(model, known, start, options, seed)
-    rows = torch.arange(len(kept), device=codes.device)
+    samples = [resample(estimate_normals(one.scan, seed), options.num_points, seed) for one in starts]
+    oriented = [orient_normals(model, scan, codes[index]) for index, scan in enumerate(samples)]
+    problem = FitProblem(model, oriented, codes, options, seed)
+    rows = torch.arange(len(starts), device=codes.flat.device)
     state = levenberg_marquardt(
         problem.objective(rows),
-        problem.with_identity(codes),
+        problem.with_identity(codes.flat),
         max_steps=options.max_steps - options.trial_steps,
         ftol=options.ftol,
     )
 
-    best = best_per_scan(state.cost, [one.of for one in kept], 1)
-    codes, poses = problem.split(state.x[best])
-    found = [kept[row] for row in best]
-    if problem.posed:
-        found = [one.placed(similarity.frame_of(by)) for one, by in zip(found, poses, strict=True)]
-    covariance = torch.cholesky_inverse(torch.linalg.cholesky(state.hessian[best]))[
-        :, : codes.shape[1], : codes.shape[1]
+    best = best_per_scan(state.cost, [one.scan_index for one in starts], 1)
+    flat, alignments = problem.split(state.x[best])
+    results = [starts[row] for row in best]
+    if problem.has_alignment:
+        results = _align(results, alignments)
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(state.hessian[best]))[:, : flat.shape[1], : flat.shape[1]]
+    code = codes.unflatten(flat)
+    residual = residuals(model, [one.scan for one in results], code, seed)
+    return BatchFit(code, covariance, residual, [one.frame for one in results])
+
+
+def _run_trials(
+    model: SDFModel, candidates: Sequence[Start], options: LMOptions, seed: int
+) -> tuple[list[Start], Code]:
+    """The best candidates after the trial steps from two codes each, as they are aligned then, and their codes."""
+    coarse = options.coarse()
+    encoded = encode(model, [one.scan for one in candidates], seed=seed)
+    samples = [resample(one.scan, coarse.num_points, seed) for one in candidates]
+    problem = FitProblem(model, samples, encoded, coarse, seed)
+    rows = torch.arange(len(candidates), device=encoded.flat.device).repeat(2)
+    flat = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
+    state = levenberg_marquardt(
+        problem.objective(rows), problem.with_identity(flat), max_steps=options.trial_steps, ftol=options.ftol
+    )
+    count = options.max_starts if options.alignment in ("yaw", "full") else 1
+    scan_index = [candidates[row].scan_index for row in rows.tolist()]
+    best = best_per_scan(state.cost, scan_index, count, options.max_cost_ratio)
+    flat, alignments = problem.split(state.x[best])
+    starts = [candidates[row % len(candidates)] for row in best]
+    return _align(starts, alignments) if problem.has_alignment else starts, encoded.unflatten(flat)
+
+
+def _align(starts: Sequence[Start], alignments: Float[Tensor, "r 7"]) -> list[Start]:
+    return [
+        one.aligned(similarity.frame_of(alignment))
+        for one, alignment in zip(starts, alignments.cpu(), strict=True)  # frames stay on the CPU
     ]
-    code = encoded.unflatten(codes)
-    residual = residuals(model, [one.scan for one in found], code, seed)
-    return BatchFit(code, covariance, residual, [one.frame for one in found])
-
-
-class _Start(NamedTuple):
-    """A scan, moved by a frame; `of` is its place among those that are to be fitted."""
-
-    of: int
-    scan: Scan
-    frame: Frame | None
-
-    def placed(self, frame: Frame) -> "_Start":
-        """Moved once more."""
-        return _Start(self.of, self.scan.to_model(frame), frame if self.frame is None else self.frame.compose(frame))
 
 
 def search_alignment(
-    model: SDFModel, scan: Scan, unknown: similarity.Unknown, options: LMOptions, seed: int
+    model: SDFModel, scan: Scan, unknown: similarity.UnknownRotation, options: LMOptions, seed: int
 ) -> list[Frame]:
-    """How the scan may lie: frames in which its encoder's code fits it best, without a step of a fit.
+    """Search the rotation of a scan by the residuals of its encoder's code; return the best candidates, best first.
 
-    A right pose fits several times better than a wrong one even so. The likely ones among coarse starts go each its own
-    way to the best of its neighbours.
+    No step of a fit is made: even without one, a correct rotation fits several times better than a wrong one. The best
+    rotations of a coarse grid are refined twice, each to the best of its neighbors.
     """
-    thin = resample(scan, _ENCODED, seed)
+    sample = resample(scan, ENCODER_POINTS, seed)
 
-    def misfit(frames: Sequence[Frame]) -> Float[Tensor, "k"]:
-        moved = [thin.to_model(frame) for frame in frames]
-        return residuals(model, moved, encode(model, moved, seed=seed), seed, _ASKED).mean(dim=1)
+    def mean_residuals(frames: Sequence[Frame]) -> Float[Tensor, "k"]:
+        moved = [sample.to_model(frame) for frame in frames]
+        return residuals(model, moved, encode(model, moved, seed=seed), seed, ALIGNMENT_POINTS).mean(dim=1)
 
-    starts = as_frames(similarity.rotation_grid(unknown))
-    likely = [starts[row] for row in misfit(starts).argsort()[: options.max_candidates].tolist()]
-    for angle in _CLOSER:
-        nearby = [
-            [frame.then(turn) for turn in as_frames(similarity.rotation_neighborhood(unknown, angle))]
-            for frame in likely
+    grid = as_frames(similarity.rotation_grid(unknown))
+    candidates = [grid[row] for row in mean_residuals(grid).argsort()[: options.max_candidates].tolist()]
+    for angle in REFINEMENT_ANGLES:
+        neighborhoods = [
+            [frame.compose(step) for step in as_frames(similarity.rotation_neighborhood(unknown, angle))]
+            for frame in candidates
         ]
-        likely = [frames[int(misfit(frames).argmin())] for frames in nearby]
-    return [
-        likely[row]
-        for row in best_per_scan(misfit(likely), [0] * len(likely), options.max_candidates, options.max_cost_ratio)
-    ]
+        candidates = [frames[int(mean_residuals(frames).argmin())] for frames in neighborhoods]
+    cost = mean_residuals(candidates)
+    best = best_per_scan(cost, [0] * len(candidates), options.max_candidates, options.max_cost_ratio)
+    return [candidates[row] for row in best]
 
 
 def as_frames(rotations: Float[np.ndarray, "k 3 3"]) -> list[Frame]:
+    """Frames that only rotate."""
     return [Frame(torch.zeros(3), torch.tensor(1.0), rotation) for rotation in torch.from_numpy(rotations).float()]
 
 
-def best_per_scan(cost: Float[Tensor, "r"], of: Sequence[int], count: int, worse: float = np.inf) -> list[int]:
-    """The rows that cost least, scan after scan: of each `count`, without those that cost `worse` times the best's."""
+def best_per_scan(
+    cost: Float[Tensor, "r"], scan_index: Sequence[int], count: int, max_cost_ratio: float = np.inf
+) -> list[int]:
+    """Rows of the `count` lowest costs of each scan, scan after scan.
+
+    Rows whose cost exceeds the lowest of their scan by the factor `max_cost_ratio` are left out.
+    """
     rows = []
-    for index in sorted(set(of)):
-        own = [row for row in cost.argsort().tolist() if of[row] == index][:count]
-        rows += [row for row in own if cost[row] <= worse * cost[own[0]]]
+    for index in sorted(set(scan_index)):
+        own = [row for row in cost.argsort().tolist() if scan_index[row] == index][:count]
+        rows += [row for row in own if cost[row] <= max_cost_ratio * cost[own[0]]]
     return rows
 
 
-def _joined(parts: Sequence[BatchFit]) -> BatchFit:
+def _concatenate_fits(parts: Sequence[BatchFit]) -> BatchFit:
     covariances = [part.covariance for part in parts if part.covariance is not None]
     return BatchFit(
-        concatenate([part.code for part in parts]),
+        Code.concatenate([part.code for part in parts]),
         torch.cat(covariances) if len(covariances) == len(parts) else None,
         torch.cat([part.residual for part in parts]),
         [frame for part in parts for frame in part.frames],

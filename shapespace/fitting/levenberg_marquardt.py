@@ -1,4 +1,4 @@
-"""Batched Levenberg-Marquardt on any residuals."""
+"""Levenberg-Marquardt for a batch of independent least-squares problems; the settings of a fit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,59 +8,63 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+INITIAL_DAMPING = 1e-2  # in units of the diagonal of the Hessian; arbitrary: the gain ratio adapts it in a few steps
+MAX_GROWTH = 64  # a problem ends when six steps in a row raised its cost (the growth doubles from 2)
+
 Alignment = Literal["fixed", "local", "yaw", "full"]
+"""What is unknown about the pose of a scan: nothing, a small motion, the heading, or the whole rotation."""
 
 
 @dataclass(frozen=True)
 class LMOptions:
-    """Levenberg-Marquardt on the code. Lengths are model units."""
+    """Settings of a fit by Levenberg-Marquardt. Lengths are in model units."""
 
     num_points: int = 2048
-    """Points drawn from the scan."""
+    """Number of points that are drawn from the scan."""
     max_steps: int = 20
-    """Largest number of steps."""
+    """Maximum number of steps."""
     normal_offset: float = 0.02
-    """f is also asked to be +-offset at this distance along the normals, on either side of the scan. Scans without get
-    estimated ones; where outside cannot be told by the points, it is where the field rises after the trial steps."""
+    """Distance of the off-surface points along the normals, on both sides, where f is fitted to +-offset (Carr et al.
+    2001). Scans without normals get estimated ones; if the points do not show which side is outside, it is the side
+    on which the field increases after the trial steps."""
     huber_delta: float = 0.005
-    """Residuals beyond this count linearly (Huber 1964)."""
+    """Residual above which the loss is linear (Huber 1964)."""
     noise_std: float = 0.005
-    """Standard deviation of one residual: what a scan's word weighs against the prior's."""
+    """Standard deviation of a residual; it sets the weight of the data against the code prior."""
     effective_samples: float = 2000.0
-    """How many independent residuals the points are worth: neighbours tell the same thing."""
+    """Effective number of independent residuals (neighboring points are correlated)."""
     free_space_points: int = 1024
-    """With sensors, points on their rays that are asked to be outside."""
+    """Number of free-space points on the rays to the sensors, if the scan has sensors."""
     free_space_ratio: float = 0.3
-    """Share of the distance to the nearest point of the scan that f is asked to have there, at least. A whole scan
-    would allow 1; where nothing was seen the surface may be nearer."""
+    """Lower bound on f in free space, as a fraction of the distance to the nearest scan point. 1 is exact for complete
+    scans; smaller values allow for unseen surface."""
     ftol: float = 1e-3
-    """Stop when a step lowers the cost by less than this share."""
+    """Relative decrease of the cost below which the fit stops."""
     trial_steps: int = 4
-    """Steps, with a quarter of the points, after which only the best start of each scan goes on."""
+    """Number of steps with a quarter of the points, after which the best starts of each scan are selected."""
     alignment: Alignment = "local"
-    """How the scan lies: as the training scans do (given); nearly so (near), as scans of a part of a person do, whose
-    middle is not the person's; upright, facing anywhere (heading); or in any way (rotation). What is not given is found
-    together with the code."""
+    """Pose of the scan: as in training (fixed), a small correction of it (local: partial scans are not centered on the
+    person), upright with any heading (yaw), or any rotation (full)."""
     rotation_std: float = 0.15
-    """Standard deviation of the turn about each axis that is found beside a start, in radians."""
+    """Standard deviation of the rotation from a start, about each axis, in radians."""
     translation_std: float = 0.15
-    """Standard deviation of the shift along each axis."""
+    """Standard deviation of the translation along each axis."""
     scale_std: float = 0.01
-    """Standard deviation of the change of size, as a share: stature is in the code."""
+    """Standard deviation of the relative change of scale (the code holds the stature)."""
     max_candidates: int = 4
-    """Where the rotation is unknown, starts that are tried at most: those in which the encoder's code fits best."""
+    """Maximum number of rotations of a scan that are tried, with the alignments `yaw` and `full`."""
     max_starts: int = 3
-    """How many of them go on at most, after the trial; the one that fits best at the end is taken."""
+    """Maximum number of them that are fitted after the trial steps; the one with the lowest cost is the result."""
     max_cost_ratio: float = 2.0
-    """Starts that fit this many times worse than the best one are given up."""
+    """Drop starts whose cost exceeds the best one by this factor."""
 
     def coarse(self) -> "LMOptions":
-        """The same with a quarter of the points: they tell starts apart."""
+        """The settings of the trial steps: a quarter of the points."""
         return replace(self, num_points=max(1, self.num_points // 4), free_space_points=self.free_space_points // 4)
 
 
 class LMState(NamedTuple):
-    """Points of a search with the cost of each, its gradient and its Gauss-Newton matrix."""
+    """Unknowns of a batch of problems, with the cost of each, its gradient and its Gauss-Newton matrix."""
 
     x: Float[Tensor, "r k"]
     cost: Float[Tensor, "r"]
@@ -69,10 +73,10 @@ class LMState(NamedTuple):
 
 
 Objective = Callable[[Int[Tensor, "s"], Float[Tensor, "s k"]], LMState]
-"""The state at given points of some rows of the batch."""
+"""`objective(rows, x)`: the state of these problems of the batch at x."""
 
 Solve = Callable[[Float[Tensor, "s k k"], Float[Tensor, "s k"]], Float[Tensor, "s k"]]
-"""The solution of each damped system: matrices (symmetric, positive definite) and right-hand sides."""
+"""`solve(matrix, right)`: the solution of each damped system; matrices are symmetric and positive definite."""
 
 
 def dense_cholesky(matrix: Float[Tensor, "s k k"], right: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
@@ -88,28 +92,31 @@ def levenberg_marquardt(
     ftol: float,
     solve: Solve = dense_cholesky,
 ) -> LMState:
-    """Levenberg-Marquardt with the gain-ratio rule for the damping (Madsen, Nielsen & Tingleff 2004, section 3.2).
+    """Minimize each cost of the batch from its row of `start`; return the best state of each.
 
-    Rows of the batch are independent; each stops when a step lowers its cost by less than `ftol` of it.
+    A problem ends when a step lowers its cost by less than the fraction `ftol`, or after `max_steps`. The damping
+    multiplies the diagonal of the Hessian and follows the gain ratio (Madsen, Nielsen & Tingleff 2004, section 3.2).
     """
     rows = torch.arange(len(start), device=start.device)
     state = objective(rows, start)
-    damping, growth = torch.full_like(state.cost, 1e-2), torch.full_like(state.cost, 2.0)
+    dampings, growth = torch.full_like(state.cost, INITIAL_DAMPING), torch.full_like(state.cost, 2.0)
     for _ in range(max_steps):
-        now, lift = LMState(*(part[rows] for part in state)), damping[rows]
-        diagonal = now.hessian.diagonal(dim1=-2, dim2=-1)
-        step = -solve(now.hessian + torch.diag_embed(lift[:, None] * diagonal), now.gradient)
-        promised = 0.5 * (step * (lift[:, None] * diagonal * step - now.gradient)).sum(dim=-1)
-        trial = objective(rows, now.x + step)
-        gained = now.cost - trial.cost
-        ratio = gained / promised.clamp(min=1e-12)
-        better = gained > 0
-        for whole, part in zip(state, trial, strict=True):
-            whole[rows[better]] = part[better]
-        damping[rows] = torch.where(better, lift * (1 - (2 * ratio - 1) ** 3).clamp(min=1 / 3), lift * growth[rows])
-        growth[rows] = torch.where(better, 2.0, growth[rows] * 2)
-        arrived = (better & (gained < ftol * now.cost)) | (growth[rows] > 64)
-        rows = rows[~arrived]
+        current, damping = LMState(*(part[rows] for part in state)), dampings[rows]
+        diagonal = current.hessian.diagonal(dim1=-2, dim2=-1)
+        step = -solve(current.hessian + torch.diag_embed(damping[:, None] * diagonal), current.gradient)
+        predicted = 0.5 * (step * (damping[:, None] * diagonal * step - current.gradient)).sum(dim=-1)
+        trial = objective(rows, current.x + step)
+        decrease = current.cost - trial.cost
+        ratio = decrease / predicted.clamp(min=1e-12)
+        accepted = decrease > 0
+        for old, new in zip(state, trial, strict=True):
+            old[rows[accepted]] = new[accepted]
+        dampings[rows] = torch.where(
+            accepted, damping * (1 - (2 * ratio - 1) ** 3).clamp(min=1 / 3), damping * growth[rows]
+        )
+        growth[rows] = torch.where(accepted, 2.0, growth[rows] * 2)
+        converged = (accepted & (decrease < ftol * current.cost)) | (growth[rows] > MAX_GROWTH)
+        rows = rows[~converged]
         if len(rows) == 0:
             break
     return state

@@ -1,8 +1,7 @@
-"""What is to be thought of a fit: how near the scan it is, how much of it was seen, and whether it is like the others.
+"""Quality of a fit: residuals, coverage of the surface by the scan, and out-of-distribution score of the code.
 
-A decoder of people bends to many things: a ball or a chair is met to a few millimetres, by a code like no person's. So
-it is the code that tells. Of what a scan did not see, the space takes what is usual: the less was seen, the less odd is
-a code that is right.
+Small residuals do not show that a scan is a person: a decoder of people fits a ball or a chair to a few millimeters,
+with a code unlike that of any person. Formulas: docs/concepts/uncertainty.md.
 """
 
 from dataclasses import dataclass
@@ -17,61 +16,76 @@ from shapespace.geometry.scan import Scan
 from shapespace.models.code import Code
 from shapespace.nn.latent import GaussianPrior
 
-SEEN_DISTANCE = 0.020  # metres: surface this close to a point of the scan was seen
-OOD_THRESHOLD = 8.0  # people that `humans` had never seen have 1.4 to 4.3, balls, boxes, chairs and the like 12 to 32
-OOD_PER_COVERAGE = (
-    13.0  # the oddness, for each share of the surface that was seen, above which a fit is unsure, if above 1
-)
+SEEN_DISTANCE = 0.020  # meters: surface within this distance of a scan point counts as seen; arbitrary
+
+OOD_THRESHOLD = 8.0
+# Fits of `humans` (docs/results/robustness.md): unseen people 1.2 to 3.0; a table, cylinder, chair, ball, torus, box
+# and a person upside down 8.04 to 18.6.
+
+OOD_PER_COVERAGE = 13.0
+# The prior completes what the scan did not see, so a correct code has a lower score when less was seen. Chosen on
+# single views of tuning people (docs/concepts/uncertainty.md); counts of good and bad fits with low confidence:
+# docs/results/robustness.md.
 
 
 @dataclass(frozen=True)
 class FitQuality:
-    """Of one fit. Lengths are metres; what cannot be told is NaN."""
+    """Quality of one fit. Lengths are meters; NaN where a value is not defined."""
 
     median: float
-    """Distance of the surface from the scan, at half of its points it is less."""
+    """Median of the residuals."""
     p95: float
-    """The same at 95 % of them."""
+    """95th percentile of the residuals."""
     ood_score: float
-    """Squared Mahalanobis distance of the code from the training codes, over the count of its numbers: 1 for those."""
+    """Squared Mahalanobis distance of the code from the prior over its dimension; near 1 for training scans."""
     coverage: float
-    """Share of the surface that the scan saw, to within 2 cm."""
+    """Share of the vertices of the fitted mesh within 20 mm of a scan point, 0 to 1."""
 
     @property
     def in_distribution(self) -> bool:
-        """Whether the scan looks like those that the space was learned from, as far as this can be told."""
+        """Whether the ood score is at most 8, or not defined."""
         return not self.ood_score > OOD_THRESHOLD
 
     @property
     def low_confidence(self) -> bool:
-        """Whether the code is odder than the share of the surface that was seen accounts for, though not odd as such.
+        """Whether the fit is in distribution, but its ood score is high for its coverage.
 
-        Such a fit may be near its scan and be another body, or another pose, elsewhere.
+        Such a fit may be close to the scan and have another body shape or pose where nothing was seen.
         """
         return self.in_distribution and bool(self.ood_score > np.maximum(1, OOD_PER_COVERAGE * self.coverage))
 
     @property
     def summary(self) -> str:
-        """The same for people; what cannot be told is left out."""
-        said = []
+        """The same in sentences; values that are not defined are left out."""
+        sentences = []
         if np.isfinite(self.median):
-            said.append(f"Half of the scan is within {1e3 * self.median:.1f} mm, 95 % within {1e3 * self.p95:.1f} mm.")
+            sentences.append(
+                f"Half of the scan is within {1e3 * self.median:.1f} mm, 95 % within {1e3 * self.p95:.1f} mm."
+            )
         if np.isfinite(self.ood_score):
-            like = "looks like" if self.in_distribution else "does not look like"
-            said.append(
-                f"The scan {like} those that the space was learned from: the oddness of its code is "
-                f"{self.ood_score:.1f} (1 for those, odd above {OOD_THRESHOLD:g})."
+            score = f"score {self.ood_score:.1f} (training scans are near 1, limit {OOD_THRESHOLD:g})"
+            sentences.append(
+                f"In distribution: {score}."
+                if self.in_distribution
+                else f"Out of distribution: {score}. This is probably not a person, or not upright."
             )
         if np.isfinite(self.coverage):
-            rest = ", and the code is too odd for so little: the rest may be wrong" if self.low_confidence else ""
-            said.append(f"The scan saw {self.coverage:.0%} of the surface{rest}.")
-        return " ".join(said)
+            sentences.append(f"The scan covers {self.coverage:.0%} of the surface.")
+            if self.low_confidence:
+                sentences.append(
+                    "Low confidence: the code is unusual for this coverage. The unseen side may be wrong; add another "
+                    "view."
+                )
+        return " ".join(sentences)
 
 
 def assess(
     code: Code, prior: GaussianPrior | None, residuals: Float[np.ndarray, "n"], scan: Scan, mesh: Trimesh | None
 ) -> FitQuality:
-    """The verdict on a code of one; scan, mesh and residuals in metres, where the scan lies."""
+    """Quality of a fit from its code (a batch of one) and its residuals, scan and mesh in meters, in the world.
+
+    The ood score is NaN without a prior, the percentiles without residuals, the coverage without a mesh.
+    """
     median, p95 = np.percentile(residuals, [50, 95]) if len(residuals) else (np.nan, np.nan)
     coverage = np.nan
     if mesh is not None and len(mesh.vertices) and len(scan):
@@ -81,6 +95,6 @@ def assess(
 
 @torch.no_grad()
 def ood_score(code: Code, prior: GaussianPrior) -> float:
-    """Squared Mahalanobis distance of a code (of one) from the training codes, over the count of its numbers."""
-    away = code.flat[0] - prior.mean
-    return float(away @ prior.precision() @ away) / len(away)
+    """Squared Mahalanobis distance of a code (a batch of one) from the prior over its dimension."""
+    offset = code.flat[0] - prior.mean
+    return float(offset @ prior.precision() @ offset) / len(offset)

@@ -1,15 +1,16 @@
-"""Refining: the code of a scan is fitted, then the decoder itself is adapted to this one scan.
+"""Adapt the decoder to one scan after its code was fitted.
 
-Near its points the scan says what the field is, everywhere else the fit does: so the completion stays, and nothing
-grows between them. What the network is too smooth for comes from the points themselves. Some of them are shown to
-neither: they say which of the adaptation's steps was best, and how wide the rest is to be smoothed.
+The field is trained to the points of the scan, to their signed distance nearby, and to the fitted field elsewhere, so
+the completion of unseen surface is retained. Detail that the network cannot represent is added from the points
+themselves. A part of the points is used for validation only: it selects the training step and the width of the detail.
 
-A scan without holes tells the distance everywhere (`reach` inf). Then half of the places are drawn where the field is
-wrong, and at the end the last layer, in which the field is linear, is solved for.
+For a scan without holes (`trust_distance` inf) the points give the signed distance everywhere. Then half of the targets
+are drawn where the field is wrong, and the last layer, in which the field is linear, is solved for at the end.
 """
 
 import copy
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -30,42 +31,46 @@ from shapespace.nn.mlp import Linearization
 from shapespace.training.objective import Objective, chunked_gradients
 from shapespace.training.optimizers import cosine, make_optimizers
 
-_WIDTHS = 0.03, 0.09  # standard deviations of the places around scan and fit, in model units
-_ASKED = 8192  # places at which a field that is told everywhere is asked, at each look, where it is wrong
-_CLOSE = 0.01  # model units: errors are taken relative to the distance, but for places closer than this
-_PLANES = 24  # of the nearest points, of which an edge may lie between
-_ROUNDS = 4  # over these planes, by which their corner is found
-_SOLVES = 6  # of least squares, by which the sum of absolute errors is at its least but for a hundredth
-_PRIOR = 0.05  # what the model's field weighs beside the points, each of which weighs 1 where it lies
+# Arbitrary values; lengths are in model units.
+TARGET_STDS = 0.03, 0.09  # standard deviations of the target points around the scan and the fitted surface
+NUM_TARGETS = 40_000  # target points for each of these and each surface, and as many in the box
+ERROR_POINTS = 8192  # target points at which the error of the field is measured, at every evaluation
+ERROR_FLOOR = 0.01  # errors are relative to the distance, or to this where the distance is less
+NUM_PLANES = 24  # tangent planes of the nearest points, whose intersection is an edge
+HILDRETH_ROUNDS = 4  # rounds over these planes
+NUM_SOLVES = 6  # least-squares solutions, after which the sum of absolute errors is within 1 % of its minimum
+MODEL_WEIGHT = 0.05  # weight of the model's field in the detail; a point has weight 1 at its own position
+VALIDATION_POINTS = 4096  # maximum number of points used for validation
+DETAIL_WIDTHS = 0.5, 0.7, 1.0, 1.4  # candidates, in units of the distance to the sixth neighbor of a point
 
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """The training's optimisers on the decoder, for one scan. Lengths are model units."""
+    """Settings of the adaptation of the decoder to one scan. Lengths are in model units."""
 
     max_points: int = 50_000
-    """Points that are taken from the scan, at most."""
+    """Maximum number of points that are used of the scan."""
     points: int = 512
-    """Points of these that are drawn at every step, and as many around them."""
+    """Number of surface points at every step, and of points near them."""
     field_points: int = 512
-    """Places further off, at which scan or fit tells the distance, that are drawn at every step."""
+    """Number of target points off the surface at every step."""
     steps: int = 300
     """Number of steps."""
     lr: float = 1e-3
-    """Adam's learning rate; both fall along half a cosine."""
+    """Learning rate of Adam; both rates fall along half a cosine."""
     lr_muon: float = 6e-3
-    """Muon's, for the products between hidden layers."""
+    """Learning rate of Muon, for hidden matrices."""
     near_std: float = 0.01
-    """Standard deviation of the points around the scan."""
+    """Standard deviation of the near-surface samples from the scan."""
     trust_distance: float = 0.03
-    """How far from its points the scan is trusted, at least; beyond, the field stays as it was fitted. `inf` for scans
-    without holes: their points tell the distance everywhere."""
+    """Distance from the points up to which their signed distance is the target; beyond, it is the fitted field. `inf`
+    for scans without holes, whose points give the distance everywhere."""
     signed_distance_weight: float = 1.0
-    """Weight of the mean difference from what scan or fit say about the field around."""
+    """Weight of the mean absolute difference of the field from its targets off the surface."""
     validation_fraction: float = 0.1
-    """Share of the scan that is kept apart to say which weights to take, and which width."""
+    """Fraction of the points that is used for validation only."""
     eval_every: int = 20
-    """Steps between two looks at that share."""
+    """Number of steps between two evaluations on the validation points."""
 
 
 def refine(
@@ -77,228 +82,318 @@ def refine(
     *,
     seed: int = 0,
 ) -> SDFModel:
-    """A copy of the model, adapted to one scan (model frame) whose code (a batch of one) was fitted, with its detail.
+    """Adapt a copy of the model to a scan (model frame) with a fitted code (a batch of one), and add detail.
 
-    `weights` are those of the training's terms, but for those about the code. A scan without normals gets estimated
-    ones; where outside cannot be told by the points, it is where the fitted field rises.
+    `weights` are those of the training's loss terms; terms of the code are not used. Scans without normals get
+    estimated ones; if the points do not show which side is outside, it is the side on which the fitted field rises.
     """
     options = options or RefineOptions()
     rng = np.random.default_rng(seed)
     scan = orient_normals(model, scan.sample(options.max_points, rng).estimate_normals(), code)
     order = rng.permutation(len(scan))
-    shown, held = np.split(order, [len(scan) - max(1, round(options.validation_fraction * len(scan)))])
-    check = torch.from_numpy(scan.points[held[:4096]]).float()[None]
-    told = scan.select(shown)
-    places, targets = field_targets(model, told, code, options.trust_distance, rng)
+    num_validation = max(1, round(options.validation_fraction * len(scan)))
+    training, validation = np.split(order, [len(scan) - num_validation])
+    check = torch.from_numpy(scan.points[validation[:VALIDATION_POINTS]]).float()[None].to(code.flat.device)
+    scan = scan.select(training)
+    targets = field_targets(model, scan, code, options.trust_distance, rng)
+    weights = {
+        **weights,
+        "unsigned_distance": 0.0,
+        "signed_distance": options.signed_distance_weight,
+        "code_reg": 0.0,
+        "distillation": 0.0,
+    }
+    refined = _adapt(model, scan, code, weights, targets, check, options, rng)
+    targets.finish(refined, code)
+    return add_detail(refined, scan, code, check)
 
+
+def _adapt(
+    model: SDFModel,
+    scan: Scan,
+    code: Code,
+    weights: Mapping[str, float],
+    targets: "FieldTargets",
+    check: Float[Tensor, "1 n 3"],
+    options: RefineOptions,
+    rng: np.random.Generator,
+) -> SDFModel:
+    """Train a copy of the model; return it with the weights of the least mean |f| at the points `check`."""
     refined = copy.deepcopy(model).eval()
     learned = [p for name, p in refined.named_parameters() if not name.startswith("encoder.")]
-    optimiser = make_optimizers(refined, lr=options.lr, lr_codes=0.0, lr_muon=options.lr_muon)
-    rates, schedule = [group["lr"] for group in optimiser.param_groups], cosine(warmup_steps=10)
-    loss = Objective(
-        refined,
-        {
-            **weights,
-            "unsigned_distance": 0.0,
-            "signed_distance": options.signed_distance_weight,
-            "code_reg": 0.0,
-            "distillation": 0.0,
-        },
-    ).loss
-
-    everywhere = not np.isfinite(options.trust_distance)
-
-    best, kept = float("inf"), refined.state_dict()
+    optimizer = make_optimizers(refined, lr=options.lr, lr_codes=0.0, lr_muon=options.lr_muon)
+    rates, schedule = [group["lr"] for group in optimizer.param_groups], cosine(warmup_steps=10)
+    loss = Objective(refined, weights).loss
+    lowest, best = float("inf"), refined.state_dict()
     for step in range(options.steps + 1):
         if step % options.eval_every == 0:
             with torch.no_grad():
                 error = float(refined.field(check, code).abs().mean())
-            if error < best:
-                best, kept = error, copy.deepcopy(refined.state_dict())
-            wrong = error_weights(refined, code, places, targets, rng) if everywhere else None
+            if error < lowest:
+                lowest, best = error, copy.deepcopy(refined.state_dict())
+            targets.update(refined, code, rng)
         if step == options.steps:
             break
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step, step / options.steps)
-        seen = resample(told, options.points, int(rng.integers(2**32)))
-        batch = collate([seen], near_std=options.near_std, gradient_stride=4, seed=step)
-        some = torch.from_numpy(rng.integers(len(places), size=options.field_points))
-        if wrong is not None:  # half of them, each as often as it is wrong
-            some[::2] = torch.from_numpy(rng.choice(wrong.places, size=len(some[::2]), p=wrong.share))
-        batch = replace(batch, uniform_points=places[some][None], target_sdf=targets[some][None])
+        sample = resample(scan, options.points, int(rng.integers(2**32)))
+        batch = collate([sample], near_std=options.near_std, gradient_stride=4, seed=step).to(code.flat.device)
+        rows = targets.draw(options.field_points, rng)
+        batch = replace(batch, uniform_points=targets.points[rows][None], target_sdf=targets.values[rows][None])
         gradients = chunked_gradients(loss, batch, code, learned).gradients[len(code.tensors) :]
         for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.grad = gradient
-        optimiser.step()
-    refined.load_state_dict(kept)
-    if everywhere and isinstance(refined, IGR):
-        solve_last_layer(refined, code, places, targets)
-    return _with_detail(refined, told, code, check)
+        optimizer.step()
+    refined.load_state_dict(best)
+    return refined
+
+
+# ------------------------------------------------------------------------------------------------------------- targets
+
+
+class FieldTargets(ABC):
+    """Points off the surface, and the values that the field should have there (model units, negative inside)."""
+
+    points: Float[Tensor, "n 3"]
+    values: Float[Tensor, "n"]
+
+    def draw(self, count: int, rng: np.random.Generator) -> Int[Tensor, "c"]:
+        """Rows of the targets of one step."""
+        return torch.from_numpy(rng.integers(len(self.points), size=count))
+
+    @abstractmethod
+    def update(self, model: SDFModel, code: Code, rng: np.random.Generator) -> None:
+        """Adapt the draws to the present field; called at every evaluation."""
+
+    @abstractmethod
+    def finish(self, model: SDFModel, code: Code) -> None:
+        """Improve the trained model in place."""
+
+
+def field_targets(
+    model: SDFModel, scan: Scan, code: Code, trust_distance: float, rng: np.random.Generator
+) -> FieldTargets:
+    """The targets of a scan with normals (model frame): of a complete scan if the trust distance is infinite."""
+    if np.isfinite(trust_distance):
+        return PartialScanTargets(model, scan, code, trust_distance, rng)
+    return CompleteScanTargets(scan, code.flat.device, rng)
+
+
+class PartialScanTargets(FieldTargets):
+    """Targets for a scan with holes: signed distance to its points nearby, the fitted field elsewhere.
+
+    The points are around the scan, around the fitted surface and in the box. The distance within which the scan counts
+    grows where the fit is bad, so that a wrong surface is not retained. Points beside the rim of a hole are left out:
+    their side is not reliable.
+    """
+
+    def __init__(
+        self, model: SDFModel, scan: Scan, code: Code, trust_distance: float, rng: np.random.Generator
+    ) -> None:
+        surfaces = [np.asarray(mesh.vertices) for mesh in model.extract_surface(code, resolution=64)]
+        points = _sample_around([scan.points.astype(np.float64), *surfaces], NUM_TARGETS, rng)
+        distance, index, height = _signed_distance(points, scan, is_complete=False)
+        device = code.flat.device
+        with torch.no_grad():
+            at_scan = model.field(torch.from_numpy(scan.points[index]).float()[None].to(device), code)[0]
+            fitted = model.field(torch.from_numpy(points).float()[None].to(device), code)[0].cpu().numpy()
+        is_near = distance < trust_distance + 3 * at_scan.abs().cpu().numpy()
+        values = np.where(is_near, distance, fitted)
+        is_reliable = ~is_near | (np.abs(height) > 0.8 * np.abs(distance))
+        self.points = torch.from_numpy(points[is_reliable]).float().to(device)
+        self.values = torch.from_numpy(values[is_reliable]).float().to(device)
+
+    def update(self, model: SDFModel, code: Code, rng: np.random.Generator) -> None:
+        """All targets are drawn equally often."""
+
+    def finish(self, model: SDFModel, code: Code) -> None:
+        """The values of the fitted field are no ground truth: nothing is solved for."""
+
+
+class CompleteScanTargets(FieldTargets):
+    """Targets for a scan without holes: the signed distance to its points everywhere.
+
+    Half of the draws are at random, half in proportion to the relative error of the field.
+    """
+
+    def __init__(self, scan: Scan, device: torch.device, rng: np.random.Generator) -> None:
+        points = _sample_around([scan.points.astype(np.float64)], 3 * NUM_TARGETS, rng)
+        distance, _, _ = _signed_distance(points, scan, is_complete=True)
+        self.points = torch.from_numpy(points).float().to(device)
+        self.values = torch.from_numpy(distance).float().to(device)
+        self._errors: ErrorWeights | None = None
+
+    def draw(self, count: int, rng: np.random.Generator) -> Int[Tensor, "c"]:
+        """Rows of the targets of one step; every second one by its error."""
+        rows = super().draw(count, rng)
+        if self._errors is not None:
+            rows[::2] = torch.from_numpy(rng.choice(self._errors.rows, size=len(rows[::2]), p=self._errors.probability))
+        return rows
+
+    def update(self, model: SDFModel, code: Code, rng: np.random.Generator) -> None:
+        """Measure the errors of the present field."""
+        self._errors = error_weights(model, code, self.points, self.values, rng)
+
+    def finish(self, model: SDFModel, code: Code) -> None:
+        """Solve for the last layer, if the model has a linear one."""
+        if isinstance(model, IGR):
+            solve_last_layer(model, code, self.points, self.values)
+
+
+def _sample_around(
+    surfaces: Sequence[Float[np.ndarray, "_ 3"]], num_uniform: int, rng: np.random.Generator
+) -> Float[np.ndarray, "n 3"]:
+    """Points at two Gaussian distances around points of each surface, then uniform ones in the box [-1, 1]^3."""
+
+    def around(points: Float[np.ndarray, "m 3"], std: float) -> Float[np.ndarray, "c 3"]:
+        return points[rng.integers(len(points), size=NUM_TARGETS)] + rng.normal(scale=std, size=(NUM_TARGETS, 3))
+
+    near = [around(points, std) for points in surfaces for std in TARGET_STDS]
+    return np.concatenate([*near, rng.uniform(-1, 1, (num_uniform, 3))])
+
+
+def _signed_distance(
+    points: Float[np.ndarray, "q 3"], scan: Scan, *, is_complete: bool
+) -> tuple[Float[np.ndarray, "q"], Int[np.ndarray, "q"], Float[np.ndarray, "q"]]:
+    assert scan.normals is not None  # estimated and oriented by `refine` if the scan had none
+    return signed_distance_to_points(points, scan.points.astype(np.float64), scan.normals, is_complete=is_complete)
+
+
+def signed_distance_to_points(
+    queries: Float[np.ndarray, "q 3"],
+    points: Float[np.ndarray, "n 3"],
+    normals: Float[np.ndarray, "n 3"],
+    *,
+    is_complete: bool,
+) -> tuple[Float[np.ndarray, "q"], Int[np.ndarray, "q"], Float[np.ndarray, "q"]]:
+    """Signed distance to a surface given by points, the index of the nearest point, and the height above its plane.
+
+    Within the spacing of the points, the surface is the tangent plane of the nearest point, since the distance to the
+    point itself is too long between points. Beyond, it is the point itself on a partial surface (the rim of a hole). On
+    a complete surface there is an edge: the distance is that to the intersection of the halfspaces below the planes of
+    the points around, and the side is that of their weighted mean, since the nearest point alone can be on the face
+    that points away.
+    """
+    nearest, index = proximity.nearest_point(queries, points)
+    height = ((queries - points[index]) * normals[index]).sum(axis=1)
+    spacing = proximity.median_spacing(points, neighbor=6)
+    is_above = np.square(nearest) - np.square(height) < spacing**2
+    sign, distance = np.where(height < 0, -1.0, 1.0), np.where(is_above, np.abs(height), nearest)
+    if is_complete:
+        beyond = np.flatnonzero(~is_above)
+        around = proximity.k_nearest(queries[beyond], points, NUM_PLANES)
+        offset = queries[beyond, None] - points[around]
+        extra = np.linalg.norm(offset, axis=2) - nearest[beyond, None]
+        heights = (offset * normals[around]).sum(axis=2) * np.maximum(1 - extra / spacing, 0)
+        sign[beyond] = np.where(heights.sum(axis=1) < 0, -1.0, 1.0)
+        to_edge = distance_to_halfspaces(queries[beyond], points[around], normals[around] * sign[beyond, None, None])
+        distance[beyond] = np.clip(to_edge, nearest[beyond] - spacing, nearest[beyond])
+    return sign * distance, index, height
+
+
+def distance_to_halfspaces(
+    queries: Float[np.ndarray, "q 3"], points: Float[np.ndarray, "q k 3"], normals: Float[np.ndarray, "q k 3"]
+) -> Float[np.ndarray, "q"]:
+    """Distance of each query to the intersection of the halfspaces below its k planes, by Hildreth's method (1957)."""
+    offsets = (normals * points).sum(axis=2)
+    foot, multipliers = queries.copy(), np.zeros(offsets.shape)
+    for _ in range(HILDRETH_ROUNDS):
+        for plane in range(offsets.shape[1]):
+            step = np.minimum(multipliers[:, plane], offsets[:, plane] - (normals[:, plane] * foot).sum(axis=1))
+            multipliers[:, plane] -= step
+            foot += step[:, None] * normals[:, plane]
+    return np.linalg.norm(queries - foot, axis=1)
 
 
 class ErrorWeights(NamedTuple):
-    """Some of the places, and their shares of the relative error."""
+    """Rows of some targets, and the probability of each in proportion to its relative error."""
 
-    places: Int[np.ndarray, "n"]
-    share: Float[np.ndarray, "n"]
+    rows: Int[np.ndarray, "n"]
+    probability: Float[np.ndarray, "n"]
 
 
 @torch.no_grad()
 def error_weights(
     model: SDFModel,
     code: Code,
-    places: Float[Tensor, "n 3"],
-    targets: Float[Tensor, "n"],
+    points: Float[Tensor, "n 3"],
+    values: Float[Tensor, "n"],
     rng: np.random.Generator,
 ) -> ErrorWeights:
-    asked = rng.integers(len(places), size=_ASKED)
-    off = (model.field(places[asked][None], code)[0] - targets[asked]).abs() / (targets[asked].abs() + _CLOSE)
-    share = off.double().numpy() + 1e-12
-    return ErrorWeights(asked, share / share.sum())
+    """Relative errors of the field at some random targets."""
+    rows = rng.integers(len(points), size=ERROR_POINTS)
+    error = (model.field(points[rows][None], code)[0] - values[rows]).abs() / (values[rows].abs() + ERROR_FLOOR)
+    probability = error.double().cpu().numpy() + 1e-12
+    return ErrorWeights(rows, probability / probability.sum())
 
 
 @torch.no_grad()
-def solve_last_layer(model: IGR, code: Code, places: Float[Tensor, "n 3"], targets: Float[Tensor, "n"]) -> None:
-    """Give the last layer the weights of the least mean |f - d| / (|d| + close), the rest of the network as it is.
+def solve_last_layer(model: IGR, code: Code, points: Float[Tensor, "n 3"], values: Float[Tensor, "n"]) -> None:
+    """Set the last layer to the minimum of the mean relative error; the other layers are unchanged.
 
-    Iteratively reweighted least squares; of the weights on the way, those that it began with included, the best.
+    The error is |f - d| / (|d| + floor). Iteratively reweighted least squares; the best of its iterates, including the
+    present weights, is used.
     """
     out, vector = model.decoder.out, code.parts[0]
-    pieces = [model.decoder.features(piece[None], vector)[0] for piece in places.split(4096)]
-    read = torch.cat([torch.cat(pieces), torch.ones(len(places), 1)], dim=1).double()
-    scale = 1 / (targets.abs() + _CLOSE)
+    features = [model.decoder.features(chunk[None], vector)[0] for chunk in points.split(4096)]
+    ones = torch.ones(len(points), 1, device=points.device)
+    design = torch.cat([torch.cat(features), ones], dim=1).double()
+    scale = 1 / (values.abs() + ERROR_FLOOR)
     weights = torch.cat([out.weight[0], out.bias]).double()
-    best, least = weights, float("inf")
-    for _ in range(_SOLVES + 1):
-        off = (read @ weights - targets).abs()
-        if (error := float((off * scale).mean())) < least:
-            best, least = weights, error
-        weighted = read * (scale / (off + 1e-5))[:, None]
-        normal = weighted.T @ read
-        normal += 1e-9 * normal.diagonal().mean() * torch.eye(len(normal), dtype=torch.float64)
-        weights = torch.linalg.solve(normal, weighted.T @ targets.double())
+    best, lowest = weights, float("inf")
+    for _ in range(NUM_SOLVES + 1):
+        residual = (design @ weights - values).abs()
+        if (error := float((residual * scale).mean())) < lowest:
+            best, lowest = weights, error
+        weighted = design * (scale / (residual + 1e-5))[:, None]
+        normal = weighted.T @ design
+        normal += 1e-9 * normal.diagonal().mean() * torch.eye(len(normal), dtype=torch.float64, device=points.device)
+        weights = torch.linalg.solve(normal, weighted.T @ values.double())
     out.weight[0], out.bias[0] = best[:-1].float(), best[-1].float()
 
 
-class DetailedModel(SDFModel):
-    """An adapted model, with what is left between it and the scan taken from the points themselves.
+# -------------------------------------------------------------------------------------------------------------- detail
 
-    Where there are points, the field is their moving least squares, and it passes into the model's where they end.
+
+class DetailedModel(SDFModel):
+    """An adapted model with the detail of the scan's points.
+
+    Near points, the field is their moving least squares; it blends into the model's field where the points end.
     """
 
     def __init__(self, model: SDFModel, scan: Scan, width: float) -> None:
-        """`width` is that of the weights, in model units; the scan has normals."""
+        """`width` is that of the kernel, in model units; the scan needs normals."""
         super().__init__()
         assert scan.normals is not None
         self.model, self.prior, self.level = model, model.prior, model.level
         self.scan = MovingLeastSquares(scan.points, scan.normals, width)
 
     def encode(self, batch: Batch) -> Code:
-        """As the model does."""
+        """Codes of the adapted model."""
         return self.model.encode(batch)
 
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, Tensor]:
-        """Those of the model."""
+        """Loss terms of the adapted model."""
         return self.model.loss_terms(batch, code)
 
     def linearize(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearization:
-        """That of the model: the detail moves the surface by a millimetre or two."""
+        """Linearization of the adapted model without the detail, which moves the surface by a millimeter or two."""
         return self.model.linearize(x, code)
 
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
-        """The model's field, and the scan's heights where it has points; no graph."""
+        """Field of the model, blended with the heights above the scan near its points; without a graph."""
         smooth = self.model.field(x, code).detach()
-        found = self.scan(x.detach().cpu().double().flatten(0, 1).numpy())
-        height, weight = (torch.from_numpy(each).to(smooth).view_as(smooth) for each in found)
-        return torch.where(weight > 0, (height + _PRIOR * smooth) / (weight + _PRIOR), smooth)
+        result = self.scan(x.detach().cpu().double().flatten(0, 1).numpy())
+        height, weight = (torch.from_numpy(array).to(smooth).view_as(smooth) for array in result)
+        return torch.where(weight > 0, (height + MODEL_WEIGHT * smooth) / (weight + MODEL_WEIGHT), smooth)
 
 
-def _with_detail(model: SDFModel, scan: Scan, code: Code, held: Float[Tensor, "1 n 3"]) -> SDFModel:
-    """The width, in units of the distance to a point's sixth neighbour, under which the held points are met best.
+def add_detail(model: SDFModel, scan: Scan, code: Code, check: Float[Tensor, "1 n 3"]) -> SDFModel:
+    """The model with detail of the width that gives the least mean |f| at the points `check`.
 
-    Where none meets them better than the model does (few points, or noisy ones), there is no detail.
+    The model itself if no width is better than none, as with few or noisy points.
     """
     spacing = proximity.median_spacing(scan.points, neighbor=6)
-    candidates = [model, *(DetailedModel(model, scan, factor * spacing) for factor in (0.5, 0.7, 1.0, 1.4))]
+    candidates = [model, *(DetailedModel(model, scan, factor * spacing) for factor in DETAIL_WIDTHS)]
     with torch.no_grad():
-        return min(candidates, key=lambda made: float(made.field(held, code).abs().mean()))
-
-
-def field_targets(
-    model: SDFModel, scan: Scan, code: Code, reach: float, rng: np.random.Generator
-) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n"]]:
-    """Places around the scan, around the fitted surface and in the box, and what the field should be there.
-
-    Close to the scan, and the less close the better its nearest point is fitted, it is what the scan says: where the
-    fit is wrong, the wrong surface must not be held. Farther away it is what the fit says. Places beside the rim of a
-    hole belong to neither, and are left out; a whole surface has none.
-    """
-    known, normals = scan.points.astype(np.float64), scan.normals
-    assert normals is not None  # given, or estimated and turned
-
-    def spread(points: Float[np.ndarray, "n 3"], count: int, width: float) -> Float[np.ndarray, "m 3"]:
-        return points[rng.integers(len(points), size=count)] + rng.normal(scale=width, size=(count, 3))
-
-    close, anywhere = [known], 40_000
-    if np.isfinite(reach):
-        close += [np.asarray(mesh.vertices) for mesh in model.extract_surface(code, resolution=64)]
-    else:  # the scan alone has a say, everywhere
-        anywhere *= 3
-    places = np.concatenate(
-        [*(spread(points, 40_000, width) for points in close for width in _WIDTHS), rng.uniform(-1, 1, (anywhere, 3))]
-    )
-    whole = not np.isfinite(reach)
-    distance, index, height = signed_distance_to_points(places, known, normals, whole=whole)
-    with torch.no_grad():
-        off = model.field(torch.from_numpy(scan.points[index]).float()[None], code)[0].abs().numpy()
-        fitted = model.field(torch.from_numpy(places).float()[None], code)[0].numpy()
-    near = distance < reach + 3 * off
-    target = np.where(near, distance, fitted)
-    kept = ~near | whole | (np.abs(height) > 0.8 * np.abs(distance))
-    return torch.from_numpy(places[kept]).float(), torch.from_numpy(target[kept]).float()
-
-
-def signed_distance_to_points(
-    places: Float[np.ndarray, "q 3"],
-    points: Float[np.ndarray, "n 3"],
-    normals: Float[np.ndarray, "n 3"],
-    *,
-    whole: bool,
-) -> tuple[Float[np.ndarray, "q"], np.ndarray, Float[np.ndarray, "q"]]:
-    """Signed distance to a surface of which these points are known, the nearest of them, and the height above it.
-
-    Over a point, the surface is its tangent plane, as far as its neighbours are away; the distance to the point itself
-    would be too long between points. Beyond, the point is what is nearest; or, of a surface that is known as a `whole`,
-    the place where the planes of the points around meet: there is an edge, where it could be the rim of a hole. There
-    the side is that of the points around together, each the less the farther: beyond a sharp edge the nearest may be of
-    the face that looks away.
-    """
-    away, index = proximity.nearest_point(places, points)
-    height = ((places - points[index]) * normals[index]).sum(axis=1)
-    gap = proximity.median_spacing(points, neighbor=6)
-    over = np.square(away) - np.square(height) < gap**2
-    side, distance = np.where(height < 0, -1.0, 1.0), np.where(over, np.abs(height), away)
-    if whole:
-        beyond = np.flatnonzero(~over)
-        around = proximity.k_nearest(places[beyond], points, _PLANES)
-        apart = places[beyond, None] - points[around]
-        farther = np.linalg.norm(apart, axis=2) - away[beyond, None]
-        heights = (apart * normals[around]).sum(axis=2) * np.maximum(1 - farther / gap, 0)
-        side[beyond] = np.where(heights.sum(axis=1) < 0, -1.0, 1.0)
-        met = distance_to_halfspaces(places[beyond], points[around], normals[around] * side[beyond, None, None])
-        distance[beyond] = np.clip(met, away[beyond] - gap, away[beyond])
-    return side * distance, index, height
-
-
-def distance_to_halfspaces(
-    places: Float[np.ndarray, "q 3"], points: Float[np.ndarray, "q k 3"], normals: Float[np.ndarray, "q k 3"]
-) -> Float[np.ndarray, "q"]:
-    """Distance of each place to what lies below all of its k planes, by Hildreth's method (1957)."""
-    below = (normals * points).sum(axis=2)
-    foot, pushed = places.copy(), np.zeros(below.shape)
-    for _ in range(_ROUNDS):
-        for plane in range(below.shape[1]):
-            step = np.minimum(pushed[:, plane], below[:, plane] - (normals[:, plane] * foot).sum(axis=1))
-            pushed[:, plane] -= step
-            foot += step[:, None] * normals[:, plane]
-    return np.linalg.norm(places - foot, axis=1)
+        return min(candidates, key=lambda made: float(made.field(check, code).abs().mean()))

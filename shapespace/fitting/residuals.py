@@ -1,11 +1,11 @@
-"""Residuals of a fit: surface, normals, free space and prior."""
+"""Residuals of a fit: surface, normals, free space and code prior."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
@@ -19,149 +19,162 @@ from shapespace.nn import losses
 from shapespace.nn.mlp import Linearization
 from shapespace.nn.parallel import CHUNK_POINTS, parallel_map
 
-_FAR = 1e9  # a free point that is asked to be above minus this is content with any field
-
-
-_ESTIMATED = 50_000  # points of a scan without normals that get some: two seconds
-
-
-_ROWS_ON_GPU = 16  # codes that are linearised at once: some 6 GB at 7,168 points each
+PADDING_TARGET = -1e9  # lower bound of padding points, which every field satisfies
+MAX_NORMAL_POINTS = 50_000  # points of a scan for which normals are estimated: two seconds on one core
+ROWS_ON_GPU = 16  # codes that are linearized at once: about 6 GB at 7,168 points each
 
 
 class FitProblem:
-    """What is asked of the field at the points of each scan: cost, gradient and Gauss-Newton matrix for given codes.
+    """Maker of the objectives of a batch of scans: cost, gradient and Gauss-Newton matrix of a code for its scan.
 
-    Scans are padded to the same number of points, with free space of which nothing is asked. Where the pose is not
-    given, a row holds a code and the pose that moves the scan (`geometry.pose`).
+    A row of unknowns is a flat code, or, unless the alignment is fixed, a flat code and the 7 numbers of a small
+    similarity transform of the scan (`geometry.similarity`). Scans are padded to the same number of points by
+    free-space points whose bound every field satisfies.
     """
 
     def __init__(self, model: SDFModel, scans: Sequence[Scan], codes: Code, options: LMOptions, seed: int) -> None:
+        """`scans` are in the model frame; `codes` give the shape of a code and the device."""
         self.model, self.codes, self.options = model, codes, options
-        asked = [_constraints(scan, options, seed) for scan in scans]
-        x, target, free = (list(parts) for parts in zip(*asked, strict=True))
+        x, target, is_free = (
+            list(parts) for parts in zip(*(constraints(scan, options, seed) for scan in scans), strict=True)
+        )
         self.counts = [len(points) for points in x]
         device = codes.flat.device
         self.x = pad_sequence(x, batch_first=True).to(device)
-        self.target = pad_sequence(target, batch_first=True, padding_value=-_FAR).to(device)
-        self.free = pad_sequence(free, batch_first=True, padding_value=True).to(device)
-        self.posed = options.alignment != "fixed"
-        deviations = [options.rotation_std] * 3 + [options.translation_std] * 3 + [options.scale_std]
-        self.mean = torch.cat([model.prior.mean, torch.zeros(similarity.SIZE * self.posed, device=device)])
-        firm = torch.tensor(deviations[: similarity.SIZE * self.posed], device=device).square().reciprocal()
+        self.target = pad_sequence(target, batch_first=True, padding_value=PADDING_TARGET).to(device)
+        self.is_free = pad_sequence(is_free, batch_first=True, padding_value=True).to(device)
+        self.has_alignment = options.alignment != "fixed"
+        stds = [options.rotation_std] * 3 + [options.translation_std] * 3 + [options.scale_std]
+        self.mean = torch.cat(
+            [model.prior.mean, torch.zeros(similarity.NUM_PARAMETERS * self.has_alignment, device=device)]
+        )
+        precision = (
+            torch.tensor(stds[: similarity.NUM_PARAMETERS * self.has_alignment], device=device).square().reciprocal()
+        )
         self.precision = (
-            torch.block_diag(model.prior.precision(), torch.diag(firm)) if self.posed else model.prior.precision()
+            torch.block_diag(model.prior.precision(), torch.diag(precision))
+            if self.has_alignment
+            else model.prior.precision()
         )
 
     def with_identity(self, codes: Float[Tensor, "r c"]) -> Float[Tensor, "r k"]:
-        """Codes of scans that are not moved."""
-        return pad(codes, (0, similarity.SIZE * self.posed))
+        """Unknowns of these flat codes with the identity as the alignment."""
+        return pad(codes, (0, similarity.NUM_PARAMETERS * self.has_alignment))
 
-    def split(self, flat: Float[Tensor, "r k"]) -> tuple[Float[Tensor, "r c"], Float[Tensor, "r p"]]:
-        """Codes, and poses (of no numbers where they are given)."""
-        found = flat.split([flat.shape[1] - similarity.SIZE * self.posed, similarity.SIZE * self.posed], dim=1)
-        return found[0], found[1]
+    def split(self, flat: Float[Tensor, "r k"]) -> tuple[Float[Tensor, "r c"], Float[Tensor, "r a"]]:
+        """Flat codes and alignments (no columns if the alignment is fixed) of rows of unknowns."""
+        size = similarity.NUM_PARAMETERS * self.has_alignment
+        codes, alignments = flat.split([flat.shape[1] - size, size], dim=1)
+        return codes, alignments
 
     def objective(self, scans: Int[Tensor, "r"]) -> Objective:
-        """The objective of a batch whose rows belong to these scans."""
+        """The objective of a batch of problems; `scans` are the indices of their scans."""
         return lambda rows, flat: self(scans[rows], flat)
 
     def __call__(self, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"]) -> LMState:
-        """State of each code for its scan: the sum over the scan's points, and the prior of the codes."""
-        away = flat - self.mean
-        pull = away @ self.precision
-        total = LMState(flat, 0.5 * (away * pull).sum(dim=1), pull, self.precision.repeat(len(flat), 1, 1))
+        """The state of each row of unknowns for its scan: sum over the points, and the prior."""
+        offset = flat - self.mean
+        gradient = offset @ self.precision
+        total = LMState(flat, 0.5 * (offset * gradient).sum(dim=1), gradient, self.precision.repeat(len(flat), 1, 1))
         if flat.device.type == "cpu":
-            pieces = [
+            chunks = [
                 (slice(row, row + 1), slice(first, min(first + CHUNK_POINTS, self.counts[scan])))
                 for row, scan in enumerate(scans.tolist())
                 for first in range(0, self.counts[scan], CHUNK_POINTS)
             ]
         else:
-            pieces = [(slice(row, row + _ROWS_ON_GPU), slice(None)) for row in range(0, len(flat), _ROWS_ON_GPU)]
-        found = parallel_map(lambda piece: self._part(scans[piece[0]], flat[piece[0]], piece[1]), pieces)
-        for (rows, _), part in zip(pieces, found, strict=True):
+            chunks = [(slice(row, row + ROWS_ON_GPU), slice(None)) for row in range(0, len(flat), ROWS_ON_GPU)]
+        parts = parallel_map(lambda chunk: self._data_terms(scans[chunk[0]], flat[chunk[0]], chunk[1]), chunks)
+        for (rows, _), part in zip(chunks, parts, strict=True):
             for whole, more in zip(total[1:], part, strict=True):
                 whole[rows] += more
         return total
 
-    def _part(
+    def _data_terms(
         self, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"], points: slice
     ) -> tuple[Float[Tensor, "r"], Float[Tensor, "r k"], Float[Tensor, "r k k"]]:
-        """What some points say. IRLS with Huber's weights for the scan, a hinge for free space."""
+        """Cost, gradient and matrix of some points: Huber's loss by reweighting (IRLS), a hinge in free space."""
         options = self.options
-        field = self._linearise(self.x[scans, points], flat)
+        field = self._linearize(self.x[scans, points], flat)
         residual = field.value - self.target[scans, points]
-        content = self.free[scans, points] & (residual > 0)  # free space asks for f >= target only
+        is_satisfied = self.is_free[scans, points] & (residual > 0)  # free space requires f >= target only
         size = residual.abs()
-        weight = (options.huber_delta / size.clamp(min=options.huber_delta)).masked_fill(content, 0.0)
+        weight = (options.huber_delta / size.clamp(min=options.huber_delta)).masked_fill(is_satisfied, 0.0)
         loss = torch.where(
             size < options.huber_delta, 0.5 * size.square(), options.huber_delta * (size - 0.5 * options.huber_delta)
         )
-        share = options.effective_samples / options.num_points / options.noise_std**2
-        weighted = field.jacobian * (share * weight)[..., None]
+        scale = options.effective_samples / options.num_points / options.noise_std**2
+        weighted = field.jacobian * (scale * weight)[..., None]
         return (
-            share * loss.masked_fill(content, 0.0).sum(dim=1),
+            scale * loss.masked_fill(is_satisfied, 0.0).sum(dim=1),
             (weighted.mT @ residual[..., None])[..., 0],
             weighted.mT @ field.jacobian,
         )
 
-    def _linearise(self, x: Float[Tensor, "r q 3"], flat: Float[Tensor, "r k"]) -> Linearization:
-        """The field at the points, moved by each row's pose; its Jacobian in all numbers of the row."""
-        codes, poses = self.split(flat)
-        if not self.posed:
+    def _linearize(self, x: Float[Tensor, "r q 3"], flat: Float[Tensor, "r k"]) -> Linearization:
+        """The field at the points after each row's alignment; its Jacobian in all unknowns of the row."""
+        codes, alignments = self.split(flat)
+        if not self.has_alignment:
             return self.model.linearize(x, self.codes.unflatten(codes))
-        moved, left = similarity.apply(x, poses)
+        moved, left = similarity.apply(x, alignments)
         field = self.model.linearize(moved, self.codes.unflatten(codes))
-        by_pose = similarity.jacobian(field.gradient, moved, poses, left)
-        return field._replace(jacobian=torch.cat([field.jacobian, by_pose], dim=2))
+        jacobian = similarity.jacobian(field.gradient, moved, alignments, left)
+        return field._replace(jacobian=torch.cat([field.jacobian, jacobian], dim=2))
 
 
-def _constraints(scan: Scan, options: LMOptions, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where f is asked for what: points (q, 3), targets (q), and whether only f >= target is asked (q)."""
+def constraints(
+    scan: Scan, options: LMOptions, seed: int
+) -> tuple[Float[Tensor, "q 3"], Float[Tensor, "q"], Bool[Tensor, "q"]]:
+    """Points, targets of f at them, and whether a point is in free space, where the target is a lower bound.
+
+    The points are those of the scan (target 0), two off-surface points for each normal, and points on the rays to the
+    sensors. The order is this one.
+    """
     x, target = [scan.points], [np.zeros(len(scan))]
     if scan.normals is not None:
         for offset in (options.normal_offset, -options.normal_offset):
             x.append(scan.points + offset * scan.normals)
             target.append(np.full(len(scan), offset))
-    on = sum(len(part) for part in x)
+    num_equalities = sum(len(part) for part in x)
     if scan.sensors is not None and options.free_space_points:
         rng = np.random.default_rng(seed)
         chosen = rng.integers(len(scan), size=options.free_space_points)
         ray = scan.sensors[chosen] - scan.points[chosen]
         length = np.linalg.norm(ray, axis=1, keepdims=True).clip(1e-9)
-        along = np.minimum(rng.uniform(options.normal_offset, 0.5, (len(chosen), 1)), length)
-        seen_through = scan.points[chosen] + along * ray / length
-        distance, _ = proximity.nearest_point(seen_through, scan.points)
-        x.append(seen_through)
+        depth = np.minimum(rng.uniform(options.normal_offset, 0.5, (len(chosen), 1)), length)
+        free = scan.points[chosen] + depth * ray / length
+        distance, _ = proximity.nearest_point(free, scan.points)
+        x.append(free)
         target.append(options.free_space_ratio * distance)
     points = torch.from_numpy(np.concatenate(x)).float()
-    free = torch.arange(len(points)) >= on
-    return points, torch.from_numpy(np.concatenate(target)).float(), free
+    is_free = torch.arange(len(points)) >= num_equalities
+    return points, torch.from_numpy(np.concatenate(target)).float(), is_free
 
 
 def estimate_normals(scan: Scan, seed: int) -> Scan:
-    """The scan with normals, its own or estimated; no more points are kept than estimating them should cost.
+    """The scan with its own normals, or at most 50,000 of its points with estimated ones.
 
-    Points that only one camera can have seen get that camera back too: it tells the space before a person from the
-    space behind.
+    A scan of a single view without sensors also gets the inferred position of its camera as the sensor: free space is
+    between the camera and the surface.
     """
     if scan.normals is not None or scan.faces is not None:
         return scan
-    return scan.sample(_ESTIMATED, np.random.default_rng(seed)).infer_sensor().estimate_normals()
+    return scan.sample(MAX_NORMAL_POINTS, np.random.default_rng(seed)).infer_sensor().estimate_normals()
 
 
 def orient_normals(model: SDFModel, scan: Scan, code: Code) -> Scan:
-    """The scan (model frame), its lines turned into normals: each to the side on which the field of the code rises."""
+    """The scan (model frame) with its unoriented normals turned to the side on which the field of the code rises."""
     if scan.normals is not None or scan.unoriented_normals is None:
         return scan
-    points, lines = (
+    points, normals = (
         torch.from_numpy(array).float()[None].to(code.flat.device) for array in (scan.points, scan.unoriented_normals)
     )
-    return replace(scan, normals=losses.orient_normals(lines, model.linearize(points, code).gradient)[0].cpu().numpy())
+    oriented = losses.orient_normals(normals, model.linearize(points, code).gradient)[0].cpu().numpy()
+    return replace(scan, normals=oriented)
 
 
 def residuals(model: SDFModel, scans: Sequence[Scan], code: Code, seed: int, count: int = 2048) -> Float[Tensor, "b n"]:
-    """|f| at fresh points."""
+    """|f| in model units at `count` points of each scan, drawn by another seed than those of the fit."""
     device = code.flat.device
     batch = torch.from_numpy(np.stack([resample(scan, count, seed + 1).points for scan in scans])).float().to(device)
     with torch.no_grad():
@@ -169,7 +182,7 @@ def residuals(model: SDFModel, scans: Sequence[Scan], code: Code, seed: int, cou
 
 
 def resample(scan: Scan, count: int, seed: int) -> Scan:
-    """`count` points of the scan, some of them repeated if it has fewer."""
+    """`count` random points of the scan; points are repeated if it has fewer."""
     rng = np.random.default_rng(seed)
     if scan.faces is not None:
         return scan.sample(count, rng)

@@ -1,8 +1,8 @@
-"""The result of a fit, and files of codes."""
+"""Result of a fit, and files of codes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,36 +13,41 @@ from torch import Tensor
 from shapespace.geometry.frame import Frame
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.base import ShapeModel
-from shapespace.models.code import Code, concatenate
+from shapespace.models.code import Code
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One scan in the shape space."""
+    """Code of one scan and its place in the world."""
 
     code: Code
-    """A batch of one."""
+    """A batch of one, on the device of the model."""
     frame: Frame
-    """Where the scan lies in the world."""
+    """World to model frame, on the CPU: position and scale, and the estimated rotation if there is one."""
     residuals: Float[np.ndarray, "n"]
-    """Distances |f|, in metres, at points of the scan; by encoding alone, none."""
+    """|f| in meters at points of the scan that were not used by the fit; empty for codes of the encoder alone."""
     covariance: Float[np.ndarray, "k k"] | None = None
-    """Of the flat code, by Laplace's approximation; none for first-order fits and for encoding alone."""
+    """Covariance of the flat code (Laplace's approximation); None for fits by Adam and codes of the encoder alone."""
     name: str = ""
+    """Name of the scan."""
     seconds: float = 0.0
+    """Wall-clock time of the fit; the mean over the scans that were fitted together."""
     interpolated: bool = False
-    """Whether it is a frame of a sequence that the others tell about, without a scan of its own that counted."""
+    """Whether it is a frame of a sequence without a usable scan, interpolated from the other frames."""
 
 
-def save_fits(path: FilePath, fits: Sequence[Fit], model: ShapeModel) -> None:
-    """Codes of many scans in one safetensors file: numbers, places, names, and which model they belong to."""
-    code = concatenate([fit.code for fit in fits])
+def save_fits(path: Path, fits: Sequence[Fit], model: ShapeModel) -> None:
+    """Write codes, frames, covariances and names of fits (at least one) to one safetensors file.
+
+    The fingerprint of the model is stored too: codes belong to one model. Residuals and times are not stored.
+    """
+    code = Code.concatenate([fit.code for fit in fits])
     tensors: dict[str, Tensor] = {f"code.{index}": part for index, part in enumerate(code.parts)}
     tensors["centre"] = torch.stack([fit.frame.center for fit in fits])
     tensors["scale"] = torch.stack([fit.frame.scale for fit in fits])
     if any(fit.frame.rotation is not None for fit in fits):
-        still = torch.eye(3)
-        tensors["rotation"] = torch.stack([still if (r := fit.frame.rotation) is None else r for fit in fits])
+        identity = torch.eye(3)
+        tensors["rotation"] = torch.stack([identity if (r := fit.frame.rotation) is None else r for fit in fits])
     if all(fit.covariance is not None for fit in fits):
         tensors["covariance"] = torch.from_numpy(
             np.stack([fit.covariance for fit in fits if fit.covariance is not None])
@@ -51,18 +56,22 @@ def save_fits(path: FilePath, fits: Sequence[Fit], model: ShapeModel) -> None:
     save_tensors(path, tensors, {"kind": "codes", "names": names, "model": model.fingerprint()})
 
 
-def load_fits(path: FilePath, model: ShapeModel) -> list[Fit]:
-    """The way back. Raises `ValueError` for the codes of another model."""
-    tensors, about = load_tensors(path, "codes")
-    if about.get("model") != model.fingerprint():
+def load_fits(path: Path, model: ShapeModel) -> list[Fit]:
+    """Read the file of `save_fits`; the codes are on the device of the model, residuals are empty.
+
+    Raises `ValueError` for codes of another model and for damaged files.
+    """
+    tensors, metadata = load_tensors(path, "codes")
+    if metadata.get("model") != model.fingerprint():
         raise ValueError(
-            f"the codes in {path} belong to model {about.get('model')}, this one is {model.fingerprint()}: "
-            "give the run that wrote them, or fit the scans again with this one."
+            f"{path}: the codes belong to model {metadata.get('model')}, this one is {model.fingerprint()}. "
+            "Use the run that wrote them, or fit the scans again."
         )
-    names = about.get("names", [])
+    names = metadata.get("names", [])
     _check_codes(path, tensors, names, model)
     parts = tuple(tensors[f"code.{index}"] for index in range(sum(name.startswith("code.") for name in tensors)))
-    code, covariance, rotation = Code(parts), tensors.get("covariance"), tensors.get("rotation")
+    code = Code(parts).to(next(model.parameters()).device)
+    covariance, rotation = tensors.get("covariance"), tensors.get("rotation")
     return [
         Fit(
             code[index],
@@ -75,18 +84,18 @@ def load_fits(path: FilePath, model: ShapeModel) -> list[Fit]:
     ]
 
 
-def _check_codes(path: FilePath, tensors: dict[str, Tensor], names: list[Any], model: ShapeModel) -> None:
-    """Refuse tensors that are not those of `save_fits`."""
+def _check_codes(path: Path, tensors: dict[str, Tensor], names: list[Any], model: ShapeModel) -> None:
+    """Raise `ValueError` unless the tensors are those of `save_fits` for this model."""
     count, prior = len(names), model.prior
     shapes: dict[str, tuple[int, ...]] = {"centre": (3,), "scale": (), "rotation": (3, 3)}
     if prior is not None:
         shapes |= {"code.0": (size := len(prior.mean),), "covariance": (size, size)}
     wrong = [
-        name
+        f"tensor {name} has shape {tuple(tensor.shape)}"
         for name, tensor in tensors.items()
         if tensor.shape[:1] != (count,) or (name in shapes and tensor.shape[1:] != shapes[name])
     ]
-    wrong += [name for name in ("code.0", "centre", "scale") if name not in tensors]
-    wrong += [f"name {name!r}" for name in names if not isinstance(name, str)]
+    wrong += [f"tensor {name} is missing" for name in ("code.0", "centre", "scale") if name not in tensors]
+    wrong += [f"name {name!r} is not a string" for name in names if not isinstance(name, str)]
     if wrong:
-        raise ValueError(f"{path} holds no codes of {count:,} scans: its {wrong[0]} is not as it should be. Fit again.")
+        raise ValueError(f"{path}: not a file of {count:,} codes of this model ({wrong[0]}). Fit the scans again.")

@@ -1,7 +1,8 @@
-"""The frames of a motion fitted jointly: neighbours help each other, and what is missing is bridged.
+"""Fit the frames of a motion jointly, and interpolate the frames that are missing.
 
-Each frame has been fitted alone. Then the sum of all frames' own costs (`fit.Problem`) and of the squared second
-differences of codes and poses along time is lowered by Gauss-Newton; frames without points have no cost of their own.
+Each frame is fitted alone first. Then Gauss-Newton minimizes the sum of the frames' own costs (`residuals.FitProblem`)
+and of the squared second differences of codes and alignments along time. Frames without a scan have no cost of their
+own.
 """
 
 import re
@@ -22,71 +23,79 @@ from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
 from shapespace.models.base import SDFModel
-from shapespace.models.code import Code, concatenate
+from shapespace.models.code import Code
 
-_BETTER = 0.02  # share of its cost by which a scan must be explained better to be fitted from a neighbour's code
-_LONGEST = 10  # frames that may be missing in a row: a motion is told by its neighbours for a fraction of a second
+MIN_COST_DECREASE = 0.02  # relative decrease of the cost for which a frame is fitted from its neighbor's code
+MAX_MISSING_FRAMES = 10  # in a row; arbitrary: neighbors predict a motion for a fraction of a second
 
 
 @dataclass(frozen=True)
 class SequenceOptions:
-    """What ties the frames of a sequence to each other."""
+    """Settings of a joint fit."""
 
     acceleration_std: float = 0.1
-    """Standard deviation of a second difference along time, in units of the deviations of the codes of training scans
-    and of the poses of `LMOptions`: smaller is smoother."""
+    """Standard deviation of a second difference along time, in units of the standard deviations of the code prior and
+    of the alignment in `LMOptions`. Smaller is smoother."""
     max_steps: int = 4
-    """Largest number of Gauss-Newton steps of the whole sequence."""
+    """Maximum number of Gauss-Newton steps."""
     fps: float = 25.0
-    """Frames of the animation for each second."""
+    """Frame rate of the animation (1/s)."""
 
     def __post_init__(self) -> None:
-        """Refuse what ties nothing and shows nothing."""
-        for name in ("bend", "fps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name):g}, and must be above 0: leave it out for the usual.")
+        """Raise `ValueError` for values that are not positive."""
+        for name in ("acceleration_std", "fps"):
+            if not (value := getattr(self, name)) > 0:
+                raise ValueError(f"--sequence.{name.replace('_', '-')} {value:g}: must be above 0.")
 
 
 class SequenceFit(NamedTuple):
-    """Codes of the frames of a sequence, where they lie, and which have no scan of their own that counted."""
+    """Result of a joint fit."""
 
     code: Code
     covariance: Float[Tensor, "n c c"]
-    """Of each frame's flat code, given all frames."""
+    """Covariance of each frame's flat code, given all frames."""
     frames: list[Frame]
     residual: list[Float[Tensor, "m"]]
-    """|f| at points of each scan, in model units; none for those that were bridged."""
+    """|f| at points of each scan, in model units; empty for interpolated frames."""
     interpolated: list[bool]
 
 
 def order_frames(scans: Sequence[Scan]) -> list[Scan]:
-    """The scans in natural order of their names, with a scan without points for each number that is missing.
+    """Sort scans by the numbers in their names, and insert a scan without points for each missing number.
 
-    Numbers are missed if all names are one word and a number behind it, by the smallest step between two of them.
-    Raises `ValueError` where more than ten are missing in a row.
+    Numbers can be missing if all names are the same text and a number after it; the step is the smallest difference of
+    two successive numbers. Raises `ValueError` if more than ten are missing in a row.
     """
 
     def key(scan: Scan) -> list[tuple[int, str]]:
         return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", scan.name)]
 
     ordered = sorted(scans, key=key)
-    told = [re.fullmatch(r"(.*?)(\d+)", scan.name) for scan in ordered]
-    if len({None if name is None else name[1] for name in told}) != 1 or told[0] is None:
+    names = [re.fullmatch(r"(.*?)(\d+)", scan.name) for scan in ordered]
+    if len({None if name is None else name[1] for name in names}) != 1 or names[0] is None:
         return ordered
-    numbers = [int(name[2]) for name in told if name is not None]
+    numbers = [int(name[2]) for name in names if name is not None]
     step = max(1, min(np.diff(numbers), default=1))
-    found = ordered[:1]
+    frames = ordered[:1]
     for before, after, scan in zip(numbers, numbers[1:], ordered[1:], strict=False):
-        lost = list(range(before + step, after, step))
-        if len(lost) > _LONGEST:
+        missing = list(range(before + step, after, step))
+        if len(missing) > MAX_MISSING_FRAMES:
             raise ValueError(
-                f"{len(lost)} frames are missing between {found[-1].name} and {scan.name}, and at most {_LONGEST} in a "
-                "row can be bridged: fit what lies before and behind apart."
+                f"{len(missing)} frames are missing between {frames[-1].name} and {scan.name}, at most "
+                f"{MAX_MISSING_FRAMES} in a row can be interpolated. Fit both sides of the gap separately."
             )
-        width = len(told[0][2])
-        found += [Scan(f"{told[0][1]}{number:0{width}d}", np.empty((0, 3), np.float32)) for number in lost]
-        found.append(scan)
-    return found
+        width = len(names[0][2])
+        frames += [Scan(f"{names[0][1]}{number:0{width}d}", np.empty((0, 3), np.float32)) for number in missing]
+        frames.append(scan)
+    return frames
+
+
+class FrameFit(NamedTuple):
+    """A scan (meters), its code (a batch of one) and its frame."""
+
+    scan: Scan
+    code: Code
+    frame: Frame
 
 
 def fit_jointly(
@@ -99,152 +108,155 @@ def fit_jointly(
     *,
     seed: int = 0,
 ) -> SequenceFit:
-    """Fit the frames of a sequence (scans in metres) jointly, from the code and frame of each that was fitted alone.
+    """Fit the frames of a sequence jointly; scans in meters, codes and frames from the fits of each alone.
 
-    Frames without a code, and those whose code is odd even if it begins with a neighbour's, are bridged. Raises
-    `ValueError` if fewer than two others are left, or fewer than three frames are given.
+    Interpolated are frames without a code, and frames that are out of distribution even from the code of a neighbor.
+    Raises `ValueError` for fewer than three frames, or fewer than two that are not interpolated.
     """
     alone = {
         index: FrameFit(estimate_normals(scan, seed), code, frame)
         for index, (scan, code, frame) in enumerate(zip(scans, codes, frames, strict=True))
         if code is not None and frame is not None
     }
-    _check(len(alone), len(scans))
+    _check_count(len(alone), len(scans))
     alone = retry_from_neighbors(model, alone, lm, seed)
-    seen = {index: moment for index, moment in alone.items() if ood_score(moment.code, model.prior) <= OOD_THRESHOLD}
-    _check(len(seen), len(scans))
-    whole = [seen[index] if index in seen else _between(seen, index) for index in range(len(scans))]
-    rows = sorted(seen)
-    problem = _problem(model, [whole[index] for index in rows], lm, seed)
-    flat, covariance = solve_sequence(problem, rows, whole, lm, options)
-    found, poses = problem.split(flat)
-    code = problem.codes.unflatten(found)
-    placed = [moment.frame for moment in whole]
-    if problem.posed:
-        placed = [frame.compose(similarity.frame_of(by)) for frame, by in zip(placed, poses.cpu(), strict=True)]
-    off = [
-        residuals(model, [moment.scan.to_model(frame)], code[index], seed)[0] if index in seen else flat.new_zeros(0)
-        for index, (moment, frame) in enumerate(zip(whole, placed, strict=True))
+    fitted = {index: fit for index, fit in alone.items() if ood_score(fit.code, model.prior) <= OOD_THRESHOLD}
+    _check_count(len(fitted), len(scans))
+    sequence = [fitted[index] if index in fitted else _interpolated(fitted, index) for index in range(len(scans))]
+    rows = sorted(fitted)
+    problem = fit_problem(model, [sequence[index] for index in rows], lm, seed)
+    flat, covariance = solve_sequence(problem, rows, sequence, lm, options)
+    flat_codes, alignments = problem.split(flat)
+    code = problem.codes.unflatten(flat_codes)
+    result = [fit.frame for fit in sequence]
+    if problem.has_alignment:
+        result = [
+            frame.compose(similarity.frame_of(alignment))
+            for frame, alignment in zip(result, alignments.cpu(), strict=True)
+        ]
+    residual = [
+        residuals(model, [fit.scan.to_model(frame)], code[index], seed)[0] if index in fitted else flat.new_zeros(0)
+        for index, (fit, frame) in enumerate(zip(sequence, result, strict=True))
     ]
-    return SequenceFit(code, covariance, placed, off, [index not in seen for index in range(len(scans))])
+    return SequenceFit(code, covariance, result, residual, [index not in fitted for index in range(len(scans))])
 
 
-def _check(seen: int, frames: int) -> None:
-    """Refuse what is no sequence."""
-    if seen < 2 or frames < 3:
+def _check_count(fitted: int, frames: int) -> None:
+    """Raise `ValueError` if there are too few frames for a joint fit."""
+    if fitted < 2 or frames < 3:
         raise ValueError(
-            f"{seen} of {frames} frames could be fitted and look like those that the space was learned from: a "
-            "sequence needs at least three frames, and two of them fitted. Fit the scans alone, without --sequence."
+            f"{fitted} of {frames} frames have a fit in distribution. A sequence needs at least three frames, and two "
+            "of them with such a fit: fit the scans without --as-sequence."
         )
 
 
-class FrameFit(NamedTuple):
-    """A scan (metres), its code (of one), and where it lies."""
-
-    scan: Scan
-    code: Code
-    frame: Frame
-
-
-def _problem(model: SDFModel, moments: Sequence[FrameFit], lm: LMOptions, seed: int) -> FitProblem:
-    placed = [resample(moment.scan, lm.num_points, seed).to_model(moment.frame) for moment in moments]
-    known = [orient_normals(model, scan, moment.code) for scan, moment in zip(placed, moments, strict=True)]
-    return FitProblem(model, known, concatenate([moment.code for moment in moments]), lm, seed)
+def fit_problem(model: SDFModel, fits: Sequence[FrameFit], lm: LMOptions, seed: int) -> FitProblem:
+    """The problem of frames from their codes and in their frames."""
+    samples = [resample(fit.scan, lm.num_points, seed).to_model(fit.frame) for fit in fits]
+    oriented = [orient_normals(model, scan, fit.code) for scan, fit in zip(samples, fits, strict=True)]
+    return FitProblem(model, oriented, Code.concatenate([fit.code for fit in fits]), lm, seed)
 
 
-def _descended(
-    model: SDFModel, moments: Sequence[FrameFit], steps: int, lm: LMOptions, seed: int
+def _continue_fits(
+    model: SDFModel, fits: Sequence[FrameFit], steps: int, lm: LMOptions, seed: int
 ) -> tuple[list[FrameFit], list[float]]:
-    """Each of the moments after so many steps of its own, and what it costs."""
-    problem = _problem(model, moments, lm, seed)
-    rows = torch.arange(len(moments), device=problem.x.device)
+    """The fits after at most `steps` steps of each alone, and their costs."""
+    problem = fit_problem(model, fits, lm, seed)
+    rows = torch.arange(len(fits), device=problem.x.device)
     state = levenberg_marquardt(
         problem.objective(rows), problem.with_identity(problem.codes.flat), max_steps=steps, ftol=lm.ftol
     )
-    codes, poses = problem.split(state.x)
-    after = [
-        moment._replace(
+    codes, alignments = problem.split(state.x)
+    continued = [
+        fit._replace(
             code=problem.codes.unflatten(codes[row : row + 1]),
-            frame=moment.frame.compose(similarity.frame_of(poses[row].cpu())) if problem.posed else moment.frame,
+            frame=fit.frame.compose(similarity.frame_of(alignments[row].cpu())) if problem.has_alignment else fit.frame,
         )
-        for row, moment in enumerate(moments)
+        for row, fit in enumerate(fits)
     ]
-    return after, state.cost.tolist()
+    return continued, state.cost.tolist()
 
 
 def retry_from_neighbors(model: SDFModel, alone: dict[int, FrameFit], lm: LMOptions, seed: int) -> dict[int, FrameFit]:
-    """The moments; where a neighbour's code and pose lead to a fit that explains a scan better, that fit."""
+    """Fit each frame again from the code and alignment of a neighbor, where this lowers the cost by 2 % or more.
+
+    The comparison is by the trial steps of a fit; the frames that gain are fitted to the end, from both starts.
+    """
     order = sorted(alone)
-    tried = [(index, other) for place, index in enumerate(order) for other in order[max(place - 1, 0) : place + 2]]
-    starts = [neighbor_start(alone[index], alone[other]) for index, other in tried]
-    _, cost = _descended(model, starts, lm.trial_steps, lm.coarse(), seed)
+    pairs = [(index, other) for place, index in enumerate(order) for other in order[max(place - 1, 0) : place + 2]]
+    starts = [neighbor_start(alone[index], alone[other]) for index, other in pairs]
+    _, cost = _continue_fits(model, starts, lm.trial_steps, lm.coarse(), seed)
     best: dict[int, int] = {}
-    for row, (index, other) in enumerate(tried):
-        own = cost[tried.index((index, index))]
-        if other != index and cost[row] < (cost[best[index]] if index in best else (1 - _BETTER) * own):
+    for row, (index, other) in enumerate(pairs):
+        own = cost[pairs.index((index, index))]
+        if other != index and cost[row] < (cost[best[index]] if index in best else (1 - MIN_COST_DECREASE) * own):
             best[index] = row
     if not best:
         return alone
     both = [alone[index] for index in best] + [starts[row] for row in best.values()]
-    after, cost = _descended(model, both, lm.max_steps, lm, seed)
-    other = len(best)
-    return {**alone, **{i: after[k + other * (cost[k + other] < cost[k])] for k, i in enumerate(best)}}
+    fits, cost = _continue_fits(model, both, lm.max_steps, lm, seed)
+    offset = len(best)
+    return {**alone, **{i: fits[k + offset * (cost[k + offset] < cost[k])] for k, i in enumerate(best)}}
 
 
 def neighbor_start(own: FrameFit, other: FrameFit) -> FrameFit:
-    """The scan of one with code and pose of the other: it lies to the middle of its points as the other to its own."""
-    middle, of_other = (moment.scan.frame(1.0).center for moment in (own, other))
-    return FrameFit(own.scan, other.code, replace(other.frame, center=other.frame.center + middle - of_other))
+    """The scan of `own` with the code and frame of `other`, moved by the difference of the centers of their scans."""
+    center, other_center = (fit.scan.frame(1.0).center for fit in (own, other))
+    return FrameFit(own.scan, other.code, replace(other.frame, center=other.frame.center + center - other_center))
 
 
-def _between(seen: Mapping[int, FrameFit], index: int) -> FrameFit:
-    """No scan, on the straight way between the nearest moments before and behind; outside, with the nearest."""
-    before = max((other for other in seen if other < index), default=min(seen))
-    behind = min((other for other in seen if other > index), default=max(seen))
-    share = (index - before) / (behind - before) if behind > index > before else float(index > behind)
-    a, b = seen[before], seen[behind]
-    code = a.code.unflatten(torch.lerp(a.code.flat, b.code.flat, share))
-    return FrameFit(
-        Scan("", np.empty((0, 3), np.float32)), code, similarity.interpolate_frames(a.frame, b.frame, share)
-    )
+def _interpolated(fitted: Mapping[int, FrameFit], index: int) -> FrameFit:
+    """A frame without a scan: linear between the nearest fits before and after it, or the nearest fit at the ends."""
+    before = max((other for other in fitted if other < index), default=min(fitted))
+    after = min((other for other in fitted if other > index), default=max(fitted))
+    t = (index - before) / (after - before) if after > index > before else float(index > after)
+    a, b = fitted[before], fitted[after]
+    code = a.code.unflatten(torch.lerp(a.code.flat, b.code.flat, t))
+    return FrameFit(Scan("", np.empty((0, 3), np.float32)), code, similarity.interpolate_frames(a.frame, b.frame, t))
 
 
 def solve_sequence(
-    problem: FitProblem, rows: Sequence[int], whole: Sequence[FrameFit], lm: LMOptions, options: SequenceOptions
+    problem: FitProblem, rows: Sequence[int], sequence: Sequence[FrameFit], lm: LMOptions, options: SequenceOptions
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n c c"]]:
-    """Codes and poses of all moments at the least joint cost, and covariances of the codes.
+    """Unknowns of all frames at the minimum of the joint cost, and the covariances of the codes.
 
-    `problem` knows the moments of `rows`; with bends b = D x + o of all unknowns x, the joint cost is the sum of theirs
-    and of b^T S b / 2 over time, S the precision of the prior over the square of `options.bend`.
+    `problem` has the frames of `rows`. With the second differences b = D x + o of all unknowns x, the joint cost is the
+    sum of the frames' own costs and of b^T S b / 2 over time; S is the precision of the prior divided by
+    `acceleration_std` squared, o the second differences of the frames themselves.
     """
     device = problem.x.device
-    every = torch.arange(len(rows), device=device)
-    x = problem.with_identity(concatenate([moment.code for moment in whole]).flat).double().cpu()
+    problem_rows = torch.arange(len(rows), device=device)
+    x = problem.with_identity(Code.concatenate([fit.code for fit in sequence]).flat).double().cpu()
     stiffness = problem.precision.double().cpu() / options.acceleration_std**2
-    second = tridiagonal.second_differences(len(whole))
-    offset = torch.zeros(len(second), x.shape[1], dtype=torch.float64)
-    if problem.posed:
-        offset[:, -similarity.SIZE :] = similarity.second_differences([moment.frame for moment in whole])
+    operator = tridiagonal.second_differences(len(sequence))
+    offset = torch.zeros(len(operator), x.shape[1], dtype=torch.float64)
+    if problem.has_alignment:
+        offset[:, -similarity.NUM_PARAMETERS :] = similarity.second_differences([fit.frame for fit in sequence])
 
-    def joint(x: Float[Tensor, "n k"]) -> tuple[LMState, Float[Tensor, "m k"], float]:
-        state, bends = problem(every, x[rows].float().to(device)), second @ x + offset
-        return state, bends, float(state.cost.double().sum()) + 0.5 * float((bends @ stiffness * bends).sum())
+    def joint_state(x: Float[Tensor, "n k"]) -> tuple[LMState, Float[Tensor, "m k"], float]:
+        state, differences = problem(problem_rows, x[rows].float().to(device)), operator @ x + offset
+        smoothness = 0.5 * float((differences @ stiffness * differences).sum())
+        return state, differences, float(state.cost.double().sum()) + smoothness
 
-    def normal(state: LMState, bends: Float[Tensor, "m k"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k k"]]:
-        own, down = x.new_zeros(len(x), *stiffness.shape), -second.T @ bends @ stiffness
+    def gauss_newton(
+        state: LMState, differences: Float[Tensor, "m k"]
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k k"]]:
+        own, descent = x.new_zeros(len(x), *stiffness.shape), -operator.T @ differences @ stiffness
         own[rows] = state.hessian.double().cpu()
-        down[rows] -= state.gradient.double().cpu()
-        return tridiagonal.solve_block_tridiagonal(own, stiffness, down)
+        descent[rows] -= state.gradient.double().cpu()
+        return tridiagonal.solve_block_tridiagonal(own, stiffness, descent)
 
-    state, bends, cost = joint(x)
+    state, differences, cost = joint_state(x)
     for _ in range(options.max_steps):
-        step, _ = normal(state, bends)
-        trials = ((size, joint(x + size * step)) for size in (1.0, 0.5, 0.25))
-        size, lower = next(((size, trial) for size, trial in trials if trial[2] < cost), (0.0, (state, bends, cost)))
-        x, gained = x + size * step, cost - lower[2]
-        state, bends, cost = lower
-        if gained < lm.ftol * cost:
+        step, _ = gauss_newton(state, differences)
+        trials = ((size, joint_state(x + size * step)) for size in (1.0, 0.5, 0.25))
+        size, lower = next(
+            ((size, trial) for size, trial in trials if trial[2] < cost), (0.0, (state, differences, cost))
+        )
+        x, decrease = x + size * step, cost - lower[2]
+        state, differences, cost = lower
+        if decrease < lm.ftol * cost:
             break
-    _, spread = normal(state, bends)
-    codes = problem.codes.flat.shape[1]
-    return x.float().to(device), spread[:, :codes, :codes].float()
+    _, covariance = gauss_newton(state, differences)
+    code_dim = problem.codes.flat.shape[1]
+    return x.float().to(device), covariance[:, :code_dim, :code_dim].float()

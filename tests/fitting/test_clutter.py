@@ -1,4 +1,4 @@
-"""A person alone: what is taken out of a scan, and what is not."""
+"""Removal of clutter: planes and separate parts go, the person stays."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,22 +16,22 @@ def of(mesh: Trimesh, *, faces: bool = False, count: int = 6000) -> Scan:
     return scan if faces else scan.sample(count, np.random.default_rng(0))
 
 
-def box(extents: tuple[float, float, float], centre: tuple[float, float, float]) -> Trimesh:
-    return creation.box(extents).apply_translation(centre)
+def box(extents: tuple[float, float, float], center: tuple[float, float, float]) -> Trimesh:
+    return creation.box(extents).apply_translation(center)
 
 
 def never(scan: Scan) -> QuickFit:
-    raise AssertionError(f"{scan.name} is one part: nothing is to be asked")
+    raise AssertionError(f"{scan.name} is one part: no quick fit is needed")
 
 
-def people_at(*centres: float) -> Callable[[Scan], QuickFit]:
-    """Stand for a space: people are what lies within 0.7 m (along x) of these places, and what else there is is odd."""
+def people_at(*centers: float) -> Callable[[Scan], QuickFit]:
+    """Quick fits of a stand-in for a space: people are within 0.7 m (along x) of these centers."""
 
-    def attempt(scan: Scan) -> QuickFit:
-        away = np.abs(scan.points[:, :1] - np.array(centres)).min(axis=1)
-        return QuickFit(1.0 if np.median(away) < 0.7 else 20.0, lambda x: np.abs(x[:, :1] - centres).min(axis=1) // 0.7)
+    def quick_fit(scan: Scan) -> QuickFit:
+        away = np.abs(scan.points[:, :1] - np.array(centers)).min(axis=1)
+        return QuickFit(1.0 if np.median(away) < 0.7 else 20.0, lambda x: np.abs(x[:, :1] - centers).min(axis=1) // 0.7)
 
-    return attempt
+    return quick_fit
 
 
 FLOOR = box((2.4, 0.02, 2.4), (0, -0.011, 0))
@@ -78,7 +78,7 @@ def test_parts_that_are_one_person_stay_together(body: Trimesh) -> None:
 
 
 def test_a_leg_that_looks_like_a_person_is_not_taken_for_the_person(body: Trimesh) -> None:
-    """The rest of whom looks odd, as in one view that lacks a knee."""
+    """The rest is out of distribution, as in a single view without a knee."""
     scan = of(body)
     above, below = (
         scan.select(np.flatnonzero(chosen)) for chosen in (scan.points[:, 1] > 0.5, scan.points[:, 1] < 0.3)
@@ -88,11 +88,11 @@ def test_a_leg_that_looks_like_a_person_is_not_taken_for_the_person(body: Trimes
     assert 0.05 * len(torn) < len(leg) < 0.2 * len(torn)
     asked: list[int] = []
 
-    def attempt(some: Scan) -> QuickFit:
+    def quick_fit(some: Scan) -> QuickFit:
         asked.append(len(some))
         return QuickFit(3.0 if len(some) < 0.2 * len(torn) else 9.0, lambda x: np.zeros(len(x)))
 
-    alone = remove_clutter(torn, attempt)
+    alone = remove_clutter(torn, quick_fit)
     assert len(asked) > 1
     np.testing.assert_array_equal(alone.points, above.points)
 
@@ -107,12 +107,12 @@ def test_normals_and_sensors_go_with_their_points(body: Trimesh) -> None:
     assert len(alone.normals) == len(alone) < len(scan)
 
 
-def test_what_is_nothing_but_a_plane_is_left_to_the_fit() -> None:
+def test_a_scan_of_a_plane_alone_is_unchanged() -> None:
     scan = of(FLOOR)
     assert remove_clutter(scan, never) is scan
 
 
-def test_a_space_that_cannot_ask_takes_out_planes_alone(body: Trimesh) -> None:
+def test_without_quick_fits_only_planes_are_removed(body: Trimesh) -> None:
     alone = remove_clutter(of(util.concatenate([CABINET, body, FLOOR])), None)
     assert 0 < alone.points[:, 1].min() < 0.05
     assert alone.points[:, 0].max() > 1.3

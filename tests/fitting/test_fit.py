@@ -1,4 +1,4 @@
-"""Fitting: the problem's derivatives against autograd, recovery of a known code, the prior, free space."""
+"""Fits: derivatives against autograd, recovery of a known code, prior, free space, alignment."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,14 @@ from shapespace.models import igr
 from shapespace.models.igr import IGR
 from shapespace.nn.losses import weighted_sum
 
-WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 0.0, "far": 0.0}
+WEIGHTS = {
+    "surface": 1.0,
+    "normal": 1.0,
+    "eikonal": 0.1,
+    "code_reg": 1e-3,
+    "tangent_plane": 0.0,
+    "unsigned_distance": 0.0,
+}
 
 
 def ellipsoid(height: float, seed: int = 0, count: int = 600) -> Scan:
@@ -48,14 +55,14 @@ def model() -> IGR:
         encoder_features=64,
     )
     made = igr.build_igr(sizes)
-    optimiser = torch.optim.Adam(made.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
     for step in range(250):
-        optimiser.param_groups[0]["lr"] = 3e-3 * (1 - step / 260)
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 260)
         batch = collate([ellipsoid(h, seed=step, count=256) for h in HEIGHTS], seed=step)
         loss = weighted_sum(made.loss_terms(batch, made.encode(batch)), WEIGHTS)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     made.eval()
     made.prior.fit(fit.encode(made, [ellipsoid(h) for h in HEIGHTS]).flat.detach())
     return made
@@ -74,7 +81,7 @@ def test_gradient_and_matrix_of_the_problem_equal_autograd(model: IGR) -> None:
     options = problem.options
     value = model.field(problem.x[0][None], problem.codes.unflatten(flat))[0]
     residual = value - problem.target[0]
-    active = ~(problem.free[0] & (residual > 0))
+    active = ~(problem.is_free[0] & (residual > 0))
     size = residual[active].abs()
     huber = torch.where(
         size < options.huber_delta, 0.5 * size**2, options.huber_delta * (size - 0.5 * options.huber_delta)
@@ -119,7 +126,7 @@ def test_without_normals_and_sensors_it_fits_too(model: IGR) -> None:
 
 
 def test_bare_points_of_one_view_are_fitted_as_if_the_camera_were_known() -> None:
-    """The space before them is empty then, and their normals look to it; what has normals is left as it is."""
+    """Free space is between camera and points, normals point to it; a scan with normals is unchanged."""
     scan = ellipsoid(0.5, count=4000)
     assert scan.normals is not None
     seen = scan.select(np.flatnonzero(scan.normals[:, 2] < -0.31))
@@ -127,12 +134,12 @@ def test_bare_points_of_one_view_are_fitted_as_if_the_camera_were_known() -> Non
     assert known.normals is not None
     assert known.sensors is not None
     assert (known.normals[:, 2] < 0).mean() > 0.99
-    assert (residuals._constraints(known, levenberg_marquardt.LMOptions(num_points=300), seed=0)[2]).sum() == 1024
+    assert (residuals.constraints(known, levenberg_marquardt.LMOptions(num_points=300), seed=0)[2]).sum() == 1024
     assert residuals.estimate_normals(seen, 0) is seen
     assert residuals.estimate_normals(Scan("whole", scan.points), 0).sensors is None
 
 
-def test_lines_become_normals_by_the_field_of_the_code(model: IGR) -> None:
+def test_unoriented_normals_are_oriented_by_the_field_of_the_code(model: IGR) -> None:
     scan = ellipsoid(0.45, count=2000)
     bare = Scan(scan.name, scan.points, unoriented_normals=estimate(scan.points))
     assert bare.unoriented_normals is not None
@@ -141,11 +148,11 @@ def test_lines_become_normals_by_the_field_of_the_code(model: IGR) -> None:
     assert scan.normals is not None
     cosine = (found.normals * scan.normals).sum(axis=1)
     assert (cosine > 0.9).mean() > 0.99
-    assert ((bare.unoriented_normals * scan.normals).sum(axis=1) < 0).mean() > 0.2  # what was turned
+    assert ((bare.unoriented_normals * scan.normals).sum(axis=1) < 0).mean() > 0.2  # signs that changed
 
 
-def test_the_prior_speaks_where_the_scan_is_silent(model: IGR) -> None:
-    """A cap of the ellipsoid leaves the covariance wider than the whole does, and never wider than the prior."""
+def test_the_prior_determines_what_was_not_seen(model: IGR) -> None:
+    """The covariance of a cap of the ellipsoid is larger than that of the whole, and at most the prior."""
     scan = ellipsoid(0.5, count=3000)
     cap = scan.select(np.flatnonzero(scan.points[:, 2] > 0.27))
     whole, part = fit.fit_lm(model, [scan]), fit.fit_lm(model, [cap])
@@ -155,10 +162,10 @@ def test_the_prior_speaks_where_the_scan_is_silent(model: IGR) -> None:
     assert torch.linalg.eigvalsh(model.prior.covariance - part.covariance[0]).min() > -1e-5
 
 
-def test_free_space_lies_on_the_rays_and_weighs_only_where_the_field_is_inside(model: IGR) -> None:
+def test_free_space_is_on_the_rays_and_counts_only_where_the_field_is_inside(model: IGR) -> None:
     scan = ellipsoid(0.5, count=300)
     options = levenberg_marquardt.LMOptions(num_points=300, free_space_points=200)
-    x, target, free = residuals._constraints(scan, options, seed=0)
+    x, target, free = residuals.constraints(scan, options, seed=0)
     assert free.sum() == 200
     apart = torch.cdist(x[free], torch.from_numpy(scan.points)).amin(dim=1)
     torch.testing.assert_close(target[free], options.free_space_ratio * apart, atol=1e-5, rtol=1e-3)
@@ -172,23 +179,23 @@ def test_free_space_lies_on_the_rays_and_weighs_only_where_the_field_is_inside(m
 
 def test_adam_lowers_the_loss_and_shares_the_terms(model: IGR) -> None:
     scan = ellipsoid(0.45)
-    weights = {**WEIGHTS, "lesson": 1.0}  # training's; in a fit there is nobody to be taught
+    weights = {**WEIGHTS, "distillation": 1.0}  # a weight of the training; a fit has no such term
     start = fit.fit_adam(model, [scan], weights, fit.AdamOptions(points=256, steps=1, half_extent=1.0))
     end = fit.fit_adam(model, [scan], weights, fit.AdamOptions(points=256, steps=100, lr=0.02, half_extent=1.0))
     assert end.covariance is None
     assert end.residual.mean() < 0.5 * start.residual.mean()
 
 
-TURNS = {"local": [0.1, 0.15, -0.1], "yaw": [0, 2.2, 0], "full": [1.3, 0.4, -1.6]}
+ROTATIONS = {"local": [0.1, 0.15, -0.1], "yaw": [0, 2.2, 0], "full": [1.3, 0.4, -1.6]}
 
 
-@pytest.mark.parametrize("pose", TURNS)
-def test_the_pose_is_found_with_the_code(model: IGR, pose: levenberg_marquardt.Alignment) -> None:
-    """Ellipsoids with three different axes, moved: the surface that is found is the same, where the scan lies."""
+@pytest.mark.parametrize("alignment", ROTATIONS)
+def test_the_alignment_is_fitted_with_the_code(model: IGR, alignment: levenberg_marquardt.Alignment) -> None:
+    """Ellipsoids with three different axes, moved: the surface is the same, at the position of the scan."""
     still = ellipsoid(0.5, count=1500)
-    turn = torch.from_numpy(Rotation.from_rotvec(TURNS[pose]).as_matrix()).float()
+    turn = torch.from_numpy(Rotation.from_rotvec(ROTATIONS[alignment]).as_matrix()).float()
     moved = still.to_world(Frame(torch.tensor([0.05, -0.04, 0.03]), torch.tensor(1.0), turn))
-    options = levenberg_marquardt.LMOptions(alignment=pose)
+    options = levenberg_marquardt.LMOptions(alignment=alignment)
     given, found = fit.fit_lm(model, [still]), fit.fit_lm(model, [still, moved], options)
     assert found.covariance is not None
     assert found.covariance.shape == (2, 4, 4)
@@ -202,9 +209,9 @@ def test_the_pose_is_found_with_the_code(model: IGR, pose: levenberg_marquardt.A
     assert torch.cdist(x, surface).amin(dim=1).mean() < 0.03
 
 
-def test_a_rotation_is_searched_by_the_encoder_alone_and_hopeless_starts_are_given_up(model: IGR) -> None:
+def test_a_rotation_is_searched_by_the_encoder_alone_and_bad_candidates_are_dropped(model: IGR) -> None:
     still = ellipsoid(0.5, count=1500)
-    turn = torch.from_numpy(Rotation.from_rotvec(TURNS["full"]).as_matrix()).float()
+    turn = torch.from_numpy(Rotation.from_rotvec(ROTATIONS["full"]).as_matrix()).float()
     moved = still.to_world(Frame(torch.zeros(3), torch.tensor(1.0), turn))
 
     def misfit(frame: Frame) -> float:
@@ -216,7 +223,7 @@ def test_a_rotation_is_searched_by_the_encoder_alone_and_hopeless_starts_are_giv
     assert 1 <= len(found) <= 4
     assert found == sorted(found)
     assert found[-1] <= 2 * found[0]
-    assert found[0] < coarse  # it goes on from there
+    assert found[0] < coarse  # the grid is refined
     (best,) = fit.search_alignment(model, moved, "full", levenberg_marquardt.LMOptions(max_cost_ratio=1.0), 0)
     assert misfit(best) == pytest.approx(found[0])
 
@@ -228,7 +235,7 @@ def test_the_best_are_chosen_for_each_scan() -> None:
     assert fit.best_per_scan(cost, of, 1) == [1, 3]
 
 
-def test_a_posed_problem_s_gradient_is_that_of_its_cost(model: IGR) -> None:
+def test_gradient_with_an_alignment_is_that_of_the_cost(model: IGR) -> None:
     scan = ellipsoid(0.45)
     options = levenberg_marquardt.LMOptions(num_points=300, alignment="local", huber_delta=1.0)
     problem = residuals.FitProblem(model, [scan], fit.encode(model, [scan]), options, seed=0)

@@ -1,4 +1,4 @@
-"""Verdicts: the code tells what is odd, the scan tells what was seen."""
+"""Quality of fits: ood score, coverage, residuals, and the summary."""
 
 import math
 
@@ -27,47 +27,51 @@ def prior(count: int = 200) -> tuple[GaussianPrior, torch.Tensor]:
     return made, codes
 
 
-def test_training_codes_have_an_oddness_of_one_and_far_ones_are_odd() -> None:
+def test_training_codes_have_an_ood_score_of_one_and_distant_ones_are_out_of_distribution() -> None:
     made, codes = prior()
     found = [assess(Code((code[None],)), made, np.zeros(3), half(), BALL).ood_score for code in codes]
     assert np.mean(found) == pytest.approx(1, rel=0.1)
     direction = torch.tensor([0.0, 0, 0, 2])
     near, far = (made.mean + size * direction for size in (2, 9))
     assert assess(Code((near[None],)), made, np.zeros(3), half(), BALL).in_distribution
-    odd = assess(Code((far[None],)), made, np.zeros(3), half(), BALL)
-    assert odd.ood_score > OOD_THRESHOLD
-    assert not odd.in_distribution
+    distant = assess(Code((far[None],)), made, np.zeros(3), half(), BALL)
+    assert distant.ood_score > OOD_THRESHOLD
+    assert not distant.in_distribution
 
 
-def test_coverage_and_residuals_are_in_metres() -> None:
+def test_coverage_and_residuals_are_in_meters() -> None:
     made, codes = prior()
     found = assess(Code((codes[:1],)), made, np.linspace(0, 0.1, 101), half(), BALL)
     assert found.coverage == pytest.approx(0.5, abs=0.07)
     assert (found.median, found.p95) == (pytest.approx(0.05), pytest.approx(0.095))
 
 
-def test_what_cannot_be_told_is_not_a_number_and_no_reproach() -> None:
+def test_undefined_values_are_nan_and_give_no_warning() -> None:
     found = assess(Code((torch.zeros(1, 2, 2, 2),)), None, np.empty(0), half(), None)
     assert all(math.isnan(value) for value in (found.median, found.p95, found.ood_score, found.coverage))
     assert found.in_distribution
     assert found.summary == ""
 
 
-def test_the_less_was_seen_the_less_odd_a_sure_code_is() -> None:
+def test_the_limit_of_low_confidence_falls_with_coverage() -> None:
     seen = [FitQuality(0.002, 0.007, 5.0, coverage) for coverage in (0.1, 0.38, 0.39, 0.9, math.nan)]
-    assert [verdict.low_confidence for verdict in seen] == [True, True, False, False, False]
-    assert not FitQuality(0.002, 0.007, 12.0, 0.4).low_confidence  # odd, and so said already
+    assert [quality.low_confidence for quality in seen] == [True, True, False, False, False]
+    assert not FitQuality(0.002, 0.007, 12.0, 0.4).low_confidence  # out of distribution, which is reported already
     assert not FitQuality(0.002, 0.007, math.nan, 0.1).low_confidence
-    assert not FitQuality(0.002, 0.007, 0.9, 0.0).low_confidence  # no odder than training codes
+    assert not FitQuality(0.002, 0.007, 0.9, 0.0).low_confidence  # no higher than training codes
     assert FitQuality(math.nan, math.nan, 5.0, 0.3).summary.endswith(
-        "The scan saw 30% of the surface, and the code is too odd for so little: the rest may be wrong."
+        "The scan covers 30% of the surface. Low confidence: the code is unusual for this coverage. The unseen side "
+        "may be wrong; add another view."
     )
 
 
-def test_a_verdict_in_words() -> None:
+def test_summary() -> None:
     assert FitQuality(0.0021, 0.007, 1.7, 0.92).summary == (
-        "Half of the scan is within 2.1 mm, 95 % within 7.0 mm. The scan looks like those that the space was learned "
-        "from: the oddness of its code is 1.7 (1 for those, odd above 8). The scan saw 92% of the surface."
+        "Half of the scan is within 2.1 mm, 95 % within 7.0 mm. In distribution: score 1.7 (training scans are near 1, "
+        "limit 8). The scan covers 92% of the surface."
     )
-    assert "does not look like those" in FitQuality(0.0021, 0.007, 12.0, 0.92).summary
-    assert FitQuality(math.nan, math.nan, math.nan, 0.5).summary == "The scan saw 50% of the surface."
+    assert (
+        "Out of distribution: score 12.0 (training scans are near 1, limit 8). This is probably not a person"
+        in FitQuality(0.0021, 0.007, 12.0, 0.92).summary
+    )
+    assert FitQuality(math.nan, math.nan, math.nan, 0.5).summary == "The scan covers 50% of the surface."

@@ -1,4 +1,4 @@
-"""Refining: the scan's detail where it has points, the fit where it has none."""
+"""Refining: the detail of the scan near its points, the fitted surface elsewhere."""
 
 import copy
 
@@ -27,7 +27,14 @@ from shapespace.models.code import Code
 from shapespace.models.igr import IGR
 from shapespace.nn.losses import weighted_sum
 
-WEIGHTS = {"surface": 3.0, "normal": 0.3, "eikonal": 0.1, "code": 1e-4, "tangent": 3.0, "far": 1.0}
+WEIGHTS = {
+    "surface": 3.0,
+    "normal": 0.3,
+    "eikonal": 0.1,
+    "code_reg": 1e-4,
+    "tangent_plane": 3.0,
+    "unsigned_distance": 1.0,
+}
 
 
 def ball(bump: float = 0.0, count: int = 3000, seed: int = 0) -> Scan:
@@ -45,13 +52,13 @@ def model() -> IGR:
     made = igr.build_igr(
         igr.IGRConfig(code_dim=2, width=64, depth=4, skip=2, init_radius=0.4, encoder="autodecoder"), num_scans=1
     )
-    optimiser = torch.optim.Adam(made.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
     for step in range(150):
         batch = collate([ball(count=256, seed=step)], scan_index=[0], seed=step)
         loss = weighted_sum(made.loss_terms(batch, made.encode(batch)), WEIGHTS)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     made.eval()
     made.prior.fit(made.encoder.table.codes.detach())
     return made
@@ -61,7 +68,7 @@ OPTIONS = RefineOptions(steps=120)
 
 
 @pytest.mark.parametrize("with_normals", [True, False])
-def test_the_scan_is_met_and_the_model_left_alone(model: IGR, with_normals: bool) -> None:
+def test_the_scan_is_fitted_and_the_model_is_unchanged(model: IGR, with_normals: bool) -> None:
     whole = ball(0.06)
     scan = whole if with_normals else Scan(whole.name, whole.points)
     code = fit.fit_lm(model, [scan]).code
@@ -74,19 +81,19 @@ def test_the_scan_is_met_and_the_model_left_alone(model: IGR, with_normals: bool
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 
 
-def test_the_faces_of_a_mesh_tell_its_normals(model: IGR) -> None:
+def test_the_normals_of_a_mesh_are_those_of_its_faces(model: IGR) -> None:
     mesh = trimesh.creation.icosphere(subdivisions=3, radius=0.55)
     scan = Scan("ball/mesh/0", np.asarray(mesh.vertices, dtype=np.float32), faces=np.asarray(mesh.faces))
     code = fit.fit_lm(model, [scan]).code
     refined = refine(model, scan, code, WEIGHTS, OPTIONS)
     x = torch.from_numpy(scan.points)[None]
     rising = refined.linearize(1.02 * x, code)
-    assert rising.value.mean() > 0.005  # outside is where the faces look
+    assert rising.value.mean() > 0.005  # outside is where the normals of the faces point
     assert ((rising.gradient * x).sum(dim=-1) > 0).all()
 
 
-def test_where_the_scan_is_silent_the_fit_stays(model: IGR) -> None:
-    """Only the half with the bump was seen; the other half must neither move nor open."""
+def test_unseen_surface_stays_as_fitted(model: IGR) -> None:
+    """Only the half with the bump was seen; the other half neither moves nor opens."""
     whole = ball(0.06)
     seen = whole.select(np.flatnonzero(whole.points[:, 0] > 0))
     code = fit.fit_lm(model, [seen]).code
@@ -104,33 +111,33 @@ def test_where_the_scan_is_silent_the_fit_stays(model: IGR) -> None:
 
 
 def test_the_last_layer_is_solved_for(model: IGR) -> None:
-    """Spoilt, it is found again, though a tenth of the places tell nonsense: errors count, not their squares."""
-    spoilt, rng = copy.deepcopy(model), np.random.default_rng(0)
+    """A corrupted layer is recovered with a tenth of the targets wrong: absolute errors count, not squares."""
+    corrupted, rng = copy.deepcopy(model), np.random.default_rng(0)
     code = Code((torch.zeros(1, 2),))
     places = torch.from_numpy(rng.uniform(-1, 1, (4000, 3))).float()
     with torch.no_grad():
         true = model.field(places[None], code)[0]
-        spoilt.decoder.out.weight += 0.02 * torch.from_numpy(rng.normal(size=64)).float()
-        assert (spoilt.field(places[None], code)[0] - true).abs().mean() > 1e-2
+        corrupted.decoder.out.weight += 0.02 * torch.from_numpy(rng.normal(size=64)).float()
+        assert (corrupted.field(places[None], code)[0] - true).abs().mean() > 1e-2
         told = true.clone()
         told[::10] += 1.0
-        solve_last_layer(spoilt, code, places, told)
-        assert (spoilt.field(places[None], code)[0] - true).abs().mean() < 2e-3
+        solve_last_layer(corrupted, code, places, told)
+        assert (corrupted.field(places[None], code)[0] - true).abs().mean() < 2e-3
 
 
-def test_places_are_drawn_where_the_field_is_wrong(model: IGR) -> None:
+def test_targets_are_drawn_where_the_field_is_wrong(model: IGR) -> None:
     rng = np.random.default_rng(0)
     places = torch.from_numpy(rng.uniform(-1, 1, (3000, 3))).float()
     code = Code((torch.zeros(1, 2),))
     with torch.no_grad():
         told = model.field(places[None], code)[0]
     told[:300] += 0.1
-    wrong = error_weights(model, code, places, told, rng)
-    assert wrong.share.sum() == pytest.approx(1)
-    assert wrong.share[wrong.places < 300].sum() > 0.999
+    errors = error_weights(model, code, places, told, rng)
+    assert errors.probability.sum() == pytest.approx(1)
+    assert errors.probability[errors.rows < 300].sum() > 0.999
 
 
-def test_where_the_scan_tells_all_the_field_becomes_its_distance(model: IGR) -> None:
+def test_the_field_of_a_complete_scan_becomes_its_distance(model: IGR) -> None:
     scan = ball(0.06)
     code = fit.fit_lm(model, [scan]).code
     options = RefineOptions(steps=120, trust_distance=float("inf"))
@@ -160,7 +167,7 @@ def test_detail_is_the_mean_height_above_the_tangent_planes(model: IGR) -> None:
     weight = np.exp(-(away**2).sum(axis=2) / width**2)
     height = (away * scan.normals).sum(axis=2)
     plain = ((weight * height).sum(axis=1) + 0.05 * smooth) / (weight.sum(axis=1) + 0.05)
-    np.testing.assert_allclose(found, plain, atol=2e-4)  # neighbours beyond three widths are left out
+    np.testing.assert_allclose(found, plain, atol=2e-4)  # neighbors beyond three widths are left out
     far = np.sqrt((away**2).sum(axis=2)).min(axis=1) > 3 * width
     assert far.any()
     assert not far.all()
@@ -168,8 +175,8 @@ def test_detail_is_the_mean_height_above_the_tangent_planes(model: IGR) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_ripples_are_found_and_noise_is_not(model: IGR, noise: float) -> None:
-    """Ripples that the network is too smooth for; and points so noisy that the network alone meets the others best."""
+def test_ripples_are_detail_and_noise_is_not(model: IGR, noise: float) -> None:
+    """Ripples that the network cannot represent; points so noisy that the network alone is best."""
 
     def rippled(count: int, seed: int, noise: float = 0.0) -> Scan:
         scan = ball(count=count, seed=seed)
@@ -187,12 +194,12 @@ def test_ripples_are_found_and_noise_is_not(model: IGR, noise: float) -> None:
 
 
 def told(name: str, points: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """At places around a known surface: its distance, what points tell, and distance and height of the nearest."""
+    """True distances, distances from points, and distance and height of the nearest point, around a surface."""
     known, rng = known_surfaces()[name], np.random.default_rng(0)
     scan = known.points(points, rng)
     places = rng.uniform(-1, 1, (count, 3))
     found, index, height = signed_distance_to_points(
-        places, scan.points.astype(np.float64), scan.normals.astype(np.float64), whole=True
+        places, scan.points.astype(np.float64), scan.normals.astype(np.float64), is_complete=True
     )
     return known.distance(places), found, np.linalg.norm(places - scan.points[index], axis=1), height
 
@@ -211,12 +218,12 @@ def test_beyond_a_sharp_edge_the_side_is_that_of_the_points_around() -> None:
     assert (found * true < 0)[far].sum() < 3
 
 
-def test_around_a_whole_surface_every_place_is_taught(model: IGR) -> None:
-    """Those beyond edges too, which beside the rims of a scan with holes are left out."""
+def test_every_point_around_a_complete_surface_is_a_target(model: IGR) -> None:
+    """Also beyond edges; beside the rims of a scan with holes they are left out."""
     box, rng = known_surfaces()["box"], np.random.default_rng(0)
     scan = box.points(5_000, rng)
     code = fit.fit_lm(model, [scan]).code
-    whole, with_rims = (field_targets(model, scan, code, reach, rng)[0] for reach in (float("inf"), 10.0))
+    whole, with_rims = (field_targets(model, scan, code, reach, rng).points for reach in (float("inf"), 10.0))
     assert len(with_rims) < len(whole) == 200_000
 
 

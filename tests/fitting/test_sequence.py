@@ -1,4 +1,4 @@
-"""Sequences: one linear problem against a dense solve, bridges, flicker, help from neighbours."""
+"""Sequences: the linear problem against a dense solve, interpolated frames, noise, starts from neighbors."""
 
 from dataclasses import replace
 
@@ -11,12 +11,20 @@ from shapespace.data.loader import collate
 from shapespace.fitting import fit, levenberg_marquardt, sequence, tridiagonal
 from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions, order_frames
+from shapespace.geometry import similarity
 from shapespace.geometry.scan import Scan
 from shapespace.models import igr, registry, voxel
 from shapespace.models.igr import IGR
 from shapespace.nn.losses import weighted_sum
 
-WEIGHTS = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code": 1e-3, "tangent": 0.0, "far": 0.0}
+WEIGHTS = {
+    "surface": 1.0,
+    "normal": 1.0,
+    "eikonal": 0.1,
+    "code_reg": 1e-3,
+    "tangent_plane": 0.0,
+    "unsigned_distance": 0.0,
+}
 LM = levenberg_marquardt.LMOptions(num_points=256, free_space_points=0, effective_samples=100.0)
 
 
@@ -47,14 +55,14 @@ def space() -> ShapeSpace:
     )
     made = igr.build_igr(sizes)
     heights = (0.3, 0.4, 0.5, 0.6)
-    optimiser = torch.optim.Adam(made.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(made.parameters(), lr=5e-3)
     for step in range(200):
-        optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 210)
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 210)
         batch = collate([ellipsoid(h, seed=step, count=256) for h in heights], seed=step)
         loss = weighted_sum(made.loss_terms(batch, made.encode(batch)), WEIGHTS)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     made.eval()
     made.prior.fit(fit.encode(made, [ellipsoid(h) for h in heights]).flat.detach())
     return ShapeSpace(made, sizes, scale=1.0, metadata={"weights": WEIGHTS})
@@ -91,26 +99,26 @@ def test_growing_ellipsoids_are_steadier_jointly_and_a_missing_one_lies_between(
 
 
 def test_one_round_is_one_dense_gauss_newton_step(space: ShapeSpace) -> None:
-    """The quadratics of all frames and of the bends, in one matrix."""
+    """The quadratic costs of all frames and of the second differences, in one matrix."""
     model, options = space.model, SequenceOptions(acceleration_std=0.2, max_steps=1)
     assert isinstance(model, IGR)
     scans = [ellipsoid(0.45, seed=t, x=0.1 * t * t) for t in range(5)]
     fits = space.fit_scans(scans, lm=LM)
     moments = [sequence.FrameFit(scan, one.code, one.frame) for scan, one in zip(scans, fits, strict=True)]
     rows = [0, 1, 3, 4]
-    problem = sequence._problem(model, [moments[row] for row in rows], LM, 0)
+    problem = sequence.fit_problem(model, [moments[row] for row in rows], LM, 0)
     found, spread = sequence.solve_sequence(problem, rows, moments, LM, options)
 
     start = problem.with_identity(torch.cat([one.code.flat for one in fits]))
     size = start.shape[1]
     state = problem(torch.arange(4), start[rows])
-    bends = tridiagonal.second_differences(5)
+    differences = tridiagonal.second_differences(5)
     offset = torch.zeros(3, size, dtype=torch.float64)
-    offset[:, -7:] = sequence.pose.bends([one.frame for one in fits])
+    offset[:, -7:] = similarity.second_differences([one.frame for one in fits])
     assert offset.abs().max() > 0.1  # the frames run faster and faster
     stiff = problem.precision.double() / 0.2**2
-    matrix = torch.kron(bends.T @ bends, stiff)
-    down = -(bends.T @ (bends @ start.double() + offset) @ stiff)
+    matrix = torch.kron(differences.T @ differences, stiff)
+    down = -(differences.T @ (differences @ start.double() + offset) @ stiff)
     for k, row in enumerate(rows):
         matrix[row * size : (row + 1) * size, row * size : (row + 1) * size] += state.hessian[k].double()
         down[row] -= state.gradient[k].double()
@@ -122,7 +130,7 @@ def test_one_round_is_one_dense_gauss_newton_step(space: ShapeSpace) -> None:
     assert spread.shape == (5, 3, 3)
 
 
-def test_a_frame_that_was_fitted_badly_is_helped_by_its_neighbours(space: ShapeSpace) -> None:
+def test_a_frame_that_was_fitted_badly_is_fitted_again_from_its_neighbors(space: ShapeSpace) -> None:
     model = space.model
     assert isinstance(model, IGR)
     scans = [ellipsoid(0.45, seed=t) for t in range(3)]
@@ -131,30 +139,32 @@ def test_a_frame_that_was_fitted_badly_is_helped_by_its_neighbours(space: ShapeS
         t: sequence.FrameFit(scan, one.code, one.frame) for t, (scan, one) in enumerate(zip(scans, fits, strict=True))
     }
     assert sequence.retry_from_neighbors(model, moments, LM, 0)[0] is moments[0]
-    lost = replace(fits[1].frame, centre=fits[1].frame.center + torch.tensor([0.0, 3.0, 0.0]))
+    lost = replace(fits[1].frame, center=fits[1].frame.center + torch.tensor([0.0, 3.0, 0.0]))
     moments[1] = moments[1]._replace(frame=lost)
-    helped = sequence.retry_from_neighbors(model, moments, LM, 0)
-    assert helped[0] is moments[0]
-    torch.testing.assert_close(helped[1].frame.center, fits[1].frame.center, atol=0.02, rtol=0)
-    torch.testing.assert_close(helped[1].code.flat, fits[1].code.flat, atol=0.05, rtol=0.1)
+    retried = sequence.retry_from_neighbors(model, moments, LM, 0)
+    assert retried[0] is moments[0]
+    torch.testing.assert_close(retried[1].frame.center, fits[1].frame.center, atol=0.02, rtol=0)
+    torch.testing.assert_close(retried[1].code.flat, fits[1].code.flat, atol=0.05, rtol=0.1)
 
 
-def test_odd_frames_are_bridged_and_too_few_are_refused(space: ShapeSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_frames_are_interpolated_and_too_few_are_refused(
+    space: ShapeSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scans = [ellipsoid(0.45, seed=t) for t in range(4)]
     odd = iter([1.0, 99.0, 1.0, 1.0])
-    monkeypatch.setattr(sequence, "oddness", lambda code, prior: next(odd))
+    monkeypatch.setattr(sequence, "ood_score", lambda code, prior: next(odd))
     assert [one.interpolated for one in space.fit_sequence(scans, lm=LM)] == [False, True, False, False]
-    monkeypatch.setattr(sequence, "oddness", lambda code, prior: 99.0)
-    with pytest.raises(ValueError, match=r"0 of 4 frames could be fitted and look like .* without --as-sequence\."):
+    monkeypatch.setattr(sequence, "ood_score", lambda code, prior: 99.0)
+    with pytest.raises(ValueError, match=r"0 of 4 frames have a fit in distribution\. .* without --as-sequence\."):
         space.fit_sequence(scans, lm=LM)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"2 of 2 frames could be fitted .* at least three frames"):
+    with pytest.raises(ValueError, match=r"2 of 2 frames have a fit in .* at least three frames"):
         space.fit_sequence(scans[:2], lm=LM)
     for few in (scans[:1], []):
-        with pytest.raises(ValueError, match=f"{len(few)} of {len(few)} frames could be fitted"):
+        with pytest.raises(ValueError, match=f"{len(few)} of {len(few)} frames have a fit in distribution"):
             space.fit_sequence(few, lm=LM)
     with pytest.raises(
-        ValueError, match=r"1 of 2 frames can be fitted, and a sequence needs two\. scan x has 0 points"
+        ValueError, match=r"1 of 2 frames can be fitted, and a sequence needs two\. scan x: 0 of 0 points are"
     ):
         space.fit_sequence([scans[0], Scan("x", np.empty((0, 3), np.float32))], lm=LM)
 
@@ -164,14 +174,14 @@ def test_families_without_a_vector_have_no_sequences() -> None:
     grids = ShapeSpace(registry.build_model(sizes, num_scans=1), sizes, scale=1.0, metadata={"weights": {}})
     for call in (grids.fit_sequence, lambda scans: grids.fit_jointly(scans, [None] * 3)):
         with pytest.raises(
-            ValueError, match=r"a joint fit needs signed distances .* family voxel has not both: fit the"
+            ValueError, match=r"--as-sequence: family voxel has no signed distance .* Fit the scans without it"
         ):
             call([ellipsoid(0.4, seed=t) for t in range(3)])
 
 
-@pytest.mark.parametrize("name", ["bend", "fps"])
-def test_settings_that_tie_nothing_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is 0, and must be above 0"):
+@pytest.mark.parametrize("name", ["acceleration_std", "fps"])
+def test_settings_that_are_not_positive_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--sequence.{name.replace('_', '-')} 0: must be above 0"):
         SequenceOptions(**{name: 0.0})
 
 
@@ -196,5 +206,5 @@ def test_frames_come_in_natural_order_and_missing_numbers_are_filled() -> None:
         "f.004",
     ]
     assert [scan.name for scan in order_frames(named("b2", "a9", "a10"))] == ["a9", "a10", "b2"]
-    with pytest.raises(ValueError, match="11 frames are missing between f001 and f013, and at most 10 in a row"):
+    with pytest.raises(ValueError, match="11 frames are missing between f001 and f013, at most 10 in a row"):
         order_frames(named("f000", "f001", "f013"))
