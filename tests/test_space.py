@@ -107,7 +107,7 @@ def test_a_space_comes_with_the_package() -> None:
     mesh = humans.mesh(Code((humans.model.prior.mean[None],)), resolution=64)
     assert mesh.is_watertight
     assert 1.4 < np.ptp(mesh.vertices[:, 1]) < 2.1
-    with pytest.raises(FileNotFoundError, match=r"no model at humens: .* no space of that name .*has humans\)"):
+    with pytest.raises(FileNotFoundError, match=r"no model at humens: .* nor a packaged model \(humans\)\."):
         ShapeSpace.load("humens")
 
 

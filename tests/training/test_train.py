@@ -353,11 +353,11 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no model at"):
         ShapeSpace.load(tmp_path / "nothing.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
-    with pytest.raises(ValueError, match=r"no whole safetensors file|not a shapespace model"):
+    with pytest.raises(ValueError, match=r"not a valid safetensors file|not a shapespace model"):
         ShapeSpace.load(tmp_path / "cut.safetensors")
     save_tensors(tmp_path / "codes.safetensors", {"x": torch.zeros(1)}, {"kind": "codes"})
     with pytest.raises(ValueError, match="holds codes, not a shapespace model"):
         ShapeSpace.load(tmp_path / "codes.safetensors")
     save_tensors(tmp_path / "old.safetensors", {"x": torch.zeros(1)}, {"kind": "model", "format": 0})
-    with pytest.raises(ValueError, match="has format 0, this version reads 1"):
+    with pytest.raises(ValueError, match="format 0 of model files is unknown"):
         ShapeSpace.load(tmp_path / "old.safetensors")

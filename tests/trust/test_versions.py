@@ -1,4 +1,7 @@
-"""Files of another format: read, or refused with the line that makes them anew."""
+"""Files of an unknown format are refused with the command that makes them again.
+
+Earlier formats: `tests/io/test_migration.py`.
+"""
 
 import json
 import re
@@ -33,26 +36,32 @@ def run(learned: Path, tmp_path: Path) -> Run:
     return Run(tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [0, 2, None])
-def test_a_model_of_another_format(number: int | None, run: Run) -> None:
+@pytest.mark.parametrize("number", [0, 3, None])
+def test_a_model_of_an_unknown_format(number: int | None, run: Run) -> None:
     reformat(run.weights, number)
-    said = rf"model.safetensors has format {number}, this version reads 1: train again, shapespace train STORE --out"
-    with pytest.raises(ValueError, match=said):
+    sentence = (
+        rf"model.safetensors: format {number} of model files is unknown, this version reads formats 1 to 2\. "
+        "Install the version that wrote it, or train again: shapespace train STORE --out"
+    )
+    with pytest.raises(ValueError, match=sentence):
         ShapeSpace.load(run.folder)
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_codes_of_another_format(number: int, run: Run, tmp_path: Path) -> None:
+def test_codes_of_an_unknown_format(number: int, run: Run, tmp_path: Path) -> None:
     space, path = ShapeSpace.load(run.folder), tmp_path / "codes.safetensors"
     save_fits(path, [space.from_principal_components([1.0])], space.model)
     assert [fit.name for fit in load_fits(path, space.model)] == ["along"]
     reformat(path, number)
-    said = rf"codes.safetensors has format {number}, this version reads 1: fit the scans again, shapespace fit RUN"
-    with pytest.raises(ValueError, match=said):
+    sentence = (
+        rf"codes.safetensors: format {number} of codes files is unknown, this version reads format 1\. "
+        "Install the version that wrote it, or fit the scans again: shapespace fit RUN"
+    )
+    with pytest.raises(ValueError, match=sentence):
         load_fits(path, space.model)
 
 
-def _numbered(number: int | None) -> Callable[[Path], None]:
+def _with_format(number: int | None) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         state = torch.load(path, weights_only=True)
         state.pop("format")
@@ -61,34 +70,35 @@ def _numbered(number: int | None) -> Callable[[Path], None]:
     return change
 
 
-@pytest.mark.parametrize("number", [0, 2])
-def test_a_checkpoint_of_another_format(number: int, run: Run) -> None:
-    _numbered(number)(run.checkpoint)
-    anew = f"Train again, or from its model: shapespace train STORE --init-from {run.folder}"
-    with pytest.raises(ValueError, match=re.escape(f"has format {number}, this version reads 1. {anew}")):
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_checkpoint_of_an_unknown_format(number: int, run: Run) -> None:
+    _with_format(number)(run.checkpoint)
+    sentence = (
+        f"checkpoint.pt: format {number} of checkpoint files is unknown, this version reads formats 1 to 2. Install "
+        f"the version that wrote it, or train again from its model: shapespace train STORE --init-from {run.folder} --out"
+    )
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         run.load_checkpoint()
-    with pytest.raises(ValueError, match=f"has format {number}"):
+    with pytest.raises(ValueError, match=f"format {number} of checkpoint files is unknown"):
         run.progress()
 
 
-def test_a_checkpoint_from_before_there_were_numbers_is_read(run: Run) -> None:
-    _numbered(None)(run.checkpoint)
+def test_a_checkpoint_without_a_number_is_read(run: Run) -> None:
+    _with_format(None)(run.checkpoint)
     assert run.load_checkpoint()["step"] == 40
 
 
 @pytest.mark.parametrize("size", [0, 100, -100])
-def test_a_checkpoint_that_was_cut_is_named(size: int, run: Run) -> None:
-    """No killed process of ours leaves one; a copy may."""
+def test_a_truncated_checkpoint_is_named(size: int, run: Run) -> None:
+    """A killed process leaves none; an interrupted copy may."""
     whole = run.checkpoint.read_bytes()
     run.checkpoint.write_bytes(whole[:size])
-    with pytest.raises(
-        ValueError, match=r"checkpoint.pt is damaged, or no checkpoint of ours \(.+\)\. Remove it and train"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoint.pt: not a valid checkpoint \(.+\)\. Remove it and train again"):
         run.load_checkpoint()
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_a_store_of_another_format(number: int, store: Path, tmp_path: Path) -> None:
+def test_a_store_of_an_unknown_format(number: int, store: Path, tmp_path: Path) -> None:
     path = tmp_path / "store.h5"
     shutil.copy(store, path)
     with h5py.File(path, "r+") as file:
