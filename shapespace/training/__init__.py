@@ -1,1 +1,1 @@
-"""The training of models."""
+"""Training of models: settings, loop, loss, optimizers, records and runs."""

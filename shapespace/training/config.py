@@ -1,67 +1,70 @@
-"""What a training is told: names and numbers, with their defaults; YAML becomes arguments."""
+"""Settings of a training, with their defaults: every field is a key of a YAML config and a command-line option."""
 
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from shapespace.models.registry import ModelConfig
+from shapespace.models.base import ModelConfig
+from shapespace.models.registry import FAMILIES
 
 S = TypeVar("S", bound=ModelConfig)
-Family = Literal["igr", "occupancy", "convolutional", "multiscale", "voxel", "atlas"]
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[tuple(FAMILIES)]  # the command line lists the names
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """What one step sees."""
+    """Scans and points of a training step."""
 
     scans: int = 16
     """Scans in a batch, over all processes."""
     points: int = 8000
-    """Points of each scan that are read."""
+    """Points that are read of each scan."""
     surface_points: int | None = None
-    """How many of them enter the loss (all by default); as many again are drawn around, and an eighth in the box."""
+    """Points of each scan in the loss; none: all. As many near points, and an eighth as many uniform, are added."""
     near_std: float = 0.01
-    """Standard deviation of the points around the scan, in model units."""
+    """Standard deviation of the near points about the scan (model units)."""
     half_extent: float = 1.8
-    """Half the edge of the box of the other off-surface points, in model units."""
+    """Half edge of the box of the uniform points (model units)."""
     gradient_stride: int = 1
-    """The field's gradient (terms `normal` and `eikonal`) is computed at every so-manieth point of the loss."""
+    """Compute the spatial gradient (terms `normal`, `eikonal`) at every k-th loss point."""
     occupancy_points: int = 0
-    """Points of each scan that are labelled as inside or outside of its true surface, for families that learn by it."""
+    """Points of each scan with occupancy labels from ground truth, for families with supervision by occupancy."""
     num_workers: int = 0
-    """Processes that read ahead; 0 reads one batch ahead, in a thread."""
+    """Processes that prefetch batches; 0 prefetches one batch in a thread."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How the weights move."""
+    """Optimizers, their schedule, and the length of the training."""
 
     max_steps: int = 100_000
-    """Length of the training, at most."""
+    """Maximum number of steps."""
     max_epochs: float | None = None
-    """How often each scan is seen, at most, once 2,000 steps are done. A set of few people that is seen too often is
-    learned by heart: what lies between its codes gets worse again (docs/ablation.md)."""
+    """Maximum number of epochs; at least 2,000 steps are run. Small training sets overfit with more."""
     max_minutes: float | None = None
-    """A budget of time: the schedule follows steps or minutes, whichever is further, and ends when either is spent.
-    A training that stays within its minutes is repeatable to the bit."""
+    """Maximum duration (minutes). The schedule follows steps or minutes, whichever are further. A training that is not
+    ended by its minutes is reproducible bit for bit."""
     lr: float = 5e-3
-    """Adam's learning rate for the networks."""
+    """Learning rate of Adam for the networks."""
     lr_codes: float = 1e-3
-    """Learning rate for free codes, each of which is moved by its own Adam, without momentum, at its visits alone."""
+    """Learning rate of the free codes, for each visit of a scan (lazy Adam without momentum)."""
     lr_muon: float | None = None
-    """Muon's learning rate for the products between the decoder's hidden layers, in units of Adam's; none: Adam."""
+    """Learning rate of Muon for the hidden matrices, in units of Adam's; none: Adam."""
     schedule: Literal["cosine", "halving"] = "halving"
-    """Down to a hundredth along a cosine, or halved every `halve_every` steps."""
+    """Learning rate schedule: a cosine down to a hundredth, or halved every `halve_every` steps."""
     halve_every: int = 500
-    """Steps between two halvings."""
+    """Steps between two halvings of the learning rate."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate increases linearly from zero."""
     max_grad_norm: float | None = None
-    """Largest norm of the gradient of all weights."""
+    """Maximum norm of the gradient of all weights; none: no clipping."""
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss's terms; 0 drops a term."""
+    """Weights of the loss terms; 0 drops a term."""
 
     surface: float = 1.0
     normal: float = 1.0
@@ -76,37 +79,35 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class TrainConfig(Generic[S]):
-    """A training. The defaults are the paper's; `configs/*.yaml` state where they differ."""
+    """Settings of a training. The defaults are those of the IGR paper; `configs/*.yaml` state where they differ."""
 
     model: S
     family: Family = "igr"
-    """What turns a code into a shape; it decides which settings --model has."""
+    """Model family; it determines the options of --model."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     init_from: str | None = None
-    """A run, a model's file or the name of a space that comes with the package: the weights to start from. Its codes
-    are taken where the number of scans is the same (the scans must be, too); others begin where the encoder of the
-    start sees them."""
+    """Initial weights: a run, a model file, or the name of a packaged model. Its free codes are used if the number of
+    scans is the same (the scans must be, too); otherwise the codes are initialized by its encoder."""
     trainable: Literal["all", "encoder"] = "all"
-    """What moves; `encoder` leaves the decoder and the codes of `start` as they are, whose sizes it takes over (config
-    `teach`)."""
+    """Weights that are trained. `encoder` freezes the decoder and the codes of --init-from and uses its model settings
+    (config `encoder_only`)."""
     seed: int = 0
-    """Of weights, order and points."""
+    """Seed of weights, order of scans and points."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU if there is one."""
+    """Device of the training; auto is a GPU if there is one."""
     matmul_precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
-    """Precision of matrix products (tf32 needs a GPU). Auto takes faster ones than float32's only if the gradients of
-    the first batch stay the same to 1e-5."""
+    """Precision of matrix products (tf32 requires a GPU). Auto uses faster products than float32 if they change the
+    gradients of the first batch by less than 1e-5."""
     execution: Literal["auto", "eager", "chunked", "compiled"] = "auto"
-    """How a step is computed: all points in one graph; in pieces side by side on the cores of a CPU; or through
-    torch.compile. Auto goes by the device and the length of the training. The result is the same but for rounding."""
+    """Execution of a step: one graph of all points, chunks on the cores of a CPU, or torch.compile. Auto chooses by the
+    device and the length of the training. Results are equal up to rounding."""
     log_every: int = 20
-    """Steps between two records."""
+    """Steps between two records in TensorBoard."""
     save_every: int = 500
     """Steps between two checkpoints."""
     mesh_every: int = 0
-    """Steps between two meshes in TensorBoard; 0 writes them at the end only."""
+    """Steps between two meshes in TensorBoard; 0: at the end only."""
     projector_codes: int = 64
-    """Codes that TensorBoard's projector shows at the end, each with a picture of its shape, some tenths of a second
-    each; 0 leaves it out."""
+    """Codes in the projector of TensorBoard, each with a rendering of its shape; 0: none."""

@@ -1,4 +1,4 @@
-"""A training that goes wrong stops, says where and on which scans, and leaves its last good checkpoint as it was."""
+"""Stop a diverging training, report the step and the scans, and keep the last good checkpoint."""
 
 import math
 import statistics
@@ -15,113 +15,113 @@ from tqdm import tqdm
 from shapespace.data.loader import StepDataset
 from shapespace.training.run import Run
 
-WINDOW = 500  # steps with whose median loss the next one is compared
-MIN_WINDOW = 20  # steps without which there is nothing to compare with
-SPIKE_FACTOR = 10.0  # as large as that, a loss has left where it was: it is about what an untrained network has
-PATIENCE = 200  # steps in a row that a loss may stay there before the training is stopped
-MAX_CODE_RATIO = 10.0  # times the median length of all codes: such a code belongs to no shape
+# The limits are arbitrary; they are wide enough for every config of `configs/`.
+WINDOW = 500  # steps whose median loss is the usual loss
+MIN_WINDOW = 20  # steps before which there is no usual loss
+SPIKE_FACTOR = 10.0  # times the usual loss: about the loss of an untrained network
+PATIENCE = 200  # consecutive steps above that limit before the training is stopped
+MAX_CODE_RATIO = 10.0  # times the median norm of all codes: a longer code is reported
 
 
-class _Seen(NamedTuple):
+class _Record(NamedTuple):
     step: int
     loss: Float[Tensor, ""]
     terms: Mapping[str, Tensor]
 
 
 class DivergenceMonitor:
-    """Losses and codes of one training. Steps are looked at some at a time, so that a GPU need not wait at each."""
+    """Check losses, codes and weights of a training; losses are read in groups, to synchronize a GPU rarely."""
 
     def __init__(self, run: Run, dataset: StepDataset) -> None:
-        """`dataset` knows the scans of each step."""
+        """`dataset` has the names of the scans of each step."""
         self.run, self.dataset = run, dataset
-        self._unseen: list[_Seen] = []
+        self._unchecked: list[_Record] = []
         self._recent = deque[float](maxlen=WINDOW)
-        self._climbing = 0  # steps in a row
-        self._told = set[str]()
+        self._steps_above = 0  # consecutive steps with a loss above the limit
+        self._reported = set[str]()
 
     def update(self, step: int, loss: Float[Tensor, ""], terms: Mapping[str, Tensor]) -> None:
-        """Remember what a step's batch gave, before the step."""
-        self._unseen.append(_Seen(step, loss.detach(), terms))
+        """Add the loss and the terms of a step, computed before the weights were updated."""
+        self._unchecked.append(_Record(step, loss.detach(), terms))
 
     def check_losses(self, *, last: bool = False) -> None:
-        """Look at the steps since the last look; at the end of a training, a short climb is enough.
+        """Check the losses since the last call; at the end of a training (`last`) a tenth of the patience applies.
 
-        Raises `FloatingPointError` for a loss that is no number or has blown up, and for a field that has died.
+        Raises `FloatingPointError` for a loss that is not finite or has diverged, and for a field that is zero.
         """
-        for seen in self._unseen:
-            loss = seen.loss.item()
+        for record in self._unchecked:
+            loss = record.loss.item()
             if not math.isfinite(loss):
-                raise self._stopped(f"the loss is {loss}", seen)
+                raise self._error(f"the loss is {loss}", record)
             usual = statistics.median(self._recent) if len(self._recent) >= MIN_WINDOW else math.inf
-            self._climbing = self._climbing + 1 if loss > SPIKE_FACTOR * usual else 0
-            if not self._climbing:
+            self._steps_above = self._steps_above + 1 if loss > SPIKE_FACTOR * usual else 0
+            if not self._steps_above:
                 self._recent.append(loss)
-            elif self._climbing >= (PATIENCE // 10 if last else PATIENCE):
-                since = f"after {self._climbing} steps of more than {SPIKE_FACTOR:g} times the usual {usual:.3g}"
-                raise self._stopped(f"the loss has blown up to {loss:.3g}, {since},", seen)
-        if self._unseen and _has_died(self._unseen[-1].terms):
-            raise self._stopped("the field is zero everywhere", self._unseen[-1])
-        self._unseen.clear()
+            elif self._steps_above >= (PATIENCE // 10 if last else PATIENCE):
+                above = f"{self._steps_above} steps above {SPIKE_FACTOR:g} times the median {usual:.3g}"
+                raise self._error(f"the loss diverged to {loss:.3g} ({above})", record)
+        if self._unchecked and _is_zero_field(self._unchecked[-1].terms):
+            raise self._error("the field is zero everywhere", self._unchecked[-1])
+        self._unchecked.clear()
 
     @property
     def is_stable(self) -> bool:
-        """Whether the last loss was a usual one: only then are the weights good enough for a checkpoint."""
-        return not self._climbing
+        """Whether the last loss was below the limit; only then may a checkpoint be written."""
+        return not self._steps_above
 
     def check_weights(self, step: int, model: nn.Module, codes: Float[Tensor, "n k"] | None) -> None:
-        """Look at what is to be saved; `codes` are those of all training scans. Scans whose codes explode are named.
+        """Check what is to be saved; `codes` are those of all training scans. Report the scans of very long codes.
 
-        Raises `FloatingPointError` for numbers that are none.
+        Raises `FloatingPointError` for codes or weights that are not finite.
         """
         if codes is not None and codes.numel():
-            lengths = codes.norm(dim=1)
-            if len(wrong := self._names(~torch.isfinite(lengths))):
-                raise FloatingPointError(f"the codes of {_listed(wrong)} are no numbers at step {step}. {self._mend()}")
-            self._name(step, lengths)
-        lost = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-        if lost:
-            raise FloatingPointError(f"the weights {_listed(lost)} are no numbers at step {step}. {self._mend()}")
+            norms = codes.norm(dim=1)
+            if names := self._names(~torch.isfinite(norms)):
+                raise FloatingPointError(f"step {step}: the codes of {_listed(names)} are not finite. {self._remedy()}")
+            self._report_long_codes(step, norms)
+        broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise FloatingPointError(f"step {step}: the weights {_listed(broken)} are not finite. {self._remedy()}")
 
-    def _name(self, step: int, lengths: Float[Tensor, "n"]) -> None:
-        """Name, once, the scans whose codes are far longer than the others'."""
-        usual = lengths.median()
-        names = [name for name in self._names(lengths > MAX_CODE_RATIO * usual) if usual > 0 and name not in self._told]
-        if names:
-            self._told.update(names)
+    def _report_long_codes(self, step: int, norms: Float[Tensor, "n"]) -> None:
+        """Print, once for each, the scans whose codes are far longer than the median."""
+        median = norms.median()
+        names = self._names((norms > MAX_CODE_RATIO * median) & (median > 0))
+        if names := [name for name in names if name not in self._reported]:
+            self._reported.update(names)
             tqdm.write(
-                f"note: at step {step} the codes of {_listed(names)} are more than {MAX_CODE_RATIO:g} times as long as the "
-                f"median ({usual:.3g}): look at these scans, or raise --weights.code-reg.",
+                f"note: step {step}: the codes of {_listed(names)} are more than {MAX_CODE_RATIO:g} times as long as "
+                f"the median ({median:.3g}). Check these scans, or increase --weights.code-reg.",
                 file=sys.stderr,
             )
 
-    def _names(self, which: Tensor) -> list[str]:
-        return [self.dataset.names[row] for row in which.nonzero().flatten().tolist()]
+    def _names(self, mask: Tensor) -> list[str]:
+        return [self.dataset.names[row] for row in mask.nonzero().flatten().tolist()]
 
-    def _stopped(self, what: str, seen: _Seen) -> FloatingPointError:
-        terms = ", ".join(f"{name} {float(term):.3g}" for name, term in seen.terms.items())
-        scans = _listed(list(dict.fromkeys(self.dataset.scans_of(seen.step - 1))))
-        return FloatingPointError(f"{what} at step {seen.step}, on the scans {scans} (terms: {terms}). {self._mend()}")
+    def _error(self, what: str, record: _Record) -> FloatingPointError:
+        terms = ", ".join(f"{name} {float(term):.3g}" for name, term in record.terms.items())
+        scans = _listed(list(dict.fromkeys(self.dataset.scans_of(record.step - 1))))
+        return FloatingPointError(f"step {record.step}: {what} on scans {scans} (terms: {terms}). {self._remedy()}")
 
-    def _mend(self) -> str:
-        """What can be done."""
+    def _remedy(self) -> str:
         smaller = "lower --optim.lr and --optim.lr-muon, or set --optim.max-grad-norm 1"
         progress = self.run.progress()
         if progress is None:
-            return f"There is no checkpoint yet: begin again, and {smaller}."
+            return f"There is no checkpoint: train again and {smaller}."
         return (
-            f"The checkpoint of step {progress.steps} is as it was. Go on from its model: shapespace train STORE "
-            f"--init-from {self.run.folder} --out OTHER, and {smaller}; shapespace train --resume {self.run.folder} goes "
-            "on from there with the same settings, if it was not they that were at fault."
+            f"The checkpoint of step {progress.steps} is unchanged: continue from its model with shapespace train "
+            f"STORE --init-from {self.run.folder} --out OTHER and {smaller}; or, if the settings are right, with "
+            f"shapespace train --resume {self.run.folder}"
         )
 
 
-def _has_died(terms: Mapping[str, Tensor]) -> bool:
-    """No surface is off zero, and no slope is near 1: too large a step may leave such a field, and none brings it back.
+def _is_zero_field(terms: Mapping[str, Tensor]) -> bool:
+    """Whether |f| is near 0 on the surface and its gradient is 0 (`eikonal` near 1).
 
-    The terms must be those of a field.
+    A step that is too large may lead there, and the gradients do not lead out again.
     """
-    known = "eikonal" in terms and "surface" in terms
-    return known and abs(float(terms["eikonal"]) - 1) < 0.05 and float(terms["surface"]) < 5e-3
+    is_field = "eikonal" in terms and "surface" in terms
+    return is_field and abs(float(terms["eikonal"]) - 1) < 0.05 and float(terms["surface"]) < 5e-3
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""How the weights move: Adam for most, Muon for the hidden products, Adam row by row for free codes."""
+"""Optimizers: Adam for the networks, Muon for hidden matrices, lazy Adam for codes; learning rate schedules."""
 
 import math
 from collections.abc import Callable
@@ -11,15 +11,16 @@ from shapespace.models.base import ShapeModel
 from shapespace.nn.latent import CodeTable
 from shapespace.nn.mlp import SkipMLP
 from shapespace.nn.pointnet import PointNet
+from shapespace.training.config import OptimConfig
 
 
 class LazyAdam(torch.optim.Optimizer):
-    """Adam (Kingma & Ba, ICLR 2015, algorithm 1) in which every row of a table keeps its own time.
+    """Adam (Kingma & Ba, ICLR 2015, algorithm 1) with a step count for each row of a table.
 
-    A row whose gradient is zero was not visited: it stays, and so do its moments. In plain Adam they fade while it
-    waits, so that a code steps the farther the rarer it is visited, and the codes of thousands of scans scatter.
-    torch's SparseAdam leaves the rows alone too, but corrects the moments by the number of all steps. There is no
-    momentum unless asked for: between two visits of a code the decoder has moved on.
+    A row with a zero gradient, and its moments, do not change. In Adam the moments of such a row decay, so that rarely
+    visited codes make larger steps, and the codes of thousands of scans scatter. SparseAdam of torch leaves the rows
+    unchanged too, but its bias correction uses the number of all steps. By default there is no momentum, because the
+    decoder changes between two visits of a code.
     """
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.0, 0.99), eps: float = 1e-8) -> None:
@@ -27,71 +28,79 @@ class LazyAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move the rows that have a gradient."""
-        assert closure is None  # nothing here evaluates twice
+        """Update the rows with a nonzero gradient."""
+        assert closure is None  # nothing here evaluates the loss again
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
                     _step_rows(table, table.grad, self.state[table], group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state; torch leaves tensors called `step` on the CPU, but rows of a table on a GPU index them."""
+        super().load_state_dict(state_dict)
+        for table, state in self.state.items():
+            if "step" in state:
+                state["step"] = state["step"].to(table.device)
+
 
 def _step_rows(table: Tensor, gradients: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """Adam step of the rows with a nonzero gradient; `state` has the moments and step counts of all rows."""
     if not state:
         state["step"] = torch.zeros_like(table[:, :1])
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
     rows = gradients.any(dim=1).nonzero()[:, 0]
     gradient, (first, second) = gradients[rows], group["betas"]
-    visits = state["step"][rows] + 1
-    mean = state["exp_avg"][rows].lerp(gradient, 1 - first)
-    square = state["exp_avg_sq"][rows].lerp(gradient.square(), 1 - second)
-    state["step"][rows], state["exp_avg"][rows], state["exp_avg_sq"][rows] = visits, mean, square
-    size = (square / (1 - second**visits)).sqrt() + group["eps"]
-    table[rows] -= group["lr"] * (mean / (1 - first**visits)) / size
+    steps = state["step"][rows] + 1
+    exp_avg = state["exp_avg"][rows].lerp(gradient, 1 - first)
+    exp_avg_sq = state["exp_avg_sq"][rows].lerp(gradient.square(), 1 - second)
+    state["step"][rows], state["exp_avg"][rows], state["exp_avg_sq"][rows] = steps, exp_avg, exp_avg_sq
+    denominator = (exp_avg_sq / (1 - second**steps)).sqrt() + group["eps"]
+    table[rows] -= group["lr"] * (exp_avg / (1 - first**steps)) / denominator
 
 
 class OptimizerGroup:
-    """Several optimisers of different parameters, moved as one."""
+    """Several optimizers of different parameters with the interface of one."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all."""
+        """Parameter groups of all optimizers."""
         return [group for part in self.parts for group in part.param_groups]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Remove all gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """Move the parameters of all."""
+        """Step all optimizers."""
         for part in self.parts:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
+        """States of all optimizers, for a checkpoint."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The way back from `state_dict`."""
-        for part, its in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(its)
+        """Restore what `state_dict` returned."""
+        for part, part_state in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(part_state)
 
 
 def make_optimizers(model: ShapeModel, *, lr: float, lr_codes: float, lr_muon: float | None) -> OptimizerGroup:
-    """Adam with one rate for the networks and, row by row, one for free codes (IGR, section 6).
+    """Adam for the networks (`lr`), lazy Adam for free codes (`lr_codes`); IGR, section 6, has two rates, too.
 
-    With `lr_hidden`, the products between hidden layers, the decoder's and the encoder's, are moved by Muon instead, at
-    this rate in units of Adam's: the momentum's matrix is made orthogonal, so that every direction in it is learned
-    equally fast (Jordan et al., 2024, kellerjordan.github.io/posts/muon; the rate as Liu et al., arXiv 2502.16982,
-    section 2.2). Parameters that need no gradient are left out.
+    With `lr_muon`, the matrices between hidden layers of decoder and encoder are updated by Muon, which orthogonalizes
+    the momentum, so that all of its directions are learned equally fast (Jordan et al., 2024,
+    kellerjordan.github.io/posts/muon). Its rate is in units of Adam's (Liu et al., arXiv 2502.16982, section 2.2).
+    Parameters without `requires_grad` are left out.
     """
     learned = {id(p): p for p in model.parameters() if p.requires_grad}
     modules = list(model.modules())
-    products = [layer.weight for one in modules if isinstance(one, SkipMLP | PointNet) for layer in one.layers()]
-    hidden = [learned.pop(id(p)) for p in products if id(p) in learned] if lr_muon is not None else []
+    matrices = [layer.weight for one in modules if isinstance(one, SkipMLP | PointNet) for layer in one.layers()]
+    hidden = [learned.pop(id(p)) for p in matrices if id(p) in learned] if lr_muon is not None else []
     tables = [p for one in modules if isinstance(one, CodeTable) for p in one.parameters()]
     codes = [learned.pop(id(p)) for p in tables if id(p) in learned]
     parts: list[torch.optim.Optimizer] = []
@@ -104,24 +113,31 @@ def make_optimizers(model: ShapeModel, *, lr: float, lr_codes: float, lr_muon: f
     return OptimizerGroup(*parts)
 
 
-# Factor on the learning rate at a step, and at a share of the training that has passed.
+# Factor on the learning rate, from the step and the completed fraction of the training.
 Schedule = Callable[[int, float], float]
 
 
-def cosine(*, warmup_steps: int, floor: float = 0.01) -> Schedule:
-    """Up over `warmup` steps, then down to `floor` along half a cosine."""
+def make_schedule(config: OptimConfig) -> Schedule:
+    """Schedule of the learning rate by the settings."""
+    if config.schedule == "cosine":
+        return cosine(warmup_steps=config.warmup_steps)
+    return halving(every=config.halve_every, warmup_steps=config.warmup_steps)
 
-    def factor(step: int, passed: float) -> float:
+
+def cosine(*, warmup_steps: int, floor: float = 0.01) -> Schedule:
+    """Linear warmup over `warmup_steps`, times half a cosine from 1 down to `floor`."""
+
+    def factor(step: int, fraction: float) -> float:
         rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-        return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(passed, 1.0))))
+        return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0))))
 
     return factor
 
 
 def halving(*, every: int, warmup_steps: int = 0) -> Schedule:
-    """Halved every `every` steps (IGR halves every 500 epochs)."""
+    """Linear warmup, times a factor that is halved every `every` steps (IGR: every 500 epochs)."""
 
-    def factor(step: int, passed: float) -> float:
+    def factor(step: int, fraction: float) -> float:
         rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
         return float(rise * 0.5 ** (step // every))
 

@@ -1,4 +1,4 @@
-"""Records of a training for TensorBoard."""
+"""TensorBoard records of a training: scalars, meshes, codes with renderings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,9 @@ from shapespace.models.code import Code
 from shapespace.rendering import renderer
 from shapespace.training.optimizers import OptimizerGroup
 
-THUMBNAIL = 64  # pixels of a picture in TensorBoard's projector
-
-
-PICTURED_CELLS = 48  # along the cube's edge, of the meshes in these pictures
+THUMBNAIL_SIZE = 64  # edge of a rendering in the projector (pixels)
+THUMBNAIL_RESOLUTION = 48  # cells along each edge of the cube, of the meshes in these renderings
+MESH_RESOLUTION = 64  # the same, of the meshes in the mesh page
 
 
 def record_scalars(
@@ -26,23 +25,24 @@ def record_scalars(
     step: int,
     loss: Tensor,
     terms: Mapping[str, Tensor],
-    optimiser: OptimizerGroup,
+    optimizers: OptimizerGroup,
 ) -> None:
+    """Write loss, learning rate and terms of a step, and show some of them in the progress bar."""
     writer.add_scalar("loss", loss.item(), step)
-    writer.add_scalar("lr", optimiser.param_groups[0]["lr"], step)
+    writer.add_scalar("lr", optimizers.param_groups[0]["lr"], step)
     for name, term in terms.items():
-        writer.add_scalar(f"terms/{name}", term.item(), step)
+        writer.add_scalar(f"loss/{name}", term.item(), step)
     shown = {name: f"{terms[name].item():.4f}" for name in ("surface", "occupancy", "chamfer") if name in terms}
     bar.set_postfix(loss=f"{loss.item():.4f}", **shown, refresh=False)
 
 
 @torch.no_grad()
 def record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device) -> None:
-    """The surfaces of one batch's first scan, coarse, for TensorBoard's mesh page."""
+    """Write the surface of the first training scan of step 0 to the mesh page."""
     model.eval()
-    mesh = _shape(model, model.encode(dataset[0].to(device))[0], 64)
+    mesh = _shape(model, model.encode(dataset[0].to(device))[0], MESH_RESOLUTION)
     model.train()
-    if not len(mesh.faces):  # no surface yet: early in a training that is ordinary
+    if not len(mesh.faces):  # usual early in a training: the field has no zero level yet
         return
     vertices, faces = torch.from_numpy(mesh.vertices.copy()), torch.from_numpy(mesh.faces.copy())
     writer.add_mesh("surface", vertices=vertices[None].float(), faces=faces[None].int(), global_step=step)
@@ -50,34 +50,35 @@ def record_meshes(writer: Any, step: int, model: ShapeModel, dataset: StepDatase
 
 @torch.no_grad()
 def record_codes(
-    writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device, most: int
+    writer: Any, step: int, model: ShapeModel, dataset: StepDataset, device: torch.device, count: int
 ) -> None:
-    """Codes of training scans, evenly spread over them, for TensorBoard's projector: each with a picture of its shape.
+    """Write codes of about `count` training scans, evenly spaced, to the projector, with renderings of their shapes.
 
-    Codes that are longer than there are of them are turned onto the axes that they span: distances stay the same.
+    If the dimension of the codes exceeds their number, they are projected onto their principal axes, which preserves
+    all distances.
     """
     model.eval()
-    rows = np.unique(np.linspace(0, len(dataset.names) - 1, most).round().astype(int)).tolist()
+    rows = np.unique(np.linspace(0, len(dataset.names) - 1, count).round().astype(int)).tolist()
     names = [dataset.names[row].replace("\t", " ") for row in rows]
     codes = [model.encode(dataset.single_scan(row).to(device)) for row in rows]
-    pictures = [renderer.thumbnail(_shape(model, code, PICTURED_CELLS), THUMBNAIL) for code in codes]
+    images = [renderer.thumbnail(_shape(model, code, THUMBNAIL_RESOLUTION), THUMBNAIL_SIZE) for code in codes]
     flat = torch.cat([code.flat for code in codes]).cpu()
     if flat.shape[1] > len(flat):
-        left, length, _ = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
-        flat = left * length
+        left, singular, _ = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
+        flat = left * singular
     model.train()
     writer.add_embedding(
         flat,
         metadata=[[name, name.partition("/")[0]] for name in names],
         metadata_header=["scan", "subject"],
-        label_img=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255,
+        label_img=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255,
         global_step=step,
         tag="codes",
     )
 
 
 def _shape(model: ShapeModel, code: Code, resolution: int) -> Trimesh:
-    """The surface of a code; a mesh without faces where there is none."""
+    """Surface of a code; an empty mesh if the field has no zero level."""
     try:
         (mesh,) = model.extract_surface(code, resolution=resolution)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Training: batch, code, terms, loss, step, record, save."""
+"""Train a model: batch, code, terms, loss, step, record, save."""
 
 import math
 import signal
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,133 +16,231 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from shapespace.data.loader import Batch, StepDataset, batches
-from shapespace.models.base import ShapeModel
+from shapespace.data.store import ScanSource
+from shapespace.models import registry
+from shapespace.models.base import ModelConfig, ShapeModel
+from shapespace.training.config import OptimConfig, TrainConfig
 from shapespace.training.monitor import DivergenceMonitor
-from shapespace.training.objective import Execution, MatmulPrecision, Objective, choose_execution, set_matmul_precision
-from shapespace.training.optimizers import OptimizerGroup, Schedule
+from shapespace.training.objective import (
+    Objective,
+    choose_execution,
+    restore_matmul_precision,
+    set_matmul_precision,
+)
+from shapespace.training.optimizers import OptimizerGroup, make_optimizers, make_schedule
 from shapespace.training.run import MACHINE, Run, describe_hardware
 from shapespace.training.tensorboard import record_codes, record_meshes, record_scalars
+from shapespace.training.warm_start import init_codes_from_encoder, load_pretrained, pretrained_config
+
+MIN_STEPS = 2000  # steps below which `max_epochs` does not end a training
 
 
 @dataclass(frozen=True)
-class LoopSettings:
-    """What the loop needs to know."""
+class TrainedModel:
+    """A trained model with what its file contains (see `registry.save_model`)."""
 
-    max_steps: int
-    max_minutes: float | None
-    schedule: Schedule
-    max_grad_norm: float | None
-    seed: int
-    log_every: int
-    save_every: int
-    mesh_every: int
-    projector_codes: int
-    num_workers: int
-    execution: Execution | None
-    matmul_precision: MatmulPrecision
+    model: ShapeModel
+    config: ModelConfig
+    scale: float
+    metadata: dict[str, Any]
 
 
-def train(
-    model: ShapeModel,
-    dataset: StepDataset,
-    optimizers: OptimizerGroup,
-    weights: Mapping[str, float],
-    plan: LoopSettings,
+def train_model(
+    config: TrainConfig[Any],
+    store: ScanSource,
+    names: Sequence[str],
     run: Run,
     *,
-    device: torch.device,
-    on_checkpoint: Callable[[], None],
+    rank: int = 0,
+    world_size: int = 1,
     resume: bool = False,
-) -> None:
-    """Train until the plan's steps or minutes are spent; `publish` writes the model beside each checkpoint.
+) -> TrainedModel:
+    """Train on the scans `names` of a store; checkpoint, model and records are written to `run`.
 
-    Resumed on a CPU within its minutes, it ends with the same bits as an uninterrupted run: batches and random draws
-    are functions of (seed, step), and the checkpoint holds all the rest. Ctrl-C and SIGTERM end it after the step, with
-    a checkpoint.
+    With several processes, this is process `rank` of `world_size`. Raises as `train` does.
+    """
+    device = _device(config.device)
+    if config.trainable == "encoder":
+        config = pretrained_config(config)
+    torch.manual_seed(config.seed)
+    model = registry.build_model(config.model, num_scans=len(names)).to(device)
+    metadata: dict[str, Any] = {"weights": asdict(config.weights), "data": store.metadata, "scans": len(names)}
+    loaded: set[str] = set()
+    if config.init_from is not None:
+        loaded, weights = load_pretrained(config.init_from, model, trainable=config.trainable)
+        if config.trainable == "encoder":  # the decoder is that of the other training, and so is its loss
+            metadata["weights"] = weights
+    encoder = model.encoder_parameters()
+    if config.trainable == "encoder":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in encoder)
+    batch = asdict(config.batch)
+    del batch["num_workers"]
+    dataset = StepDataset(store, names, **batch, seed=config.seed, rank=rank, world_size=world_size)
+    codes, is_encoder_loaded = model.codes_parameter, bool(encoder) and encoder.keys() <= loaded
+    if codes is not None and is_encoder_loaded and not resume:
+        name = next(name for name, parameter in model.named_parameters() if parameter is codes)
+        if name not in loaded:  # other scans than those of the initial model
+            init_codes_from_encoder(model, codes, dataset, device)
+    optimizers = make_optimizers(
+        model, lr=config.optim.lr, lr_codes=config.optim.lr_codes, lr_muon=config.optim.lr_muon
+    )
+
+    def save() -> None:
+        registry.save_model(run.weights, model, config.model, scale=store.scale, metadata=metadata)
+
+    train(TrainingJob(config, model, dataset, optimizers, device, on_checkpoint=save), run, resume=resume)
+    return TrainedModel(model.eval(), config.model, store.scale, metadata)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def num_steps(optim: OptimConfig, num_scans: int, batch_scans: int) -> int:
+    """Number of steps of a training on `num_scans` scans, with `batch_scans` of them in each step."""
+    if optim.max_epochs is None:
+        return optim.max_steps
+    return min(optim.max_steps, max(MIN_STEPS, round(optim.max_epochs * num_scans / batch_scans)))
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is trained, on which scans, and how; `on_checkpoint` saves the model beside each checkpoint."""
+
+    config: TrainConfig[Any]
+    model: ShapeModel
+    dataset: StepDataset
+    optimizers: OptimizerGroup
+    device: torch.device
+    on_checkpoint: Callable[[], None]
+
+    @property
+    def max_steps(self) -> int:
+        """Number of steps, unless the minutes end the training before."""
+        return num_steps(self.config.optim, len(self.dataset.names), self.config.batch.scans)
+
+
+def train(job: TrainingJob, run: Run, *, resume: bool = False) -> None:
+    """Train until the steps or the minutes of the config are over.
+
+    A training that is resumed on a CPU, and is not ended by its minutes, ends with the same bits as an uninterrupted
+    one: batches and random numbers are functions of (seed, step), and the checkpoint has everything else. Ctrl-C and
+    SIGTERM end it after the present step, with a checkpoint.
 
     Raises:
-        FloatingPointError: It goes wrong (see `watch`).
-        KeyboardInterrupt: It was asked to end.
+        FloatingPointError: It diverges (see `monitor`).
+        KeyboardInterrupt: It was ended by a signal.
 
     """
-    from torch.utils.tensorboard import SummaryWriter  # a second or two: only where it is wanted
-
-    chief = dataset.rank == 0
+    config, model, dataset, optimizers, device = job.config, job.model, job.dataset, job.optimizers, job.device
     base_lr = [group["lr"] for group in optimizers.param_groups]
-    start, spent = _restore(model, optimizers, run) if resume else (0, 0.0)
-    first = dataset[start].to(device)
-    set_matmul_precision(model, weights, first, plan.matmul_precision)
-    execution = plan.execution or choose_execution(model, first, plan.max_steps, plan.max_minutes)
+    schedule = make_schedule(config.optim)
+    start, seconds = _restore(job, run) if resume else (0, 0.0)
+    step, fraction = start, 0.0
+    with restore_matmul_precision():
+        objective = _make_objective(job, start)
+        recorder = TrainingRecorder(job, run, start, seconds) if dataset.rank == 0 else None
+        began = time.monotonic() - seconds
+        model.train()
+        with stop_on_signal() as signals:
+            timed = DataTimer(batches(dataset, start, job.max_steps, num_workers=config.batch.num_workers))
+            for batch in timed:
+                fraction = progress(step, time.monotonic() - began, job, signals)
+                if fraction >= 1:
+                    break
+                torch.manual_seed(hash((config.seed, step, dataset.rank)))
+                for group, lr in zip(optimizers.param_groups, base_lr, strict=True):
+                    group["lr"] = lr * schedule(step, fraction)
+                loss, terms = objective(batch.to(device))
+                optimizers.zero_grad()
+                loss.backward()
+                if config.optim.max_grad_norm is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
+                optimizers.step()
+                step += 1
+                if recorder:
+                    recorder.on_step(step, loss, terms, timed)
+        if recorder:
+            recorder.on_end(step, interrupted=fraction == math.inf)
+    if fraction == math.inf:
+        raise KeyboardInterrupt(f"stopped at step {step}; resume with: shapespace train --resume {run.folder}")
+
+
+def _make_objective(job: TrainingJob, start: int) -> nn.Module:
+    """Objective with precision and execution by the settings, or chosen by the first batch."""
+    config, model, weights = job.config, job.model, asdict(job.config.weights)
+    first = job.dataset[start].to(job.device)
+    set_matmul_precision(model, weights, first, config.matmul_precision)
+    execution = config.execution
+    if execution == "auto":
+        execution = choose_execution(model, first, job.max_steps, config.optim.max_minutes)
     objective: nn.Module = Objective(model, weights, execution)
-    if dataset.world_size > 1:
-        objective = DistributedDataParallel(objective)
-    writer = SummaryWriter(str(run.tensorboard), purge_step=start) if chief else None
-    if writer:
-        writer.add_text(MACHINE, describe_hardware(), start)
-    bar = tqdm(total=plan.max_steps, initial=start, desc="train", unit="step", disable=not chief, smoothing=0.05)
-    watch, due = DivergenceMonitor(run, dataset), False
-    began = time.monotonic() - spent
+    return DistributedDataParallel(objective) if job.dataset.world_size > 1 else objective
 
-    model.train()
-    step, passed = start, 0.0
-    with stop_on_signal() as asked:
-        waited = DataTimer(batches(dataset, start, plan.max_steps, num_workers=plan.num_workers))
-        for batch in waited:
-            passed = progress(step, time.monotonic() - began, plan, asked, device)
-            if passed >= 1:
-                break
-            torch.manual_seed(hash((plan.seed, step, dataset.rank)))
-            for group, lr in zip(optimizers.param_groups, base_lr, strict=True):
-                group["lr"] = lr * plan.schedule(step, passed)
-            loss, terms = objective(batch.to(device))
-            optimizers.zero_grad()
-            loss.backward()
-            if plan.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
-            optimizers.step()
-            step += 1
 
-            if writer:
-                watch.update(step, loss, terms)
-            due = due or step % plan.save_every == 0
-            if writer and (due or step % plan.log_every == 0):
-                watch.check_losses()
-            if writer and step % plan.log_every == 0:
-                record_scalars(writer, bar, step, loss, terms, optimizers)
-                writer.add_scalar("wait", waited.share(), step)
-            if writer and plan.mesh_every and step % plan.mesh_every == 0:
-                record_meshes(writer, step, model, dataset, device)
-            if writer and due and watch.is_stable:
-                _save(
-                    model,
-                    optimizers,
-                    run,
-                    step,
-                    time.monotonic() - began,
-                    on_checkpoint,
-                    dataset,
-                    device,
-                    writer,
-                    watch,
-                )
-                due = False
-            bar.update()
+class TrainingRecorder:
+    """Records, divergence checks and checkpoints of a training, by the process of rank 0."""
 
-    if writer:
-        watch.check_losses(last=True)
-        _save(model, optimizers, run, step, time.monotonic() - began, on_checkpoint, dataset, device, writer, watch)
-        if passed != math.inf:
-            record_meshes(writer, step, model, dataset, device)
-        if passed != math.inf and plan.projector_codes:
-            record_codes(writer, step, model, dataset, device, plan.projector_codes)
-        writer.close()
-    bar.close()
-    if passed == math.inf:
-        raise KeyboardInterrupt(f"stopped at step {step}; go on: shapespace train --resume {run.folder}")
+    def __init__(self, job: TrainingJob, run: Run, start: int, seconds: float) -> None:
+        """`start` and `seconds` are the steps and the duration before this process resumed the training."""
+        from torch.utils.tensorboard import SummaryWriter  # takes a second or two
+
+        self.job, self.run, self.monitor = job, run, DivergenceMonitor(run, job.dataset)
+        self.writer = SummaryWriter(str(run.tensorboard), purge_step=start)
+        self.writer.add_text(MACHINE, describe_hardware(), start)
+        self.bar = tqdm(total=job.max_steps, initial=start, desc="train", unit="step", smoothing=0.05)
+        self._began = time.monotonic() - seconds
+        self._is_due = False  # a checkpoint waits until the loss is stable
+
+    def on_step(self, step: int, loss: Tensor, terms: Mapping[str, Tensor], timer: "DataTimer") -> None:
+        """Record a step, and save every `save_every` steps, or as soon as the loss is stable after that."""
+        config, is_logged = self.job.config, step % self.job.config.log_every == 0
+        self.monitor.update(step, loss, terms)
+        self._is_due = self._is_due or step % config.save_every == 0
+        if self._is_due or is_logged:
+            self.monitor.check_losses()
+        if is_logged:
+            record_scalars(self.writer, self.bar, step, loss, terms, self.job.optimizers)
+            self.writer.add_scalar("time/data_wait", timer.share(), step)
+        if config.mesh_every and step % config.mesh_every == 0:
+            record_meshes(self.writer, step, self.job.model, self.job.dataset, self.job.device)
+        if self._is_due and self.monitor.is_stable:
+            self.on_save(step)
+            self._is_due = False
+        self.bar.update()
+
+    def on_save(self, step: int) -> None:
+        """Check the weights, fit the prior to the codes, and write checkpoint and model."""
+        model = self.job.model
+        codes = None if model.prior is None else encode_training_scans(model, self.job.dataset, self.job.device)
+        self.monitor.check_weights(step, model, codes)
+        if model.prior is not None and codes is not None:
+            model.prior.fit(codes)
+            if codes.numel():  # the code of a single scan has dimension 0
+                self.writer.add_histogram("codes/values", codes, step)
+                self.writer.add_histogram("codes/norms", codes.norm(dim=1), step)
+        state = {"model": model.state_dict(), "optimizer": self.job.optimizers.state_dict()}
+        self.run.save_checkpoint({"step": step, "seconds": time.monotonic() - self._began, **state})
+        self.job.on_checkpoint()
+
+    def on_end(self, step: int, *, interrupted: bool) -> None:
+        """Save, and unless the training was interrupted record meshes and codes."""
+        job = self.job
+        self.monitor.check_losses(last=True)
+        self.on_save(step)
+        if not interrupted:
+            record_meshes(self.writer, step, job.model, job.dataset, job.device)
+        if not interrupted and job.config.projector_codes:
+            record_codes(self.writer, step, job.model, job.dataset, job.device, job.config.projector_codes)
+        self.writer.close()
+        self.bar.close()
 
 
 class DataTimer:
-    """Batches, and which share of the time went by until they were there."""
+    """Iterator over batches that measures the time spent waiting for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches, self._seconds, self._since = batches, 0.0, time.perf_counter()
@@ -157,7 +255,7 @@ class DataTimer:
             yield batch
 
     def share(self) -> float:
-        """Of the time since it was asked last."""
+        """Fraction of the time since the last call that was spent waiting."""
         now = time.perf_counter()
         share = self._seconds / max(now - self._since, 1e-9)
         self._seconds, self._since = 0.0, now
@@ -166,42 +264,43 @@ class DataTimer:
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """Collect the signals that ask for an end while the block runs; a second one of a kind does what it always did."""
-    asked = list[int]()
+    """Collect SIGTERM and SIGINT during the block; a second signal of a kind has its former effect."""
+    received = list[int]()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def hear(number: int, _: object) -> None:
-        asked.append(number)
+    def handle(number: int, _: object) -> None:
+        received.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
-    alone = threading.current_thread() is threading.main_thread()  # others may not listen to signals
-    for number in before if alone else ():
-        signal.signal(number, hear)
+    is_main = threading.current_thread() is threading.main_thread()  # Python allows handlers in the main thread only
+    for number in before if is_main else ():
+        signal.signal(number, handle)
     try:
-        yield asked
+        yield received
     finally:
-        for number, handler in before.items() if alone else ():
+        for number, handler in before.items() if is_main else ():
             signal.signal(number, handler)
 
 
-def progress(step: int, seconds: float, plan: LoopSettings, asked: Sequence[int], device: torch.device) -> float:
-    """Share of the training that is behind us, by steps or by the clock, whichever is further; the same everywhere.
+def progress(step: int, seconds: float, job: TrainingJob, signals: Sequence[int]) -> float:
+    """Completed fraction of the training by steps or minutes, whichever are further; infinite after a signal.
 
-    Infinite if a process was asked to end.
+    All processes get the maximum over them.
     """
-    share = max(step / plan.max_steps, 0.0 if plan.max_minutes is None else seconds / 60 / plan.max_minutes)
-    if asked:
-        share = math.inf
+    max_minutes = job.config.optim.max_minutes
+    fraction = max(step / job.max_steps, 0.0 if max_minutes is None else seconds / 60 / max_minutes)
+    if signals:
+        fraction = math.inf
     if dist.is_initialized():
-        furthest = torch.tensor(share, device=device)
+        furthest = torch.tensor(fraction, device=job.device)
         dist.all_reduce(furthest, dist.ReduceOp.MAX)
-        share = furthest.item()
-    return share
+        fraction = furthest.item()
+    return fraction
 
 
 @torch.no_grad()
 def encode_training_scans(model: ShapeModel, dataset: StepDataset, device: torch.device) -> Tensor:
-    """Flat codes of all training scans, in the order of their rows."""
+    """Flat codes (n, k) of all training scans, in the order of the dataset."""
     model.eval()
     rows = range(len(dataset.names))
     codes = [model.encode(dataset.single_scan(row).to(device)).flat for row in rows]
@@ -209,33 +308,9 @@ def encode_training_scans(model: ShapeModel, dataset: StepDataset, device: torch
     return torch.cat(codes)
 
 
-def _save(
-    model: ShapeModel,
-    optimiser: OptimizerGroup,
-    run: Run,
-    step: int,
-    seconds: float,
-    publish: Callable[[], None],
-    dataset: StepDataset,
-    device: torch.device,
-    writer: Any,
-    watch: DivergenceMonitor,
-) -> None:
-    codes = None if model.prior is None else encode_training_scans(model, dataset, device)
-    watch.check_weights(step, model, codes)
-    if model.prior is not None and codes is not None:
-        model.prior.fit(codes)
-        if codes.numel():  # of one scan alone they have no numbers
-            writer.add_histogram("codes/numbers", codes, step)
-            writer.add_histogram("codes/lengths", codes.norm(dim=1), step)
-    run.save_checkpoint(
-        {"step": step, "seconds": seconds, "model": model.state_dict(), "optimizer": optimiser.state_dict()}
-    )
-    publish()
-
-
-def _restore(model: ShapeModel, optimiser: OptimizerGroup, run: Run) -> tuple[int, float]:
+def _restore(job: TrainingJob, run: Run) -> tuple[int, float]:
+    """Load the checkpoint; return its step and the seconds of training before it."""
     state = run.load_checkpoint()
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimizer"])
+    job.model.load_state_dict(state["model"])
+    job.optimizers.load_state_dict(state["optimizer"])
     return int(state["step"]), float(state["seconds"])

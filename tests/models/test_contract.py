@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from shapespace.data.loader import Batch, collate
 from shapespace.geometry.scan import Scan
 from shapespace.models import atlas, convolutional, igr, multiscale, occupancy, registry, voxel
-from shapespace.models.base import FieldModel, SDFModel, ShapeModel
+from shapespace.models.base import FieldModel, ModelConfig, SDFModel, ShapeModel
 from shapespace.models.code import Code
 from shapespace.nn.losses import weighted_sum
 
@@ -24,7 +24,7 @@ KINDS = ("pointnet", "variational", "autodecoder", "distilled")
 class Case:
     """Config of a small model, and its loss weights."""
 
-    config: registry.ModelConfig
+    config: ModelConfig
     weights: dict[str, float]
 
     def make(self) -> ShapeModel:

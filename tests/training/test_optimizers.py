@@ -1,4 +1,4 @@
-"""Which optimiser moves what, and that its state comes back."""
+"""Optimizers: which parameters each updates, and restored states."""
 
 import torch
 
@@ -9,8 +9,8 @@ from shapespace.training.optimizers import LazyAdam, make_optimizers
 
 def model(encoder: str = "autodecoder") -> IGR:
     torch.manual_seed(0)
-    sizes = igr.IGRConfig(code_dim=4, width=24, depth=4, skip=2, encoder=encoder, code_init_std=0.1, encoder_width=16)
-    return igr.build_igr(sizes, num_scans=3)
+    config = igr.IGRConfig(code_dim=4, width=24, depth=4, skip=2, encoder=encoder, code_init_std=0.1, encoder_width=16)
+    return igr.build_igr(config, num_scans=3)
 
 
 def test_free_codes_have_their_own_learning_rate() -> None:
@@ -21,7 +21,7 @@ def test_free_codes_have_their_own_learning_rate() -> None:
     assert [name for name, p in made.named_parameters() if rates[id(p)] == 5e-3] == ["encoder.table.codes"]
 
 
-def test_muon_moves_the_hidden_products_and_nothing_else() -> None:
+def test_muon_updates_the_hidden_matrices_and_nothing_else() -> None:
     made = model("distilled")
     groups = make_optimizers(made, lr=1e-3, lr_codes=5e-3, lr_muon=0.02).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
@@ -33,13 +33,13 @@ def test_muon_moves_the_hidden_products_and_nothing_else() -> None:
         *(f"decoder.hidden.{layer}.weight" for layer in range(3)),
     ]
     made.decoder.requires_grad_(False)
-    held = {id(p) for p in made.decoder.parameters()}
+    frozen = {id(p) for p in made.decoder.parameters()}
     groups = make_optimizers(made, lr=1e-3, lr_codes=5e-3, lr_muon=0.02).param_groups
-    assert not held & {id(p) for group in groups for p in group["params"]}
+    assert not frozen & {id(p) for group in groups for p in group["params"]}
 
 
-def test_a_step_of_muon_turns_in_every_direction_alike() -> None:
-    """The step is the momentum's matrix with its singular values made even, whatever the gradient's are."""
+def test_a_step_of_muon_has_even_singular_values() -> None:
+    """The singular values of a step are nearly equal, whatever those of the gradient are."""
     made = model()
     made.requires_grad_(False)
     weight = made.decoder.layers()[1].weight
@@ -54,7 +54,7 @@ def test_a_step_of_muon_turns_in_every_direction_alike() -> None:
     assert singular.min() > 0.5 * singular.max()
 
 
-def test_the_state_of_all_comes_back() -> None:
+def test_the_states_of_all_optimizers_are_restored() -> None:
     def moved(steps: int, made: IGR, state: dict[str, object] | None = None) -> dict[str, object]:
         both = make_optimizers(made, lr=1e-3, lr_codes=5e-3, lr_muon=0.02)
         if state is not None:
@@ -72,8 +72,8 @@ def test_the_state_of_all_comes_back() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halves.parameters(), strict=True))
 
 
-def test_rows_that_are_visited_move_as_under_adam_and_the_others_rest() -> None:
-    """Each row's way is that of a tensor of its own which Adam moves at the row's visits only."""
+def test_visited_rows_move_as_under_adam_and_others_do_not_move() -> None:
+    """Each row moves as a tensor of its own that Adam updates at the visits of the row only."""
     torch.manual_seed(0)
     start = torch.randn(3, 4)
     table, alone = start.clone().requires_grad_(), [row.clone().requires_grad_() for row in start]

@@ -345,7 +345,7 @@ def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: ScanStore, t
 def test_an_empty_split_and_an_uneven_batch(store: ScanStore) -> None:
     with pytest.raises(ValueError, match="no scans to train on"):
         StepDataset(store, [], scans=2, points=8, near_std=0.01, half_extent=1.0, seed=0)
-    with pytest.raises(ValueError, match="--batch.scans 3: not divisible by 2 processes"):
+    with pytest.raises(ValueError, match=r"--batch\.scans 3: not divisible by 2 processes"):
         StepDataset(store, store.names, scans=3, points=8, near_std=0.01, half_extent=1.0, seed=0, world_size=2)
 
 

@@ -1,4 +1,4 @@
-"""A training that goes wrong stops, names step and scans, and leaves its last good checkpoint; when asked, it ends."""
+"""Diverging trainings stop, report step and scans, and keep the last good checkpoint; signals end a training."""
 
 import os
 import re
@@ -43,10 +43,10 @@ def test_a_loss_that_stays_high_stops_the_training_and_a_spike_does_not(dataset:
         shown(watched, [50.0] * PATIENCE, first=1001, surface=3.0)
     step = 1000 + PATIENCE
     scans = ", ".join(dataset.scans_of(step - 1))
-    since = f"after {PATIENCE} steps of more than 10 times the usual 1"
+    above = f"{PATIENCE} steps above 10 times the median 1"
     assert str(stop.value).startswith(
-        f"the loss has blown up to 50, {since}, at step {step}, on the scans {scans} (terms: surface 3). There is no "
-        "checkpoint yet: begin again, and lower --optim.lr"
+        f"step {step}: the loss diverged to 50 ({above}) on scans {scans} (terms: surface 3). There is no "
+        "checkpoint: train again and lower --optim.lr"
     )
 
 
@@ -62,11 +62,11 @@ def test_a_climb_at_the_end_needs_to_be_short_only(dataset: StepDataset, tmp_pat
     watched = DivergenceMonitor(Run(tmp_path), dataset)
     shown(watched, [1.0] * MIN_WINDOW + [50.0] * (PATIENCE // 10))
     watched.update(MIN_WINDOW + PATIENCE // 10 + 1, torch.tensor(50.0), {})
-    with pytest.raises(FloatingPointError, match="the loss has blown up"):
+    with pytest.raises(FloatingPointError, match="the loss diverged"):
         watched.check_losses(last=True)
 
 
-def test_exploding_codes_are_named_once(
+def test_exploding_codes_are_reported_once(
     dataset: StepDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watched, codes = DivergenceMonitor(Run(tmp_path), dataset), torch.ones(4, 8)
@@ -75,22 +75,22 @@ def test_exploding_codes_are_named_once(
     codes[2] = 100
     watched.check_weights(20, torch.nn.Linear(1, 1), codes)
     watched.check_weights(40, torch.nn.Linear(1, 1), codes)
-    said = capsys.readouterr().err
-    assert said.count(f"at step 20 the codes of {dataset.names[2]} are more than 10 times as long") == 1
-    assert said.count("note") == 1
+    printed = capsys.readouterr().err
+    assert printed.count(f"step 20: the codes of {dataset.names[2]} are more than 10 times as long") == 1
+    assert printed.count("note") == 1
     codes[3] = torch.nan
-    with pytest.raises(FloatingPointError, match=f"the codes of {dataset.names[3]} are no numbers at step 60"):
+    with pytest.raises(FloatingPointError, match=f"step 60: the codes of {dataset.names[3]} are not finite"):
         watched.check_weights(60, torch.nn.Linear(1, 1), codes)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(dataset: StepDataset, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_saved(dataset: StepDataset, tmp_path: Path) -> None:
     broken = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(broken.bias, torch.inf)
-    with pytest.raises(FloatingPointError, match="the weights bias are no numbers at step 7"):
+    with pytest.raises(FloatingPointError, match="step 7: the weights bias are not finite"):
         DivergenceMonitor(Run(tmp_path), dataset).check_weights(7, broken, None)
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, first: int, change: Callable[[Batch], Batch]) -> None:
+def corrupt(monkeypatch: pytest.MonkeyPatch, first: int, change: Callable[[Batch], Batch]) -> None:
     """Change all batches from this step on."""
     original = StepDataset.__getitem__
     monkeypatch.setattr(
@@ -104,43 +104,41 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_what_goes_wrong_in_a_training_is_told_and_undone(
+def test_a_diverging_training_stops_and_is_resumed(
     store: Path,
     dataset: StepDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Scans turn to nonsense: not a number, or far too large. The checkpoint before is the one to go on from."""
+    """Scans become NaN or far too large; the training is resumed from the checkpoint before."""
     line = [str(store), *LINE, "--optim.max-steps", "40", "--out"]
     run(train.main, [*line, str(tmp_path / "whole")])
-    monkeypatch.setattr(monitor, "MANY", 10)
+    monkeypatch.setattr(monitor, "PATIENCE", 10)
     kinds: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "the loss is nan at step 26": lambda tensor: tensor * torch.nan,
-        "the loss has blown up to .* after 10 steps .* at step 35": lambda tensor: tensor * 100,
+        "step 26: the loss is nan": lambda tensor: tensor * torch.nan,
+        r"step 35: the loss diverged to .* \(10 steps above .*\)": lambda tensor: tensor * 100,
     }
     for sentence, change in kinds.items():
-        folder = tmp_path / sentence[9:12]
+        folder = tmp_path / ("nan" if "nan" in sentence else "diverged")
         with monkeypatch.context() as patch:
-            spoil(patch, 25, lambda batch, to=change: batch.map(lambda t: to(t) if t.is_floating_point() else t))
+            corrupt(patch, 25, lambda batch, to=change: batch.map(lambda t: to(t) if t.is_floating_point() else t))
             with pytest.raises(SystemExit) as stop:
                 run(train.main, [*line, str(folder)])
-        told = capsys.readouterr().err.splitlines()[-1]
+        printed = capsys.readouterr().err.splitlines()[-1]
         assert stop.value.code == 2
-        assert re.search(f"{sentence}, on the scans p", told), told
+        assert re.search(f"{sentence} on scans p", printed), printed
         scans = dataset.scans_of(25 if "nan" in sentence else 34)
-        assert ", ".join(dict.fromkeys(scans)) in told
-        assert (
-            f"The checkpoint of step 20 is as it was. Go on from its model: shapespace train STORE --init-from {folder}"
-            in told
-        )
-        assert f"shapespace train --resume {folder}" in told
+        assert ", ".join(dict.fromkeys(scans)) in printed
+        continued = f"continue from its model with shapespace train STORE --init-from {folder}"
+        assert f"The checkpoint of step 20 is unchanged: {continued}" in printed
+        assert f"shapespace train --resume {folder}" in printed
         run(train.main, ["--resume", str(folder)])
         assert weights(folder) == weights(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_training_that_is_asked_to_end_saves_where_it_is(
+def test_a_signal_ends_a_training_with_a_checkpoint(
     number: signal.Signals,
     store: Path,
     tmp_path: Path,
@@ -150,22 +148,25 @@ def test_a_training_that_is_asked_to_end_saves_where_it_is(
     line = [str(store), *LINE, "--optim.max-steps", "20", "--out"]
     run(train.main, [*line, str(tmp_path / "whole")])
     before = signal.getsignal(number)
-    asked: list[int] = []
+    sent: list[int] = []
 
-    def asking(batch: Batch) -> Batch:
-        if not asked:
-            asked.append(1)
+    def send(batch: Batch) -> Batch:
+        if not sent:
+            sent.append(1)
             os.kill(os.getpid(), number)
         return batch
 
     with monkeypatch.context() as patch:
-        spoil(patch, 13, asking)  # read while step 12 is made, at the earliest
+        corrupt(patch, 13, send)  # read while step 12 is made, at the earliest
         with pytest.raises(SystemExit) as stop:
             run(train.main, [*line, str(tmp_path / "parts")])
     step = Run(tmp_path / "parts").load_checkpoint()["step"]
     assert stop.value.code == 130
     assert step in (12, 13)
-    assert f"stopped at step {step}; go on: shapespace train --resume {tmp_path / 'parts'}" in capsys.readouterr().err
+    assert (
+        f"stopped at step {step}; resume with: shapespace train --resume {tmp_path / 'parts'}"
+        in capsys.readouterr().err
+    )
     assert signal.getsignal(number) == before
     assert ShapeSpace.load(tmp_path / "parts").model.fingerprint()
     run(train.main, ["--resume", str(tmp_path / "parts")])
