@@ -1,1 +1,1 @@
-"""Configurations as package data; each states only its differences."""
+"""Packaged training configs; each YAML file has the differences from the defaults."""
