@@ -149,14 +149,9 @@ HINT = "Drag to rotate. Click and scroll, or use two fingers, to zoom. Double-cl
 def _legend(limit: float) -> str:
     """Color scale of errors from 0 to `limit` mm."""
     return (
-        f'<div class="legend"><div class="gradient" style="background: {ramp()}"></div>'
+        f'<div class="legend"><div class="gradient" style="background: {colors.css_ramp()}"></div>'
         f"<span>0</span><span>{limit / 2:g}</span><span>{limit:g} mm or more</span></div>"
     )
-
-
-def ramp() -> str:
-    """Color scale of errors as a CSS gradient."""
-    return f"linear-gradient(to right, {', '.join('#' + bytes(color).hex() for color in colors.ERROR_RAMP)})"
 
 
 def _png(mesh: Trimesh, size: int) -> str:
