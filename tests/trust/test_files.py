@@ -186,7 +186,7 @@ def test_a_damaged_partial_store_is_started_again(
     content[offset : offset + 8] = bytes(8)  # the header of a scan
     part.write_bytes(content)
     cli(preprocess.main, ["synthetic", str(people), str(tmp_path / "people.h5"), "--points", "600"])
-    assert f"note: {part} was broken when its writing was cut off, and is begun anew" in capsys.readouterr().err
+    assert f"note: {part}: damaged by an interruption, starting again" in capsys.readouterr().err
     with ScanStore(tmp_path / "people.h5") as opened:
         assert len(opened) == 9
     assert not part.exists()
@@ -234,12 +234,12 @@ def test_missing_files_are_named(
     gone = next((tmp_path / "people").rglob("*.ply"))
     gone.unlink()
     line = ["preprocess", "synthetic", tmp_path / "people", tmp_path / "people.h5", "--split"]
-    assert re.search("named by the split train, and no file under", fails(*line, tmp_path / "people" / "splits" / "train.json"))
     assert re.search(
-        "gone.h5: no such store. Create it", fails("train", "--out", tmp_path / "r", tmp_path / "gone.h5")
+        "named by the split train, and no file under", fails(*line, tmp_path / "people" / "splits" / "train.json")
     )
+    assert re.search("gone.h5: no such store. Create it", fails("train", "--out", tmp_path / "r", tmp_path / "gone.h5"))
     moved = tmp_path / "moved.h5"
     shutil.copy(store, moved)
     cli(train.main, [str(moved), *TRAINING, "--out", str(tmp_path / "run")])
     moved.unlink()
-    assert re.search("there is no store .*moved.h5. Make it", fails("train", "--resume", tmp_path / "run"))
+    assert re.search(r"moved\.h5: no such store\. Create it", fails("train", "--resume", tmp_path / "run"))
