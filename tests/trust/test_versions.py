@@ -51,7 +51,7 @@ def test_a_model_of_an_unknown_format(number: int | None, run: Run) -> None:
 def test_codes_of_an_unknown_format(number: int, run: Run, tmp_path: Path) -> None:
     space, path = ShapeSpace.load(run.folder), tmp_path / "codes.safetensors"
     save_fits(path, [space.from_principal_components([1.0])], space.model)
-    assert [fit.name for fit in load_fits(path, space.model)] == ["along"]
+    assert [fit.name for fit in load_fits(path, space.model)] == ["components"]
     reformat(path, number)
     sentence = (
         rf"codes.safetensors: format {number} of codes files is unknown, this version reads format 1\. "
@@ -74,8 +74,9 @@ def _with_format(number: int | None) -> Callable[[Path], None]:
 def test_a_checkpoint_of_an_unknown_format(number: int, run: Run) -> None:
     _with_format(number)(run.checkpoint)
     sentence = (
-        f"checkpoint.pt: format {number} of checkpoint files is unknown, this version reads formats 1 to 2. Install "
-        f"the version that wrote it, or train again from its model: shapespace train STORE --init-from {run.folder} --out"
+        f"checkpoint.pt: format {number} of checkpoint files is unknown, this version reads formats 1 to 2. "
+        "Install the version that wrote it, or train again from its model: "
+        f"shapespace train STORE --init-from {run.folder} --out OTHER"
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
         run.load_checkpoint()
