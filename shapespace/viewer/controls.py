@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 from shapespace.io import units
 from shapespace.io.units import UnitName
-from shapespace.report import mesh_view
+from shapespace.rendering import colors
 from shapespace.viewer.scene import (
     COARSE,
     DEVIATION_LIMIT,
@@ -257,7 +257,7 @@ def legend(limit: float) -> str:
     labels = "".join(f"<span>{label}</span>" for label in ("0", f"{limit / 2:g}", f"{limit:g} mm and more"))
     return (
         '<div style="padding: 0.4em 0.8em; font-size: 0.85em">'
-        f'<div style="height: 0.8em; border-radius: 2px; background: {mesh_view.ramp()}"></div>'
+        f'<div style="height: 0.8em; border-radius: 2px; background: {colors.css_ramp()}"></div>'
         f'<div style="display: flex; justify-content: space-between">{labels}</div></div>'
     )
 

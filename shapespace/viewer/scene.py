@@ -12,19 +12,17 @@ from threading import Lock
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from trimesh import Trimesh
 
 from shapespace.evaluation import metrics
 from shapespace.fitting.quality import assess
 from shapespace.fitting.result import Fit
-from shapespace.geometry.frame import Frame
 from shapespace.geometry.proximity import closest_point
 from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files, units
 from shapespace.io.errors import did_you_mean
-from shapespace.io.units import UnitName, guess_unit
+from shapespace.io.units import UnitName
 from shapespace.models.base import FieldModel
 from shapespace.models.registry import family_name
 from shapespace.rendering import colors, renderer
@@ -253,15 +251,11 @@ class SceneBuilder:
         name = name.replace("\\", "/").rpartition("/")[2][:100] or "scan"
         if len(data) > MAX_UPLOAD:
             raise too_large(name, len(data))
-        raw = scan_files.read_bytes(
-            data, name=name, unit=1.0 if unit == "auto" else units.UNITS[unit], up=up, called=name
-        )
-        if unit == "auto":
-            meters = units.UNITS[guess_unit([raw]).name]
-            raw = raw.to_world(Frame(torch.zeros(3), torch.tensor(meters)))
+        meters = unit if unit == "auto" else units.UNITS[unit]
+        scan = scan_files.read_bytes(data, name=name, unit=meters, up=up, called=name)
         while name in self.names:
             name = f"{name} again"
-        self._uploads[name] = self.collection.fit(replace(raw, name=name))
+        self._uploads[name] = self.collection.fit(replace(scan, name=name))
         return name
 
     # ---------------------------------------------------------------- scenes

@@ -1,4 +1,4 @@
-"""Every verb works for every family: trained for a moment on a few bodies, from the store to the meshes between two."""
+"""Every command works for every family: a short training on a few bodies, from the store to an interpolation."""
 
 import json
 from importlib import import_module
@@ -8,6 +8,7 @@ import pytest
 
 from shapespace.data.store import ScanStore
 from shapespace.io.scan_files import read_mesh
+from shapespace.tools.__main__ import cli
 
 SMALL = {
     "occupancy": "--model.code-dim 16 --model.width 32 --model.blocks 2 --model.encoder-width 32",
@@ -29,7 +30,7 @@ def store(synthetic_root: Path, tmp_path: Path) -> Path:
 
 def call(line: str) -> None:
     verb, *words = line.split()
-    run(import_module(f"shapespace.tools.{verb}").main, words, verb)
+    cli(import_module(f"shapespace.tools.{verb}").main, words, verb)
 
 
 @pytest.mark.parametrize("config", SMALL)
@@ -42,29 +43,31 @@ def test_every_verb_works(config: str, store: Path, tmp_path: Path) -> None:
     call(f"encode {given} --out {tmp_path / 'encoded'}")
     call(f"fit {given} --method adam --adam.init encoder --adam.steps 2 --adam.points 128 --out {tmp_path / 'fitted'}")
     codes = tmp_path / "fitted" / "codes.safetensors"
-    call(
-        f"interpolate {tmp_path / 'run'} {codes}:{a} {codes}:{b} --steps 3 --resolution 24 --out {tmp_path / 'between'}"
-    )
+    out = tmp_path / "interpolated"
+    call(f"interpolate {tmp_path / 'run'} {codes}:{a} {codes}:{b} --steps 3 --resolution 24 --out {out}")
     meshes = [
         read_mesh(file)
-        for folder in ("encoded", "fitted", "between")
+        for folder in ("encoded", "fitted", "interpolated")
         for file in (tmp_path / folder).glob("*.*")
         if file.suffix in (".ply", ".obj")
     ]
     assert len(meshes) == 7
     for mesh in meshes:
-        assert 0.01 < mesh.extents.max() < 3  # metres, and no more than the cube
+        assert 0.01 < mesh.extents.max() < 3  # meters, and no more than the cube
     call(
-        f"evaluate {tmp_path / 'run'} {store} --splits train --limit 2 --method encode --metrics surface "
+        f"evaluate {tmp_path / 'run'} {store} --splits train --limit 2 --method encode --metrics surface_distance "
         "--resolution 24"
     )
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     (row,) = scores["summary"].values()
-    assert 0 < row["surface"]["completeness"]["median"] < 1000
-    told = scores["settings"]
-    assert (told["family"], told["method"]) == (config.removesuffix("_scans"), "encode")
-    assert told["training_steps"] == int(steps.split()[-1])
-    assert min(told["encode_seconds"], told["mesh_seconds"], told["code_dim"], told["training_seconds"]) > 0
-    assert (told["fit_seconds"], told["parameter_bytes"] == 0) == (None, config == "voxel")
+    assert 0 < row["surface_distance"]["completeness"]["median"] < 1000
+    settings = scores["settings"]
+    assert (settings["family"], settings["method"]) == (config.removesuffix("_scans"), "encode")
+    assert settings["training_steps"] == int(steps.split()[-1])
+    assert (
+        min(settings["encode_seconds"], settings["mesh_seconds"], settings["code_dim"], settings["training_seconds"])
+        > 0
+    )
+    assert (settings["fit_seconds"], settings["parameter_bytes"] == 0) == (None, config == "voxel")
     call(f"report {tmp_path / 'run'}")
-    assert f" {told['code_dim']:,} " in (tmp_path / "run" / "report.md").read_text()
+    assert f" {settings['code_dim']:,} " in (tmp_path / "run" / "report.md").read_text()

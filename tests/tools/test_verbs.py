@@ -158,6 +158,7 @@ def test_public_datasets_from_store_to_scores(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model, for commands that fail."""
     from shapespace import ShapeSpace
+    from shapespace.models import igr
 
     torch.manual_seed(0)
     config = igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1, init_radius=0.5, encoder_points=128)
@@ -204,13 +205,13 @@ MISTAKES = {
     "shapespace fit {run} {bad}/nan/scan.npy": "1 of 500 points have NaN",
     "shapespace fit {run} {bad}/alone/scan.npy": ": 1 points, at least 100 are required",
     "shapespace encode {run}": "no scans given",
-    "shapespace evaluate-paths {run} nowhere": "nowhere is no synthetic data set",
-    "shapespace evaluate-paths {run} nowhere --steps 2": "--steps 2 leaves no shape between both ends to be scored",
+    "shapespace evaluate-paths {run} nowhere": "nowhere: not a synthetic dataset",
+    "shapespace evaluate-paths {run} nowhere --steps 2": "--steps 2: no shape between the ends",
     "shapespace view {run} nothing.ply": r"nothing\.ply",
     "shapespace view {run} --split test": "--split test: no store given",
-    "shapespace view {run} --host 192.0.2.1 --port 0": r"192\.0\.2\.1 --port 0: cannot listen .* an address of this machine",
-    "shapespace report": "no runs given: name the folders",
-    "shapespace report {bad}/empty": r"empty has no scores\.json, .*: score the run first, shapespace evaluate",
+    "shapespace view {run} --host 192.0.2.1 --port 0": r"192\.0\.2\.1 --port 0: .* an address of this machine",
+    "shapespace report": "no runs given: name folders",
+    "shapespace report {bad}/empty": r"empty: no scores\.json .*\. Score the run first: shapespace evaluate",
     "shapespace ablate nothing.h5 --variants tiny": r"nothing\.h5",
     "shapespace simulate {bad}/bare/scan.npy --out seen": "points without faces",
     "shapespace mesh {run} {run}": "not a shapespace codes",
@@ -230,7 +231,7 @@ MISTAKES = {
     "shapespace preprocess folder {bad}/nan out.h5": "1 of 500 points have NaN",
     "shapespace preprocess folder {bad}/alone out.h5": ": 1 points, at least 100 are required",
     "shapespace preprocess folder {bad}/normals out.h5 --normals require": "500 of 500 normals have length zero",
-    "shapespace preprocess folder {bad}/bare out.h5 --normals require": r"without faces or normals \(--normals require\)",
+    "shapespace preprocess folder {bad}/bare out.h5 --normals require": r"faces or normals \(--normals require\)",
 }
 
 
