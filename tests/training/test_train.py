@@ -336,9 +336,9 @@ def test_a_run_is_not_overwritten_and_a_missing_one_is_named(store: ScanStore, t
     learn(store, tmp_path / "run", "--optim.max-steps", "2")
     with pytest.raises(FileExistsError, match="already holds a run"):
         Run(tmp_path / "run").create({})
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint.pt to resume from"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint\.pt\. Give the folder of a run to resume"):
         Run(tmp_path / "nothing").load_checkpoint()
-    with pytest.raises(FileNotFoundError, match=r"no config.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
         Run(tmp_path / "nothing").settings()
 
 

@@ -14,6 +14,7 @@ from shapespace.data.store import ScanStore
 from shapespace.io.checkpoints import load_tensors
 from shapespace.space import ShapeSpace
 from shapespace.tools import train
+from shapespace.tools.__main__ import cli
 from shapespace.training import monitor
 from shapespace.training.monitor import MIN_WINDOW, PATIENCE, DivergenceMonitor
 from shapespace.training.run import Run
@@ -113,7 +114,7 @@ def test_a_diverging_training_stops_and_is_resumed(
 ) -> None:
     """Scans become NaN or far too large; the training is resumed from the checkpoint before."""
     line = [str(store), *LINE, "--optim.max-steps", "40", "--out"]
-    run(train.main, [*line, str(tmp_path / "whole")])
+    cli(train.main, [*line, str(tmp_path / "whole")])
     monkeypatch.setattr(monitor, "PATIENCE", 10)
     kinds: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "step 26: the loss is nan": lambda tensor: tensor * torch.nan,
@@ -124,7 +125,7 @@ def test_a_diverging_training_stops_and_is_resumed(
         with monkeypatch.context() as patch:
             corrupt(patch, 25, lambda batch, to=change: batch.map(lambda t: to(t) if t.is_floating_point() else t))
             with pytest.raises(SystemExit) as stop:
-                run(train.main, [*line, str(folder)])
+                cli(train.main, [*line, str(folder)])
         printed = capsys.readouterr().err.splitlines()[-1]
         assert stop.value.code == 2
         assert re.search(f"{sentence} on scans p", printed), printed
@@ -133,7 +134,7 @@ def test_a_diverging_training_stops_and_is_resumed(
         continued = f"continue from its model with shapespace train STORE --init-from {folder}"
         assert f"The checkpoint of step 20 is unchanged: {continued}" in printed
         assert f"shapespace train --resume {folder}" in printed
-        run(train.main, ["--resume", str(folder)])
+        cli(train.main, ["--resume", str(folder)])
         assert weights(folder) == weights(tmp_path / "whole")
 
 
@@ -146,7 +147,7 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     line = [str(store), *LINE, "--optim.max-steps", "20", "--out"]
-    run(train.main, [*line, str(tmp_path / "whole")])
+    cli(train.main, [*line, str(tmp_path / "whole")])
     before = signal.getsignal(number)
     sent: list[int] = []
 
@@ -159,7 +160,7 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     with monkeypatch.context() as patch:
         corrupt(patch, 13, send)  # read while step 12 is made, at the earliest
         with pytest.raises(SystemExit) as stop:
-            run(train.main, [*line, str(tmp_path / "parts")])
+            cli(train.main, [*line, str(tmp_path / "parts")])
     step = Run(tmp_path / "parts").load_checkpoint()["step"]
     assert stop.value.code == 130
     assert step in (12, 13)
@@ -169,6 +170,6 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     )
     assert signal.getsignal(number) == before
     assert ShapeSpace.load(tmp_path / "parts").model.fingerprint()
-    run(train.main, ["--resume", str(tmp_path / "parts")])
+    cli(train.main, ["--resume", str(tmp_path / "parts")])
     one, two = (load_tensors(Run(tmp_path / name).weights, "model")[0] for name in ("whole", "parts"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())

@@ -25,7 +25,7 @@ from shapespace.io.checkpoints import load_tensors
 from shapespace.models import igr
 from shapespace.space import ShapeSpace
 from shapespace.tools._config import config_class, expand_config_option
-from shapespace.tools.train import _restarts, _together
+from shapespace.tools.train import _lost_process_as_error, _restarts
 from shapespace.training.config import TrainConfig
 from shapespace.training.objective import Objective
 from shapespace.training.run import Run
@@ -149,20 +149,20 @@ def test_a_training_goes_on_with_another_number_of_processes(
     tried("training resumed with another number of processes", len(counts), len(counts), "the same weights in each")
 
 
-def test_that_another_process_has_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     with (
         pytest.raises(
-            ConnectionError, match=r"another process .* has gone \(.*gloo.*go on: shapespace train --resume "
+            ConnectionError, match=r"another process .* has ended \(.*gloo.*continue with shapespace train --resume "
         ),
-        _together(Run(tmp_path)),
+        _lost_process_as_error(Run(tmp_path)),
     ):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-    with pytest.raises(RuntimeError, match="sizes"), _together(Run(tmp_path)):
+    with pytest.raises(RuntimeError, match="sizes"), _lost_process_as_error(Run(tmp_path)):
         raise RuntimeError("sizes do not match")
 
 
-def test_torchrun_says_when_it_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restarts_of_torchrun_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _restarts() == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert _restarts() == 1
@@ -202,7 +202,7 @@ def test_a_process_that_dies_ends_the_job_and_torchrun_goes_on(
     code, said = ends[0]
     assert code != 0
     assert 0 < Run(tmp_path / "run0").load_checkpoint()["step"] < 300
-    assert f"go on: shapespace train --resume {tmp_path / 'run0'}" in said or "Signal 9 (SIGKILL)" in said
+    assert f"continue with shapespace train --resume {tmp_path / 'run0'}" in said or "Signal 9 (SIGKILL)" in said
     code, said = ends[1]
     assert code == 0, said[-3000:]
     assert Run(tmp_path / "run1").load_checkpoint()["step"] == 300
