@@ -133,10 +133,10 @@ def _neighbors(points: Float[np.ndarray, "n 3"]) -> tuple[Int[np.ndarray, "n k"]
 
 def _directions(count: int, *, flat: bool = False) -> Float[np.ndarray, "k 3"]:
     """Unit vectors spread evenly over the sphere (Fibonacci lattice), or over the circle in the plane z = 0."""
-    place = np.arange(count) + 0.5
+    position = np.arange(count) + 0.5
     if flat:
-        angle = 2 * np.pi * place / count
+        angle = 2 * np.pi * position / count
         return np.stack([np.cos(angle), np.sin(angle), np.zeros(count)], axis=1)
-    height, angle = 1 - 2 * place / count, np.pi * (1 + 5**0.5) * place
+    height, azimuth = 1 - 2 * position / count, np.pi * (1 + 5**0.5) * position
     ring = np.sqrt(1 - height**2)
-    return np.stack([ring * np.cos(angle), height, ring * np.sin(angle)], axis=1)
+    return np.stack([ring * np.cos(azimuth), height, ring * np.sin(azimuth)], axis=1)

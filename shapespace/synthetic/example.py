@@ -17,7 +17,7 @@ NAME = "example"
 
 
 def make_example() -> Scan:
-    """Make the scan of `datasets/assets/example.ply`: points with normals, metres, y up."""
+    """Make the scan of `datasets/assets/example.ply`: points with normals, meters, y up."""
     body = Body.load()
     _, posed, rng = posed_body(SEED, Capture(subject=0, index=0, sequence=LIMITS, frame=0, split=NAME))
     scan = VirtualScanner().scan(posed.vertices, body.faces, rng, NAME).sample(POINTS, rng)
@@ -25,7 +25,7 @@ def make_example() -> Scan:
 
 
 def example_scan() -> Scan:
-    """Read the example scan: 10,000 points of a synthetic person with normals, metres, y up."""
+    """Read the example scan: 10,000 points of a synthetic person with normals, meters, y up."""
     return read_scan(example_file(), name=NAME)
 
 

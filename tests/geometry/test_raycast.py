@@ -22,8 +22,8 @@ def test_first_hit_of_a_sphere(ball: trimesh.Trimesh) -> None:
     hits = origins + distance[:, None] * directions
     assert np.abs(np.linalg.norm(hits, axis=1) - 0.5).max() < 5e-4
     assert (np.einsum("nd,nd->n", hits, directions) < 0).all()  # the near side
-    centres = ball.triangles_center[face]
-    assert np.linalg.norm(hits - centres, axis=1).max() < 0.03  # and the face is the one that was hit
+    centers = ball.triangles_center[face]
+    assert np.linalg.norm(hits - centers, axis=1).max() < 0.03  # and the face is the one that was hit
 
 
 def test_a_miss_is_infinitely_far(ball: trimesh.Trimesh) -> None:

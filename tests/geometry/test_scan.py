@@ -24,10 +24,10 @@ def test_outliers_are_removed_and_the_surface_stays() -> None:
     assert clean.remove_statistical_outliers() is clean
     away = rng.uniform(-2, 2, (600, 3)).astype(np.float32)
     noisy = Scan("noisy", np.concatenate([clean.points, away]), np.concatenate([clean.points, away]))
-    kept = noisy.remove_statistical_outliers()
-    assert kept.normals is not None
-    np.testing.assert_array_equal(kept.points, kept.normals)  # what belongs to a point goes with it
-    radius = np.linalg.norm(kept.points, axis=1)
+    cleaned = noisy.remove_statistical_outliers()
+    assert cleaned.normals is not None
+    np.testing.assert_array_equal(cleaned.points, cleaned.normals)  # attributes of a point stay with it
+    radius = np.linalg.norm(cleaned.points, axis=1)
     assert (np.abs(radius - 1) < 1e-5).sum() > 0.99 * len(clean)
     assert (np.abs(radius - 1) > 0.2).sum() < 0.1 * len(away)
 
@@ -75,9 +75,9 @@ def test_columns_of_the_plane_are_points_with_a_z_of_zero(columns: int, tmp_path
 
 
 def test_four_columns_that_are_no_normals_are_refused(tmp_path: Path) -> None:
-    np.savetxt(tmp_path / "colours.csv", np.full((150, 4), 200.0))
-    with pytest.raises(ValueError, match="has 4 columns, and the last 2 are no unit normals"):
-        read_scan(tmp_path / "colours.csv")
+    np.savetxt(tmp_path / "colors.csv", np.full((150, 4), 200.0))
+    with pytest.raises(ValueError, match=r"colors\.csv: the last 2 of 4 columns are not unit normals"):
+        read_scan(tmp_path / "colors.csv")
 
 
 def test_curves_are_written_upright(tmp_path: Path) -> None:

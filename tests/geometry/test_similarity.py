@@ -28,11 +28,11 @@ def test_derivatives_equal_autograd_s() -> None:
     value = field(moved)
     gradient = moved.detach().requires_grad_()
     (slope,) = torch.autograd.grad(field(gradient).sum(), gradient)
-    found = similarity.jacobian(slope, moved, poses, left)
+    derivative = similarity.jacobian(slope, moved, poses, left)
     for row in range(2):
         for point in range(5):
             (by,) = torch.autograd.grad(value[row, point], poses, retain_graph=True)
-            torch.testing.assert_close(found[row, point].detach(), by[row], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(derivative[row, point].detach(), by[row], atol=1e-5, rtol=1e-4)
 
 
 def test_no_motion_is_none() -> None:
@@ -120,9 +120,9 @@ def test_between_two_frames_both_ends_are_met_and_the_middle_is_half_turned(turn
     torch.testing.assert_close(middle.rotation @ halves[0].T, halves[1] @ middle.rotation.T, atol=1e-5, rtol=1e-5)
 
 
-def frame(centre: list[float], turn: list[float], scale: float = 1.25) -> Frame:
+def frame(center: list[float], turn: list[float], scale: float = 1.25) -> Frame:
     return Frame(
-        torch.tensor(centre), torch.tensor(scale), torch.from_numpy(Rotation.from_rotvec(turn).as_matrix()).float()
+        torch.tensor(center), torch.tensor(scale), torch.from_numpy(Rotation.from_rotvec(turn).as_matrix()).float()
     )
 
 

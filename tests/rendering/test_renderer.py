@@ -45,9 +45,9 @@ def middle_of(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     """Mean (row, column) of the pixels in which the color's main channel stands out."""
     main = int(np.argmax(color))
     rest = np.delete(image.astype(int), main, axis=-1).max(axis=-1)
-    found = np.argwhere(image[..., main].astype(int) > rest + 60)
-    assert len(found) > 50, "the color is not in the picture"
-    return found.mean(axis=0)
+    pixels = np.argwhere(image[..., main].astype(int) > rest + 60)
+    assert len(pixels) > 50, "the color is not in the picture"
+    return pixels.mean(axis=0)
 
 
 # ------------------------------------------------------------------------------------------------------------- render
@@ -103,12 +103,12 @@ def test_meshes_side_by_side_share_scale_and_floor() -> None:
 
 def test_soups_and_faces_turned_inside_out_are_lit_the_same() -> None:
     mesh = sphere()
-    turned = Trimesh(mesh.vertices, mesh.faces[:, ::-1], process=False)
+    flipped = Trimesh(mesh.vertices, mesh.faces[:, ::-1], process=False)
     soup = Trimesh(mesh.triangles.reshape(-1, 3), np.arange(3 * len(mesh.faces)).reshape(-1, 3), process=False)
     alternating = np.where(np.arange(len(soup.faces))[:, None] % 2, soup.faces, soup.faces[:, ::-1])
     mixed = Trimesh(soup.vertices, alternating, process=False)
     plain = render([mesh], size=100).astype(int)
-    assert np.abs(render([turned], size=100) - plain).max() <= 1
+    assert np.abs(render([flipped], size=100) - plain).max() <= 1
     for other in (soup, mixed):
         assert np.abs(render([other], size=100) - plain).mean() < 1.5  # flat faces instead of smooth ones
     level = render([mesh], size=100, elevation=0.0)
@@ -149,7 +149,7 @@ def test_vertex_colors_are_drawn_and_clay_is_the_default() -> None:
 def test_colors_of_distances_are_those_of_the_legend() -> None:
     corners = np.array([[0, 0, 0], [1, 0, 0], [1, 0, 1], [0, 0, 1]])
     plate = Trimesh(corners, [[0, 2, 1], [0, 3, 2]], process=False)
-    heights = np.array([0.0, 0.010, 0.020, 0.5])  # metres; the limit is 20 mm
+    heights = np.array([0.0, 0.010, 0.020, 0.5])  # meters; the limit is 20 mm
     painted = color_by_distance(Trimesh(corners + heights[:, None] * [0, 1, 0], plate.faces, process=False), plate)
     wanted = [ERROR_RAMP[0], ERROR_RAMP[2], ERROR_RAMP[4], ERROR_RAMP[4]]
     assert np.asarray(painted.visual.vertex_colors)[:, :3].tolist() == [list(color) for color in wanted]
@@ -292,7 +292,7 @@ def test_animation_shows_one_frame_at_a_time_and_goes_back_if_asked(tmp_path: Pa
         for moment in (slot + 0.01, slot + 0.5, slot + 0.99):
             assert glb.shown(moment * step) == [f"frame_{frame:04d}"]
     ends = [glb.values(s["input"])[-1, 0] for s in glb.tree["animations"][0]["samplers"]]
-    assert ends == pytest.approx([len(order) * step] * count)  # the last frame is held as long as the others
+    assert ends == pytest.approx([len(order) * step] * count)  # the last frame is shown as long as the others
     assert os.listdir(tmp_path) == ["walk.glb"]
 
 

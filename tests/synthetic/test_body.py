@@ -32,7 +32,7 @@ def poses(body: Body) -> PoseLibrary:
     return PoseLibrary.load(body)
 
 
-def turned(body: Body, angles: dict[str, tuple[float, float, float]]) -> np.ndarray:
+def posed_rotations(body: Body, angles: dict[str, tuple[float, float, float]]) -> np.ndarray:
     """Rotations of the body at rest but for the joints named, in degrees about x, y, z."""
     rotations = np.tile(np.eye(3), (len(body.joints), 1, 1))
     for joint, angle in angles.items():
@@ -84,7 +84,7 @@ def test_principal_components_are_orthogonal_and_in_order(body: Body) -> None:
 def test_identities_are_the_rest_pose(body: Body) -> None:
     coefficients = body.sample_shape(np.random.default_rng(2))
     vertices, joints = body.rest_pose(coefficients)
-    posed = body.skin(coefficients, turned(body, {}))
+    posed = body.skin(coefficients, posed_rotations(body, {}))
     assert posed.dtype == np.float32
     assert posed[:, 1].min() == 0
     shift = np.array([joints[0, 0], vertices[:, 1].min(), joints[0, 2]])
@@ -116,8 +116,8 @@ def test_skinning_equals_a_loop_over_joints(body: Body) -> None:
 
 def test_the_root_turns_the_body_as_a_whole(body: Body) -> None:
     coefficients = body.sample_shape(np.random.default_rng(6))
-    turn = turned(body, {"root": (10.0, 70.0, -20.0)})
-    rest, posed = (body.skin(coefficients, rotations) for rotations in (turned(body, {}), turn))
+    turn = posed_rotations(body, {"root": (10.0, 70.0, -20.0)})
+    rest, posed = (body.skin(coefficients, rotations) for rotations in (posed_rotations(body, {}), turn))
     moved = rest @ turn[0].T
     np.testing.assert_allclose(posed - posed.mean(axis=0), moved - moved.mean(axis=0), atol=2e-6)
 
@@ -158,19 +158,19 @@ def test_joints_bend_in_the_direction_of_the_limits(
     low, high = np.array(LIMITS[name]).T
     assert (low <= angle).all()
     assert (angle <= high).all()
-    moved = (heads(body, turned(body, angles))[joint] - heads(body, turned(body, {}))[joint])[axis]
+    moved = (heads(body, posed_rotations(body, angles))[joint] - heads(body, posed_rotations(body, {}))[joint])[axis]
     assert sign * moved > 0.02
 
 
 @pytest.mark.parametrize("side", ["L", "R"])
 def test_elbows_bend_forward(body: Body, poses: PoseLibrary, side: str) -> None:
     def wrist_to_shoulder(degrees: float) -> tuple[float, float]:
-        rotations = turned(body, {})
+        rotations = posed_rotations(body, {})
         axis = poses.elbow_axes["LR".index(side)]
         bend = Rotation.from_rotvec(axis * degrees, degrees=True)
         rotations[body.joints.index(f"lowerarm01.{side}")] = bend.as_matrix()
-        found = heads(body, rotations)
-        across = found[f"wrist.{side}"] - found[f"upperarm01.{side}"]
+        positions = heads(body, rotations)
+        across = positions[f"wrist.{side}"] - positions[f"upperarm01.{side}"]
         return float(np.linalg.norm(across)), float(across[2])
 
     straight, rest, bent = (wrist_to_shoulder(degrees) for degrees in (ELBOW[0], 0.0, ELBOW[1]))
@@ -226,13 +226,13 @@ def test_motion_clips_match_their_names(body: Body, poses: PoseLibrary) -> None:
     assert np.maximum(kick["foot.L"], kick["foot.R"])[:, 1].max() > kick["root"][:, 1].max()  # a foot above the hips
     punch = seen("punch")
     reach = np.maximum(*(np.linalg.norm(punch[f"wrist.{s}"] - punch[f"upperarm01.{s}"], axis=1) for s in "LR"))
-    rest = heads(body, turned(body, {}))
+    rest = heads(body, posed_rotations(body, {}))
     upper, fore = rest["lowerarm01.L"] - rest["upperarm01.L"], rest["wrist.L"] - rest["lowerarm01.L"]
     assert reach.max() > 0.95 * (np.linalg.norm(upper) + np.linalg.norm(fore))  # a stretched arm
     for clip in poses.clips:
-        found = seen(clip)
-        assert (found["head"][:, 1] > found["root"][:, 1]).all()  # upright
-        assert (found["root"][:, 1] > np.minimum(found["foot.L"], found["foot.R"])[:, 1]).all()
+        positions = seen(clip)
+        assert (positions["head"][:, 1] > positions["root"][:, 1]).all()  # upright
+        assert (positions["root"][:, 1] > np.minimum(positions["foot.L"], positions["foot.R"])[:, 1]).all()
 
 
 def test_poses_of_a_clip_are_even_in_time(body: Body, poses: PoseLibrary) -> None:
@@ -250,17 +250,17 @@ def test_an_unknown_clip_is_an_error_that_names_it(poses: PoseLibrary) -> None:
         poses.sample_clip("swim", np.random.default_rng(0))
 
 
-def through_the_chest(body: Body, degrees: float) -> np.ndarray:
+def arm_through_chest(body: Body, degrees: float) -> np.ndarray:
     """The left arm swung across, into the chest."""
-    return turned(body, {"upperarm01.L": (0.0, -degrees, -30.0), "upperarm01.R": (0.0, degrees, 30.0)})
+    return posed_rotations(body, {"upperarm01.L": (0.0, -degrees, -30.0), "upperarm01.R": (0.0, degrees, 30.0)})
 
 
 def test_penetration_agrees_with_the_winding_number(body: Body, poses: PoseLibrary) -> None:
     rng = np.random.default_rng(11)
     coefficients = body.sample_shape(rng)
-    assert self_penetration(body.skin(coefficients, turned(body, {})), body.faces) < 1e-3
+    assert self_penetration(body.skin(coefficients, posed_rotations(body, {})), body.faces) < 1e-3
     shares = []
-    for rotations in [through_the_chest(body, 110), *(poses.sample_in_limits(rng) for _ in range(4))]:
+    for rotations in [arm_through_chest(body, 110), *(poses.sample_in_limits(rng) for _ in range(4))]:
         mesh = trimesh.Trimesh(body.skin(coefficients, rotations), body.faces, process=False)
         above = mesh.vertices + 3e-4 * mesh.vertex_normals
         winding = igl.fast_winding_number(np.array(mesh.vertices), np.array(mesh.faces), above)
@@ -274,7 +274,7 @@ def test_penetration_agrees_with_the_winding_number(body: Body, poses: PoseLibra
 
 def test_poses_that_penetrate_are_rejected(body: Body, monkeypatch: pytest.MonkeyPatch) -> None:
     coefficients = np.zeros(len(body.components))
-    deep, deeper, rest = through_the_chest(body, 100), through_the_chest(body, 120), turned(body, {})
+    deep, deeper, rest = arm_through_chest(body, 100), arm_through_chest(body, 120), posed_rotations(body, {})
     one, two = (self_penetration(body.skin(coefficients, rotations), body.faces) for rotations in (deep, deeper))
     assert poses_module.MAX_PENETRATION < one < two
     monkeypatch.setattr(poses_module, "MAX_TRIES", 3)
@@ -288,9 +288,12 @@ def test_poses_that_penetrate_are_rejected(body: Body, monkeypatch: pytest.Monke
 
 
 def test_a_pose_between_two_turns_every_joint_half_way(body: Body) -> None:
-    a, b = turned(body, {"head": (0, 10, 0)}), turned(body, {"head": (0, 50, 0), "foot.L": (12, 0, 0)})
+    a, b = (
+        posed_rotations(body, {"head": (0, 10, 0)}),
+        posed_rotations(body, {"head": (0, 50, 0), "foot.L": (12, 0, 0)}),
+    )
     np.testing.assert_allclose(
-        interpolate_pose(a, b, 0.5), turned(body, {"head": (0, 30, 0), "foot.L": (6, 0, 0)}), atol=1e-12
+        interpolate_pose(a, b, 0.5), posed_rotations(body, {"head": (0, 30, 0), "foot.L": (6, 0, 0)}), atol=1e-12
     )
     np.testing.assert_allclose(interpolate_pose(a, b, 0.0), a, atol=1e-12)
     np.testing.assert_allclose(interpolate_pose(a, b, 1.0), b, atol=1e-12)

@@ -36,7 +36,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def listed(root: Path, split: str) -> list[str]:
     """Names subject/sequence/frame in a split file."""
     scans = json.loads((root / "splits" / f"{split}.json").read_text())["scans"]
-    stems = [(subject, *stem.split(".")) for subject, found in scans.items() for run in found.values() for stem in run]
+    stems = [(subject, *stem.split(".")) for subject, runs in scans.items() for run in runs.values() for stem in run]
     return ["/".join(parts) for parts in stems]
 
 
@@ -48,8 +48,8 @@ def registration(root: Path, name: str) -> trimesh.Trimesh:
 
 def test_layout(tiny: Path) -> None:
     names = {split: listed(tiny, split) for split in ("train", "unseen_poses", "unseen_people")}
-    assert [len(found) for found in names.values()] == [4, 2, 1]
-    everything = sorted(name for found in names.values() for name in found)
+    assert [len(split) for split in names.values()] == [4, 2, 1]
+    everything = sorted(name for split in names.values() for name in split)
     assert len(set(everything)) == 7
     on_disk = sorted((tiny / "scans").rglob("*.ply"))
     assert sorted(f"{p.parts[-3]}/{p.parts[-2]}/{p.stem.split('.')[1]}" for p in on_disk) == everything
@@ -143,7 +143,7 @@ def test_frames_are_consecutive_and_motions_have_their_share() -> None:
     frames: dict[tuple[int, str], list[int]] = {}
     for capture in captures:
         frames.setdefault((capture.subject, capture.sequence), []).append(capture.frame)
-    assert all(found == list(range(len(found))) for found in frames.values())
+    assert all(numbers == list(range(len(numbers))) for numbers in frames.values())
     for subject in range(CONFIG.people):
         kinds = [capture.sequence for capture in captures if capture.subject == subject]
         assert kinds.count(LIMITS) == 5
