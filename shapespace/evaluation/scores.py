@@ -131,11 +131,12 @@ def best_median_worst(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str
 
 def _rank(row: Mapping[str, Any]) -> float:
     """Order of a row by its first metric, the best first; infinite without a value (NaN, or null in a file)."""
-    name, columns = next(((key, value) for key, value in row.items() if key not in ("name", "split")), ("", {}))
+    name = next((key for key in row if key not in ("name", "split")), "")
+    columns: Mapping[str, float | None] = row.get(name, {})
     metric = METRICS.get(name)
     ordered_by = [column for column in ("completeness", "accuracy") if column in columns]
     ordered_by = ordered_by or [column for column in columns if metric is None or column in metric.units]
-    values = [math.nan if columns[column] is None else float(columns[column]) for column in ordered_by]
+    values = [math.nan if (value := columns[column]) is None else float(value) for column in ordered_by]
     if not values or math.isnan(sum(values)):
         return math.inf
     mean = sum(values) / len(values)
