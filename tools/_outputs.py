@@ -40,7 +40,7 @@ class MeshOptions:
     resolution: int = 128
     """Cells of the grid along the model cube's edge; 0 writes no meshes."""
     components: Components = "largest"
-    """Components of each mesh that are kept: the largest, or all."""
+    """Components of each mesh that are written: the largest, or all."""
     uncertainty: bool = False
     """Standard deviation of the surface in each mesh: as colors (pale to dark at 3 cm) and, in PLY, as the vertex
     property `quality` (unit of the file). It needs fits by lm."""

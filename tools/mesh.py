@@ -34,7 +34,7 @@ def main(
         out: Folder for the meshes.
         resolution: Cells of the grid along the model cube's edge.
         format: Format of the meshes.
-        components: Components of each mesh that are kept: the largest, or all.
+        components: Components of each mesh that are written: the largest, or all.
 
     """
     space = ShapeSpace.load(run)

@@ -100,7 +100,7 @@ def _lost_process_as_error(run: Run) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"another process of this training has ended ({str(error).splitlines()[0][:120]}). The last checkpoint is "
-            f"kept: continue with shapespace train --resume {run.folder}"
+            f"stored: continue with shapespace train --resume {run.folder}"
         ) from error
 
 
