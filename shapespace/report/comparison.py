@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from shapespace.evaluation.motion import TRUE_MOTION
 from shapespace.evaluation.scores import STATISTICS, format_statistics
 from shapespace.evaluation.stored_scores import MotionScores, ScoredRun
 from shapespace.rendering import plots
@@ -99,7 +100,7 @@ def path_table(paths: Sequence[MotionScores]) -> Table:
         ]
         for one in paths
         for path, medians in one.medians.items()
-        if path != "truth"
+        if path != TRUE_MOTION
     ]
     return Table(["run", "family", "method", "path", "split", *COLUMNS, "pairs", "no surface"], lines, text_columns=5)
 
