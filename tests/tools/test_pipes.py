@@ -213,7 +213,7 @@ def test_the_unit_is_guessed_and_reported_and_meshes_are_written_in_it(
     other = {"mm": "cm", "in": "mm", "m": "mm"}[unit]
     code, _, err = inside("fit", model, "scan.ply", "--out", "b", "--resolution", 16, "--unit", other)
     assert code == 2  # overruled, and so refused
-    assert "large, and" in err
+    assert " m, expected " in err
 
 
 def test_out_of_distribution_scans_are_named_and_strictly_an_error(

@@ -297,7 +297,7 @@ def test_a_file_that_is_no_scan_gets_a_sentence_and_the_page_goes_on(visit: Call
     page.upload("<b>x.ply", b"")
     page.wait_words(escape_text("<b>x.ply: empty (0 bytes). Copy it again."))
     page.upload("words.txt", b"these are words")
-    page.wait_words("words.txt is cut off inside its header or is not a PLY file.")
+    page.wait_words("words.txt: truncated inside the header, or not a PLY file.")
     page.wait(lambda page: not page.control("Fit a scan file")["props"]["disabled"])
     page.set("component 1", 1.0)
     page.wait_words("after the request")

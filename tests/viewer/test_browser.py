@@ -244,7 +244,7 @@ def test_scans_are_uploaded_and_files_that_are_none_or_huge(
     upload(page, tmp_path / "huge.ply")
     wait(page, "huge.ply: 300,000 bytes, the limit is 200,000.")
     upload(page, tmp_path / "words.ply")
-    wait(page, "words.ply is cut off inside its header or is not a PLY file. Copy or download it again.")
+    wait(page, "words.ply: truncated inside the header, or not a PLY file. Copy it again.")
     assert "Traceback" not in page.inner_text("body")
     chosen = page.get_by_label("scan", exact=True)
     for name in ("me.ply", "me.ply again"):  # one after the other
