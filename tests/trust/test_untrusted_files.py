@@ -195,7 +195,8 @@ def test_registrations_read_no_other_file(synthetic_root: Path, tmp_path: Path, 
     _replaced(path, "faces", LEADS[lead](other, "faces"))
     with h5py.File(path, "r+") as file:
         del file["_was"]
-    with pytest.raises(ValueError, match=r"registrations\.hdf5: not a valid HDF5 file.*(is a link|in another file).*Copy"):
+    invalid = r"registrations\.hdf5: not a valid HDF5 file.*(is a link|in another file).*Copy"
+    with pytest.raises(ValueError, match=invalid):
         read_registration(Synthetic(), synthetic_root, "p000", "poses", 0)
 
 
@@ -275,7 +276,8 @@ def test_scans_read_no_file_outside_their_folder(
 
 def test_a_camera_file_names_images_in_its_folder_only(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"depth_file_path": "../x.png"}))
-    with pytest.raises(ValueError, match=r"x\.json: depth_file_path \.\./x\.png is outside the folder of the JSON\. Move"):
+    outside = r"x\.json: depth_file_path \.\./x\.png is outside the folder of the JSON\. Move"
+    with pytest.raises(ValueError, match=outside):
         read_scan(tmp_path / "x.json")
 
 
