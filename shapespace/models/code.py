@@ -13,8 +13,8 @@ class Code:
     """Codes of a batch of shapes: one tensor, or several that share the batch axis (a grid, a pyramid).
 
     Some encoders add unweighted losses in training: `kl`, the KL divergence of each posterior from N(0, 1)
-    (variational), and `distillation`, the squared distance of the encoder's code from the free one. They are here because
-    `training.objective.chunked_gradients` splits them and differentiates by them as by the codes.
+    (variational), and `distillation`, the squared distance of the encoder's code from the free one. They are
+    fields because `training.objective.chunked_gradients` splits and differentiates them as it does the codes.
     """
 
     parts: tuple[Tensor, ...]
