@@ -89,7 +89,7 @@ def test_hints_about_normals(tmp_path: Path) -> None:
     assert flipped.mesh(resolution=32).volume > 0
     signs = np.where(np.random.default_rng(0).random(len(scan)) < 0.3, -1, 1).astype(np.float32)
     (mixed,) = run_reconstruct(replace(scan, normals=signs[:, None] * scan.normals), tmp_path / "d").hints
-    assert "point against their neighbours'" in mixed
+    assert "point against their neighbors'" in mixed
     assert "--normals drop" in mixed
 
 

@@ -41,7 +41,7 @@ def ellipsoid(height: float, seed: int = 0, x: float = 0.0, count: int = 400) ->
 
 @pytest.fixture(scope="module")
 def space() -> ShapeSpace:
-    """A space of ellipsoids of four heights, trained for seconds; a model unit is a metre."""
+    """A space of ellipsoids of four heights, trained for seconds; a model unit is a meter."""
     torch.manual_seed(0)
     sizes = igr.IGRConfig(
         code_dim=3,
