@@ -76,7 +76,7 @@ docs: $(VENV)/ready  ## the reference pages that are made from the code
 	$(BIN)/python -m shapespace.tools._reference docs/reference
 
 figures: $(VENV)/ready data/figures.h5  ## the figures of README and docs: about ten minutes on 2 cores
-	$(BIN)/python -m shapespace.tools._figures data/figures data/figures.h5 docs/images
+	$(BIN)/python -m shapespace.tools._figures data/figures.h5 docs/images
 
 data/figures.h5: $(VENV)/ready
 	$(BIN)/shapespace synthesize data/figures --people 1 --poses 2 --test-people 3 --poses-per-test-person 2 --seed 11

@@ -68,8 +68,8 @@ def _config() -> str:
         "# Configs",
         NOTE,
         "A config is a YAML file with the groups and keys below. Every key is also an option of `shapespace train`, "
-        "such as `--optim.lr 1e-3`. Defaults are those of IGR's paper; the packaged configs in `configs/` say where they "
-        "differ.",
+        "such as `--optim.lr 1e-3`. Defaults are those of IGR's paper; the packaged configs in `configs/` say where "
+        "they differ.",
     ]
     parts += ["## Training", _table(list(_fields(TrainConfig)), _KEYS)]
     for group, kind, prefix in _nested(TrainConfig):
