@@ -31,16 +31,16 @@ class CancellableField(FieldModel):
 
     def __init__(self, model: FieldModel, still_wanted: StillWanted) -> None:
         super().__init__()
-        self._model, self._still_wanted = [model], still_wanted  # in a list: its weights are not this module's
+        self._model, self._still_wanted = model, still_wanted
         self.level, self.is_sdf, self.prior = model.level, model.is_sdf, None
 
     def encode(self, batch: Batch) -> Code:
         """Encode with the wrapped model."""
-        return self._model[0].encode(batch)
+        return self._model.encode(batch)
 
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, Scalar]:
         """Loss terms of the wrapped model."""
-        return self._model[0].loss_terms(batch, code)
+        return self._model.loss_terms(batch, code)
 
     def field(self, x: Float[torch.Tensor, "b q 3"], code: Code) -> Float[torch.Tensor, "b q"]:
         """Field of the wrapped model, in chunks of `FIELD_CHUNK` points.
@@ -53,7 +53,7 @@ class CancellableField(FieldModel):
         for chunk in x.split(FIELD_CHUNK, dim=1):
             if not self._still_wanted():
                 raise Cancelled
-            values.append(self._model[0].field(chunk, code))
+            values.append(self._model.field(chunk, code))
         return torch.cat(values, dim=1)
 
 

@@ -197,7 +197,7 @@ def test_depth_images_are_fitted_like_any_other_scan(
     for limit in (("--max-depth", 1.9), ("--min-depth", 2.1)):
         code, _, err = inside("fit", model, "depth/00000.png", *limit)
         assert code == 2
-        assert "(6,400 of them nearer or farther than the limits allow)" in err
+        assert "(6,400 of them outside the depth limits)" in err
 
 
 @pytest.mark.parametrize(("unit", "meters"), [("mm", 0.001), ("in", 0.0254), ("m", 1.0)])

@@ -100,7 +100,7 @@ def test_bad_scans_are_named_as_they_come_and_at_the_end(synthetic_root, tmp_pat
             ("synthetic", "{root}", "{out}", "--pattern", "{{frame}}"),
             "--pattern {frame}: not for the dataset synthetic.",
         ),
-        (("synthetic", "{root}", "{out}", "--split", "{root}/no.json"), "there is no split file"),
+        (("synthetic", "{root}", "{out}", "--split", "{root}/no.json"), "no.json: no such split file."),
         (("synthetic", "{root}", "{out}", "--points", "3"), "--points 3: must be at least 100."),
     ],
 )

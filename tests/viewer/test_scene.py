@@ -318,7 +318,7 @@ def test_a_file_cannot_name_another_one(collection: ScanCollection, tmp_path: Pa
     whole = len(tree) + 20
     data = b"glTF" + b"".join(n.to_bytes(4, "little") for n in (2, whole, len(tree))) + b"JSON" + tree
     builder = SceneBuilder(collection)
-    with pytest.raises(ValueError, match=r"^secret\.glb "):
+    with pytest.raises(ValueError, match=r"^secret\.glb: "):
         builder.add_upload("secret.glb", data)
 
 
