@@ -34,6 +34,11 @@ _POOL_STDS = (0.1, 0.01)  # model units (IF-Nets, section 3.2)
 Transform = Callable[[Any], Any]  # from torch-geometric `Data` to `Data`
 
 
+def derive_seed(*key: int) -> int:
+    """Seed from 0 to 2^62 - 1 for numbers >= 0, such as (seed, step, rank); trailing zeros do not count."""
+    return int(np.random.default_rng(key).integers(2**62))
+
+
 def sample_near_surface(
     points: Float[Tensor, "*b n 3"], std: float, generator: Generator | None = None
 ) -> Float[Tensor, "*b n 3"]:
@@ -246,7 +251,7 @@ class StepDataset(Dataset[Batch]):
         ]
         if self.transform is not None:
             drawn = [Scan.from_data(self.transform(scan.to_data())) for scan in drawn]
-        seed = int(np.random.default_rng((self.seed, step, self.scans + self.rank)).integers(2**62))
+        seed = derive_seed(self.seed, step, self.scans + self.rank)
         batch = self.collate(drawn, scan_index=rows, seed=seed)
         return batch if self.labels is None else self._add_labels(batch, self.labels, seed)
 

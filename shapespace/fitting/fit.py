@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from shapespace.data.loader import collate
+from shapespace.data.loader import collate, derive_seed
 from shapespace.fitting.levenberg_marquardt import LMOptions, levenberg_marquardt
 from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
 from shapespace.geometry import similarity
@@ -137,10 +137,9 @@ def _fit_adam_one(
         for step in tqdm(range(options.steps), desc=f"fit {scan.name}", unit="step"):
             if step == options.steps // 2:
                 optimizer.param_groups[0]["lr"] = options.lr / 10
-            sample = resample(scan, options.points, hash((seed, step)) % 2**32)
-            batch = collate(
-                [sample], near_std=options.near_std, half_extent=options.half_extent, seed=hash((seed, step)) % 2**32
-            ).to(device)
+            drawn = derive_seed(seed, step)
+            sample = resample(scan, options.points, drawn)
+            batch = collate([sample], near_std=options.near_std, half_extent=options.half_extent, seed=drawn).to(device)
             gradients = chunked_gradients(loss, batch, start.unflatten(flat.detach()), ()).gradients
             flat.grad = torch.cat([part.flatten(1) for part in gradients if part is not None], dim=1)
             optimizer.step()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from shapespace.data.loader import Batch, StepDataset, batches
+from shapespace.data.loader import Batch, StepDataset, batches, derive_seed
 from shapespace.data.store import ScanSource
 from shapespace.models import registry
 from shapespace.models.base import ModelConfig, ShapeModel
@@ -151,7 +151,7 @@ def train(job: TrainingJob, run: Run, *, resume: bool = False) -> None:
                 fraction = progress(step, time.monotonic() - began, job, signals)
                 if fraction >= 1:
                     break
-                torch.manual_seed(hash((config.seed, step, dataset.rank)))
+                torch.manual_seed(derive_seed(config.seed, step, dataset.rank))
                 for group, lr in zip(optimizers.param_groups, base_lr, strict=True):
                     group["lr"] = lr * schedule(step, fraction)
                 loss, terms = objective(batch.to(device))
