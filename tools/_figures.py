@@ -98,14 +98,14 @@ def results(space: ShapeSpace, store: ScanStore, names: Sequence[str], path: Pat
     titles = ("scan", "prediction", f"error, 0 to {LIMIT:g} mm", "ground truth")
 
     figure = Figure(figsize=(8, 11))
-    grid = GridSpec(len(rows), 4, figure, wspace=0.02, hspace=0.08)
+    grid = GridSpec(len(rows), 4, figure, wspace=0.02, hspace=0.1)
     for row, (scan, body) in enumerate(rows):
         mesh = space.mesh(space.fit_scans([scan])[0], resolution=CELLS)
         figures = (scan_to_mesh(scan), mesh, color_by_distance(mesh, body, limit=LIMIT), body)
         for column, shown in enumerate(figures):
             title = titles[column] if row == 0 else ""
-            _picture(figure, grid[row, column], render([shown], size=420), title)
-        figure.text(0.5, grid[row, 0].get_position(figure).y0 - 0.012, _errors(mesh, body), ha="center", va="top")
+            below = _errors(mesh, body) if shown is figures[2] else ""
+            _picture(figure, grid[row, column], render([shown], size=420), title, below)
     _save(figure, path)
 
 
@@ -114,8 +114,8 @@ def interpolation(space: ShapeSpace, store: ScanStore, names: Sequence[str], pat
     first = names[0].split("/")[0]
     same = [name for name in names if name.split("/")[0] == first][:2]
     other = next(name for name in names if name.split("/")[0] != first)
-    figure = Figure(figsize=(10, 6.4))
-    grid = GridSpec(2, 2, figure, width_ratios=(6, 1), wspace=0.08, hspace=0.15)
+    figure = Figure(figsize=(12, 4.4))
+    grid = GridSpec(2, 2, figure, width_ratios=(7, 1), wspace=0.1, hspace=0.35)
     for row, (pair, title) in enumerate(((same, "two poses of one person"), ((same[0], other), "two people"))):
         a, b = space.fit_scans([store.scan(name) for name in pair])
         meshes = [_at_origin(one) for one in space.interpolate(a, b, 9, resolution=CELLS)]
@@ -170,10 +170,11 @@ def architecture(path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ parts
 
 
-def _picture(figure: Figure, place: object, image: np.ndarray, title: str) -> None:
+def _picture(figure: Figure, place: object, image: np.ndarray, title: str, below: str = "") -> None:
     axis = figure.add_subplot(place)  # type: ignore[call-overload]
     axis.imshow(image)
     axis.set_title(title, fontsize=9)
+    axis.text(0.5, -0.01, below, ha="center", va="top", transform=axis.transAxes)
     axis.set_axis_off()
 
 
@@ -213,7 +214,8 @@ def _relative(figure: Figure, place: object, meshes: Sequence[Trimesh]) -> None:
     for name, values in (("area", [mesh.area for mesh in meshes]), ("volume", [abs(mesh.volume) for mesh in meshes])):
         axis.plot(np.linspace(0, 1, len(values)), np.array(values) / np.mean(values), label=name)
     axis.set_ylim(0.9, 1.1)
-    axis.set_xticks([0, 1])
+    axis.set_xticks([0, 1], ["start", "end"], fontsize=7)
+    axis.set_yticks([0.9, 1.0, 1.1], ["0.9", "1", "1.1"], fontsize=7)
     axis.set_title("relative to the mean", fontsize=8)
     axis.legend(fontsize=7, frameon=False)
 
