@@ -148,7 +148,8 @@ def _fields(kind: Any, prefix: str = "") -> Iterator[Option]:
 def _field_docs(kind: Any) -> dict[str, str]:
     """The docstring below each field of a dataclass, base classes included."""
     found: dict[str, str] = {}
-    for base in filter(is_dataclass, reversed(kind.__mro__)):
+    bases: list[Any] = [base for base in reversed(kind.__mro__) if is_dataclass(base)]
+    for base in bases:
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(node, ast.ClassDef)
         for field, after in zip(node.body, node.body[1:], strict=False):

@@ -153,7 +153,7 @@
       }
       const frame = this.frames[this.shown], [right, up, back] = axes(this.camera);
       const { across, high, zoom } = this.camera;
-      const size = 0.96 * zoom * Math.min(width / across, height / high);  // pixels of two metres
+      const size = 0.96 * zoom * Math.min(width / across, height / high);  // pixels of two meters
       gl.viewport(0, 0, width, height);
       gl.clearColor(0, 0, 0, 0);
       gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);

@@ -51,7 +51,7 @@ class InterpolationResult:
     up: units.Up
 
     def read(self) -> list[Trimesh]:
-        """Read the meshes (metres, y up)."""
+        """Read the meshes (meters, y up)."""
         return [scan_files.read_mesh(file, unit=self.unit, up=self.up) for file in self.meshes]
 
 

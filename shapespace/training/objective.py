@@ -181,7 +181,7 @@ def set_matmul_precision(
     """
     if precision == "bf16":
         for network in model.modules():
-            if isinstance(network, SkipMLP) and _has_bf16(batch.points.device):
+            if isinstance(network, SkipMLP) and has_bfloat16(batch.points.device):
                 network.matmul_dtype = torch.bfloat16
         return
     if precision != "auto":
@@ -227,7 +227,8 @@ def choose_execution(model: nn.Module, batch: Batch, steps: int, minutes: float 
     return "compiled" if estimate > MIN_COMPILE_MINUTES else "eager"
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products of bfloat16 matrices."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities()

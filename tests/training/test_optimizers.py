@@ -4,7 +4,7 @@ import torch
 
 from shapespace.models import igr
 from shapespace.models.igr import IGR
-from shapespace.training.optimizers import LazyAdam, make_optimizers
+from shapespace.training.optimizers import Float32Muon, LazyAdam, make_optimizers
 
 
 def model(encoder: str = "autodecoder") -> IGR:
@@ -87,3 +87,25 @@ def test_visited_rows_move_as_under_adam_and_others_do_not_move() -> None:
         rows.step()
     torch.testing.assert_close(table.detach(), torch.stack([row.detach() for row in alone]))
     assert torch.equal(table[2].detach(), start[2])
+
+
+def test_muon_in_float32_is_muon_but_for_rounding() -> None:
+    """Against torch's, of which bfloat16 has eight bits; and a state goes from one to the other."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((24, 24), (40, 16), (16, 40))]
+    kinds = (torch.optim.Muon, Float32Muon)
+    settings = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    matrices = [[part.clone().requires_grad_() for part in start] for _ in kinds]
+    states = None
+    for _ in range(2):
+        optimizers = [kind(parts, **settings) for kind, parts in zip(kinds, matrices, strict=True)]
+        for optimizer, state in zip(optimizers, reversed(states or []), strict=False):
+            optimizer.load_state_dict(state)
+        gradients = [torch.randn(part.shape, generator=generator) for part in start]
+        for parts, optimizer in zip(matrices, optimizers, strict=True):
+            for part, gradient in zip(parts, gradients, strict=True):
+                part.grad = gradient.clone()
+            optimizer.step()
+        states = [optimizer.state_dict() for optimizer in optimizers]
+    for torchs, ours, before in zip(*matrices, start, strict=True):
+        assert (ours - torchs).norm() < 0.02 * (torchs - before).norm()
