@@ -13,7 +13,7 @@ from trimesh import Trimesh
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import write_scan
 
-# Half axes and centre of the ellipsoids of a body, metres, y up, feet on the floor; the arms turn about the shoulders.
+# Half axes and center of the ellipsoids of a body, meters, y up, feet on the floor; the arms turn about the shoulders.
 _PARTS = (
     ((0.17, 0.34, 0.11), (0.0, 1.15, 0.0)),
     ((0.10, 0.14, 0.11), (0.0, 1.58, 0.0)),
@@ -27,12 +27,12 @@ _PARTS = (
 def make_body(stature: float = 1.0, raised: float = 0.0) -> Trimesh:
     """A closed, outward body of six ellipsoids, always of the same topology: `raised` turns the arms (radians)."""
     parts = []
-    for axes, centre in _PARTS:
+    for axes, center in _PARTS:
         part = trimesh.creation.icosphere(subdivisions=2)
         part.apply_scale(axes)
-        part.apply_translation(centre)
-        if abs(centre[0]) > 0.4:
-            side = np.sign(centre[0])
+        part.apply_translation(center)
+        if abs(center[0]) > 0.4:
+            side = np.sign(center[0])
             turn = trimesh.transformations.rotation_matrix(side * raised, (0, 0, 1), (side * 0.15, 1.38, 0))
             part.apply_transform(turn)
         parts.append(part)
@@ -105,7 +105,7 @@ def faust_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cape_root(tmp_path: Path) -> Path:
-    """Two people, one sequence of three frames, the faces apart, and raw scans of it in millimetres."""
+    """Two people, one sequence of three frames, the faces apart, and raw scans of it in millimeters."""
     root = tmp_path / "cape_release"
     names = []
     for subject, stature in (("00032", 1.0), ("00096", 0.9)):

@@ -18,7 +18,7 @@ from shapespace.io.units import UNITS, UnitName, guess_unit, to_meters
 
 
 def check_layout(dataset_name: str, root: Path, closed: bool) -> dict[str, ScanEntry]:
-    """Every scan is found once, reads in metres with y up, has the size of a person, and lies on its true surface."""
+    """Every scan is found once, reads in meters with y up, has the size of a person, and lies on its true surface."""
     dataset = get_dataset(dataset_name)
     entries = {entry.name: entry for entry in dataset.list_scans(root)}
     assert list(entries) == sorted(entries)
@@ -345,7 +345,7 @@ def test_many_scans_say_their_unit_together_and_something_between_is_unsure() ->
     def cube(size: float) -> Scan:
         return Scan("", size * np.random.default_rng(0).uniform(-0.5, 0.5, (500, 3)).astype(np.float32))
 
-    assert guess_unit([cube(90.0)]).confidence < 0.8  # a large person in inches, or a child in centimetres
+    assert guess_unit([cube(90.0)]).confidence < 0.8  # a large person in inches, or a child in centimeters
     assert guess_unit([cube(90.0), cube(170.0), cube(180.0)]).name == "cm"
     assert guess_unit([cube(1e6)]) == ("m", 0)
 

@@ -71,7 +71,7 @@ def test_a_sample_lies_on_the_true_surface_with_outward_normals_and_its_sensors(
         np.testing.assert_allclose(np.unique(world.sensors.round(4), axis=0), [[0, 1, -3], [0, 1, 3]])
 
 
-def test_the_frame_is_centred_on_the_surface_and_scaled_once(store, synthetic_root):
+def test_the_frame_is_centered_on_the_surface_and_scaled_once(store, synthetic_root):
     dataset = get_dataset("synthetic")
     for entry in dataset.list_scans(synthetic_root):
         whole = dataset.read_scan(entry)

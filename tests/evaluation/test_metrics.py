@@ -249,7 +249,7 @@ def test_areas_volumes_and_sa_sigma_of_boxes() -> None:
 # ------------------------------------------------------------------------------------------------- rows and summaries
 
 
-def test_score_gives_rows_that_do_not_depend_on_their_neighbours() -> None:
+def test_score_gives_rows_that_do_not_depend_on_their_neighbors() -> None:
     predicted = sphere(0.51, 3)
     both = score(["chamfer_l1", "surface_distance"], predicted, sphere(0.5, 3))
     assert list(both) == ["chamfer_l1", "surface_distance"]

@@ -88,7 +88,7 @@ def test_starts_are_rotations_and_near_to_any_other(
 
 
 @pytest.mark.parametrize(("unknown", "count"), [("yaw", 3), ("full", 13)])
-def test_neighbours_are_still_or_turned_by_the_angle_evenly_about_the_axes(
+def test_neighbors_are_still_or_turned_by_the_angle_evenly_about_the_axes(
     unknown: similarity.UnknownRotation, count: int
 ) -> None:
     vectors = Rotation.from_matrix(similarity.rotation_neighborhood(unknown, 24.0)).as_rotvec(degrees=True)

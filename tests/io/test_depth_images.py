@@ -22,7 +22,7 @@ from shapespace.io.scan_files import read_mesh, read_scan
 
 WIDTH, HEIGHT = 160, 120
 INTRINSICS = {"width": WIDTH, "height": HEIGHT, "fx": 150.0, "fy": 140.0, "cx": 83.0, "cy": 57.0}
-# Off centre, tilted, and unlike itself under every swap and mirror of axes.
+# Off center, tilted, and unlike itself under every swap and mirror of axes.
 A, B, RADIUS = torch.tensor([-0.3, 0.5, 0.1]), torch.tensor([0.25, 1.1, -0.2]), 0.2
 UPRIGHT = np.diag([1.0, -1.0, -1.0, 1.0])
 
@@ -44,7 +44,7 @@ def looking_at(middle: np.ndarray, place: np.ndarray, roll: float = 0.0) -> np.n
 
 
 def render(pose: np.ndarray, distance: Callable[[np.ndarray], np.ndarray] = to_capsule) -> np.ndarray:
-    """Depth along the optical axis by sphere tracing, in metres; 0 where a ray misses."""
+    """Depth along the optical axis by sphere tracing, in meters; 0 where a ray misses."""
     v, u = np.mgrid[:HEIGHT, :WIDTH]
     rays = np.stack(
         [(u - INTRINSICS["cx"]) / INTRINSICS["fx"], (v - INTRINSICS["cy"]) / INTRINSICS["fy"], np.ones_like(u)], -1
@@ -110,7 +110,7 @@ def check(scan: Scan, places: list[np.ndarray], rounding: float) -> None:
 # ------------------------------------------------------------------------------------------------------------- formats
 
 
-def test_a_png_of_millimetres_lies_on_the_shape(tmp_path: Path) -> None:
+def test_a_png_of_millimeters_lies_on_the_shape(tmp_path: Path) -> None:
     scan = read_scan(write(tmp_path))
     assert scan.name == "view"
     assert len(scan) > 1500
@@ -120,7 +120,7 @@ def test_a_png_of_millimetres_lies_on_the_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_an_npy_of_metres_is_exact(tmp_path: Path, kind: type) -> None:
+def test_an_npy_of_meters_is_exact(tmp_path: Path, kind: type) -> None:
     write(tmp_path)
     (tmp_path / "view.png").unlink()
     depth = render(FRONT)
@@ -139,7 +139,7 @@ def save_exr(path: Path, **channels: np.ndarray) -> None:
         file.write(str(path))
 
 
-def test_an_exr_of_metres_is_exact_and_what_is_not_there_was_not_measured(tmp_path: Path) -> None:
+def test_an_exr_of_meters_is_exact_and_what_is_not_there_was_not_measured(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "view.png").unlink()
     depth = render(FRONT).astype(np.float32)
@@ -232,7 +232,7 @@ def test_a_frame_may_have_a_camera_of_its_own(tmp_path: Path) -> None:
 
 
 def test_places_of_cameras_have_the_file_s_unit_and_up_axis(tmp_path: Path) -> None:
-    """The same world in centimetres, z up."""
+    """The same world in centimeters, z up."""
     turn = np.eye(4)
     turn[:3, :3] = [[1, 0, 0], [0, 0, -1], [0, 1, 0]]  # our y to their z
     pose = turn @ FRONT
@@ -310,14 +310,14 @@ def test_limits_that_leave_nothing_are_told(tmp_path: Path) -> None:
 def test_alone_in_the_air_is_left_out(tmp_path: Path) -> None:
     depth = np.zeros((HEIGHT, WIDTH))
     depth[20:60, 20:60] = 2.0
-    depth[80:, 100:] = np.where(np.indices((40, 60)).sum(axis=0) % 2, 1.0, 3.0)  # no neighbours
+    depth[80:, 100:] = np.where(np.indices((40, 60)).sum(axis=0) % 2, 1.0, 3.0)  # no neighbors
     np.save(tmp_path / "view.npy", depth)
     save_json(tmp_path / "view.json", **INTRINSICS)
     assert len(read_scan(tmp_path / "view.npy")) == 1600
 
 
 def test_samples_have_the_normals_between_those_of_the_corners(tmp_path: Path) -> None:
-    """Rounded to millimetres, faces of neighbouring pixels are steps; the means around points are less so."""
+    """Rounded to millimeters, faces of neighboring pixels are steps; the means around points are less so."""
     scan = read_scan(write(tmp_path))
     angles = {}
     for name, of in (("corners", scan), ("faces", replace(scan, normals=None))):
@@ -343,7 +343,7 @@ def test_a_depth_image_needs_a_camera_in_the_world() -> None:
 
 
 def test_a_folder_of_frames_becomes_scans_named_by_frame(tmp_path: Path) -> None:
-    """As Open3D's recorders leave it, with colours beside; and one capture of several cameras a frame."""
+    """As Open3D's recorders leave it, with colors beside; and one capture of several cameras a frame."""
     save_json(tmp_path / "anna/intrinsic.json", **INTRINSICS)
     for frame in ("00000", "00001"):
         save_png(tmp_path / f"anna/depth/{frame}.png", render(FRONT))
@@ -412,7 +412,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {**INTRINSICS, "depth_scale": 1000},
         "depth_scale is ambiguous: some programs multiply .* 0.001",
     ),
-    "in kilometres": (
+    "in kilometers": (
         {**INTRINSICS, "depth_unit_scale_factor": 1},
         r"view\.png: \d+ surface points, .* maximum depth jump is 0\.03 m.* depth_unit_scale_factor",
     ),

@@ -94,7 +94,7 @@ def glb(length: int | None = None) -> bytes:
     return b"glTF" + struct.pack("<IIII", 2, len(text) + 20, len(text) if length is None else length, 0x4E4F534A) + text
 
 
-def png(width: int = 64, height: int = 64, bits: int = 16, colour: int = 0, values: bytes | None = None) -> bytes:
+def png(width: int = 64, height: int = 64, bits: int = 16, color: int = 0, values: bytes | None = None) -> bytes:
     """A PNG chunk by chunk, so that its header may say what it likes."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -102,7 +102,7 @@ def png(width: int = 64, height: int = 64, bits: int = 16, colour: int = 0, valu
 
     if values is None:
         values = b"".join(b"\0" + struct.pack(">64H", *(2000 + row,) * 64) for row in range(64))
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(values)) + chunk(b"IEND", b"")
 
 

@@ -17,7 +17,7 @@ UPS = ("x", "y", "z", "-x", "-y", "-z")
 
 
 def capsule() -> trimesh.Trimesh:
-    """Off centre and along z, so that swapped or mirrored axes show."""
+    """Off center and along z, so that swapped or mirrored axes show."""
     mesh = trimesh.creation.capsule(height=1.2, radius=0.3, count=(12, 12))
     mesh.apply_translation((0.1, 0.2, 0.4))
     return trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
@@ -132,7 +132,7 @@ def test_ply_of_either_encoding(tmp_path, encoding):
     np.testing.assert_array_equal(scan.faces, capsule().faces)
 
 
-def test_big_endian_ply_of_quads_with_comments_and_colours(tmp_path):
+def test_big_endian_ply_of_quads_with_comments_and_colors(tmp_path):
     grid = np.stack(np.meshgrid(np.arange(11), np.arange(11), [0], indexing="ij"), axis=-1).reshape(-1, 3)
     quads = np.array(
         [[11 * i + j, 11 * i + j + 11, 11 * i + j + 12, 11 * i + j + 1] for i in range(10) for j in range(10)]
@@ -330,7 +330,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda p: p.write_text("v 0 0 1\n" * 200 + "f 0 1 2\n"),
         "corner 0, and OBJ indices start",
     ),
-    "colours": (
+    "colors": (
         "s.xyz",
         lambda p: np.savetxt(p, np.hstack([cloud(), np.full((200, 3), 200)])),
         r"not unit normals \(median length 346\)\. If they are colors, save",

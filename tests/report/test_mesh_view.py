@@ -38,7 +38,7 @@ def test_a_mesh_comes_back_to_within_half_a_step(colored: bool) -> None:
     mesh = ball(colored=colored)
     back = unpack(pack(mesh))
     step = np.ptp(mesh.vertices, axis=0).max() / STEPS
-    assert np.abs(back.vertices - mesh.vertices).max() <= 0.5 * step + 1e-6  # and float32 of metres
+    assert np.abs(back.vertices - mesh.vertices).max() <= 0.5 * step + 1e-6  # and float32 of meters
     assert (back.faces == mesh.faces).all()
     assert (colors.vertex_colors(back) is not None) == colored
     if colored:
@@ -56,7 +56,7 @@ def test_what_no_face_uses_is_left_out() -> None:
     assert pack(loose) == pack(mesh)
 
 
-def test_more_faces_than_may_be_are_merged_and_keep_place_and_colour() -> None:
+def test_more_faces_than_may_be_are_merged_and_keep_place_and_color() -> None:
     mesh = ball(5)
     packed = pack(mesh, faces=2000)
     back = unpack(packed)

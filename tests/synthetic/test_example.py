@@ -31,7 +31,7 @@ def test_the_file_is_what_its_maker_makes() -> None:
     assert example.example_file().stat().st_size < 260_000
 
 
-def test_it_is_in_metres_with_y_up_and_feet_on_the_floor() -> None:
+def test_it_is_in_meters_with_y_up_and_feet_on_the_floor() -> None:
     low, high = example_scan().points.min(axis=0), example_scan().points.max(axis=0)
     assert high[1] - low[1] == pytest.approx(1.5, abs=0.1)
     assert low[1] == pytest.approx(0.0, abs=0.02)

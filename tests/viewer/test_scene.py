@@ -78,7 +78,7 @@ def test_coarse_then_fine_then_numbers(collection: ScanCollection) -> None:
     assert numbers.floor[1] == pytest.approx(low)
 
 
-def test_another_colour_needs_no_other_mesh(collection: ScanCollection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_color_needs_no_other_mesh(collection: ScanCollection, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = SceneBuilder(collection)
     list(builder.build(ViewRequest(ScanShape("a/b/0"), resolution=40)))
 
@@ -90,7 +90,7 @@ def test_another_colour_needs_no_other_mesh(collection: ScanCollection, monkeypa
     assert [scene.resolution for scene in scenes] == [40, 40]
 
 
-def test_colours_are_the_errors_in_the_colours_of_the_legend(collection: ScanCollection) -> None:
+def test_colors_are_the_errors_in_the_colors_of_the_legend(collection: ScanCollection) -> None:
     builder, fitted = SceneBuilder(collection), collection.fitted_scan("a/b/0")
     *_, scene = builder.build(ViewRequest(ScanShape("a/b/0"), "scan to mesh", 12.0, resolution=40))
     away, _, _ = closest_point(scene.scan.points.astype(np.float64), scene.mesh)  # type: ignore[union-attr]
@@ -117,7 +117,7 @@ def test_points_are_lit_by_their_normals(collection: ScanCollection) -> None:
     assert shade[facing < -0.5].max() < 90
 
 
-def test_what_has_no_colours_says_why(space: ShapeSpace, collection: ScanCollection, scan: Scan) -> None:
+def test_what_has_no_colors_says_why(space: ShapeSpace, collection: ScanCollection, scan: Scan) -> None:
     (scene,) = SceneBuilder(collection).build(
         ViewRequest(PrincipalShape((0.0,)), "mesh to ground truth", resolution=COARSE)
     )
@@ -150,7 +150,7 @@ def test_the_lines_of_a_slice_lie_where_the_field_has_their_level(collection: Sc
     np.testing.assert_array_equal(black, nearest == 0)
     assert set(nearest) >= {-100, 0, 100}
 
-    # The picture: each pixel has the colour of the field where it lies, the first row on top.
+    # The picture: each pixel has the color of the field where it lies, the first row on top.
     rows, columns = cut.image.shape[:2]
     assert rows == columns
     steps = cut.side * (np.arange(rows) / (rows - 1) - 0.5)
