@@ -254,7 +254,7 @@ def part_label(part: str) -> str:
 
 def legend(limit: float) -> str:
     """Color scale from 0 to `limit` mm, as HTML."""
-    labels = "".join(f"<span>{label}</span>" for label in ("0", f"{limit / 2:g}", f"{limit:g} mm and more"))
+    labels = "".join(f"<span>{label}</span>" for label in ("0", f"{limit / 2:g}", f"{limit:g} mm or more"))
     return (
         '<div style="padding: 0.4em 0.8em; font-size: 0.85em">'
         f'<div style="height: 0.8em; border-radius: 2px; background: {colors.css_ramp()}"></div>'

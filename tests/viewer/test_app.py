@@ -202,7 +202,7 @@ def test_a_page_shows_the_first_scan_with_its_numbers(visit: Callable[..., Visit
     page.set("color", "scan to mesh")
     page.wait_words("Distance from scan to mesh: median")
     assert legend["visible"]
-    assert "20 mm and more" in legend["content"]
+    assert "20 mm or more" in legend["content"]
 
 
 def test_five_visitors_do_not_mix(visit: Callable[..., Visitor], space: ShapeSpace) -> None:

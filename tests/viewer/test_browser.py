@@ -252,14 +252,14 @@ def test_scans_are_uploaded_and_files_that_are_none_or_huge(
         page.wait_for_function("([it, name]) => it.value === name", arg=[chosen.element_handle(), name])
         wait(page, "Uncertainty (standard deviation of the surface): median")
         wait(page, "istribution: score")
-    wait(page, "30 mm and more")  # the legend
+    wait(page, "30 mm or more")  # the legend
     # It is sure to within millimeters, so that the mesh is pale if the colors end at 30, and dark if they do at 1.
     seen(page, many(dots), few(dark))
     limit = page.get_by_label("end of the color scale (mm)", exact=True)
     limit.fill("1")
     limit.press("Enter")
     seen(page, many(dark))
-    wait(page, "1 mm and more")
+    wait(page, "1 mm or more")
     with page.expect_download() as download:
         page.get_by_role("tab", name="Export").click()
         page.get_by_role("button", name="Export the shown mesh").click()
