@@ -55,7 +55,7 @@ runs/demo/interpolation/interpolation.png: runs/demo/trained
 runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/interpolation/interpolation.png
 	$(BIN)/shapespace report runs/demo > /dev/null
 
-test: $(VENV)/ready  ## the test suite: at most 10 minutes on 2 cores
+test: $(VENV)/ready  ## the test suite: about 15 minutes on 2 cores
 	$(BIN)/python -m pytest -q
 
 check: $(VENV)/ready  ## format, lint, types, layers of imports
