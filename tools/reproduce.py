@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -24,6 +24,7 @@ from shapespace.evaluation import metrics
 from shapespace.evaluation.baselines import screened_poisson
 from shapespace.evaluation.scores import markdown_table, write_results
 from shapespace.evaluation.surface_benchmarks import FieldError, field_error, known_surfaces, load_benchmark
+from shapespace.fitting.fit import FitMethod
 from shapespace.fitting.refine import RefineOptions
 from shapespace.geometry.scan import Scan
 from shapespace.io.atomic import replacing
@@ -117,7 +118,7 @@ class ShapeSpaceExperiment:
     """Config of the training; `igr_paper` is that of the paper."""
     minutes: float | None = None
     """Time of the training (min); by default that of the config."""
-    methods: tuple[Literal["auto", "lm", "adam", "encode", "refine"], ...] = ("auto", "encode")
+    methods: tuple[FitMethod, ...] = ("auto", "encode")
     """Fitting methods of unseen scans."""
     limit: int | None = None
     """Maximum number of scans of each split."""

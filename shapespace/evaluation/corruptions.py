@@ -17,7 +17,7 @@ from shapespace.fitting.levenberg_marquardt import Alignment
 from shapespace.geometry import proximity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
-from shapespace.io.units import UNITS, guess_unit
+from shapespace.io.units import UNITS, to_meters
 from shapespace.synthetic.scanner import VirtualScanner
 
 COMPLETE = "complete"
@@ -80,9 +80,8 @@ def add_outliers(scan: Scan, rng: np.random.Generator, share: float = 0.3) -> Sc
 def guess_random_unit(scan: Scan, rng: np.random.Generator) -> Scan:
     """Convert to a random unit, and back by the unit that is guessed."""
     unit = float(rng.choice(list(UNITS.values())))
-    converted = scan.to_model(Frame(torch.zeros(3), torch.tensor(unit)))
-    guessed = UNITS[guess_unit([converted]).name]
-    return converted.to_world(Frame(torch.zeros(3), torch.tensor(guessed)))
+    (guessed,), _ = to_meters([scan.to_model(Frame(torch.zeros(3), torch.tensor(unit)))])
+    return guessed
 
 
 def rotate(scan: Scan, ground_truth: Trimesh, rotation: Rotation) -> tuple[Scan, Trimesh]:
