@@ -1,4 +1,4 @@
-"""Animations of meshes: GIF, WebP, APNG, MP4, and GLB with a node for each frame."""
+"""Animations of meshes: GIF, WebP, APNG, MP4, and GLB with morph targets or with a node for each frame."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from tqdm import tqdm
 from trimesh import Scene, Trimesh
@@ -124,11 +124,14 @@ def write_animated_glb(
 ) -> None:
     """Write meshes as the frames of one looped GLB; `seconds`: from the first to the last frame.
 
-    `back`: play forward, then backward.
+    `back`: play forward, then backward. At rest the file shows the first frame, also in viewers without animation.
 
-    Interpolated surfaces have different faces, which morph targets do not support. Each frame is a node, whose scale a
-    STEP animation switches between 1 and 0 (the glTF 2.0 specification recommends scale 0 to hide a node). At rest only
-    the first frame has scale 1: viewers without animation show that one.
+    Meshes that differ in nothing but the places of their vertices become one mesh with a morph target for each later
+    frame. A LINEAR animation of the weights moves positions and normals smoothly from frame to frame.
+
+    Other meshes, such as interpolated surfaces, have different faces or colors, which these morph targets do not hold.
+    Each frame is then a node, whose scale a STEP animation switches between 1 and 0 (the glTF 2.0 specification
+    recommends scale 0 to hide a node): the surface jumps from frame to frame.
 
     Raises:
         ValueError: No meshes, or a mesh without faces.
@@ -136,20 +139,38 @@ def write_animated_glb(
     """
     if not meshes:
         raise ValueError(f"{path}: no meshes for an animation. Give at least one.")
-    scene = Scene()
     for k, mesh in enumerate(meshes):
         if not len(mesh.faces):
             raise ValueError(
                 f"{path}: frame {k} of {len(meshes)} has no faces. Remove it, or extract its surface again."
             )
+    is_motion = _is_motion(meshes)
+    scene = Scene()
+    for k, mesh in enumerate(meshes[:1] if is_motion else meshes):
         scene.add_geometry(_smooth(mesh), node_name=_frame(k), geom_name=_frame(k))
 
     def finish(buffers: Any, tree: dict[str, Any]) -> None:
         _add_materials(tree)
-        _add_animation(buffers, tree, len(meshes), seconds, back=back)
+        if is_motion:
+            _add_morph_targets(buffers, tree, meshes)
+            _add_weights(buffers, tree, len(meshes), seconds, back=back)
+        else:
+            _add_scales(buffers, tree, len(meshes), seconds, back=back)
 
     with replacing(path) as part:
         part.write_bytes(_glb(scene, finish))
+
+
+def _is_motion(meshes: Sequence[Trimesh]) -> bool:
+    """Whether there are several meshes, of the same faces and the same vertex colors."""
+    first, colors = meshes[0], vertex_colors(meshes[0])
+    return len(meshes) > 1 and all(
+        np.array_equal(mesh.faces, first.faces) and _equal(vertex_colors(mesh), colors) for mesh in meshes[1:]
+    )
+
+
+def _equal(a: UInt8[np.ndarray, "n 4"] | None, b: UInt8[np.ndarray, "m 4"] | None) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
 
 
 def colored_glb(mesh: Trimesh) -> bytes:
@@ -207,14 +228,23 @@ def _add_materials(tree: dict[str, Any]) -> None:
     tree["materials"] = materials
 
 
-def _add_animation(buffers: Any, tree: dict[str, Any], count: int, seconds: float, *, back: bool) -> None:
+def _order(count: int, *, back: bool) -> list[int]:
+    """Frames in the order of one loop; the first one, with which the loop starts again, is not repeated."""
+    return [*range(count), *(range(count - 2, 0, -1) if back else ())]
+
+
+def _nodes(tree: dict[str, Any]) -> dict[str, int]:
+    return {node.get("name"): index for index, node in enumerate(tree["nodes"])}
+
+
+def _add_scales(buffers: Any, tree: dict[str, Any], count: int, seconds: float, *, back: bool) -> None:
     """Hide all nodes but the first, and animate their scales: frame k is shown until the next frame."""
-    nodes = {node.get("name"): index for index, node in enumerate(tree["nodes"])}
+    nodes = _nodes(tree)
     for k in range(count):
         tree["nodes"][nodes[_frame(k)]]["scale"] = [1.0 if k == 0 else 0.0] * 3
     if count == 1:
         return
-    order = [*range(count), *(range(count - 2, 0, -1) if back else ())]
+    order = _order(count, back=back)
     times = np.arange(len(order) + 1, dtype=np.float32) * (seconds / (count - 1))
     samplers, channels = [], []
     for k in range(count):
@@ -226,6 +256,50 @@ def _add_animation(buffers: Any, tree: dict[str, Any], count: int, seconds: floa
         samplers.append({"input": inputs, "output": outputs, "interpolation": "STEP"})
         channels.append({"sampler": k, "target": {"node": nodes[_frame(k)], "path": "scale"}})
     tree["animations"] = [{"name": "interpolation", "samplers": samplers, "channels": channels}]
+
+
+def _add_morph_targets(buffers: Any, tree: dict[str, Any], meshes: Sequence[Trimesh]) -> None:
+    """Add frames 1, 2, ... to the mesh of frame 0, as differences of positions and of unit normals.
+
+    Normals double the size. Without them, a limb that turns would keep the light of frame 0.
+    """
+    (mesh,) = tree["meshes"]
+    (primitive,) = mesh["primitives"]
+    start = _attributes(meshes[0])
+    primitive["targets"] = [
+        {
+            name: _accessor(buffers, tree, f"{name} {k}", values - start[name], "VEC3")
+            for name, values in _attributes(other).items()
+        }
+        for k, other in enumerate(meshes[1:], start=1)
+    ]
+    mesh["weights"] = [0.0] * (len(meshes) - 1)
+    mesh["extras"] = {"targetNames": [_frame(k) for k in range(1, len(meshes))]}  # Blender and three.js read these
+
+
+def _attributes(mesh: Trimesh) -> dict[str, Float[np.ndarray, "n 3"]]:
+    """Positions and normals, rounded to the float32 of the file: a base and its difference then add up to a frame."""
+    smooth = _smooth(mesh)
+    values = {"POSITION": smooth.vertices, "NORMAL": smooth.vertex_normals}
+    return {name: np.asarray(value, dtype=np.float32).astype(np.float64) for name, value in values.items()}
+
+
+def _add_weights(buffers: Any, tree: dict[str, Any], count: int, seconds: float, *, back: bool) -> None:
+    """Animate the weights of the morph targets: at the time of frame k, target k alone has weight 1.
+
+    In between no more than two weights differ from 0, so that the four targets of positions and normals that every
+    viewer must support (glTF 2.0 specification, section 3.7.2.2) are enough for any number of frames. The last key
+    leads back to the first frame, or, without `back`, holds the last frame, as in `_add_scales`.
+    """
+    order = _order(count, back=back)
+    order.append(0 if back else order[-1])
+    times = np.arange(len(order), dtype=np.float32) * (seconds / (count - 1))
+    weights = np.eye(count, dtype=np.float32)[order, 1:]
+    inputs = _accessor(buffers, tree, "times", times, "SCALAR")
+    outputs = _accessor(buffers, tree, "weights", weights.reshape(-1), "SCALAR")
+    sampler = {"input": inputs, "output": outputs, "interpolation": "LINEAR"}
+    channel = {"sampler": 0, "target": {"node": _nodes(tree)[_frame(0)], "path": "weights"}}
+    tree["animations"] = [{"name": "motion", "samplers": [sampler], "channels": [channel]}]
 
 
 def _accessor(buffers: Any, tree: dict[str, Any], key: str, values: np.ndarray, kind: str) -> int:

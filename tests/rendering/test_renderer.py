@@ -1,11 +1,8 @@
-"""Renderer, contact sheets and animations: places and colors of pixels, frames of the animated GLB."""
+"""Renderer, contact sheets and animations: places and colors of pixels."""
 
-import json
 import os
-import struct
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ from trimesh import Trimesh
 
 from shapespace.geometry.scan import Scan
 from shapespace.rendering import animation, renderer
-from shapespace.rendering.animation import write_animated_glb
 from shapespace.rendering.colors import ERROR_RAMP, color_by_distance, signed_colors
 from shapespace.rendering.renderer import render, scan_to_mesh
 from shapespace.rendering.sheet import chart, contact_sheet
@@ -237,140 +233,6 @@ def test_characters_missing_in_the_font_are_replaced() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- animation
-
-
-class Glb:
-    """A GLB taken apart by its specification: header, JSON chunk, binary chunk."""
-
-    def __init__(self, path: Path):
-        data = path.read_bytes()
-        magic, version, length = struct.unpack("<4sII", data[:12])
-        size, kind = struct.unpack("<I4s", data[12:20])
-        assert (magic, version, length, kind) == (b"glTF", 2, len(data), b"JSON")
-        self.tree: dict[str, Any] = json.loads(data[20 : 20 + size])
-        binary, kind = struct.unpack("<I4s", data[20 + size : 28 + size])
-        assert (kind, 28 + size + binary) == (b"BIN\0", len(data))
-        self.binary = data[28 + size :]
-
-    def values(self, index: int) -> np.ndarray:
-        accessor = self.tree["accessors"][index]
-        view = self.tree["bufferViews"][accessor["bufferView"]]
-        kind = {5121: "u1", 5125: "<u4", 5126: "<f4"}[accessor["componentType"]]
-        width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor["type"]]
-        start = view["byteOffset"] + accessor.get("byteOffset", 0)
-        needed = accessor["count"] * width * np.dtype(kind).itemsize
-        assert start % 4 == 0
-        assert start + needed <= view["byteOffset"] + view["byteLength"] <= len(self.binary)
-        return np.frombuffer(self.binary, kind, accessor["count"] * width, start).reshape(-1, width)
-
-    def shown(self, time: float) -> list[str]:
-        """Names of the nodes with scale 1 at a time; every other must have scale 0."""
-        animation, nodes = self.tree["animations"][0], self.tree["nodes"]
-        names = []
-        for channel in animation["channels"]:
-            sampler = animation["samplers"][channel["sampler"]]
-            times = self.values(sampler["input"])[:, 0]
-            scale = self.values(sampler["output"])[max(int(np.searchsorted(times, time, side="right")) - 1, 0)]
-            assert scale.tolist() in ([0, 0, 0], [1, 1, 1])
-            names += [nodes[channel["target"]["node"]]["name"]] if scale[0] else []
-        return names
-
-
-def grown(count: int) -> list[Trimesh]:
-    return [trimesh.creation.icosphere(subdivisions=1 + k % 2, radius=0.5 + 0.1 * k) for k in range(count)]
-
-
-@pytest.mark.parametrize("back", [True, False])
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_animation_shows_one_frame_at_a_time_and_goes_back_if_asked(tmp_path: Path, count: int, back: bool) -> None:
-    path = tmp_path / "walk.glb"
-    write_animated_glb(grown(count), path, seconds=2.0, back=back)
-    glb = Glb(path)
-    step = 2.0 / (count - 1)
-    order = [*range(count), *(range(count - 2, 0, -1) if back else [])]
-    for slot, frame in enumerate(order):
-        for moment in (slot + 0.01, slot + 0.5, slot + 0.99):
-            assert glb.shown(moment * step) == [f"frame_{frame:04d}"]
-    ends = [glb.values(s["input"])[-1, 0] for s in glb.tree["animations"][0]["samplers"]]
-    assert ends == pytest.approx([len(order) * step] * count)  # the last frame is shown as long as the others
-    assert os.listdir(tmp_path) == ["walk.glb"]
-
-
-def test_animation_keeps_to_the_specification(tmp_path: Path) -> None:
-    write_animated_glb(grown(4), tmp_path / "walk.glb")
-    glb = Glb(tmp_path / "walk.glb")
-    tree = glb.tree
-    animation = tree["animations"][0]
-    targets = [channel["target"]["node"] for channel in animation["channels"]]
-    assert len(set(targets)) == len(targets) == 4
-    for channel in animation["channels"]:
-        assert channel["target"]["path"] == "scale"
-        assert "matrix" not in tree["nodes"][channel["target"]["node"]]  # forbidden for animated nodes
-        sampler = animation["samplers"][channel["sampler"]]
-        assert sampler["interpolation"] == "STEP"
-        times, scales = glb.values(sampler["input"]), glb.values(sampler["output"])
-        accessor = tree["accessors"][sampler["input"]]
-        assert (np.diff(times[:, 0]) > 0).all()
-        assert times[0] == 0
-        assert len(times) == len(scales)
-        assert (accessor["min"], accessor["max"]) == (times.min(axis=0).tolist(), times.max(axis=0).tolist())
-    at_rest = {node["name"]: node["scale"] for node in tree["nodes"] if "scale" in node}
-    assert at_rest == {f"frame_{k:04d}": [1.0] * 3 if k == 0 else [0.0] * 3 for k in range(4)}
-    for mesh in tree["meshes"]:
-        (primitive,) = mesh["primitives"]
-        normals = glb.values(primitive["attributes"]["NORMAL"])
-        positions = glb.values(primitive["attributes"]["POSITION"])
-        assert np.linalg.norm(normals, axis=1) == pytest.approx(1, abs=1e-5)
-        assert (normals * positions).sum(axis=1).min() > 0  # outward, for spheres around the origin
-        assert glb.values(primitive["indices"]).max() == len(positions) - 1
-        assert tree["materials"][primitive["material"]]["name"] == "clay"
-    assert len(tree["materials"]) == 1
-
-
-def test_animation_reads_back_through_trimesh_with_the_first_frame_at_rest(tmp_path: Path) -> None:
-    meshes = grown(3)
-    write_animated_glb(meshes, tmp_path / "walk.glb")
-    scene = trimesh.load_scene(tmp_path / "walk.glb", process=False)
-    assert sorted(scene.geometry) == ["frame_0000", "frame_0001", "frame_0002"]
-    for k, mesh in enumerate(meshes):
-        read = scene.geometry[f"frame_{k:04d}"]
-        assert read.vertices == pytest.approx(np.asarray(mesh.vertices), abs=1e-6)
-        assert read.faces.tolist() == mesh.faces.tolist()
-    assert scene.bounds == pytest.approx(meshes[0].bounds)
-
-
-def test_animation_keeps_colors_drops_unused_vertices_and_does_not_change_the_meshes(tmp_path: Path) -> None:
-    loose = Trimesh(np.array([[9.0, 9, 9], [0, 0, 0], [1, 0, 0], [0, 1, 0]]), [[1, 2, 3]], process=False)
-    painted = box((1, 1, 1), (0, 0, 0), RED)
-    before = [np.array(mesh.vertices) for mesh in (loose, painted)]
-    write_animated_glb([loose, painted], tmp_path / "pair.glb")
-    glb = Glb(tmp_path / "pair.glb")
-    first, second = (mesh["primitives"][0] for mesh in glb.tree["meshes"])
-    assert len(glb.values(first["attributes"]["POSITION"])) == 3
-    assert "COLOR_0" not in first["attributes"]
-    colors = glb.values(second["attributes"]["COLOR_0"])
-    np.testing.assert_allclose(
-        255 * (colors[:, :3] / 255) ** (1 / 2.2), np.tile(RED, (8, 1)), atol=4
-    )  # 8 bits of light
-    assert (colors[:, 3] == 255).all()
-    assert [glb.tree["materials"][p["material"]]["name"] for p in (first, second)] == ["clay", "painted"]
-    assert all((mesh.vertices == old).all() for mesh, old in zip((loose, painted), before, strict=True))
-
-
-def test_animation_of_one_frame_is_a_plain_mesh_and_of_none_is_refused(tmp_path: Path) -> None:
-    write_animated_glb(grown(1), tmp_path / "one.glb")
-    assert "animations" not in Glb(tmp_path / "one.glb").tree
-    with pytest.raises(ValueError, match=r"none\.glb: no meshes for an animation"):
-        write_animated_glb([], tmp_path / "none.glb")
-    with pytest.raises(ValueError, match="frame 1 of 2 has no faces"):
-        write_animated_glb([sphere(), Trimesh()], tmp_path / "none.glb")
-    assert os.listdir(tmp_path) == ["one.glb"]
-
-
-def test_the_same_meshes_give_the_same_animation(tmp_path: Path) -> None:
-    for name in ("a.glb", "b.glb"):
-        write_animated_glb(grown(3), tmp_path / name)
-    assert (tmp_path / "a.glb").read_bytes() == (tmp_path / "b.glb").read_bytes()
 
 
 def test_a_thumbnail_is_square_and_whole() -> None:
