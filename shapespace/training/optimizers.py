@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.models.base import ShapeModel
 from shapespace.nn.latent import CodeTable
 from shapespace.nn.mlp import SkipMLP
+from shapespace.nn.part_mlp import PartMLP
 from shapespace.nn.pointnet import PointNet
 from shapespace.training.config import OptimConfig
 from shapespace.training.objective import has_bfloat16
@@ -83,6 +85,46 @@ class Float32Muon(torch.optim.Muon):
                 matrix.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(matrix.shape)))  # "match_rms_adamw"
 
 
+class StackedMuon(torch.optim.Optimizer):
+    """Muon for stacks of matrices (*n, i, o), all of them orthogonalized in one batch of products.
+
+    The momentum, the scale and the orthogonalization are those of `torch.optim.Muon` (Nesterov momentum 0.95,
+    `match_rms_adamw`), which takes single matrices only.
+    """
+
+    def __init__(self, params: Any, lr: float) -> None:
+        coefficients = (3.4445, -4.775, 2.0315)  # those of torch.optim.Muon
+        super().__init__(params, {"lr": lr, "momentum": 0.95, "ns_coefficients": coefficients, "ns_steps": 5})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the stacks that have a gradient."""
+        assert closure is None  # nothing here evaluates twice
+        for group in self.param_groups:
+            for stack in group["params"]:
+                if stack.grad is None:
+                    continue
+                state = self.state[stack]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(stack)
+                mean = state["momentum_buffer"].lerp_(stack.grad, 1 - group["momentum"])
+                update = orthogonalize_stack(stack.grad.lerp(mean, group["momentum"]).flatten(0, -3), group)
+                stack.add_(update.view_as(stack), alpha=-0.2 * group["lr"] * math.sqrt(max(stack.shape[-2:])))
+
+
+def orthogonalize_stack(stack: Float[Tensor, "n i o"], group: dict[str, Any]) -> Float[Tensor, "n i o"]:
+    """`_orthogonalized` for each matrix of a stack; in bfloat16 where the device has instructions for it."""
+    a, b, c = group["ns_coefficients"]
+    dtype = torch.bfloat16 if has_bfloat16(stack.device) else stack.dtype
+    x = (stack / stack.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
+    is_tall = x.shape[1] > x.shape[2]
+    x = x.mT if is_tall else x
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if is_tall else x).to(stack.dtype)
+
+
 def _orthogonalized(matrix: Tensor, group: dict[str, Any]) -> Tensor:
     """Quintic Newton-Schulz iteration towards the nearest matrix with orthonormal rows (or columns, if tall)."""
     a, b, c = group["ns_coefficients"]
@@ -135,10 +177,13 @@ def make_optimizers(model: ShapeModel, *, lr: float, lr_codes: float, lr_muon: f
     """
     learned = {id(p): p for p in model.parameters() if p.requires_grad}
     modules = list(model.modules())
-    matrices = [layer.weight for one in modules if isinstance(one, SkipMLP | PointNet) for layer in one.layers()]
+    networks = (one for one in modules if isinstance(one, SkipMLP | PointNet))
+    matrices = [layer.weight for one in networks for layer in one.layers()]
     hidden = [learned.pop(id(p)) for p in matrices if id(p) in learned] if lr_muon is not None else []
     tables = [p for one in modules if isinstance(one, CodeTable) for p in one.parameters()]
     codes = [learned.pop(id(p)) for p in tables if id(p) in learned]
+    stacks = [one.hidden for one in modules if isinstance(one, PartMLP)]
+    stacked = [learned.pop(id(p)) for p in stacks if id(p) in learned] if lr_muon is not None else []
     parts: list[torch.optim.Optimizer] = []
     if learned:
         parts.append(torch.optim.Adam(list(learned.values()), lr=lr))
@@ -147,6 +192,8 @@ def make_optimizers(model: ShapeModel, *, lr: float, lr_codes: float, lr_muon: f
     if hidden and lr_muon is not None:
         muon = torch.optim.Muon if has_bfloat16(hidden[0].device) else Float32Muon
         parts.append(muon(hidden, lr=lr_muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    if stacked and lr_muon is not None:
+        parts.append(StackedMuon(stacked, lr=lr_muon))
     return OptimizerGroup(*parts)
 
 
