@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 FRONT_COST = 2e6
-"""Operations that take as long as the calls of one front. With 76 parts of a body and 30 unknowns each, values from 1e6
+"""Operations that take as long as the calls of one front. With 76 parts of a body and 30 unknowns each, values from 2e6
 to 8e6 made no difference beyond the noise."""
 
 
