@@ -29,6 +29,7 @@ from shapespace.interpolation import InterpolationPath, interpolate
 from shapespace.io.checkpoints import load_tensors
 from shapespace.io.units import check_size
 from shapespace.models import registry
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import FieldModel, ModelConfig, SDFModel, ShapeModel
 from shapespace.models.code import Code
 from shapespace.nn.latent import GaussianPrior
@@ -178,6 +179,7 @@ class ShapeSpace:
                 None if fitted.covariance is None else fitted.covariance[index].cpu().numpy(),
                 scan.name,
                 seconds,
+                None if fitted.part_covariance is None else fitted.part_covariance[index].cpu().numpy(),
             )
             for index, (scan, _) in enumerate(placed)
         ]
@@ -208,7 +210,8 @@ class ShapeSpace:
                 f"{len(usable)} of {len(scans)} frames can be fitted, and a sequence needs two. {errors[0]}"
             )
         alone: list[Fit | None] = [None] * len(scans)
-        fitted = self.fit_scans([scans[index] for index in usable], method="lm", lm=lm, seed=seed)
+        alone_options = replace(lm or LMOptions(), levels=1)  # the parts follow from the joint fit
+        fitted = self.fit_scans([scans[index] for index in usable], method="lm", lm=alone_options, seed=seed)
         for index, fit in zip(usable, fitted, strict=True):
             alone[index] = fit
         return self.fit_jointly(scans, alone, options, lm=lm, seed=seed)
@@ -232,7 +235,7 @@ class ShapeSpace:
         joint = fit_jointly(
             model,
             [scan.remove_statistical_outliers() for scan in scans],
-            [None if fit is None else fit.code for fit in fits],
+            [None if fit is None else fit.code.global_code for fit in fits],
             [None if fit is None else fit.frame for fit in fits],
             lm or LMOptions(),
             options or SequenceOptions(),
@@ -247,6 +250,7 @@ class ShapeSpace:
                 joint.covariance[index].numpy(),
                 scan.name,
                 seconds + (0.0 if fit is None else fit.seconds),
+                joint.part_covariance[index],
                 joint.interpolated[index],
             )
             for index, (scan, fit, frame) in enumerate(zip(scans, fits, joint.frames, strict=True))
@@ -320,11 +324,22 @@ class ShapeSpace:
         root = self._covariance_root(fit).to(self.device)
         assert isinstance(self.model, SDFModel)  # other models have no covariance
         vertices = self._to_model(mesh.vertices, fit.frame)
-        fields = [self.model.linearize(chunk, fit.code) for chunk in vertices.split(VERTEX_CHUNK, dim=1)]
-        stds = [
-            (field.jacobian[0] @ root).norm(dim=1) / field.gradient[0].norm(dim=1).clamp(min=1e-3) for field in fields
-        ]
+        stds = [self._vertex_std(self.model, fit, chunk, root) for chunk in vertices.split(VERTEX_CHUNK, dim=1)]
         return float(fit.frame.scale) * torch.cat(stds).cpu().double().numpy()
+
+    def _vertex_std(
+        self, model: SDFModel, fit: Fit, vertices: Float[Tensor, "1 v 3"], root: Float[Tensor, "k k"]
+    ) -> Float[Tensor, "v"]:
+        """Standard deviation of the surface at vertices (model units): that of the code, and that of the parts."""
+        field = model.linearize(vertices, fit.code)
+        variance = (field.jacobian[0] @ root).square().sum(dim=1)
+        if fit.part_covariance is not None and isinstance(model, ArticulatedSDF):
+            covariance = torch.from_numpy(fit.part_covariance).to(vertices)
+            local = model.linearize_parts(vertices, model.states(fit.code))
+            by_part = torch.einsum("vnp,vnpq,vnq->vn", local.jacobian[0], covariance[local.part[0]], local.jacobian[0])
+            # The correlation of the parts is not stored: the sum of deviations bounds that of the sum.
+            variance = variance + (STD_CALIBRATION * by_part.clamp(min=0).sqrt().sum(dim=1)).square()
+        return variance.sqrt() / field.gradient[0].norm(dim=1).clamp(min=1e-3)
 
     def sample_posterior(self, fit: Fit, count: int, *, seed: int = 0) -> list[Fit]:
         """Draw `count` other shapes that the scan of a fit may show; the same seed gives the same shapes.
@@ -332,12 +347,16 @@ class ShapeSpace:
         The codes are drawn from the Gaussian of the fit, with the factor of `uncertainty`: the shapes agree where the
         scan saw the surface. Raises `ValueError` for a fit without a covariance.
         """
-        noise = torch.randn(count, fit.code.flat.shape[1], generator=torch.Generator().manual_seed(seed))
-        codes = fit.code.unflatten(fit.code.flat + (noise @ self._covariance_root(fit).T).to(fit.code.flat))
+        vector = fit.code.vector
+        noise = torch.randn(count, vector.shape[1], generator=torch.Generator().manual_seed(seed))
+        moved = vector + (noise @ self._covariance_root(fit).T).to(vector)
+        codes = self.model.replace_vector(
+            Code(tuple(part.expand(count, *part.shape[1:]) for part in fit.code.parts)), moved
+        )
         return [Fit(codes[index], fit.frame, np.empty(0), name=f"{fit.name}.sample{index}") for index in range(count)]
 
     def _covariance_root(self, fit: Fit) -> Float[Tensor, "k k"]:
-        """Cholesky factor of the calibrated covariance of the fit's code, on the CPU."""
+        """Cholesky factor of the calibrated covariance of the fit's code vector, on the CPU."""
         if fit.covariance is None:
             raise ValueError(f"{fit.name}: the fit has no covariance. Fit by Levenberg-Marquardt (--method lm).")
         return STD_CALIBRATION * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()

@@ -12,11 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from shapespace.data.loader import collate, derive_seed
-from shapespace.fitting.levenberg_marquardt import LMOptions, levenberg_marquardt
+from shapespace.fitting.articulated import fit_parts_of
+from shapespace.fitting.levenberg_marquardt import LMOptions, cholesky, levenberg_marquardt
 from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import SDFModel, ShapeModel
 from shapespace.models.code import Code
 from shapespace.nn.parallel import parallel_map
@@ -61,11 +63,13 @@ class BatchFit:
 
     code: Code
     covariance: Float[Tensor, "b k k"] | None
-    """Covariance of the flat codes by Laplace's approximation at the minimum; None for fits by Adam."""
+    """Covariance of the code vectors by Laplace's approximation at the minimum; None for fits by Adam."""
     residual: Float[Tensor, "b n"]
     """|f| in model units at points of the scan that were not used by the fit; n = 0 if f is not a distance."""
     frames: Sequence[Frame | None]
     """Alignment of each scan: from the model frame in which it was given to that of its code; None if it is fixed."""
+    part_covariance: Float[Tensor, "b n p p"] | None = None
+    """Covariance of the unknowns of each part, given the code; None without a second level."""
 
 
 def encode(
@@ -203,10 +207,15 @@ def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, se
     results = [starts[row] for row in best]
     if problem.has_alignment:
         results = _align(results, alignments)
-    covariance = torch.cholesky_inverse(torch.linalg.cholesky(state.hessian[best]))[:, : flat.shape[1], : flat.shape[1]]
+    covariance = torch.cholesky_inverse(cholesky(state.hessian[best]))[:, : flat.shape[1], : flat.shape[1]].to(flat)
     code = codes.unflatten(flat)
+    part_covariance = None
+    if options.levels == 2 and isinstance(model, ArticulatedSDF):
+        aligned = [resample(estimate_normals(one.scan, seed), options.num_points, seed) for one in results]
+        oriented = [orient_normals(model, scan, code[index]) for index, scan in enumerate(aligned)]
+        code, part_covariance = fit_parts_of(model, oriented, code, options, seed)
     residual = residuals(model, [one.scan for one in results], code, seed)
-    return BatchFit(code, covariance, residual, [one.frame for one in results])
+    return BatchFit(code, covariance, residual, [one.frame for one in results], part_covariance)
 
 
 def _run_trials(
@@ -285,9 +294,11 @@ def best_per_scan(
 
 def _concatenate_fits(parts: Sequence[BatchFit]) -> BatchFit:
     covariances = [part.covariance for part in parts if part.covariance is not None]
+    by_part = [part.part_covariance for part in parts if part.part_covariance is not None]
     return BatchFit(
         Code.concatenate([part.code for part in parts]),
         torch.cat(covariances) if len(covariances) == len(parts) else None,
         torch.cat([part.residual for part in parts]),
         [frame for part in parts for frame in part.frames],
+        torch.cat(by_part) if len(by_part) == len(parts) else None,
     )

@@ -1,8 +1,8 @@
 """Levenberg-Marquardt for a batch of independent least-squares problems; the settings of a fit."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,24 @@ MAX_GROWTH = 64  # a problem ends when six steps in a row raised its cost (the g
 
 Alignment = Literal["fixed", "local", "yaw", "full"]
 """What is unknown about the pose of a scan: nothing, a small motion, the heading, or the whole rotation."""
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """Settings of the second level of a fit: the parts, from the result of the first. Lengths are in model units."""
+
+    max_steps: int = 12
+    """Maximum number of steps."""
+    border_std: float = 0.004
+    """Standard deviation of the change of the gap between two neighboring parts at their border."""
+    translation_std: float = 0.05
+    """Standard deviation of the translation of a part from the first level."""
+    rotation_std: float = 0.3
+    """Standard deviation of the rotation of a part from the first level (radians, about each axis)."""
+    local_std: float = 0.5
+    """Standard deviation of the change of a local code, in those of the training scans."""
+    ftol: float = 3e-3
+    """Relative decrease of the cost below which the fit stops."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,10 @@ class LMOptions:
     """Maximum number of them that are fitted after the trial steps; the one with the lowest cost is the result."""
     max_cost_ratio: float = 2.0
     """Drop starts whose cost exceeds the best one by this factor."""
+    levels: Literal[1, 2] = 2
+    """Levels of a fit: the code alone (1), or then the body parts too (2), for families that have parts."""
+    parts: PartOptions = field(default_factory=PartOptions)
+    """Settings of the second level."""
 
     def coarse(self) -> "LMOptions":
         """The settings of the trial steps: a quarter of the points."""
@@ -64,24 +86,59 @@ class LMOptions:
 
 
 class LMState(NamedTuple):
-    """Unknowns of a batch of problems, with the cost of each, its gradient and its Gauss-Newton matrix."""
+    """Unknowns of a batch of problems, with the cost of each, its gradient and its Gauss-Newton matrix.
+
+    The matrix has the form that the solver takes: (r, k, k) for `DenseCholesky`.
+    """
 
     x: Float[Tensor, "r k"]
     cost: Float[Tensor, "r"]
     gradient: Float[Tensor, "r k"]
-    hessian: Float[Tensor, "r k k"]
+    hessian: Float[Tensor, "r ..."]
 
 
 Objective = Callable[[Int[Tensor, "s"], Float[Tensor, "s k"]], LMState]
 """`objective(rows, x)`: the state of these problems of the batch at x."""
 
-Solve = Callable[[Float[Tensor, "s k k"], Float[Tensor, "s k"]], Float[Tensor, "s k"]]
-"""`solve(matrix, right)`: the solution of each damped system; matrices are symmetric and positive definite."""
+
+@runtime_checkable
+class Solver(Protocol):
+    """Linear algebra of the normal equations, for one form of their matrices."""
+
+    def diagonal(self, hessian: Float[Tensor, "s ..."]) -> Float[Tensor, "s k"]:
+        """The diagonal of each matrix."""
+
+    def solve(
+        self, hessian: Float[Tensor, "s ..."], added: Float[Tensor, "s k"], right: Float[Tensor, "s k"]
+    ) -> Float[Tensor, "s k"]:
+        """The solution of each system with `added` on its diagonal; matrices are symmetric and positive definite."""
 
 
-def dense_cholesky(matrix: Float[Tensor, "s k k"], right: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
-    """Solve dense systems by a Cholesky factorization."""
-    return torch.cholesky_solve(right[..., None], torch.linalg.cholesky(matrix))[..., 0]
+class DenseCholesky:
+    """Cholesky factorization of dense matrices; in float64 where float32 fails."""
+
+    def diagonal(self, hessian: Float[Tensor, "s k k"]) -> Float[Tensor, "s k"]:
+        """The diagonal of each matrix."""
+        return hessian.diagonal(dim1=-2, dim2=-1)
+
+    def solve(
+        self, hessian: Float[Tensor, "s k k"], added: Float[Tensor, "s k"], right: Float[Tensor, "s k"]
+    ) -> Float[Tensor, "s k"]:
+        """The solution of each system with `added` on its diagonal."""
+        factor = cholesky(hessian + torch.diag_embed(added))
+        return torch.cholesky_solve(right[..., None].to(factor), factor)[..., 0].to(right)
+
+
+DENSE = DenseCholesky()
+
+
+def cholesky(matrix: Float[Tensor, "s k k"]) -> Float[Tensor, "s k k"]:
+    """Cholesky factors, in float64 where float32 fails; raises `torch.linalg.LinAlgError` if that fails too.
+
+    Rounding makes the matrix of a code indefinite where numbers of the code have very different variances.
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return torch.linalg.cholesky(matrix.double()) if bool(info.any()) else factor
 
 
 def levenberg_marquardt(
@@ -90,7 +147,7 @@ def levenberg_marquardt(
     *,
     max_steps: int,
     ftol: float,
-    solve: Solve = dense_cholesky,
+    solver: Solver = DENSE,
 ) -> LMState:
     """Minimize each cost of the batch from its row of `start`; return the best state of each.
 
@@ -102,8 +159,8 @@ def levenberg_marquardt(
     dampings, growth = torch.full_like(state.cost, INITIAL_DAMPING), torch.full_like(state.cost, 2.0)
     for _ in range(max_steps):
         current, damping = LMState(*(part[rows] for part in state)), dampings[rows]
-        diagonal = current.hessian.diagonal(dim1=-2, dim2=-1)
-        step = -solve(current.hessian + torch.diag_embed(damping[:, None] * diagonal), current.gradient)
+        diagonal = solver.diagonal(current.hessian)
+        step = -solver.solve(current.hessian, damping[:, None] * diagonal, current.gradient)
         predicted = 0.5 * (step * (damping[:, None] * diagonal * step - current.gradient)).sum(dim=-1)
         trial = objective(rows, current.x + step)
         decrease = current.cost - trial.cost

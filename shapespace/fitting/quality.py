@@ -96,5 +96,5 @@ def assess(
 @torch.no_grad()
 def ood_score(code: Code, prior: GaussianPrior) -> float:
     """Squared Mahalanobis distance of a code (a batch of one) from the prior over its dimension."""
-    offset = code.flat[0] - prior.mean
+    offset = code.vector[0] - prior.mean
     return float(offset @ prior.precision() @ offset) / len(offset)

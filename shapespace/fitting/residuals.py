@@ -17,7 +17,7 @@ from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
 from shapespace.nn import losses
 from shapespace.nn.mlp import Linearization
-from shapespace.nn.parallel import CHUNK_POINTS, parallel_map
+from shapespace.nn.parallel import parallel_map
 
 PADDING_TARGET = -1e9  # lower bound of padding points, which every field satisfies
 MAX_NORMAL_POINTS = 50_000  # points of a scan for which normals are estimated: two seconds on one core
@@ -77,10 +77,11 @@ class FitProblem:
         gradient = offset @ self.precision
         total = LMState(flat, 0.5 * (offset * gradient).sum(dim=1), gradient, self.precision.repeat(len(flat), 1, 1))
         if flat.device.type == "cpu":
+            size = self.model.chunk_points
             chunks = [
-                (slice(row, row + 1), slice(first, min(first + CHUNK_POINTS, self.counts[scan])))
+                (slice(row, row + 1), slice(first, min(first + size, self.counts[scan])))
                 for row, scan in enumerate(scans.tolist())
-                for first in range(0, self.counts[scan], CHUNK_POINTS)
+                for first in range(0, self.counts[scan], size)
             ]
         else:
             chunks = [(slice(row, row + ROWS_ON_GPU), slice(None)) for row in range(0, len(flat), ROWS_ON_GPU)]
@@ -98,15 +99,10 @@ class FitProblem:
         field = self._linearize(self.x[scans, points], flat)
         residual = field.value - self.target[scans, points]
         is_satisfied = self.is_free[scans, points] & (residual > 0)  # free space requires f >= target only
-        size = residual.abs()
-        weight = (options.huber_delta / size.clamp(min=options.huber_delta)).masked_fill(is_satisfied, 0.0)
-        loss = torch.where(
-            size < options.huber_delta, 0.5 * size.square(), options.huber_delta * (size - 0.5 * options.huber_delta)
-        )
-        scale = options.effective_samples / options.num_points / options.noise_std**2
-        weighted = field.jacobian * (scale * weight)[..., None]
+        loss, weight = robust_loss(residual, is_satisfied, options)
+        weighted = field.jacobian * weight[..., None]
         return (
-            scale * loss.masked_fill(is_satisfied, 0.0).sum(dim=1),
+            loss.sum(dim=1),
             (weighted.mT @ residual[..., None])[..., 0],
             weighted.mT @ field.jacobian,
         )
@@ -120,6 +116,20 @@ class FitProblem:
         field = self.model.linearize(moved, self.codes.unflatten(codes))
         jacobian = similarity.jacobian(field.gradient, moved, alignments, left)
         return field._replace(jacobian=torch.cat([field.jacobian, jacobian], dim=2))
+
+
+def robust_loss(
+    residual: Float[Tensor, "*b q"], is_satisfied: Bool[Tensor, "*b q"], options: LMOptions
+) -> tuple[Float[Tensor, "*b q"], Float[Tensor, "*b q"]]:
+    """Huber's loss of residuals, and the weights of their squares by which it is minimized (IRLS); 0 where satisfied.
+
+    Both in units of the variance of the noise, for the effective number of independent residuals.
+    """
+    size, delta = residual.abs(), options.huber_delta
+    scale = options.effective_samples / options.num_points / options.noise_std**2
+    weight = scale * (delta / size.clamp(min=delta)).masked_fill(is_satisfied, 0.0)
+    loss = torch.where(size < delta, 0.5 * size.square(), delta * (size - 0.5 * delta))
+    return scale * loss.masked_fill(is_satisfied, 0.0), weight
 
 
 def constraints(

@@ -27,11 +27,13 @@ class Fit:
     residuals: Float[np.ndarray, "n"]
     """|f| in meters at points of the scan that were not used by the fit; empty for codes of the encoder alone."""
     covariance: Float[np.ndarray, "k k"] | None = None
-    """Covariance of the flat code (Laplace's approximation); None for fits by Adam and codes of the encoder alone."""
+    """Covariance of the code vector (Laplace's approximation); None for fits by Adam and codes of the encoder alone."""
     name: str = ""
     """Name of the scan."""
     seconds: float = 0.0
     """Wall-clock time of the fit; the mean over the scans that were fitted together."""
+    part_covariance: Float[np.ndarray, "n p p"] | None = None
+    """Covariance of the unknowns of each body part given the code; None without a second level."""
     interpolated: bool = False
     """Whether it is a frame of a sequence without a usable scan, interpolated from the other frames."""
 
@@ -52,6 +54,10 @@ def save_fits(path: Path, fits: Sequence[Fit], model: ShapeModel) -> None:
         tensors["covariance"] = torch.from_numpy(
             np.stack([fit.covariance for fit in fits if fit.covariance is not None])
         )
+    if all(fit.part_covariance is not None for fit in fits):
+        tensors["part_covariance"] = torch.from_numpy(
+            np.stack([fit.part_covariance for fit in fits if fit.part_covariance is not None])
+        )
     names = [fit.name for fit in fits]
     save_tensors(path, tensors, {"kind": "codes", "names": names, "model": model.fingerprint()})
 
@@ -71,7 +77,7 @@ def load_fits(path: Path, model: ShapeModel) -> list[Fit]:
     _check_codes(path, tensors, names, model)
     parts = tuple(tensors[f"code.{index}"] for index in range(sum(name.startswith("code.") for name in tensors)))
     code = Code(parts).to(next(model.parameters()).device)
-    covariance, rotation = tensors.get("covariance"), tensors.get("rotation")
+    covariance, rotation, by_part = (tensors.get(name) for name in ("covariance", "rotation", "part_covariance"))
     return [
         Fit(
             code[index],
@@ -79,6 +85,7 @@ def load_fits(path: Path, model: ShapeModel) -> list[Fit]:
             np.empty(0),
             None if covariance is None else covariance[index].numpy(),
             name,
+            part_covariance=None if by_part is None else by_part[index].numpy(),
         )
         for index, name in enumerate(names)
     ]
@@ -89,13 +96,18 @@ def _check_codes(path: Path, tensors: dict[str, Tensor], names: list[Any], model
     count, prior = len(names), model.prior
     shapes: dict[str, tuple[int, ...]] = {"centre": (3,), "scale": (), "rotation": (3, 3)}
     if prior is not None:
-        shapes |= {"code.0": (size := len(prior.mean),), "covariance": (size, size)}
+        shapes |= {"covariance": (len(prior.mean), len(prior.mean))}
+    shapes |= {f"code.{index}": shape for index, shape in enumerate(model.code_shapes)}
     wrong = [
         f"tensor {name} has shape {tuple(tensor.shape)}"
         for name, tensor in tensors.items()
         if tensor.shape[:1] != (count,) or (name in shapes and tensor.shape[1:] != shapes[name])
     ]
     wrong += [f"tensor {name} is missing" for name in ("code.0", "centre", "scale") if name not in tensors]
+    present = sum(name.startswith("code.") for name in tensors)
+    wrong += [f"tensor code.{index} is missing" for index in range(1, present) if f"code.{index}" not in tensors]
+    if model.code_shapes and present not in (1, len(model.code_shapes)):
+        wrong.append(f"it has {present} tensors of codes")
     wrong += [f"name {name!r} is not a string" for name in names if not isinstance(name, str)]
     if wrong:
         raise ValueError(f"{path}: not a file of {count:,} codes of this model ({wrong[0]}). Fit the scans again.")

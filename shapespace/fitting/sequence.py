@@ -16,12 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.fitting import tridiagonal
+from shapespace.fitting.articulated import fit_parts_of
 from shapespace.fitting.levenberg_marquardt import LMOptions, LMState, levenberg_marquardt
 from shapespace.fitting.quality import OOD_THRESHOLD, ood_score
 from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
 
@@ -58,6 +60,8 @@ class SequenceFit(NamedTuple):
     residual: list[Float[Tensor, "m"]]
     """|f| at points of each scan, in model units; empty for interpolated frames."""
     interpolated: list[bool]
+    part_covariance: list[Float[np.ndarray, "n p p"] | None]
+    """Covariance of the unknowns of each frame's parts; None without a second level, and for interpolated frames."""
 
 
 def order_frames(scans: Sequence[Scan]) -> list[Scan]:
@@ -134,11 +138,22 @@ def fit_jointly(
             frame.compose(similarity.frame_of(alignment))
             for frame, alignment in zip(result, alignments.cpu(), strict=True)
         ]
+    by_part: list[Float[np.ndarray, "n p p"] | None] = [None] * len(scans)
+    if lm.levels == 2 and isinstance(model, ArticulatedSDF):
+        moved = [resample(fitted[index].scan, lm.num_points, seed).to_model(result[index]) for index in rows]
+        oriented = [orient_normals(model, scan, code[index]) for scan, index in zip(moved, rows, strict=True)]
+        parts, part_covariance = fit_parts_of(model, oriented, code[torch.tensor(rows)], lm, seed)
+        code = model.expand(code)
+        for place, index in enumerate(rows):
+            by_part[index] = part_covariance[place].cpu().numpy()
+            for whole, own in zip(code.parts, parts.parts, strict=True):
+                whole[index] = own[place]
     residual = [
         residuals(model, [fit.scan.to_model(frame)], code[index], seed)[0] if index in fitted else flat.new_zeros(0)
         for index, (fit, frame) in enumerate(zip(sequence, result, strict=True))
     ]
-    return SequenceFit(code, covariance, result, residual, [index not in fitted for index in range(len(scans))])
+    interpolated = [index not in fitted for index in range(len(scans))]
+    return SequenceFit(code, covariance, result, residual, interpolated, by_part)
 
 
 def _check_count(fitted: int, frames: int) -> None:

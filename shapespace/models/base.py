@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from trimesh import Trimesh
 
 from shapespace.data.loader import Batch
+from shapespace.data.store import ScanSource
 from shapespace.geometry.isosurface import isosurface, isosurface_by_sign
 from shapespace.models.code import Code
 from shapespace.nn.latent import CodeTable, GaussianPrior
 from shapespace.nn.losses import Scalar
 from shapespace.nn.mlp import Linearization
+from shapespace.nn.parallel import CHUNK_POINTS
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,15 @@ class ShapeModel(nn.Module, ABC):
     """Encoder from scans to codes, and decoder from codes to surfaces, in the model frame."""
 
     prior: GaussianPrior | None  # over the training codes; None for codes that are grids
+    chunk_points: int = CHUNK_POINTS  # points of a task in training and fitting on a CPU
+
+    def initialize(self, store: ScanSource, names: Sequence[str]) -> None:
+        """Set what is computed from the training scans before the first step; nothing for most families."""
+
+    def summarize(self, codes: Float[Tensor, "n k"]) -> None:
+        """Set what is computed from the codes of the training scans: the prior."""
+        if self.prior is not None:
+            self.prior.fit(codes)
 
     @abstractmethod
     def encode(self, batch: Batch) -> Code:
@@ -43,6 +55,18 @@ class ShapeModel(nn.Module, ABC):
     def codes_parameter(self) -> nn.Parameter | None:
         """Free codes of the training scans (n, k); None for a model without a table of codes."""
         return next((module.codes for module in self.modules() if isinstance(module, CodeTable)), None)
+
+    @property
+    def code_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the tensors of a code, without the batch axis; only the first one is always there.
+
+        Empty for codes that are grids, whose sizes the settings determine.
+        """
+        return () if self.prior is None else (tuple(self.prior.mean.shape),)
+
+    def replace_vector(self, code: Code, vector: Float[Tensor, "b k"]) -> Code:
+        """The code with another code vector; for families with a prior."""
+        return Code((vector.view(-1, *code.parts[0].shape[1:]),))
 
     def encoder_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the network that computes codes from points, by their names in the state dict.

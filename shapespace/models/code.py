@@ -31,6 +31,16 @@ class Code:
         return Code(tuple(part[index] for part in self.parts))
 
     @property
+    def vector(self) -> Float[Tensor, "b k"]:
+        """The first tensor in rows: the code vector of a family with a prior, or the global code of a fit of parts."""
+        return self.parts[0].flatten(1)
+
+    @property
+    def global_code(self) -> "Code":
+        """The first tensor alone, without losses."""
+        return Code(self.parts[:1])
+
+    @property
     def flat(self) -> Float[Tensor, "b k"]:
         """All numbers of each code in one row."""
         return torch.cat([part.flatten(1) for part in self.parts], dim=1)

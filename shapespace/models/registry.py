@@ -13,6 +13,7 @@ from torch.nn.modules.module import (
 )
 
 from shapespace.io.checkpoints import save_tensors
+from shapespace.models.articulated import ArticulatedConfig, build_articulated
 from shapespace.models.atlas import AtlasConfig, build_atlas
 from shapespace.models.base import ModelConfig, ShapeModel
 from shapespace.models.convolutional import ConvolutionalConfig, build_convolutional
@@ -31,6 +32,7 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "igr": Family(IGRConfig, build_igr),
+    "articulated": Family(ArticulatedConfig, build_articulated),
     "occupancy": Family(OccupancyConfig, build_occupancy),
     "convolutional": Family(ConvolutionalConfig, build_convolutional),
     "multiscale": Family(MultiscaleConfig, build_multiscale),

@@ -1,5 +1,7 @@
 """Table of free codes for auto-decoders, and the Gaussian prior over codes."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -34,17 +36,21 @@ class GaussianPrior(nn.Module):
         self.register_buffer("covariance", torch.eye(code_dim))
 
     @torch.no_grad()
-    def fit(self, codes: Float[Tensor, "n k"]) -> None:
+    def fit(self, codes: Float[Tensor, "n k"], *, shrink_to: Literal["isotropic", "diagonal"] = "isotropic") -> None:
         """Set the mean and the covariance of `codes`, with shrinkage so that the covariance has full rank.
 
-        With n codes in k dimensions, a share k / (n + k) of the covariance is replaced by its mean variance.
+        With n codes in k dimensions, a share k / (n + k) of the covariance is replaced by its mean variance, or by its
+        diagonal where the numbers of a code have variances of their own.
         """
         n, k = codes.shape
         self.mean.copy_(codes.mean(dim=0))
         covariance = torch.cov(codes.T, correction=0) if n > 1 else codes.new_zeros(k, k)
         shrinkage = k / (n + k)
-        isotropic = torch.eye(k, device=codes.device) * covariance.diagonal().mean().clamp(min=1e-8)
-        self.covariance.copy_((1 - shrinkage) * covariance.view(k, k) + shrinkage * isotropic)
+        variance = covariance.view(k, k).diagonal()
+        least = 1e-8 if shrink_to == "isotropic" else max(1e-8, 1e-6 * float(variance.max()))
+        target = variance.mean() if shrink_to == "isotropic" else variance
+        diagonal = torch.eye(k, device=codes.device) * target.clamp(min=least)
+        self.covariance.copy_((1 - shrinkage) * covariance.view(k, k) + shrinkage * diagonal)
 
     def precision(self) -> Float[Tensor, "k k"]:
         """Inverse covariance."""

@@ -75,6 +75,8 @@ class LossWeights:
     distillation: float = 0.0
     occupancy: float = 0.0
     chamfer: float = 0.0
+    part_center: float = 0.0
+    part_rotation: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Objective(nn.Module):
             loss, terms = self._loss(batch, code)
             return loss, {name: term.detach().clone() for name, term in terms.items()}
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        result = chunked_gradients(self._loss, batch, code, parameters)
+        result = chunked_gradients(self._loss, batch, code, parameters, self.model.chunk_points)
         loss = _WithGradients.apply(result.loss, result.gradients, *code.tensors, *parameters)  # type: ignore[no-untyped-call]
         return loss, result.terms
 
@@ -69,12 +69,14 @@ class LossAndGradients(NamedTuple):
     gradients: list[Tensor | None]
 
 
-def chunked_gradients(loss: Loss, batch: Batch, code: Code, parameters: Sequence[Tensor]) -> LossAndGradients:
+def chunked_gradients(
+    loss: Loss, batch: Batch, code: Code, parameters: Sequence[Tensor], chunk_points: int = CHUNK_POINTS
+) -> LossAndGradients:
     """Loss and gradients by chunks of equal size; the loss is their mean, since all terms are means.
 
     The gradients are summed in the order of the chunks, whichever thread finishes first: every run has the same bits.
     """
-    chunks = split_batch(batch)
+    chunks = split_batch(batch, chunk_points)
 
     def differentiate(chunk: Chunk) -> LossAndGradients:
         leaves = [tensor[chunk.rows].detach().requires_grad_() for tensor in code.tensors]
@@ -107,8 +109,8 @@ class Chunk(NamedTuple):
     batch: Batch
 
 
-def split_batch(batch: Batch) -> list[Chunk]:
-    """Split a batch into equal chunks of at most `CHUNK_POINTS` points as far as the numbers divide.
+def split_batch(batch: Batch, limit: int = CHUNK_POINTS) -> list[Chunk]:
+    """Split a batch into equal chunks of at most `limit` points as far as the numbers divide.
 
     A chunk has some scans, or part of the points of one. Every point with a gradient (`gradient_stride`) has one in its
     chunk.
@@ -116,8 +118,8 @@ def split_batch(batch: Batch) -> list[Chunk]:
     scans, points = len(batch.points), batch.loss_points
     finest = math.gcd(batch.surface.shape[1], batch.uniform_points.shape[1], batch.num_occupancy_points)
     finest = finest // batch.gradient_stride if finest % batch.gradient_stride == 0 else 1
-    groups = next((n for n in _divisors(scans) if scans // n * points <= CHUNK_POINTS), scans)
-    parts = next((n for n in _divisors(finest) if points <= n * CHUNK_POINTS), finest)
+    groups = next((n for n in _divisors(scans) if scans // n * points <= limit), scans)
+    parts = next((n for n in _divisors(finest) if points <= n * limit), finest)
     size = scans // groups
     rows = [slice(first, first + size) for first in range(0, scans, size)]
     return [Chunk(some, batch[some].chunk(index, parts)) for some in rows for index in range(parts)]
@@ -211,7 +213,7 @@ def restore_matmul_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def choose_execution(model: nn.Module, batch: Batch, steps: int, minutes: float | None) -> Execution:
+def choose_execution(model: ShapeModel, batch: Batch, steps: int, minutes: float | None) -> Execution:
     """Fastest execution of a training of so many steps (or minutes).
 
     It is estimated, not measured, so that a training is executed in the same way each time: a step has six products
@@ -220,7 +222,7 @@ def choose_execution(model: nn.Module, batch: Batch, steps: int, minutes: float 
     points = len(batch.points) * batch.loss_points
     if batch.points.device.type == "cpu":
         # with one thread, chunks save memory only
-        limit = CHUNK_POINTS if torch.get_num_threads() > 1 else 8 * CHUNK_POINTS
+        limit = model.chunk_points if torch.get_num_threads() > 1 else 8 * model.chunk_points
         return "chunked" if points > limit else "eager"
     weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
     estimate = min(12.0 * points * weights * steps / ASSUMED_FLOPS / 60, math.inf if minutes is None else minutes)

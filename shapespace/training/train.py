@@ -64,6 +64,7 @@ def train_model(
         config = pretrained_config(config)
     torch.manual_seed(config.seed)
     model = registry.build_model(config.model, num_scans=len(names)).to(device)
+    model.initialize(store, names)
     metadata: dict[str, Any] = {"weights": asdict(config.weights), "data": store.metadata, "scans": len(names)}
     loaded: set[str] = set()
     if config.init_from is not None:
@@ -218,7 +219,7 @@ class TrainingRecorder:
         codes = None if model.prior is None else encode_training_scans(model, self.job.dataset, self.job.device)
         self.monitor.check_weights(step, model, codes)
         if model.prior is not None and codes is not None:
-            model.prior.fit(codes)
+            model.summarize(codes)
             if codes.numel():  # the code of a single scan has dimension 0
                 self.writer.add_histogram("codes/values", codes, step)
                 self.writer.add_histogram("codes/norms", codes.norm(dim=1), step)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from shapespace.fitting.levenberg_marquardt import LMState, Objective, Solve, dense_cholesky, levenberg_marquardt
+from shapespace.fitting.levenberg_marquardt import DenseCholesky, LMState, Objective, cholesky, levenberg_marquardt
 
 TIMES = np.linspace(0, 4, 30)
 
@@ -94,6 +94,9 @@ def test_the_cost_never_rises_and_the_state_is_that_of_its_x(max_steps: int) -> 
     assert (state.cost <= objective(rosenbrock)(rows, x).cost).all()
 
 
+Solve = Callable[[Tensor, Tensor], Tensor]
+
+
 def by_pinv(matrix: Float[Tensor, "s k k"], right: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
     return (torch.linalg.pinv(matrix) @ right[..., None])[..., 0]
 
@@ -106,18 +109,35 @@ def by_blocks(matrix: Float[Tensor, "s k k"], right: Float[Tensor, "s k"]) -> Fl
     return torch.cat([first, last], dim=1)[..., 0]
 
 
-@pytest.mark.parametrize("solve", [by_pinv, by_blocks])
-def test_another_solve_gives_the_same_minimum(solve: Solve) -> None:
+class Counted(DenseCholesky):
+    """Another way to solve the same systems; it notes how many it was given."""
+
+    def __init__(self, way: Solve) -> None:
+        self.way, self.calls = way, list[int]()
+
+    def solve(self, hessian: Tensor, added: Tensor, right: Tensor) -> Tensor:
+        self.calls.append(len(hessian))
+        found = self.way(hessian + torch.diag_embed(added), right)
+        torch.testing.assert_close(found, super().solve(hessian, added, right), rtol=1e-6, atol=1e-9)
+        return found
+
+
+@pytest.mark.parametrize("way", [by_pinv, by_blocks])
+def test_another_solver_gives_the_same_minimum(way: Solve) -> None:
     x = torch.tensor([[1.0, 1.0, 0.0]] * 3, dtype=torch.float64)
-    calls: list[int] = []
-
-    def counted(matrix: Float[Tensor, "s k k"], right: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
-        calls.append(len(matrix))
-        torch.testing.assert_close(solve(matrix, right), dense_cholesky(matrix, right), rtol=1e-6, atol=1e-9)
-        return solve(matrix, right)
-
     dense = levenberg_marquardt(objective(decay), x, max_steps=50, ftol=1e-12)
-    other = levenberg_marquardt(objective(decay), x, max_steps=50, ftol=1e-12, solve=counted)
+    solver = Counted(way)
+    other = levenberg_marquardt(objective(decay), x, max_steps=50, ftol=1e-12, solver=solver)
     torch.testing.assert_close(other.x, dense.x, atol=1e-6, rtol=1e-6)
-    assert calls[0] == 3
-    assert calls[-1] <= 3  # converged problems are left out
+    assert solver.calls[0] == 3
+    assert solver.calls[-1] <= 3  # converged problems are left out
+
+
+def test_a_matrix_that_float32_cannot_factorize_is_factorized_in_float64() -> None:
+    matrix = torch.tensor([[[3.0, 5258.0], [5258.0, 9215522.0]]])  # integers: its determinant is 2
+    assert torch.linalg.cholesky_ex(matrix).info.any()
+    factor = cholesky(matrix)
+    torch.testing.assert_close(factor @ factor.mT, matrix.double())
+    assert factor.dtype == torch.float64
+    with pytest.raises(torch.linalg.LinAlgError):
+        cholesky(-torch.eye(2)[None])

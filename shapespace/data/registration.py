@@ -1,0 +1,192 @@
+"""Registered template meshes: the parts of a template, and their poses in each registration (targets of training)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from tqdm import tqdm
+
+from shapespace.data.store import ScanSource
+from shapespace.geometry.proximity import area_vectors, nearest_point
+
+RADIUS_FACTOR = 1.6  # radius of a part over the root mean square distance of its vertices from its center
+MAX_ITERATIONS = 100  # of k-means
+
+
+@dataclass(frozen=True)
+class PartTemplate:
+    """Template mesh at rest, divided into parts.
+
+    Vertices are in model units; `labels` is the part of each vertex, `area` its share of the surface. The frames of the
+    parts at rest have the axes of the model frame and their origin at `center`; `radius` is the unit of a part's frame.
+    """
+
+    vertices: Float[Tensor, "v 3"]
+    faces: Int[Tensor, "f 3"]
+    labels: Int[Tensor, "v"]
+    area: Float[Tensor, "v"]
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def share(self) -> Float[Tensor, "k v"]:
+        """Share of each vertex in the area of its part (sparse)."""
+        count = torch.zeros(self.num_parts).index_add_(0, self.labels, self.area)
+        index = torch.stack([self.labels, torch.arange(len(self.labels))])
+        values = self.area / count[self.labels]
+        return torch.sparse_coo_tensor(index, values, (self.num_parts, len(self.labels)), check_invariants=False)
+
+    @property
+    def center(self) -> Float[Tensor, "k 3"]:
+        """Mean of the vertices of each part, by area."""
+        return self.share @ self.vertices
+
+    @property
+    def radius(self) -> Float[Tensor, "k"]:
+        """Unit of length of each part's frame (model units)."""
+        squared = (self.vertices - self.center[self.labels]).square().sum(dim=1, keepdim=True)
+        return RADIUS_FACTOR * (self.share @ squared)[:, 0].sqrt()
+
+
+def part_poses(
+    template: PartTemplate, vertices: Float[Tensor, "v 3"]
+) -> tuple[Float[Tensor, "k 3"], Float[Tensor, "k 3 3"]]:
+    """Center and rotation of each part in a registration, by Procrustes of its vertices, weighted by area.
+
+    Kabsch, Acta Cryst. A 32, 1976. `vertices` are those of the template in its order, in model units.
+    """
+    share, rest = template.share, template.vertices - template.center[template.labels]
+    center = share @ vertices
+    moved = vertices - center[template.labels]
+    covariance = (share @ (moved[:, :, None] * rest[:, None, :]).flatten(1)).view(-1, 3, 3).double()
+    left, _, right = torch.linalg.svd(covariance)
+    flip = torch.ones(len(left), 3, dtype=left.dtype)
+    flip[:, 2] = torch.linalg.det(left @ right).sign()  # never a reflection (Umeyama, PAMI 1991)
+    return center, ((left * flip[:, None]) @ right).to(vertices)
+
+
+def registrations(
+    store: ScanSource, names: Sequence[str], faces: Int[Tensor, "f 3"] | None = None
+) -> Iterator[tuple[Float[Tensor, "v 3"], Int[Tensor, "f 3"]]]:
+    """Vertices (model frame) and faces of the registration of each scan.
+
+    Raises:
+        ValueError: A scan has none, or its faces are not those of the first one.
+
+    """
+    if missing := [name for name in names if not store.has_ground_truth(name)]:
+        raise ValueError(
+            f"{store.path}: {len(missing):,} of {len(names):,} scans have no registration, for example {missing[0]}. "
+            "The articulated family takes the poses of the parts from registrations. For raw scans alone, start from a "
+            "space that has parts: --init-from SPACE."
+        )
+    for name in tqdm(names, desc="registrations", unit="scan", disable=len(names) < 50):
+        mesh = store.ground_truth(name)
+        assert mesh is not None  # see above
+        own = torch.from_numpy(np.asarray(mesh.faces, dtype=np.int64))
+        faces = own if faces is None else faces
+        if own.shape != faces.shape or not torch.equal(own, faces):
+            raise ValueError(
+                f"{store.path}: the registration of {name} has {len(mesh.vertices):,} vertices and {len(own):,} faces "
+                f"that are not those of the others ({len(faces):,} faces). The articulated family needs one template: "
+                "choose a --split with one, or start from a space that has parts: --init-from SPACE."
+            )
+        frame = store.frame(name)
+        yield frame.to_model(torch.from_numpy(np.asarray(mesh.vertices)).float()), faces
+
+
+def make_template(
+    vertices: Float[Tensor, "v 3"],
+    faces: Int[Tensor, "f 3"],
+    num_parts: int,
+    weight: Float[np.ndarray, "v"] | float = 1.0,
+    *,
+    seed: int = 0,
+) -> PartTemplate:
+    """Divide a template at rest (model units) into parts; they are smaller where the `weight` of its area is larger."""
+    area = vertex_areas(vertices.double().numpy(), faces.numpy())
+    labels = segment(vertices.double().numpy(), faces.numpy(), num_parts, area * weight, seed=seed)
+    return PartTemplate(vertices, faces, torch.from_numpy(labels), torch.from_numpy(area).float())
+
+
+def vertex_areas(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> Float[np.ndarray, "v"]:
+    """Third of the area of the faces around each vertex."""
+    area = np.linalg.norm(area_vectors(vertices, faces), axis=1) / 6
+    return np.bincount(faces.ravel(), np.repeat(area, 3), minlength=len(vertices))
+
+
+def segment(
+    vertices: Float[np.ndarray, "v 3"],
+    faces: Int[np.ndarray, "f 3"],
+    num_parts: int,
+    weight: Float[np.ndarray, "v"],
+    *,
+    seed: int = 0,
+) -> Int[np.ndarray, "v"]:
+    """Part of each vertex, by weighted k-means (k-means++ starts); parts are connected along edges.
+
+    Pieces of a part that are apart from its largest piece go to a part that they touch: two fingers that are close in
+    space do not share one.
+
+    Raises:
+        ValueError: There are more parts than vertices.
+
+    """
+    if not 1 <= num_parts <= len(vertices):
+        raise ValueError(f"--model.num-parts {num_parts}: must be from 1 to the {len(vertices):,} vertices.")
+    rng = np.random.default_rng(seed)
+    centers = vertices[[rng.choice(len(vertices), p=weight / weight.sum())]]
+    while len(centers) < num_parts:
+        chance = weight * nearest_point(vertices, centers)[0] ** 2
+        centers = np.concatenate([centers, vertices[[rng.choice(len(vertices), p=chance / chance.sum())]]])
+    labels = np.full(len(vertices), -1)
+    for _ in range(MAX_ITERATIONS):
+        nearest = nearest_point(vertices, centers)[1]
+        if (nearest == labels).all():
+            break
+        labels = nearest
+        mass = np.bincount(labels, weight, minlength=num_parts)
+        sums = np.stack([np.bincount(labels, weight * axis, minlength=num_parts) for axis in vertices.T], axis=1)
+        centers = np.where(mass[:, None] > 0, sums / np.maximum(mass, 1e-300)[:, None], centers)
+    return _connected(labels, faces)
+
+
+def _connected(labels: Int[np.ndarray, "v"], faces: Int[np.ndarray, "f 3"]) -> Int[np.ndarray, "v"]:
+    """Labels after each small piece of a part went to the neighbor with which it shares most edges."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    labels = labels.copy()
+    for _ in range(labels.max() + 1):  # a piece between two pieces needs more than one round
+        inner = labels[edges[:, 0]] == labels[edges[:, 1]]
+        graph = coo_matrix((np.ones(inner.sum()), edges[inner].T), shape=(len(labels), len(labels)))
+        count, piece = connected_components(graph, directed=False)
+        size, owner = np.bincount(piece), np.zeros(count, dtype=np.int64)
+        owner[piece] = labels
+        largest = np.zeros(labels.max() + 1, dtype=np.int64)
+        largest[owner[size.argsort()]] = size.argsort()  # the last assignment is that of the largest piece
+        stray = largest[owner[piece]] != piece
+        crossing = stray[edges[:, 0]] & ~inner
+        if not crossing.any():
+            return labels
+        touched = np.unique(
+            np.stack([piece[edges[crossing, 0]], labels[edges[crossing, 1]]], axis=1), axis=0, return_counts=True
+        )
+        by_edges = touched[1].argsort()
+        new = owner.copy()
+        new[touched[0][by_edges, 0]] = touched[0][by_edges, 1]
+        labels = new[piece]
+    return labels
+
+
+def transfer_labels(
+    labeled: Float[np.ndarray, "v 3"], labels: Int[np.ndarray, "v"], vertices: Float[np.ndarray, "w 3"]
+) -> Int[np.ndarray, "w"]:
+    """Part of each vertex of another template in the same pose: that of the nearest labeled vertex."""
+    return labels[nearest_point(vertices, labeled)[1]]

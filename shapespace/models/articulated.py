@@ -1,0 +1,344 @@
+"""Articulated bodies: one code gives the poses and local codes of many parts, each a small signed distance field.
+
+Parts with a field each: Deng et al., NASA (ECCV 2020); local codes: Mihajlovic et al., COAP (CVPR 2022). The poses of
+the parts begin as principal components of the registrations of the training scans (docs/concepts/method.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shapespace.data.loader import Batch
+from shapespace.data.registration import PartTemplate, make_template, part_poses, registrations
+from shapespace.data.store import ScanSource
+from shapespace.models import sdf
+from shapespace.models.base import ModelConfig, SDFModel
+from shapespace.models.code import Code
+from shapespace.models.encoders import DistilledEncoder
+from shapespace.nn import losses
+from shapespace.nn.hypernetwork import PartHypernetwork, rotation_to_6d
+from shapespace.nn.latent import CodeTable, GaussianPrior
+from shapespace.nn.mlp import Linearization
+from shapespace.nn.part_mlp import NEAREST, PartLinearization, PartMLP, PartStates
+from shapespace.nn.pointnet import PointNet
+from shapespace.synthetic.body import Body
+
+HEAD = ("head", "neck03", "eye")  # joints of the head
+BORDER_POINTS = 6  # of two neighboring parts
+DOMAIN_MARGIN = 1.2  # radius of the domain's balls over the least that covers the training registrations
+
+
+@dataclass(frozen=True)
+class PartDensity:
+    """How much denser the parts of a region are: weights of its area in the clustering of the template."""
+
+    hands: float
+    feet: float
+    head: float
+
+
+class ArticulatedSDF(SDFModel):
+    """Signed distance (model units) of a body as a blend of the fields of its parts.
+
+    A code is either global, one tensor z (b, d), or that of a fit of the parts, four tensors: z, and the centers
+    (b, k, 3), rotations (b, k, 3, 3) and local codes (b, k, l) of the parts, which then give the shape alone.
+    """
+
+    def __init__(
+        self,
+        encoder: DistilledEncoder,
+        hypernetwork: PartHypernetwork,
+        decoder: PartMLP,
+        prior: GaussianPrior,
+        density: PartDensity,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.hypernetwork, self.decoder, self.prior = encoder, hypernetwork, decoder, prior
+        self.template = Template()
+        self.density = density
+        self.register_buffer("local_std", torch.ones(decoder.num_parts, decoder.local_dim))
+        self.register_buffer("target_center", torch.zeros(0), persistent=False)
+        self.register_buffer("target_rotation", torch.zeros(0), persistent=False)
+
+    local_std: Tensor
+    target_center: Tensor
+    target_rotation: Tensor
+    chunk_points = 2400  # fewer make the products of each part small
+
+    def initialize(self, store: ScanSource, names: Sequence[str]) -> None:
+        """Divide the template of the registrations into parts; take their poses as targets, and their components."""
+        device = self.decoder.radius.device
+        vertices, faces = next(registrations(store, names[:1]))
+        vertices, weight = rest_of(vertices, faces, self.density, store.scale)
+        template = make_template(vertices, faces, self.decoder.num_parts, weight)
+        poses = [part_poses(template, vertices) for vertices, _ in registrations(store, names, faces)]
+        center, rotation = (torch.stack(each).to(device) for each in zip(*poses, strict=True))
+        self.target_center, self.target_rotation = center, rotation
+        self.decoder.radius.copy_(template.radius)
+        self.template.set(template)
+        codes = self.hypernetwork.initialize(torch.cat([center, rotation_to_6d(rotation)], dim=-1))
+        table = self.codes_parameter
+        assert table is not None  # the family has free codes
+        with torch.no_grad():
+            table.copy_(codes)
+
+    @property
+    def code_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Global code; centers, rotations and local codes of the parts."""
+        count, size = self.local_std.shape
+        return (tuple(self.prior.mean.shape), (count, 3), (count, 3, 3), (count, size))
+
+    @torch.no_grad()
+    def summarize(self, codes: Float[Tensor, "n z"]) -> None:
+        """Set the prior, and the spread of the local codes."""
+        self.prior.fit(codes, shrink_to="diagonal")
+        local = self.hypernetwork(codes).local_code
+        self.local_std.copy_(local.std(dim=0, correction=0))
+
+    def border_points(self) -> tuple[Float[Tensor, "m 2 3"], Int[Tensor, "m 2"]]:
+        """Points on the borders of the parts at rest, in the frames of their two parts (over the radius), and these."""
+        return self.template.border_points(self.decoder.radius)
+
+    def encode(self, batch: Batch) -> Code:
+        """Encode a batch."""
+        return self.encoder(batch)
+
+    def states(self, code: Code) -> PartStates:
+        """States of the parts: given, or from the global code."""
+        if len(code.parts) == 1:
+            return self.hypernetwork(code.parts[0])  # type: ignore[no-any-return]
+        return PartStates(*code.parts[1:])
+
+    def replace_vector(self, code: Code, vector: Float[Tensor, "b z"]) -> Code:
+        """The code with another global code; parts of a fit keep their motions from those of the global code."""
+        if len(code.parts) == 1:
+            return Code((vector,))
+        own, before, after = self.states(code), self.hypernetwork(code.parts[0]), self.hypernetwork(vector)
+        return Code(
+            (
+                vector,
+                after.center + own.center - before.center,
+                own.rotation @ before.rotation.mT @ after.rotation,
+                after.local_code + own.local_code - before.local_code,
+            )
+        )
+
+    def expand(self, code: Code) -> Code:
+        """The same shapes with the states of their parts."""
+        return code if len(code.parts) > 1 else Code((*code.parts, *self.states(code)))
+
+    def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
+        """Signed distance (model units), negative inside; meaningful in the domain."""
+        return self.decoder(x, self.states(code))
+
+    def nearest_parts(self, x: Float[Tensor, "b q 3"], center: Float[Tensor, "b k 3"]) -> Int[Tensor, "b q n"]:
+        """The parts that are blended at each point."""
+        squared = torch.cdist(x, center, compute_mode="donot_use_mm_for_euclid_dist").square()
+        count = min(NEAREST, center.shape[1])
+        return (squared / self.decoder.radius.square()).topk(count, largest=False).indices
+
+    def linearize(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearization:
+        """Signed distance with its gradient in x and its Jacobian in the global code.
+
+        Parts of a fit move as those of the global code do.
+        """
+        by_code = self.hypernetwork.jacobian(code.parts[0])
+        local = self.decoder.linearize(x, self.states(code))
+        return Linearization(local.value, local.gradient, chain(local, by_code))
+
+    def linearize_parts(self, x: Float[Tensor, "b q 3"], states: PartStates) -> PartLinearization:
+        """Signed distance with its gradient in x and its Jacobian in the states of the parts."""
+        return self.decoder.linearize(x, states)
+
+    def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
+        """Terms of `sdf.loss_terms`, `part_center` and `part_rotation`, the code regularization, and `distillation`.
+
+        In training the loss of the field has no gradient in the poses of the parts: with it, training diverges. The
+        uniform points are moved into the domain, since the field is not used elsewhere.
+        """
+        states = self.states(code)
+        shape = states.detach_pose() if self.training else states
+        moved = replace(batch, uniform_points=self._into_domain(batch.uniform_points, shape))
+        terms = sdf.loss_terms(self.decoder.value_and_gradient, self.decoder, moved, shape)
+        if self.training and len(self.target_center):
+            index = batch.scan_index
+            terms["part_center"] = (states.center - self.target_center[index]).norm(dim=-1).mean()
+            difference = (states.rotation - self.target_rotation[index]).flatten(2)
+            terms["part_rotation"] = difference.norm(dim=-1).mean()
+        terms["code_reg"] = code.parts[0].norm(dim=-1).mean()
+        if code.distillation is not None:
+            terms["distillation"] = code.distillation.mean()
+        return terms
+
+    def _into_domain(self, points: Float[Tensor, "b m 3"], states: PartStates) -> Float[Tensor, "b m 3"]:
+        """Points of cubes around the parts from uniform points of a cube about the origin.
+
+        The first coordinate of a point chooses the part; what is left of it is as uniform as the other two.
+        """
+        unit = points / points.abs().amax().clamp(min=1e-9) * 0.5 + 0.5
+        place = unit[..., 0] * self.decoder.num_parts
+        part = place.long().clamp(max=self.decoder.num_parts - 1)
+        unit = torch.cat([(place - part)[..., None], unit[..., 1:]], dim=-1)
+        center = states.center.detach().gather(1, part[..., None].expand(-1, -1, 3))
+        reach = self.template.reach * self.decoder.radius[part]
+        return center + (2 * unit - 1) * reach[..., None]
+
+
+def rest_of(
+    vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"], density: PartDensity, scale: float
+) -> tuple[Float[Tensor, "v 3"], Float[np.ndarray, "v"] | float]:
+    """Rest vertices (model units) of the template of a registration, and the density of the parts at each.
+
+    If the faces are those of the synthetic body, they are its mean at rest, with the densities of its regions; `scale`
+    is meters per model unit. Otherwise the registration itself, whose regions are not known.
+    """
+    body = Body.load()
+    if faces.shape != body.faces.shape or not bool((faces == torch.from_numpy(body.faces)).all()):
+        return vertices, 1.0
+    regions = body.parts()
+    weight = np.where(regions["hands"], density.hands, np.where(regions["feet"], density.feet, 1.0))
+    main = body.weight_joint[np.arange(len(body.weight)), body.weight.argmax(axis=1)]
+    is_head = np.array([joint.startswith(HEAD) for joint in body.joints])[main]
+    rest = body.mean[: -len(body.joints)]
+    return torch.from_numpy((rest - rest.mean(axis=0)) / scale).float(), np.where(is_head, density.head, weight)
+
+
+def chain(local: PartLinearization, by_code: Float[Tensor, "b k p z"]) -> Float[Tensor, "b q z"]:
+    """Jacobian in the global code: the sum over the blended parts of a point of their Jacobians' products."""
+    bodies, count, nearest, _ = local.jacobian.shape
+    result = local.jacobian.new_empty(bodies, count, by_code.shape[-1])
+    for body in range(bodies):
+        part = local.part[body].flatten()
+        order = part.argsort()
+        sizes = part.bincount(minlength=by_code.shape[1]).tolist()
+        rows = local.jacobian[body].flatten(0, 1)[order]
+        product = rows.new_empty(len(rows), by_code.shape[-1])
+        for a, b, c in zip(rows.split(sizes), by_code[body], product.split(sizes), strict=True):
+            torch.mm(a, b, out=c)
+        unsorted = torch.empty_like(product)
+        unsorted[order] = product
+        result[body] = unsorted.view(count, nearest, -1).sum(dim=1)
+    return result
+
+
+class Template(nn.Module):
+    """Template mesh of the family, in buffers whose sizes are those of the training data."""
+
+    vertices: Tensor
+    faces: Tensor
+    labels: Tensor
+    center: Tensor
+    reach: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("vertices", torch.zeros(0, 3))
+        self.register_buffer("faces", torch.zeros(0, 3, dtype=torch.int32))
+        self.register_buffer("labels", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("center", torch.zeros(0, 3))
+        self.register_buffer("reach", torch.tensor(1.7))
+
+    def set(self, template: PartTemplate) -> None:
+        """Take the mesh and the parts of a template."""
+        device = self.vertices.device
+        self.vertices = template.vertices.to(device)
+        self.faces = template.faces.int().to(device)
+        self.labels = template.labels.int().to(device)
+        self.center = template.center.to(device)
+
+    def border_points(self, radius: Float[Tensor, "k"]) -> tuple[Float[Tensor, "m 2 3"], Int[Tensor, "m 2"]]:
+        """Middles of edges between two parts, at most `BORDER_POINTS` a pair, in the frames of both; and the pairs."""
+        labels, faces = self.labels.long(), self.faces.long()
+        edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+        edges = edges[labels[edges[:, 0]] < labels[edges[:, 1]]]  # each edge is in two faces, once in each direction
+        middle = self.vertices[edges].mean(dim=1)
+        pairs, pair = labels[edges].unique(dim=0, return_inverse=True)
+        chosen = []
+        for index in range(len(pairs)):
+            own = (pair == index).nonzero()[:, 0]
+            chosen.append(own[farthest_points(middle[own], BORDER_POINTS)])
+        kept = torch.cat(chosen)
+        parts = pairs[pair[kept]]
+        return (middle[kept][:, None] - self.center[parts]) / radius[parts][..., None], parts
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take the sizes of the buffers from the file."""
+        for name, buffer in self.named_buffers(recurse=False):
+            if (stored := state_dict.get(prefix + name)) is not None and stored.ndim == buffer.ndim:
+                setattr(self, name, buffer.new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def farthest_points(points: Float[Tensor, "n 3"], count: int) -> Int[Tensor, "m"]:
+    """Indices of at most `count` points, each the farthest from those before it."""
+    chosen = [0]
+    distance = (points - points[0]).norm(dim=1)
+    while len(chosen) < min(count, len(points)):
+        chosen.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=1))
+    return torch.tensor(chosen, device=points.device)
+
+
+@dataclass(frozen=True)
+class ArticulatedConfig(ModelConfig):
+    """Settings of an `ArticulatedSDF` model."""
+
+    code_dim: int = 192
+    """Dimension of the global code."""
+    num_parts: int = 76
+    """Number of body parts."""
+    local_dim: int = 24
+    """Dimension of the local code of a part."""
+    width: int = 64
+    """Units of each hidden layer of a part."""
+    depth: int = 4
+    """Hidden layers of a part."""
+    beta: float = 30.0
+    """Sharpness of the softplus (1 / radius of a part)."""
+    hyper_width: int = 256
+    """Units of each hidden layer of the hyper-network."""
+    hand_density: float = 10.0
+    """Weight of the hands' area in the clustering of the template into parts."""
+    foot_density: float = 2.0
+    """Weight of the feet's area."""
+    head_density: float = 2.5
+    """Weight of the head's area."""
+    encoder_points: int = 512
+    """Points of a scan that the encoder reads."""
+    encoder_width: int = 128
+    """Units of the middle layer on each point."""
+    encoder_features: int = 256
+    """Features of which the encoder takes the maximum over the points."""
+
+
+def build_articulated(config: ArticulatedConfig, *, num_scans: int = 0) -> ArticulatedSDF:
+    """Build an articulated model, with free codes for `num_scans` training scans."""
+    hypernetwork = PartHypernetwork(
+        code_dim=config.code_dim, num_parts=config.num_parts, local_dim=config.local_dim, width=config.hyper_width
+    )
+    pointnet = PointNet(
+        code_dim=config.code_dim,
+        num_points=config.encoder_points,
+        width=config.encoder_width,
+        features=config.encoder_features,
+    )
+    table = CodeTable(num_scans=num_scans, code_dim=config.code_dim)
+    decoder = PartMLP(
+        num_parts=config.num_parts,
+        local_dim=config.local_dim,
+        width=config.width,
+        depth=config.depth,
+        beta=config.beta,
+    )
+    return ArticulatedSDF(
+        DistilledEncoder(pointnet, table, hypernetwork.pose_distance),
+        hypernetwork,
+        decoder,
+        GaussianPrior(code_dim=config.code_dim),
+        PartDensity(config.hand_density, config.foot_density, config.head_density),
+    )
