@@ -1,19 +1,21 @@
 """Many small MLPs, one for each body part, blended into one field; value, gradient and Jacobian written out by hand."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shapespace.nn.mlp import softplus_and_derivative
 from shapespace.nn.parallel import parallel_map
+from shapespace.nn.part_layers import Expansion, PartField, Rows, Weights, distances, expand
 
 NEAREST = 4  # parts that are blended at a point
 BLEND_SHARPNESS = 4.0  # of the weights softmax(-4 d^2), d the distance to a part's center over its radius
-CHUNK = 4800  # points in a task on a CPU: fewer make the products of a part small, more leave the caches
+CHUNK = 4800  # points in a task on a CPU
+MIN_CHUNK = 1200  # fewer make the products of a part small
+CACHED = 2**18  # numbers that a core has in its caches
+LARGEST = 2**31 - 1  # number of int32
 
 
 class PartStates(NamedTuple):
@@ -52,8 +54,8 @@ class PartMLP(nn.Module):
     """One MLP for each part: from a point in the frame of the part and a local code to a signed distance.
 
     There are `depth` hidden layers of `width` units with softplus; the local code shifts each of them. Distances are in
-    units of the part's radius. The initial field of a part is a sphere of half the radius about its center, by the
-    initialization of Atzmon & Lipman, SAL (CVPR 2020), section 4.
+    units of the part's radius. The initial field of a part is about a ball's, by the initialization of Atzmon & Lipman,
+    SAL (CVPR 2020), section 4.
 
     The field of a body is the blend of the `NEAREST` parts of a point: f = sum_k w_k radius_k g_k(u_k, l_k), with
     w = softmax(-4 |x - center_k|^2 / radius_k^2). Parts with local codes: Mihajlovic et al., COAP (CVPR 2022).
@@ -73,29 +75,34 @@ class PartMLP(nn.Module):
         self.out_bias = nn.Parameter(torch.full((num_parts,), -0.5))
         self.register_buffer("radius", torch.ones(num_parts))
 
-    def weights(self) -> "_Weights":
-        """Weights with the sharpness of the softplus multiplied in, so that its sharpness is 1."""
-        return _Weights(self.point_in * self.beta, self.hidden, self.out / self.beta, self.out_bias)
+    def weights(self, local_code: Float[Tensor, "b k l"]) -> Weights:
+        """Weights for softplus in units of ln 2 and of sharpness 1, and what each layer of each part adds."""
+        scale, count = self.scale, self.num_parts
+        codes = local_code.transpose(0, 1).expand(self.depth, -1, -1, -1).flatten(0, 1)
+        shift = torch.baddbmm(
+            (scale * self.bias).flatten(0, 1)[:, None], codes, self.shift.flatten(0, 1), beta=1, alpha=scale
+        )
+        shift = shift.view(self.depth, count, len(local_code), self.width)
+        return Weights(self.point_in * scale, self.hidden, self.out / scale, self.out_bias, shift)
 
-    def shifts(self, local_code: Float[Tensor, "b k l"]) -> Float[Tensor, "d k b w"]:
-        """What each layer of each part adds for each body, scaled as in `weights`."""
-        by_code = local_code.transpose(0, 1) @ self.shift  # (d, k, b, w)
-        return (by_code + self.bias[:, :, None]) * self.beta
+    @property
+    def scale(self) -> float:
+        """Factor on the inputs of the softplus."""
+        return self.beta / math.log(2)
 
     def forward(self, x: Float[Tensor, "b q 3"], states: PartStates) -> Float[Tensor, "b q"]:
         """Field at points of the model frame (model units), negative inside."""
         if torch.is_grad_enabled():
             return self._evaluate(x, states, with_gradient=False)[0]
-        weights, shifts = self.weights(), self.shifts(states.local_code)
+        weights = self.weights(states.local_code)
 
         def value(chunk: tuple[Tensor, int]) -> Tensor:
             points, row = chunk
             pairs = self._pairs(points, states[row : row + 1])
-            for activation, _ in _layers(pairs, weights, shifts[:, :, row : row + 1]):  # earlier ones are freed
-                last = activation
-            return self._blend(pairs, _output(last, pairs, weights))
+            own = weights._replace(shift=weights.shift[:, :, row : row + 1])
+            return pairs.blend(distances(pairs.rows, own))
 
-        return torch.cat(parallel_map(value, self._chunks(x))).view(x.shape[:2])
+        return torch.cat([x.new_zeros(0), *parallel_map(value, self._chunks(x))]).view(x.shape[:2])
 
     def value_and_gradient(
         self, x: Float[Tensor, "b q 3"], states: PartStates
@@ -105,304 +112,179 @@ class PartMLP(nn.Module):
 
     def _evaluate(self, x: Tensor, states: PartStates, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
         pairs = self._pairs(x, states)
-        distance, slope = _PartField.apply(  # type: ignore[no-untyped-call]
-            pairs.local, pairs, with_gradient, *self.weights(), self.shifts(states.local_code)
+        distance, slope = PartField.apply(  # type: ignore[no-untyped-call]
+            pairs.rows.local, pairs.rows, with_gradient, *self.weights(states.local_code)
         )
-        value = self._blend(pairs, distance)
-        if not with_gradient:
-            return value.view(x.shape[:2]), slope
-        return value.view(x.shape[:2]), self._blend_gradient(pairs, distance, slope, value).view(x.shape)
+        value = pairs.blend(distance)
+        gradient = pairs.gradient(distance, slope, value).reshape(x.shape) if with_gradient else slope
+        return value.view(x.shape[:2]), gradient
 
     @torch.no_grad()
     def linearize(self, x: Float[Tensor, "b q 3"], states: PartStates) -> PartLinearization:
         """Field, spatial gradient, and Jacobian in the states of the blended parts (no graph)."""
-        weights, shifts = self.weights(), self.shifts(states.local_code)
+        weights, by_shift = self.weights(states.local_code), (self.shift * self.scale).mT
 
-        def expand(chunk: tuple[Tensor, int]) -> tuple[Tensor, ...]:
+        def expanded(chunk: tuple[Tensor, int]) -> tuple[Tensor, ...]:
             points, row = chunk
             pairs = self._pairs(points, states[row : row + 1])
-            layers = list(_layers(pairs, weights, shifts[:, :, row : row + 1]))
-            distance = _output(layers[-1][0], pairs, weights)
-            deltas = _deltas(pairs, [derivative for _, derivative in layers], weights)
-            slope = _grouped(deltas[0][1], weights.point_in.mT, pairs.sizes)
-            by_local = pairs.point.new_zeros(len(slope), self.local_dim)
-            for (_, delta), by_code in zip(deltas, self.shift, strict=True):
-                _grouped_add(by_local, delta, (by_code * self.beta).mT, pairs.sizes)
-            value = self._blend(pairs, distance)
-            gradient = self._blend_gradient(pairs, distance, slope, value)
-            return value, gradient, pairs.part, self._jacobian(pairs, distance, slope, by_local, value)
+            own = weights._replace(shift=weights.shift[:, :, row : row + 1])
+            expansion = expand(pairs.rows, own, by_shift)
+            value = pairs.blend(expansion.distance)
+            gradient = pairs.gradient(expansion.distance, expansion.slope, value)
+            return value, gradient, pairs.part.T, pairs.jacobian(expansion, value)
 
-        parts = [torch.cat(tensors) for tensors in zip(*parallel_map(expand, self._chunks(x)), strict=True)]
+        columns = min(NEAREST, self.num_parts), 6 + self.local_dim
+        part = torch.zeros(0, columns[0], dtype=torch.long, device=x.device)
+        nothing = x.new_zeros(0), x.new_zeros(0, 3), part, x.new_zeros(0, *columns)
+        results = zip(nothing, *parallel_map(expanded, self._chunks(x)), strict=True)
+        parts = [torch.cat(tensors) for tensors in results]
         return PartLinearization(*(part.view(*x.shape[:2], *part.shape[1:]) for part in parts))
 
     def _chunks(self, x: Tensor) -> list[tuple[Tensor, int]]:
-        """Points of one body each, at most `CHUNK` on a CPU, with the row of the body."""
-        size = CHUNK if x.device.type == "cpu" else max(x.shape[1], 1)
-        return [(points, row) for row in range(len(x)) for points in x[row : row + 1].split(size, dim=1)]
+        """Points of one body each, at most `CHUNK` on a CPU and equally many, with the row of the body."""
+        size, threads = x.shape[1], torch.get_num_threads()
+        if x.device.type == "cpu":
+            count = math.ceil(size / CHUNK)
+            if len(x) * count % threads and size > threads * MIN_CHUNK:
+                count += threads - count % threads
+            size = math.ceil(size / max(count, 1))
+        return [(points, row) for row in range(len(x)) for points in x[row : row + 1].split(max(size, 1), dim=1)]
 
     def _pairs(self, x: Tensor, states: PartStates) -> "_Pairs":
         """The nearest parts of each point, and the points in their frames, sorted by part."""
-        bodies, count = x.shape[:2]
+        bodies = len(x)
         with torch.no_grad():
-            squared = torch.cdist(x, states.center, compute_mode="donot_use_mm_for_euclid_dist").square_()
-            part = squared.div_(self.radius.square()).topk(min(NEAREST, self.num_parts), largest=False).indices
-            flat = part.flatten()  # point after point
-            order = flat.argsort()
-            body = torch.arange(bodies, device=x.device).repeat_interleave(count * part.shape[-1])
-            place = body * self.num_parts + flat
-            sizes = flat.bincount(minlength=self.num_parts).tolist()
-        rotation, center = (
-            _Rows.apply(states.rotation.flatten(0, 1), place),
-            _Rows.apply(states.center.flatten(0, 1), place),
-        )  # type: ignore[no-untyped-call]
-        radius = self.radius[flat]
-        offset = x.reshape(-1, 1, 3).expand(-1, part.shape[-1], 3).reshape(-1, 3) - center
-        local = (offset[:, None] @ rotation)[:, 0] / radius[:, None]
-        score = -BLEND_SHARPNESS * (offset / radius[:, None]).square().sum(dim=1).view(-1, part.shape[-1])
-        return _Pairs(
-            part.flatten(0, 1),
-            score.softmax(dim=1),
-            offset,
-            rotation,
-            radius,
-            _Permute.apply(local, order),  # type: ignore[no-untyped-call]
-            order,
-            body[order],
-            sizes,
-            bodies,
-        )
-
-    def _blend(self, pairs: "_Pairs", distance: Tensor) -> Tensor:
-        """Value of the field from the distances of the pairs."""
-        by_point = (pairs.unsort(distance) * pairs.radius).view_as(pairs.weight)
-        return (by_point * pairs.weight).sum(dim=1)
-
-    def _blend_gradient(self, pairs: "_Pairs", distance: Tensor, slope: Tensor, value: Tensor) -> Tensor:
-        """Spatial gradient: that of the parts, and that of the weights."""
-        steps = (pairs.rotation @ pairs.unsort(slope)[:, :, None])[:, :, 0]
-        pull = pairs.pull(pairs.unsort(distance) * pairs.radius, value)
-        return (pairs.weight.reshape(-1, 1) * steps - pull).view(*pairs.weight.shape, 3).sum(dim=1)
-
-    def _jacobian(
-        self, pairs: "_Pairs", distance: Tensor, slope: Tensor, by_local: Tensor, value: Tensor
-    ) -> Float[Tensor, "q n p"]:
-        weight = pairs.weight.reshape(-1, 1)
-        steps = (pairs.rotation @ pairs.unsort(slope)[:, :, None])[:, :, 0]
-        by_center = pairs.pull(pairs.unsort(distance) * pairs.radius, value) - weight * steps
-        by_rotation = weight * torch.linalg.cross(steps, pairs.offset)
-        by_code = (weight * pairs.radius[:, None]) * pairs.unsort(by_local)
-        return torch.cat([by_center, by_rotation, by_code], dim=1).view(*pairs.weight.shape, -1)
-
-
-# Below, a pair is a point and one of its parts. Pairs are in the order of the points, or sorted by part: then those of
-# a part are one slice, and a layer of all parts is one product for each slice. A padded batch of products takes longer.
-
-
-class _Weights(NamedTuple):
-    """Weights of all parts, scaled."""
-
-    point_in: Float[Tensor, "k 3 w"]
-    hidden: Float[Tensor, "d k w w"]
-    out: Float[Tensor, "k w"]
-    out_bias: Float[Tensor, "k"]
+            part = nearest_parts(x, states.center, self.radius)
+            place = (part * bodies + torch.arange(bodies, device=x.device)[:, None]).flatten()
+            order = place.argsort()
+            inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+            counts = place.bincount(minlength=self.num_parts * bodies).view(self.num_parts, bodies)
+            part = part.flatten(1)
+        radius = self.radius.index_select(0, part.flatten()).view(part.shape)
+        offset = x.reshape(-1, 3).T[:, None] - _columns(states.center, place).view(3, *part.shape)
+        rotation = _columns(states.rotation, place).view(3, 3, *part.shape)
+        local = (offset[:, None] * rotation).sum(dim=0) / radius
+        score = (offset / radius).square().sum(dim=0) * -BLEND_SHARPNESS
+        sort = order, inverse
+        sorted_local = _Permute.apply(local.flatten(1), *sort)  # type: ignore[no-untyped-call]
+        rows = Rows(sorted_local.T, place.index_select(0, order), counts)
+        return _Pairs(part, score.softmax(dim=0), offset, rotation, radius, rows, sort)
 
 
 class _Pairs(NamedTuple):
-    """Pairs of points and parts. In the order of the points: all but `local` and `body`, which are sorted by part."""
+    """Pairs of the p-th nearest part with point q (all bodies in one dimension), and the same as rows sorted by part.
 
-    part: Int[Tensor, "q n"]
-    weight: Float[Tensor, "q n"]
-    offset: Float[Tensor, "m 3"]  # x - center
-    rotation: Float[Tensor, "m 3 3"]
-    radius: Float[Tensor, "m"]
-    local: Float[Tensor, "m 3"]  # in the frame of the part, over its radius
-    order: Int[Tensor, "m"]
-    body: Int[Tensor, "m"]
-    sizes: list[int]
-    bodies: int
+    Coordinates and pairs are the first dimensions, since sums over the first dimensions are fast.
+    """
 
-    @property
-    def point(self) -> Tensor:
-        """The tensor that gives type and device."""
-        return self.local
+    part: Int[Tensor, "n q"]
+    weight: Float[Tensor, "n q"]
+    offset: Float[Tensor, "3 n q"]  # x - center
+    rotation: Float[Tensor, "3 3 n q"]
+    radius: Float[Tensor, "n q"]
+    rows: Rows
+    sort: tuple[Tensor, Tensor]  # pairs to rows, and back
 
-    def unsort(self, values: Tensor) -> Tensor:
-        """Values of the sorted pairs in the order of the points."""
-        return _Unpermute.apply(values, self.order)  # type: ignore[no-untyped-call,no-any-return]
+    def blend(self, distance: Float[Tensor, "m"]) -> Float[Tensor, "q"]:
+        """Value of the field from the distances of the rows."""
+        return (self.weight * self._in_model_units(distance)).sum(dim=0)
 
-    def pull(self, distance: Tensor, value: Tensor) -> Float[Tensor, "m 3"]:
+    def gradient(
+        self, distance: Float[Tensor, "m"], slope: Float[Tensor, "m 3"], value: Float[Tensor, "q"]
+    ) -> Float[Tensor, "q 3"]:
+        """Spatial gradient of the field: that of the parts, and that of the weights."""
+        return (self.weight * self._steps(slope) - self._pull(distance, value)).sum(dim=1).T
+
+    def jacobian(self, expansion: Expansion, value: Float[Tensor, "q"]) -> Float[Tensor, "q n p"]:
+        """Derivatives of the field in center, rotation vector and local code of each part."""
+        steps, width = self._steps(expansion.slope), expansion.by_code.shape[1]
+        result = value.new_empty(*self.part.T.shape, 6 + width)
+        by_point = result.permute(2, 1, 0)
+        torch.sub(self._pull(expansion.distance, value), self.weight * steps, out=by_point[:3])
+        torch.mul(torch.linalg.cross(steps, self.offset, dim=0), self.weight, out=by_point[3:6])
+        by_code = expansion.by_code.index_select(0, self.sort[1].view(self.part.shape).T.flatten())
+        factor = (self.weight * self.radius).T[..., None]
+        torch.mul(by_code.view(*self.part.T.shape, width), factor, out=result[..., 6:])
+        return result
+
+    def _in_model_units(self, distance: Tensor) -> Float[Tensor, "n q"]:
+        return _Permute.apply(distance, *self.sort[::-1]).view_as(self.radius) * self.radius  # type: ignore[no-untyped-call]
+
+    def _steps(self, slope: Tensor) -> Float[Tensor, "3 n q"]:
+        """Gradients of the parts, turned into the model frame."""
+        unsorted = _Permute.apply(slope.T, *self.sort[::-1])  # type: ignore[no-untyped-call]
+        return (self.rotation * unsorted.view_as(self.offset)).sum(dim=1)
+
+    def _pull(self, distance: Tensor, value: Tensor) -> Float[Tensor, "3 n q"]:
         """Derivative of the blend in the centers through the weights alone."""
-        around = distance.view_as(self.weight) - value[:, None]
-        factor = 2 * BLEND_SHARPNESS * (self.weight * around).reshape(-1) / self.radius.square()
-        return factor[:, None] * self.offset
+        around = self._in_model_units(distance) - value
+        return (2 * BLEND_SHARPNESS * self.weight * around / self.radius.square()) * self.offset
 
 
-class _Rows(torch.autograd.Function):
-    """Rows of a small table, many times each; the backward pass is a product instead of a scatter."""
+def nearest_parts(
+    x: Float[Tensor, "b q 3"], center: Float[Tensor, "b k 3"], radius: Float[Tensor, "k"]
+) -> Int[Tensor, "n b q"]:
+    """The `NEAREST` parts of each point by distance over radius, nearest first.
+
+    Squared distances are compared without their last bits, which the number of the part replaces: so minima of integers
+    give the parts, too, in less time than a partial sort.
+    """
+    count = center.shape[1]
+    low = (1 << (count - 1).bit_length()) - 1
+    index = torch.arange(count, dtype=torch.int32, device=x.device)[:, None]
+    by_axis, centers = x.float().mT.contiguous(), center.float().unbind(dim=-1)
+    inverse = radius.float().square().reciprocal()[:, None]
+    size = max(1, CACHED // max(centers[0].numel(), 1)) if x.device.type == "cpu" else max(x.shape[1], 1)
+    found = []
+    for points in by_axis.split(size, dim=2):
+        squared = (points[:, 0, None] - centers[0][..., None]).square_()
+        difference = torch.empty_like(squared)
+        for axis in (1, 2):
+            torch.sub(points[:, axis, None], centers[axis][..., None], out=difference)
+            squared.addcmul_(difference, difference)
+        key = squared.mul_(inverse).view(torch.int32).bitwise_and_(~low).bitwise_or_(index)
+        minima = [key.amin(dim=1)]
+        for _ in range(1, min(NEAREST, count)):
+            # Keys up to the last minimum become the largest by the overflow of the sum.
+            step = LARGEST - minima[-1]
+            minima.append(torch.add(key, step[:, None], out=difference.view(torch.int32)).amin(dim=1) - step)
+        found.append(torch.stack(minima).bitwise_and_(low))
+    return torch.cat(found, dim=2).long()
+
+
+def _columns(table: Float[Tensor, "b k *r"], place: Int[Tensor, "m"]) -> Float[Tensor, "r m"]:
+    """Numbers of each place, part * bodies + body; many times each."""
+    numbers = table.flatten(2).permute(2, 1, 0).flatten(1)
+    return _Columns.apply(numbers, place)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Columns(torch.autograd.Function):
+    """`table[:, index]` of a small table; in the backward pass, rows of numbers are added in less time than columns."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
-        ctx.shape = table.shape
-        return table[index]
+        ctx.columns = table.shape[1]
+        return table.index_select(1, index)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, by_rows: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, by_values: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        table = by_rows.new_zeros(ctx.shape[0], by_rows[0].numel())
-        return table.index_add_(0, index, by_rows.flatten(1)).view(ctx.shape), None
+        by_table = by_values.new_zeros(ctx.columns, len(by_values))
+        return by_table.index_add_(0, index, by_values.T.contiguous()).T, None
 
 
 class _Permute(torch.autograd.Function):
-    """`values[order]` for a permutation."""
+    """`values[..., order]`, with the inverse order."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, order: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
-        return values[order]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, by_values: Tensor) -> tuple[Tensor, None]:
-        (order,) = ctx.saved_tensors
-        return _scattered(by_values, order), None
-
-
-class _Unpermute(torch.autograd.Function):
-    """The inverse of `_Permute`."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, order: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
-        return _scattered(values, order)
+    def forward(ctx: Any, values: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return values.index_select(-1, order)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, by_values: Tensor) -> tuple[Tensor, None]:
-        (order,) = ctx.saved_tensors
-        return by_values[order], None
-
-
-def _scattered(values: Tensor, order: Tensor) -> Tensor:
-    result = torch.empty_like(values)
-    result[order] = values
-    return result
-
-
-def _grouped(x: Float[Tensor, "m i"], weight: Float[Tensor, "k i o"], sizes: Sequence[int]) -> Float[Tensor, "m o"]:
-    """Product of each part's slice with its matrix."""
-    out = x.new_empty(len(x), weight.shape[2])
-    for a, b, c in zip(x.split(sizes), weight.unbind(), out.split(sizes), strict=True):
-        if len(a):
-            torch.mm(a, b, out=c)
-    return out
-
-
-def _grouped_add(out: Tensor, x: Tensor, weight: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Add the product of `_grouped` to `out`."""
-    for a, b, c in zip(x.split(sizes), weight.unbind(), out.split(sizes), strict=True):
-        if len(a):
-            c.addmm_(a, b)
-    return out
-
-
-def _grouped_outer(x: Float[Tensor, "m i"], y: Float[Tensor, "m o"], sizes: Sequence[int]) -> Float[Tensor, "k i o"]:
-    """Product of the transposed slice of x with that of y, for each part: the gradient of its matrix."""
-    out = x.new_zeros(len(sizes), x.shape[1], y.shape[1])
-    for a, b, c in zip(x.split(sizes), y.split(sizes), out.unbind(), strict=True):
-        if len(a):
-            torch.mm(a.T, b, out=c)
-    return out
-
-
-def _one_hot(pairs: _Pairs) -> Float[Tensor, "m b"]:
-    """Which body a sorted pair belongs to."""
-    return torch.nn.functional.one_hot(pairs.body, pairs.bodies).to(pairs.local.dtype)
-
-
-def _layers(pairs: _Pairs, w: _Weights, shifts: Float[Tensor, "d k b w"]) -> Any:
-    """Activation and derivative of each layer, for the sorted pairs."""
-    body = _one_hot(pairs)
-    x, matrices = pairs.local, [w.point_in, *w.hidden]
-    for matrix, shift in zip(matrices, shifts, strict=True):
-        z = _grouped(body, shift, pairs.sizes)
-        x, derivative = softplus_and_derivative(_grouped_add(z, x, matrix, pairs.sizes))
-        yield x, derivative
-
-
-def _rows_of(parts: Tensor, sizes: Sequence[int]) -> Tensor:
-    """A row for each pair from one for each part."""
-    return parts.repeat_interleave(torch.tensor(sizes, device=parts.device), dim=0)
-
-
-def _output(activation: Tensor, pairs: _Pairs, w: _Weights) -> Float[Tensor, "m"]:
-    """Last layer: the distance in units of the part's radius."""
-    return _grouped(activation, w.out[:, :, None], pairs.sizes)[:, 0] + _rows_of(w.out_bias, pairs.sizes)
-
-
-def _deltas(pairs: _Pairs, derivatives: Sequence[Tensor], w: _Weights) -> list[tuple[Tensor, Tensor]]:
-    """For each layer, the derivative of the distance in its activation, and in its input."""
-    upper = _rows_of(w.out, pairs.sizes)
-    result = [(upper, upper * derivatives[-1])]
-    for matrix, derivative in zip(reversed(w.hidden), reversed(derivatives[:-1]), strict=True):
-        upper = _grouped(result[-1][1], matrix.mT, pairs.sizes)
-        result.append((upper, upper * derivative))
-    return result[::-1]
-
-
-class _PartField(torch.autograd.Function):
-    """Distances of sorted pairs (over the radius) and their slopes in the part's frame, with a first-order backward."""
-
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, pairs: _Pairs, with_gradient: bool, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        w, shifts = _Weights(*tensors[:-1]), tensors[-1]
-        pairs = pairs._replace(local=local.detach())
-        layers = list(_layers(pairs, w, shifts))
-        activations, derivatives = [a for a, _ in layers], [d for _, d in layers]
-        distance, slope, deltas = _output(activations[-1], pairs, w), local.new_zeros(0, 3), []
-        if with_gradient:
-            deltas = _deltas(pairs, derivatives, w)
-            slope = _grouped(deltas[0][1], w.point_in.mT, pairs.sizes)
-        ctx.pairs, ctx.w, ctx.layers, ctx.deltas = pairs, w, layers, deltas
-        return distance, slope
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, by_distance: Tensor, by_slope: Tensor) -> tuple[Any, ...]:
-        pairs, w, sizes = ctx.pairs, ctx.w, ctx.pairs.sizes
-        depth, matrices = len(ctx.layers), [w.point_in, *w.hidden]
-        by_matrix: list[Tensor | None] = [None] * depth
-        by_out = w.out.new_zeros(w.out.shape)
-        curved: list[Tensor | None] = [None] * depth  # from the slopes, by the input of each layer
-        if ctx.deltas:  # the gradient pass in reverse: from the slope up to the last layer
-            by_delta = _grouped(by_slope, w.point_in, sizes)
-            by_matrix[0] = _grouped_outer(by_slope, ctx.deltas[0][1], sizes)
-            for layer, ((_, derivative), (upper, _)) in enumerate(zip(ctx.layers, ctx.deltas, strict=True)):
-                # softplus'' = sigmoid (1 - sigmoid)
-                curved[layer] = (by_delta * upper).mul_(derivative).mul_(1 - derivative)
-                by_upper = by_delta.mul_(derivative)
-                if layer + 1 < depth:
-                    by_matrix[layer + 1] = _grouped_outer(by_upper, ctx.deltas[layer + 1][1], sizes)
-                    by_delta = _grouped(by_upper, matrices[layer + 1], sizes)
-                else:
-                    by_out += torch.stack([part.sum(dim=0) for part in by_upper.split(sizes)])
-        body = _one_hot(pairs)
-        by_shift = []
-        by_out += _grouped_outer(ctx.layers[-1][0], by_distance[:, None].contiguous(), sizes)[:, :, 0]
-        by_out_bias = torch.stack([part.sum() for part in by_distance.split(sizes)])
-        by_activation = _rows_of(w.out, sizes) * by_distance[:, None]
-        for layer in reversed(range(depth)):
-            below = ctx.layers[layer - 1][0] if layer else pairs.local
-            by_input = by_activation.mul_(ctx.layers[layer][1])
-            if (extra := curved[layer]) is not None:
-                by_input += extra
-            by_shift.append(_grouped_outer(body, by_input, sizes))
-            more = _grouped_outer(below, by_input, sizes)
-            known = by_matrix[layer]
-            by_matrix[layer] = more if known is None else known.add_(more)
-            if layer or ctx.needs_input_grad[0]:
-                by_activation = _grouped(by_input, matrices[layer].mT, sizes)
-        by_local = by_activation if ctx.needs_input_grad[0] else None
-        hidden = torch.stack([m for m in by_matrix[1:] if m is not None])
-        return by_local, None, None, by_matrix[0], hidden, by_out, by_out_bias, torch.stack(by_shift[::-1])
+    def backward(ctx: Any, by_values: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return by_values.index_select(-1, inverse), None, None
