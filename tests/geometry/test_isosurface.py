@@ -1,5 +1,7 @@
 """Sparse marching cubes against the dense grid and against closed forms."""
 
+import math
+
 import igl
 import numpy as np
 import pytest
@@ -7,11 +9,39 @@ import torch
 from jaxtyping import Float
 from scipy.spatial import cKDTree
 from torch import Tensor
+from trimesh import Trimesh
 
 from shapespace.geometry import primitives
-from shapespace.geometry.isosurface import dense_isosurface, isosurface, isosurface_by_sign, largest_component
+from shapespace.geometry.isosurface import (
+    Balls,
+    Field,
+    bounded,
+    dense_isosurface,
+    evaluate,
+    isosurface,
+    isosurface_by_sign,
+    largest_component,
+)
 
 A, B = torch.tensor([0.3, -0.4, 0.1]), torch.tensor([-0.1, 0.5, 0.3])
+
+# A body of capsules about bones, which have four balls each.
+BONES = torch.tensor(
+    [
+        [[0.0, -0.1, 0.0], [0.0, 0.5, 0.0]],
+        [[0.1, -0.1, 0.0], [0.2, -0.85, 0.05]],
+        [[-0.1, -0.1, 0.0], [-0.25, -0.8, -0.1]],
+        [[0.1, 0.3, 0.0], [0.6, 0.1, 0.1]],
+        [[-0.1, 0.3, 0.0], [-0.5, 0.6, -0.1]],
+    ]
+)
+RADII = [0.13, 0.07, 0.06, 0.05, 0.04]
+PLACES = torch.linspace(0, 1, 4)[:, None]
+REACH = [1.1 * math.hypot(r, float((b - a).norm()) / 6) + 0.04 for (a, b), r in zip(BONES, RADII, strict=True)]
+BALLS = Balls(
+    torch.cat([torch.lerp(a, b, PLACES) for a, b in BONES]),
+    torch.tensor(REACH).repeat_interleave(4),
+)
 
 
 def capsule(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
@@ -122,6 +152,159 @@ def test_no_surface_is_an_error_with_the_range_of_the_field() -> None:
             ValueError, match=r"no surface at level 0: the field is within \[2, 2\].*Train the model.*model frame"
         ):
             mesher(lambda x: torch.full((len(x),), 2.0), resolution=16)
+
+
+def body(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    """Smooth union of the capsules within the balls, and sheets of both signs outside."""
+    capsules = [primitives.capsule(x, a, b, r) for (a, b), r in zip(BONES, RADII, strict=True)]
+    blend = (-50 * torch.stack(capsules)).logsumexp(dim=0) / -50
+    return torch.where(BALLS.distance(x) < 0, blend, 3 * torch.sin(20 * x).sum(dim=1) - 1)
+
+
+def jumping(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    """It jumps by up to 0.004 where the set of the four nearest centers changes."""
+    nearest = torch.cdist(x, BALLS.centers).topk(4, largest=False).indices
+    return body(x) + 0.004 * (nearest.square().sum(dim=1) * 37 % 11 / 10 - 0.5)
+
+
+def steep(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    """Its slope is 20 in a spot on a leg."""
+    return body(x) * (1 + 20 * torch.exp(-((x - BONES[1, 1]) / 0.05).square().sum(dim=1)))
+
+
+def negative(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    """Its surface is cut off by the border of the balls."""
+    return body(x) - 0.06
+
+
+def everywhere_negative(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    return torch.full((len(x),), -1.0)
+
+
+def ripples(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    return body(x) + 0.004 * torch.sin(150 * x).prod(dim=1)
+
+
+class Counted:
+    """A field and the points at which it was called."""
+
+    def __init__(self, field: Field) -> None:
+        self.field, self.points = field, torch.zeros(0, 3)
+
+    def __call__(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+        self.points = torch.cat([self.points, x])
+        return self.field(x)
+
+
+def assert_is_dense(field: Field, domain: Balls, *, resolution: int, half_extent: float = 1.0) -> Trimesh:
+    """The same vertices to 1e-6, both ways, and as many faces, as libigl's marching cubes over every node."""
+    mesh = isosurface(field, resolution=resolution, half_extent=half_extent, domain=domain)
+    axis = np.linspace(-half_extent, half_extent, resolution + 1)
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")  # x runs fastest
+    grid = np.stack([x, y, z], axis=-1).reshape(-1, 3)
+    vertices, faces, _ = igl.marching_cubes(evaluate(bounded(field, domain), grid), grid, *3 * [resolution + 1])
+    assert (len(mesh.vertices), len(mesh.faces)) == (len(vertices), len(faces))
+    assert cKDTree(vertices).query(mesh.vertices)[0].max() < 1e-6
+    assert cKDTree(mesh.vertices).query(vertices)[0].max() < 1e-6
+    # The two cut some squares along the other diagonal.
+    assert mesh.area == pytest.approx(Trimesh(vertices, faces, process=False).area, rel=2e-3)
+    return mesh
+
+
+@pytest.mark.parametrize("resolution", [32, 50, 64, 128])
+@pytest.mark.parametrize(
+    "field",
+    [
+        body,
+        jumping,
+        steep,
+        ripples,
+        negative,
+        everywhere_negative,
+        lambda x: 5 * body(x),
+        lambda x: 0.2 * body(x),
+    ],
+)
+def test_within_a_domain_the_mesh_equals_that_of_the_dense_grid(field: Field, resolution: int) -> None:
+    mesh = assert_is_dense(field, BALLS, resolution=resolution)
+    assert mesh.volume > 0  # outward
+    plain = dense_isosurface(bounded(field, BALLS), resolution=resolution)
+    assert cKDTree(plain.vertices).query(mesh.vertices)[0].max() < 1e-6
+
+
+@pytest.mark.parametrize("roll", [0, 1, 2])
+def test_the_mesh_is_cut_off_by_the_cube_as_that_of_the_dense_grid(roll: int) -> None:
+    """On all sides, and with blocks that stick out of the cube."""
+    domain = Balls(BALLS.centers.roll(roll, dims=1), BALLS.radii)
+    mesh = assert_is_dense(lambda x: body(x.roll(-roll, dims=1)), domain, resolution=41, half_extent=0.45)
+    assert not mesh.is_watertight
+
+
+@pytest.mark.parametrize("slope", [1.0, 6.0])
+def test_small_spheres_at_the_border_of_a_domain_are_found(slope: float) -> None:
+    """Each must be found by itself: no surface leads to it."""
+    direction = torch.randn(150, 3, generator=torch.Generator().manual_seed(0))
+    spheres = Balls(direction * (0.67 / direction.norm(dim=1, keepdim=True)), torch.full((150,), 0.02))
+    domain = Balls(torch.zeros(1, 3), torch.tensor([0.7]))
+    mesh = assert_is_dense(lambda x: slope * spheres.distance(x), domain, resolution=128)
+    assert mesh.body_count > 130  # a few touch
+
+
+def test_no_sheets_are_found_outside_the_domain() -> None:
+    mesh = isosurface(body, resolution=64, domain=BALLS)
+    assert mesh.is_watertight
+    assert len(largest_component(mesh).faces) == len(mesh.faces)
+    assert body(torch.from_numpy(mesh.vertices).float()).abs().max() < 5e-3
+    assert dense_isosurface(body, resolution=64).area > 2 * mesh.area  # there are sheets outside
+
+
+@pytest.mark.parametrize("field", [body, jumping, steep])
+def test_evaluations_within_a_domain_are_few_and_none_is_made_twice_or_outside(field: Field) -> None:
+    counted = Counted(field)
+    mesh = isosurface(counted, resolution=128, domain=BALLS)
+    assert BALLS.distance(counted.points).max() < 0
+    assert len(counted.points) < 5 * len(mesh.vertices)
+    nodes = counted.points[((counted.points * 64).round() / 64 == counted.points).all(dim=1)].numpy()
+    assert len(np.unique(nodes, axis=0)) == len(nodes)
+
+
+def test_a_steep_spot_within_a_domain_costs_evaluations_there_alone() -> None:
+    plain, with_spot = Counted(body), Counted(steep)
+    for field in (plain, with_spot):
+        isosurface(field, resolution=128, domain=BALLS)
+    assert len(with_spot.points) < 1.05 * len(plain.points)
+
+
+def test_balls_have_the_distance_to_their_union() -> None:
+    x = 2 * torch.rand(5000, 3, generator=torch.Generator().manual_seed(0)) - 1
+    plain = torch.stack([primitives.sphere(x, c, float(r)) for c, r in zip(*BALLS, strict=True)]).amin(dim=0)
+    distance, outside = BALLS.distance(x), plain > 0
+    torch.testing.assert_close(distance, plain, rtol=0, atol=1e-6)
+    nearest = BALLS.nearest(x[outside])
+    assert BALLS.distance(nearest).max() < 0
+    apart = (nearest - x[outside]).norm(dim=1) - distance[outside]
+    assert apart.abs().max() < 1.1e-4 * BALLS.radii.max()
+
+
+def test_a_bounded_field_is_the_distance_to_its_domain_outside_and_positive_there() -> None:
+    x = 2 * torch.rand(5000, 3, generator=torch.Generator().manual_seed(0)) - 1
+    x = torch.cat([x, BALLS.nearest(x), BALLS.centers + BALLS.radii[:, None] * torch.tensor([1.0, 0, 0])])
+    values, distance = bounded(everywhere_negative, BALLS)(x), BALLS.distance(x)
+    torch.testing.assert_close(values, torch.where(distance < 0, -1.0, distance), rtol=0, atol=2e-6)
+    assert values[distance >= 0].min() > 0
+    torch.testing.assert_close(bounded(body, BALLS)(x)[distance < 0], body(x)[distance < 0], rtol=0, atol=1e-6)
+
+
+def test_no_surface_within_a_domain_is_an_error_with_the_range_of_the_bounded_field() -> None:
+    far = Balls(BALLS.centers + 5, BALLS.radii)
+    for field, domain, low in ((lambda x: body(x) + 1, BALLS, "0"), (everywhere_negative, far, "[1-9]")):
+        with pytest.raises(ValueError, match=rf"no surface at level 0: the field is within \[{low}.*Train the model"):
+            isosurface(field, resolution=32, domain=domain)
+
+
+def test_another_level_with_a_domain_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"isosurface: level 0.5 with a domain.*Subtract the level from the field"):
+        isosurface(body, resolution=32, level=0.5, domain=BALLS)
 
 
 def test_largest_component() -> None:
