@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shapespace.data.loader import Batch
 from shapespace.data.registration import PartTemplate, make_template, part_poses, registrations
 from shapespace.data.store import ScanSource
+from shapespace.geometry.isosurface import Balls
 from shapespace.models import sdf
 from shapespace.models.base import ModelConfig, SDFModel
 from shapespace.models.code import Code
@@ -29,6 +30,7 @@ from shapespace.nn.pointnet import PointNet
 from shapespace.synthetic.body import Body
 
 HEAD = ("head", "neck03", "eye")  # joints of the head
+UNIFORM_SHARE = 8  # surface points for each uniform one
 BORDER_POINTS = 6  # of two neighboring parts
 DOMAIN_MARGIN = 1.2  # radius of the domain's balls over the least that covers the training registrations
 
@@ -56,8 +58,10 @@ class ArticulatedSDF(SDFModel):
         decoder: PartMLP,
         prior: GaussianPrior,
         density: PartDensity,
+        loss_points: int,
     ) -> None:
         super().__init__()
+        self.loss_points = loss_points
         self.encoder, self.hypernetwork, self.decoder, self.prior = encoder, hypernetwork, decoder, prior
         self.template = Template()
         self.density = density
@@ -68,7 +72,7 @@ class ArticulatedSDF(SDFModel):
     local_std: Tensor
     target_center: Tensor
     target_rotation: Tensor
-    chunk_points = 2400  # fewer make the products of each part small
+    chunk_points = 9600  # of the batch, a quarter of which is in the loss: fewer make the products of a part small
 
     def initialize(self, store: ScanSource, names: Sequence[str]) -> None:
         """Divide the template of the registrations into parts; take their poses as targets, and their components."""
@@ -81,6 +85,11 @@ class ArticulatedSDF(SDFModel):
         self.target_center, self.target_rotation = center, rotation
         self.decoder.radius.copy_(template.radius)
         self.template.set(template)
+        farthest = max(
+            float((torch.cdist(vertices, own) / template.radius).amin(dim=1).max())
+            for (vertices, _), own in zip(registrations(store, names, faces), center.cpu(), strict=True)
+        )
+        self.template.reach.fill_(DOMAIN_MARGIN * farthest)
         codes = self.hypernetwork.initialize(torch.cat([center, rotation_to_6d(rotation)], dim=-1))
         table = self.codes_parameter
         assert table is not None  # the family has free codes
@@ -136,6 +145,13 @@ class ArticulatedSDF(SDFModel):
         """Signed distance (model units), negative inside; meaningful in the domain."""
         return self.decoder(x, self.states(code))
 
+    def domain(self, code: Code) -> Balls:
+        """The balls around the parts, whose radius is that of the part times a factor that covers all training bodies.
+
+        Far from all parts the field was never taught; without the domain it has spurious surfaces there.
+        """
+        return Balls(self.states(code).center[0], self.template.reach * self.decoder.radius)
+
     def nearest_parts(self, x: Float[Tensor, "b q 3"], center: Float[Tensor, "b k 3"]) -> Int[Tensor, "b q n"]:
         """The parts that are blended at each point."""
         squared = torch.cdist(x, center, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -163,6 +179,7 @@ class ArticulatedSDF(SDFModel):
         """
         states = self.states(code)
         shape = states.detach_pose() if self.training else states
+        batch = self._balance(batch, shape)
         moved = replace(batch, uniform_points=self._into_domain(batch.uniform_points, shape))
         terms = sdf.loss_terms(self.decoder.value_and_gradient, self.decoder, moved, shape)
         if self.training and len(self.target_center):
@@ -174,6 +191,27 @@ class ArticulatedSDF(SDFModel):
         if code.distillation is not None:
             terms["distillation"] = code.distillation.mean()
         return terms
+
+    @torch.no_grad()
+    def _balance(self, batch: Batch, states: PartStates) -> Batch:
+        """The batch with `loss_points` of the surface points of each scan, so that small parts have more of them.
+
+        A point's chance is in proportion to the root of one over the number of points that its part has. The draw is
+        that of exponential keys (Efraimidis & Spirakis 2006); its random numbers are the directions of the near points.
+        """
+        count = self.loss_points
+        if batch.surface.shape[1] <= count or batch.target_sdf is not None:
+            return batch
+        part = self.nearest_parts(batch.surface, states.center)[..., 0]
+        share = torch.nn.functional.one_hot(part, self.decoder.num_parts).sum(dim=1).gather(1, part)
+        x, y, _ = (batch.near_points - batch.surface).unbind(dim=-1)
+        keys = -(torch.atan2(y, x) / (2 * torch.pi) + 0.5).clamp(1e-6, 1).log() * share.sqrt()
+        chosen = keys.topk(count, dim=1, largest=False).indices.sort(dim=1).values[..., None].expand(-1, -1, 3)
+        vectors = ("surface", "near_points", "normals", "unoriented_normals")
+        present = {name: tensor for name in vectors if (tensor := getattr(batch, name)) is not None}
+        uniform = batch.uniform_points[:, : max(1, count // UNIFORM_SHARE)]
+        kept: dict[str, Any] = {name: tensor.gather(1, chosen) for name, tensor in present.items()}
+        return replace(batch, uniform_points=uniform, **kept)
 
     def _into_domain(self, points: Float[Tensor, "b m 3"], states: PartStates) -> Float[Tensor, "b m 3"]:
         """Points of cubes around the parts from uniform points of a cube about the origin.
@@ -308,6 +346,8 @@ class ArticulatedConfig(ModelConfig):
     """Weight of the feet's area."""
     head_density: float = 2.5
     """Weight of the head's area."""
+    loss_points: int = 128
+    """Surface points of each scan in the loss of a step, of those of the batch; small parts have more of them."""
     encoder_points: int = 512
     """Points of a scan that the encoder reads."""
     encoder_width: int = 128
@@ -341,4 +381,5 @@ def build_articulated(config: ArticulatedConfig, *, num_scans: int = 0) -> Artic
         decoder,
         GaussianPrior(code_dim=config.code_dim),
         PartDensity(config.hand_density, config.foot_density, config.head_density),
+        config.loss_points,
     )

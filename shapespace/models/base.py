@@ -12,7 +12,7 @@ from trimesh import Trimesh
 
 from shapespace.data.loader import Batch
 from shapespace.data.store import ScanSource
-from shapespace.geometry.isosurface import isosurface, isosurface_by_sign
+from shapespace.geometry.isosurface import Balls, isosurface, isosurface_by_sign
 from shapespace.models.code import Code
 from shapespace.nn.latent import CodeTable, GaussianPrior
 from shapespace.nn.losses import Scalar
@@ -95,17 +95,22 @@ class FieldModel(ShapeModel):
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """Field at points of the model frame; lower than `level` inside."""
 
+    def domain(self, code: Code) -> Balls | None:
+        """Where the field of a code (a batch of one) is defined and its surface lies; None: the cube [-1, 1]^3."""
+        return None
+
     @torch.no_grad()
     def extract_surface(self, code: Code, *, resolution: int = 128) -> list[Trimesh]:
         """One mesh for each code, by sparse marching cubes with `resolution` cells along each edge of [-1, 1]^3."""
-        device, mesher = code.parts[0].device, isosurface if self.is_sdf else isosurface_by_sign
+        device = code.parts[0].device
 
         def mesh(one: Code) -> Trimesh:
-            return mesher(
-                lambda x: self.field(x.to(device)[None], one)[0],
-                resolution=resolution,
-                level=self.level,
-            )
+            def field(x: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+                return self.field(x.to(device)[None], one)[0]
+
+            if not self.is_sdf:
+                return isosurface_by_sign(field, resolution=resolution, level=self.level)
+            return isosurface(field, resolution=resolution, level=self.level, domain=self.domain(one))
 
         return [mesh(code[index]) for index in range(len(code))]
 
