@@ -227,8 +227,8 @@ class PartField(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_distance: Tensor, by_slope: Tensor) -> tuple[Any, ...]:
         """Gradients in `local` and `tensors`."""
-        needs_local, *needs_weights = ctx.needs_input_grad[0], *ctx.needs_input_grad[3:7]
-        gradients = _Gradients(ctx.layers, with_local=needs_local, with_weights=any(needs_weights))
+        needs_local = ctx.needs_input_grad[0]
+        gradients = _Gradients(ctx.layers, with_local=needs_local, with_weights=any(ctx.needs_input_grad[3:7]))
 
         def run(both: tuple[Slab, Saved]) -> None:
             slab, saved = both

@@ -29,8 +29,12 @@ class PartStates(NamedTuple):
     local_code: Float[Tensor, "b k l"]
 
     def __getitem__(self, rows: Any) -> "PartStates":  # type: ignore[override]
-        """Select bodies by a slice or a tensor of indices."""
-        return PartStates(*(tensor[rows] for tensor in (self.center, self.rotation, self.local_code)))
+        """`select`, which type checkers take for the item of a tuple."""
+        return self.select(rows)
+
+    def select(self, rows: slice | Tensor) -> "PartStates":
+        """Bodies by a slice or a tensor of indices."""
+        return PartStates(self.center[rows], self.rotation[rows], self.local_code[rows])
 
     def detach_pose(self) -> "PartStates":
         """The same without a gradient in centers and rotations."""
@@ -96,10 +100,10 @@ class PartMLP(nn.Module):
             return self._evaluate(x, states, with_gradient=False)[0]
         weights = self.weights(states.local_code)
 
-        def value(chunk: tuple[Tensor, int]) -> Tensor:
+        def value(chunk: tuple[Tensor, slice]) -> Tensor:
             points, row = chunk
-            pairs = self._pairs(points, states[row : row + 1])
-            own = weights._replace(shift=weights.shift[:, :, row : row + 1])
+            pairs = self._pairs(points, states.select(row))
+            own = weights._replace(shift=weights.shift[:, :, row])
             return pairs.blend(distances(pairs.rows, own))
 
         return torch.cat([x.new_zeros(0), *parallel_map(value, self._chunks(x))]).view(x.shape[:2])
@@ -124,10 +128,10 @@ class PartMLP(nn.Module):
         """Field, spatial gradient, and Jacobian in the states of the blended parts (no graph)."""
         weights, by_shift = self.weights(states.local_code), (self.shift * self.scale).mT
 
-        def expanded(chunk: tuple[Tensor, int]) -> tuple[Tensor, ...]:
+        def expanded(chunk: tuple[Tensor, slice]) -> tuple[Tensor, ...]:
             points, row = chunk
-            pairs = self._pairs(points, states[row : row + 1])
-            own = weights._replace(shift=weights.shift[:, :, row : row + 1])
+            pairs = self._pairs(points, states.select(row))
+            own = weights._replace(shift=weights.shift[:, :, row])
             expansion = expand(pairs.rows, own, by_shift)
             value = pairs.blend(expansion.distance)
             gradient = pairs.gradient(expansion.distance, expansion.slope, value)
@@ -140,15 +144,16 @@ class PartMLP(nn.Module):
         parts = [torch.cat(tensors) for tensors in results]
         return PartLinearization(*(part.view(*x.shape[:2], *part.shape[1:]) for part in parts))
 
-    def _chunks(self, x: Tensor) -> list[tuple[Tensor, int]]:
-        """Points of one body each, at most `CHUNK` on a CPU and equally many, with the row of the body."""
+    def _chunks(self, x: Tensor) -> list[tuple[Tensor, slice]]:
+        """Points of one body each, at most `CHUNK` on a CPU and equally many, with the row of the body as a slice."""
         size, threads = x.shape[1], torch.get_num_threads()
         if x.device.type == "cpu":
             count = math.ceil(size / CHUNK)
             if len(x) * count % threads and size > threads * MIN_CHUNK:
                 count += threads - count % threads
             size = math.ceil(size / max(count, 1))
-        return [(points, row) for row in range(len(x)) for points in x[row : row + 1].split(max(size, 1), dim=1)]
+        bodies = [slice(row, row + 1) for row in range(len(x))]
+        return [(points, row) for row in bodies for points in x[row].split(max(size, 1), dim=1)]
 
     def _pairs(self, x: Tensor, states: PartStates) -> "_Pairs":
         """The nearest parts of each point, and the points in their frames, sorted by part."""
@@ -255,7 +260,7 @@ def nearest_parts(
 def _columns(table: Float[Tensor, "b k *r"], place: Int[Tensor, "m"]) -> Float[Tensor, "r m"]:
     """Numbers of each place, part * bodies + body; many times each."""
     numbers = table.flatten(2).permute(2, 1, 0).flatten(1)
-    return _Columns.apply(numbers, place)  # type: ignore[no-untyped-call,no-any-return]
+    return _Columns.apply(numbers, place)  # type: ignore[no-untyped-call]
 
 
 class _Columns(torch.autograd.Function):

@@ -1,13 +1,16 @@
 """The networks of the parts against their reference by autograd, and against fields that are known."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from shapespace.nn import part_mlp
+from shapespace.nn import part_layers, part_mlp
 from shapespace.nn.hypernetwork import rotation_from_6d
 from shapespace.nn.mlp_reference import reference_of_parts
-from shapespace.nn.part_mlp import BLEND_SHARPNESS, NEAREST, PartMLP, PartStates
+from shapespace.nn.part_layers import softplus, softplus_and_complement
+from shapespace.nn.part_mlp import BLEND_SHARPNESS, NEAREST, PartMLP, PartStates, nearest_parts
 
 SIZES = [(9, 3), (9, 1), (3, 2), (1, 4)]  # parts, hidden layers; fewer than four parts are all blended
 
@@ -276,21 +279,62 @@ def test_no_points_and_no_bodies() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_chunks_and_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_slabs_and_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     net, (x, states) = network(), inputs(points=101)
-    with torch.no_grad():
-        value = net(x, states)
-    expansion = net.linearize(x, states)
-    before = torch.get_num_threads()
+
+    def results() -> list[Tensor]:
+        with torch.no_grad():
+            value = net(x, states)
+        by_weights = torch.autograd.grad(loss_of(*net.value_and_gradient(x, states)), list(net.parameters()))
+        return [value, *net.linearize(x, states), *by_weights]
+
+    expected, before = results(), torch.get_num_threads()
     monkeypatch.setattr(part_mlp, "CHUNK", 25)
+    monkeypatch.setattr(part_mlp, "MIN_CHUNK", 10)
+    monkeypatch.setattr(part_mlp, "CACHED", 100)
+    monkeypatch.setattr(part_layers, "SLAB", 60)
     torch.set_num_threads(threads)
     try:
-        with torch.no_grad():
-            torch.testing.assert_close(net(x, states), value, atol=1e-12, rtol=0)
-        for found, expected in zip(net.linearize(x, states), expansion, strict=True):
-            torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+        for found, other in zip(results(), expected, strict=True):
+            torch.testing.assert_close(found, other, atol=1e-12, rtol=1e-12)
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_nearest_parts_are_those_of_a_sort() -> None:
+    generator = torch.Generator().manual_seed(3)
+    for parts in (1, 2, 3, 5, 76, 200):
+        x, center = torch.rand(2, 300, 3, generator=generator), torch.rand(2, parts, 3, generator=generator)
+        radius = 0.1 + torch.rand(parts, generator=generator)
+        distance = torch.cdist(x.double(), center.double()) / radius
+        nearest = distance.sort(dim=-1)
+        found = nearest_parts(x, center, radius).permute(1, 2, 0)
+        assert found.shape == (2, 300, min(NEAREST, parts))
+        ratio = distance.gather(2, found) / nearest.values[..., :NEAREST]
+        assert (ratio - 1).abs().max() < 1e-4  # the last bits of distances are left out
+        assert (found == nearest.indices[..., :NEAREST]).float().mean() > 0.995
+        assert (found.sort(dim=-1).values.diff(dim=-1) > 0).all()  # each part once
+
+
+def test_points_at_infinity_do_not_harm_others() -> None:
+    net, (x, states) = network(), inputs()
+    expected = net(x[:, 1:], states)
+    for bad in (math.inf, -math.inf, math.nan, 1e30):
+        x[:, 0] = bad
+        torch.testing.assert_close(net(x, states)[:, 1:], expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_in_units_of_ln_2(dtype: torch.dtype) -> None:
+    """Against the formula in more digits, with and without a number at which a power overflows."""
+    small = torch.linspace(-200.0, 126.0, 500, dtype=dtype)
+    for y in (small, torch.cat([small, torch.tensor([127.0, 200.0, 2000.0, 1e30], dtype=dtype)])):
+        exact = torch.logaddexp(torch.zeros(()).double(), y.double() * math.log(2)) / math.log(2)
+        value, s = softplus_and_complement(y[None].clone())
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+        torch.testing.assert_close(value[0].double(), exact, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(s[0].double(), torch.sigmoid(-y.double() * math.log(2)), atol=tolerance, rtol=0)
+        assert torch.equal(softplus(y[None].clone()), value)
 
 
 def test_the_field_at_a_center_is_that_of_its_part_alone_if_the_others_are_far() -> None:
