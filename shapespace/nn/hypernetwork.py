@@ -33,6 +33,7 @@ class PartHypernetwork(nn.Module):
         self.pose = _TwoLayers(code_dim, width, num_parts * POSE_NUMBERS)
         self.local = _TwoLayers(code_dim, width, num_parts * local_dim)
         nn.init.zeros_(self.pose.out.weight)
+        nn.init.zeros_(self.pose.out.bias)
         nn.init.normal_(self.local.out.weight, 0.0, 0.5 / width**0.5)
 
     @torch.no_grad()
@@ -84,9 +85,9 @@ class PartHypernetwork(nn.Module):
         bodies = len(code)
         pose = self.poses(code)
         by_code = self.weights().T + self.pose.jacobian(code)
-        by_code = by_code.view(bodies, self.num_parts, POSE_NUMBERS, -1)
+        by_code = by_code.view(bodies, self.num_parts, POSE_NUMBERS, code.shape[1])
         turn = rotation_vector_jacobian(pose[..., 3:]) @ by_code[:, :, 3:]
-        by_local = self.local.jacobian(code).view(bodies, self.num_parts, self.local_dim, -1)
+        by_local = self.local.jacobian(code).view(bodies, self.num_parts, self.local_dim, code.shape[1])
         return torch.cat([by_code[:, :, :3], turn, by_local], dim=2)
 
 
