@@ -13,28 +13,10 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree, shortest_path
 from scipy.spatial.transform import Rotation
 from torch import Tensor
-from torch.nn import functional
 
 _RIDGE = 0.003  # weight of a joint's place at rest: it decides where parts turn by a few degrees at most
 
 # ----------------------------------------------------------------------------------------------------------- rotations
-
-
-def rotation_from_6d(columns: Float[Tensor, "*b 6"]) -> Float[Tensor, "*b 3 3"]:
-    """Rotations from their first two columns, one after the other, by Gram-Schmidt.
-
-    Zhou et al., On the Continuity of Rotation Representations in Neural Networks, CVPR 2019, section 4. The columns
-    need not be orthonormal, but they must not be parallel.
-    """
-    first = functional.normalize(columns[..., :3], dim=-1)
-    second = columns[..., 3:] - (first * columns[..., 3:]).sum(dim=-1, keepdim=True) * first
-    second = functional.normalize(second, dim=-1)
-    return torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)
-
-
-def rotation_to_6d(rotation: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 6"]:
-    """First two columns of rotations, one after the other: what `rotation_from_6d` takes."""
-    return rotation[..., :2].mT.flatten(-2)
 
 
 def procrustes(

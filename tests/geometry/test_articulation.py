@@ -23,23 +23,6 @@ def rotations(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
     return torch.from_numpy(Rotation.random(count, rng=seed).as_matrix()).to(dtype)
 
 
-def test_two_columns_give_the_rotation_back() -> None:
-    truth = rotations(50).view(5, 10, 3, 3)
-    columns = articulation.rotation_to_6d(truth)
-    torch.testing.assert_close(columns, torch.cat([truth[..., 0], truth[..., 1]], dim=-1))
-    torch.testing.assert_close(articulation.rotation_from_6d(columns), truth)
-
-
-def test_any_two_columns_give_a_rotation_that_keeps_the_direction_of_the_first_and_the_plane_of_both() -> None:
-    columns = torch.randn(200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    rotation = articulation.rotation_from_6d(columns)
-    torch.testing.assert_close(rotation.mT @ rotation, torch.eye(3, dtype=torch.float64).expand(200, 3, 3))
-    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(200, dtype=torch.float64))
-    in_frame = (rotation.mT @ torch.stack([columns[:, :3], columns[:, 3:]], dim=-1)).numpy()
-    assert abs(in_frame[:, [1, 2, 2], [0, 0, 1]]).max() < 1e-12
-    assert in_frame[:, [0, 1], [0, 1]].min() > 0
-
-
 def some_points(count: int = 40) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, 3, generator=generator) + 2, torch.rand(count, generator=generator)
