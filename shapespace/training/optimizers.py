@@ -208,7 +208,7 @@ def make_optimizers(model: ShapeModel, *, lr: float, lr_codes: float, lr_muon: f
     stacked = [learned.pop(id(p)) for p in stacks if id(p) in learned] if lr_muon is not None else []
     parts: list[torch.optim.Optimizer] = []
     if learned:
-        parts.append(torch.optim.Adam(list(learned.values()), lr=lr))
+        parts.append(torch.optim.Adam(list(learned.values()), lr=lr, fused=True))
     if codes:
         parts.append(LazyAdam(codes, lr=lr_codes))
     if hidden and lr_muon is not None:
