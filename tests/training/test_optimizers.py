@@ -198,14 +198,16 @@ def test_stacks_of_parts_are_updated_by_muon_and_their_other_weights_by_adam() -
 def test_the_fused_kernel_is_adam() -> None:
     """Over some steps of a decoder, whose gradients have many layouts."""
     fused, plain = model(), model()
-    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(plain.decoder.parameters(), lr=1e-2)
     both = make_optimizers(fused, lr=1e-2, lr_codes=1e-2, lr_muon=None)
     x = torch.rand(3, 20, 3)
     for _ in range(3):
-        for made, step in ((fused, both.step), (plain, optimizer.step)):
-            made.zero_grad()
-            value, gradient = made.decoder.value_and_gradient(x, made.encoder.table.codes.detach())
-            (value.abs().mean() + (gradient.norm(dim=-1) - 1).square().mean()).backward()
-            step()
+        both.zero_grad()
+        value, gradient = fused.decoder.value_and_gradient(x, fused.encoder.table.codes.detach())
+        (value.abs().mean() + (gradient.norm(dim=-1) - 1).square().mean()).backward()
+        for one, other in zip(fused.decoder.parameters(), plain.decoder.parameters(), strict=True):
+            other.grad = one.grad.clone()
+        both.step()
+        optimizer.step()
     for one, other in zip(fused.decoder.parameters(), plain.decoder.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
