@@ -16,6 +16,7 @@ from shapespace.geometry.proximity import area_vectors, nearest_point
 
 RADIUS_FACTOR = 1.6  # radius of a part over the root mean square distance of its vertices from its center
 MAX_ITERATIONS = 100  # of k-means
+MIN_VERTICES = 3  # of a part: fewer have no rotation
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,19 @@ def make_template(
     *,
     seed: int = 0,
 ) -> PartTemplate:
-    """Divide a template at rest (model units) into parts; they are smaller where the `weight` of its area is larger."""
+    """Divide a template at rest (model units) into parts; they are smaller where the `weight` of its area is larger.
+
+    Raises:
+        ValueError: A part has too few vertices for a pose.
+
+    """
     area = vertex_areas(vertices.double().numpy(), faces.numpy())
     labels = segment(vertices.double().numpy(), faces.numpy(), num_parts, area * weight, seed=seed)
+    if (least := int(np.bincount(labels[area > 0], minlength=num_parts).min())) < MIN_VERTICES:
+        raise ValueError(
+            f"--model.num-parts {num_parts}: the smallest part has {least} of the {len(vertices):,} vertices of the "
+            f"template, and at least {MIN_VERTICES} are required. Lower it, or the densities of the regions."
+        )
     return PartTemplate(vertices, faces, torch.from_numpy(labels), torch.from_numpy(area).float())
 
 
@@ -140,8 +151,9 @@ def segment(
         ValueError: There are more parts than vertices.
 
     """
-    if not 1 <= num_parts <= len(vertices):
-        raise ValueError(f"--model.num-parts {num_parts}: must be from 1 to the {len(vertices):,} vertices.")
+    distinct = len(np.unique(vertices[weight > 0], axis=0))
+    if not 1 <= num_parts <= distinct:
+        raise ValueError(f"--model.num-parts {num_parts}: must be from 1 to the {distinct:,} vertices of the template.")
     rng = np.random.default_rng(seed)
     centers = vertices[[rng.choice(len(vertices), p=weight / weight.sum())]]
     while len(centers) < num_parts:
@@ -163,7 +175,7 @@ def _connected(labels: Int[np.ndarray, "v"], faces: Int[np.ndarray, "f 3"]) -> I
     """Labels after each small piece of a part went to the neighbor with which it shares most edges."""
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     labels = labels.copy()
-    for _ in range(labels.max() + 1):  # a piece between two pieces needs more than one round
+    while True:  # a piece between two pieces needs more than one round
         inner = labels[edges[:, 0]] == labels[edges[:, 1]]
         graph = coo_matrix((np.ones(inner.sum()), edges[inner].T), shape=(len(labels), len(labels)))
         count, piece = connected_components(graph, directed=False)
@@ -172,7 +184,7 @@ def _connected(labels: Int[np.ndarray, "v"], faces: Int[np.ndarray, "f 3"]) -> I
         largest = np.zeros(labels.max() + 1, dtype=np.int64)
         largest[owner[size.argsort()]] = size.argsort()  # the last assignment is that of the largest piece
         stray = largest[owner[piece]] != piece
-        crossing = stray[edges[:, 0]] & ~inner
+        crossing = stray[edges[:, 0]] & ~stray[edges[:, 1]]  # two small pieces would swap their parts
         if not crossing.any():
             return labels
         touched = np.unique(
@@ -182,7 +194,6 @@ def _connected(labels: Int[np.ndarray, "v"], faces: Int[np.ndarray, "f 3"]) -> I
         new = owner.copy()
         new[touched[0][by_edges, 0]] = touched[0][by_edges, 1]
         labels = new[piece]
-    return labels
 
 
 def transfer_labels(
