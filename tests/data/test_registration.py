@@ -219,8 +219,8 @@ def test_every_dataset_with_registrations_gives_the_poses_of_its_parts(
 def test_scans_without_registrations_are_counted(faust_root: Path, tmp_path: Path) -> None:
     store = packed("faust", faust_root, tmp_path)
     expected = (
-        r"store\.h5: 2 of 8 scans have no registration, for example unknown/test/000\. .* raw scans alone, start from a "
-        r"space that has parts: --init-from SPACE\."
+        r"store\.h5: 2 of 8 scans have no registration, for example unknown/test/000\. .* raw scans alone, start from "
+        r"a space that has parts: --init-from SPACE\."
     )
     with pytest.raises(ValueError, match=expected):
         next(registration.registrations(store, store.names))
