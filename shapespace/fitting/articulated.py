@@ -1,7 +1,7 @@
 """Second level of a fit: the poses and local codes of the parts of a body, from its global code."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shapespace.fitting.block_cholesky import BlockPattern
 from shapespace.fitting.levenberg_marquardt import LMOptions, LMState, levenberg_marquardt
-from shapespace.fitting.residuals import constraints, robust_loss
+from shapespace.fitting.residuals import constraints, estimate_normals, orient_normals, resample, robust_loss
 from shapespace.geometry.scan import Scan
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.code import Code
@@ -48,11 +48,16 @@ def fit_parts(model: ArticulatedSDF, scan: Scan, states: PartStates, options: LM
 def fit_parts_of(
     model: ArticulatedSDF, scans: Sequence[Scan], code: Code, options: LMOptions, seed: int
 ) -> tuple[Code, Float[Tensor, "b k p p"]]:
-    """The second level of several fits: their codes with the states of the parts, and the parts' covariances."""
-    states = model.states(code)
+    """The second level of several fits: their codes with the states of the parts, and the parts' covariances.
+
+    The scans are in the frames of the codes.
+    """
+    states, options = model.states(code), replace(options, num_points=options.parts.num_points)
 
     def fit(row: int) -> PartFit:
-        return fit_parts(model, scans[row], states[row : row + 1], options, seed)
+        drawn = resample(estimate_normals(scans[row], seed), options.num_points, seed)
+        oriented = orient_normals(model, drawn, code[row])
+        return fit_parts(model, oriented, states[row : row + 1], options, seed)
 
     with torch.no_grad():
         fits = list(parallel_map(fit, range(len(scans))))

@@ -15,6 +15,7 @@ from shapespace.data.loader import collate, derive_seed
 from shapespace.fitting.articulated import fit_parts_of
 from shapespace.fitting.levenberg_marquardt import LMOptions, cholesky, levenberg_marquardt
 from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
+from shapespace.fitting.starts import start_codes
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
@@ -211,9 +212,7 @@ def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, se
     code = codes.unflatten(flat)
     part_covariance = None
     if options.levels == 2 and isinstance(model, ArticulatedSDF):
-        aligned = [resample(estimate_normals(one.scan, seed), options.num_points, seed) for one in results]
-        oriented = [orient_normals(model, scan, code[index]) for index, scan in enumerate(aligned)]
-        code, part_covariance = fit_parts_of(model, oriented, code, options, seed)
+        code, part_covariance = fit_parts_of(model, [one.scan for one in results], code, options, seed)
     residual = residuals(model, [one.scan for one in results], code, seed)
     return BatchFit(code, covariance, residual, [one.frame for one in results], part_covariance)
 
@@ -221,13 +220,17 @@ def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, se
 def _run_trials(
     model: SDFModel, candidates: Sequence[Start], options: LMOptions, seed: int
 ) -> tuple[list[Start], Code]:
-    """The best candidates after the trial steps from two codes each, as they are aligned then, and their codes."""
+    """The best candidates after the trial steps from some codes each, as they are aligned then, and their codes."""
     coarse = options.coarse()
     encoded = encode(model, [one.scan for one in candidates], seed=seed)
+    starts_of = [
+        start_codes(model, one.scan, encoded.flat[index], options.num_starts, seed)
+        for index, one in enumerate(candidates)
+    ]
     samples = [resample(one.scan, coarse.num_points, seed) for one in candidates]
     problem = FitProblem(model, samples, encoded, coarse, seed)
-    rows = torch.arange(len(candidates), device=encoded.flat.device).repeat(2)
-    flat = torch.cat([encoded.flat, model.prior.mean.expand_as(encoded.flat)])
+    rows = torch.arange(len(candidates), device=encoded.flat.device).repeat(len(starts_of[0]))
+    flat = torch.stack(starts_of, dim=1).flatten(0, 1)
     state = levenberg_marquardt(
         problem.objective(rows), problem.with_identity(flat), max_steps=options.trial_steps, ftol=options.ftol
     )

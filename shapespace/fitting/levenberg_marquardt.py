@@ -19,6 +19,8 @@ Alignment = Literal["fixed", "local", "yaw", "full"]
 class PartOptions:
     """Settings of the second level of a fit: the parts, from the result of the first. Lengths are in model units."""
 
+    num_points: int = 2048
+    """Number of points that are drawn from the scan."""
     max_steps: int = 12
     """Maximum number of steps."""
     border_std: float = 0.004
@@ -58,6 +60,8 @@ class LMOptions:
     scans; smaller values allow for unseen surface."""
     ftol: float = 1e-3
     """Relative decrease of the cost below which the fit stops."""
+    num_starts: int = 3
+    """Number of codes from which a scan's trial steps start, for families that have parts; others have two."""
     trial_steps: int = 4
     """Number of steps with a quarter of the points, after which the best starts of each scan are selected."""
     alignment: Alignment = "local"

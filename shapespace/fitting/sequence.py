@@ -140,9 +140,8 @@ def fit_jointly(
         ]
     by_part: list[Float[np.ndarray, "n p p"] | None] = [None] * len(scans)
     if lm.levels == 2 and isinstance(model, ArticulatedSDF):
-        moved = [resample(fitted[index].scan, lm.num_points, seed).to_model(result[index]) for index in rows]
-        oriented = [orient_normals(model, scan, code[index]) for scan, index in zip(moved, rows, strict=True)]
-        parts, part_covariance = fit_parts_of(model, oriented, code[torch.tensor(rows)], lm, seed)
+        moved = [fitted[index].scan.to_model(result[index]) for index in rows]
+        parts, part_covariance = fit_parts_of(model, moved, code[torch.tensor(rows)], lm, seed)
         code = model.expand(code)
         for place, index in enumerate(rows):
             by_part[index] = part_covariance[place].cpu().numpy()

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from shapespace.data.loader import Batch
-from shapespace.data.registration import PartTemplate, make_template, part_poses, registrations
+from shapespace.data.registration import make_template, part_poses, registrations
 from shapespace.data.store import ScanSource
+from shapespace.geometry.articulation import PartPoses, PartTree, part_tree
 from shapespace.geometry.isosurface import Balls
 from shapespace.models import sdf
 from shapespace.models.base import ModelConfig, SDFModel
 from shapespace.models.code import Code
 from shapespace.models.encoders import DistilledEncoder
+from shapespace.models.template import PosedTemplate
 from shapespace.nn import losses
 from shapespace.nn.hypernetwork import PartHypernetwork, rotation_to_6d
 from shapespace.nn.latent import CodeTable, GaussianPrior
@@ -31,7 +33,7 @@ from shapespace.synthetic.body import Body
 
 HEAD = ("head", "neck03", "eye")  # joints of the head
 UNIFORM_SHARE = 8  # surface points for each uniform one
-BORDER_POINTS = 6  # of two neighboring parts
+TREE_BODIES = 100  # that decide how the parts hang together
 DOMAIN_MARGIN = 1.2  # radius of the domain's balls over the least that covers the training registrations
 
 
@@ -63,7 +65,7 @@ class ArticulatedSDF(SDFModel):
         super().__init__()
         self.loss_points = loss_points
         self.encoder, self.hypernetwork, self.decoder, self.prior = encoder, hypernetwork, decoder, prior
-        self.template = Template()
+        self.template = PosedTemplate()
         self.density = density
         self.register_buffer("local_std", torch.ones(decoder.num_parts, decoder.local_dim))
         self.register_buffer("target_center", torch.zeros(0), persistent=False)
@@ -72,6 +74,8 @@ class ArticulatedSDF(SDFModel):
     local_std: Tensor
     target_center: Tensor
     target_rotation: Tensor
+    _tree: PartTree | None = None
+    _training_states: tuple[Any, PartStates] | None = None
     chunk_points = 9600  # of the batch, a quarter of which is in the loss: fewer make the products of a part small
 
     def initialize(self, store: ScanSource, names: Sequence[str]) -> None:
@@ -96,6 +100,15 @@ class ArticulatedSDF(SDFModel):
         with torch.no_grad():
             table.copy_(codes)
 
+    def finish(self, store: ScanSource, names: Sequence[str]) -> None:
+        """Learn how the vertices of the template follow the parts, where all scans have registrations."""
+        table = self.codes_parameter
+        if table is not None and len(table) and all(store.has_ground_truth(name) for name in names):
+            with torch.no_grad():
+                states = self.hypernetwork(table)
+            each = (PartStates(*(tensor[row : row + 1] for tensor in states)) for row in range(len(names)))
+            self.template.fit(each, (vertices for vertices, _ in registrations(store, names)))
+
     @property
     def code_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Global code; centers, rotations and local codes of the parts."""
@@ -108,6 +121,16 @@ class ArticulatedSDF(SDFModel):
         self.prior.fit(codes, shrink_to="diagonal")
         local = self.hypernetwork(codes).local_code
         self.local_std.copy_(local.std(dim=0, correction=0))
+
+    @torch.no_grad()
+    def training_states(self) -> PartStates:
+        """States of the parts of all training scans, from their free codes; kept until the weights change."""
+        codes, version = self.codes_parameter, sum(p._version for p in self.hypernetwork.parameters())
+        assert codes is not None  # the family has free codes
+        key = (version, codes._version, codes.device)
+        if self._training_states is None or self._training_states[0] != key:
+            self._training_states = key, self.hypernetwork(codes)
+        return self._training_states[1]
 
     def border_points(self) -> tuple[Float[Tensor, "m 2 3"], Int[Tensor, "m 2"]]:
         """Points on the borders of the parts at rest, in the frames of their two parts (over the radius), and these."""
@@ -140,6 +163,27 @@ class ArticulatedSDF(SDFModel):
     def expand(self, code: Code) -> Code:
         """The same shapes with the states of their parts."""
         return code if len(code.parts) > 1 else Code((*code.parts, *self.states(code)))
+
+    def part_tree(self) -> PartTree:
+        """Tree of the parts (model units, on the CPU) by their poses in training bodies, or in bodies of the prior.
+
+        It is made once and kept, also if the weights change. Raises `ValueError` for a model without a template.
+        """
+        if not len(self.template.vertices):
+            raise ValueError("part_tree: the model has no template with parts. Train it, or load a trained model.")
+        if self._tree is None:
+            table = self.codes_parameter
+            if table is not None and len(table):
+                codes: Tensor = table
+            else:
+                codes = self.prior.sample(TREE_BODIES, torch.Generator().manual_seed(0))
+            chosen = torch.linspace(0, len(codes) - 1, min(TREE_BODIES, len(codes))).long()
+            with torch.no_grad():
+                states = self.hypernetwork(codes[chosen])
+            mesh = (self.template.vertices, self.template.faces, self.template.labels, self.template.center)
+            vertices, faces, labels, center = (tensor.cpu().numpy() for tensor in mesh)
+            self._tree = part_tree(vertices, faces, labels, center, poses=PartPoses(states.center, states.rotation))
+        return self._tree
 
     def field(self, x: Float[Tensor, "b q 3"], code: Code) -> Float[Tensor, "b q"]:
         """Signed distance (model units), negative inside; meaningful in the domain."""
@@ -262,64 +306,6 @@ def chain(local: PartLinearization, by_code: Float[Tensor, "b k p z"]) -> Float[
         unsorted[order] = product
         result[body] = unsorted.view(count, nearest, -1).sum(dim=1)
     return result
-
-
-class Template(nn.Module):
-    """Template mesh of the family, in buffers whose sizes are those of the training data."""
-
-    vertices: Tensor
-    faces: Tensor
-    labels: Tensor
-    center: Tensor
-    reach: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("vertices", torch.zeros(0, 3))
-        self.register_buffer("faces", torch.zeros(0, 3, dtype=torch.int32))
-        self.register_buffer("labels", torch.zeros(0, dtype=torch.int32))
-        self.register_buffer("center", torch.zeros(0, 3))
-        self.register_buffer("reach", torch.tensor(1.7))
-
-    def set(self, template: PartTemplate) -> None:
-        """Take the mesh and the parts of a template."""
-        device = self.vertices.device
-        self.vertices = template.vertices.to(device)
-        self.faces = template.faces.int().to(device)
-        self.labels = template.labels.int().to(device)
-        self.center = template.center.to(device)
-
-    def border_points(self, radius: Float[Tensor, "k"]) -> tuple[Float[Tensor, "m 2 3"], Int[Tensor, "m 2"]]:
-        """Middles of edges between two parts, at most `BORDER_POINTS` a pair, in the frames of both; and the pairs."""
-        labels, faces = self.labels.long(), self.faces.long()
-        edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-        edges = edges[labels[edges[:, 0]] < labels[edges[:, 1]]]  # each edge is in two faces, once in each direction
-        middle = self.vertices[edges].mean(dim=1)
-        pairs, pair = labels[edges].unique(dim=0, return_inverse=True)
-        chosen = []
-        for index in range(len(pairs)):
-            own = (pair == index).nonzero()[:, 0]
-            chosen.append(own[farthest_points(middle[own], BORDER_POINTS)])
-        kept = torch.cat(chosen)
-        parts = pairs[pair[kept]]
-        return (middle[kept][:, None] - self.center[parts]) / radius[parts][..., None], parts
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the sizes of the buffers from the file."""
-        for name, buffer in self.named_buffers(recurse=False):
-            if (stored := state_dict.get(prefix + name)) is not None and stored.ndim == buffer.ndim:
-                setattr(self, name, buffer.new_empty(stored.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def farthest_points(points: Float[Tensor, "n 3"], count: int) -> Int[Tensor, "m"]:
-    """Indices of at most `count` points, each the farthest from those before it."""
-    chosen = [0]
-    distance = (points - points[0]).norm(dim=1)
-    while len(chosen) < min(count, len(points)):
-        chosen.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=1))
-    return torch.tensor(chosen, device=points.device)
 
 
 @dataclass(frozen=True)

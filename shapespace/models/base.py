@@ -34,6 +34,9 @@ class ShapeModel(nn.Module, ABC):
     def initialize(self, store: ScanSource, names: Sequence[str]) -> None:
         """Set what is computed from the training scans before the first step; nothing for most families."""
 
+    def finish(self, store: ScanSource, names: Sequence[str]) -> None:
+        """Set what is computed from the training scans after the last step; nothing for most families."""
+
     def summarize(self, codes: Float[Tensor, "n k"]) -> None:
         """Set what is computed from the codes of the training scans: the prior."""
         if self.prior is not None:

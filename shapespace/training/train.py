@@ -91,6 +91,9 @@ def train_model(
         registry.save_model(run.weights, model, config.model, scale=store.scale, metadata=metadata)
 
     train(TrainingJob(config, model, dataset, optimizers, device, on_checkpoint=save), run, resume=resume)
+    if rank == 0:
+        model.finish(store, names)
+        save()
     return TrainedModel(model.eval(), config.model, store.scale, metadata)
 
 
