@@ -1,17 +1,21 @@
-"""Interpolation of codes: linear, spherical, and geodesic on the surfaces."""
+"""Paths between codes: linear, spherical, geodesic on the surfaces, along joints; the pose of one body on another."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, cast, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shapespace.geometry import articulation, similarity
+from shapespace.geometry.articulation import PartPoses, PartTree, rotation_matrices, rotation_vectors
+from shapespace.geometry.frame import Frame
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import SDFModel, ShapeModel
 from shapespace.models.code import Code
 
-InterpolationPath = Literal["linear", "slerp", "geodesic"]
+InterpolationPath = Literal["auto", "linear", "slerp", "geodesic", "parts"]
 
 
 @dataclass(frozen=True)
@@ -30,26 +34,74 @@ class GeodesicOptions:
     """Seed of the points."""
 
 
-def interpolate(
-    model: ShapeModel, a: Code, b: Code, steps: int, path: InterpolationPath, options: GeodesicOptions | None = None
-) -> Code:
-    """`steps` codes from a to b (batches of one), both ends included.
+def has_parts(model: ShapeModel) -> TypeGuard[ArticulatedSDF]:
+    """Whether the shapes of a model consist of parts with a tree."""
+    return isinstance(model, ArticulatedSDF) and len(model.template.vertices) > 0
 
-    Raises `ValueError` for fewer than two steps, an unknown path, and `geodesic` with a model that is not an SDF with a
-    vector as its code.
+
+def choose_path(model: ShapeModel, path: str) -> InterpolationPath:
+    """The path; for `auto`, `parts` if the model has parts, otherwise `linear`.
+
+    Raises:
+        ValueError: The path is unknown.
+
     """
     if path not in get_args(InterpolationPath):
         raise ValueError(
             f"path {path!r} is not one of {', '.join(get_args(InterpolationPath))}. Set --path to one of them."
         )
+    chosen = path if path != "auto" else "parts" if has_parts(model) else "linear"
+    return cast(InterpolationPath, chosen)
+
+
+def missing_for(model: ShapeModel, path: InterpolationPath) -> str | None:
+    """What a path needs that the model does not have; None: nothing."""
+    if path == "geodesic" and not isinstance(model, SDFModel):
+        return "signed distance with a vector as the code"
+    if path == "parts" and not has_parts(model):
+        return "template with parts"
+    return None
+
+
+def interpolate(
+    model: ShapeModel,
+    a: Code,
+    b: Code,
+    steps: int,
+    path: InterpolationPath,
+    options: GeodesicOptions | None = None,
+    frames: tuple[Frame, Frame] | None = None,
+) -> Code:
+    """`steps` codes from a to b (batches of one), both ends included.
+
+    The path `parts` takes the bodies at the ends where their frames put them, by default the model's. The other paths
+    are those of the code vector; parts that a fit moved keep their motions, blended along the path.
+
+    Raises:
+        ValueError: There are fewer than two steps, or the path is unknown or not for this model.
+
+    """
+    path = choose_path(model, path)
+    if (missing := missing_for(model, path)) is not None:
+        raise ValueError(f"--path {path}: the model has no {missing}. Use --path linear.")
+    if path == "parts":
+        assert has_parts(model)  # see `missing_for`
+        return along_joints(model, a, b, steps, frames)
+    if isinstance(model, ArticulatedSDF):
+        whole = _interpolate_all(model, a.global_code, b.global_code, steps, path, options)
+        return carry_parts(model, a, b, whole.vector)
+    return _interpolate_all(model, a, b, steps, path, options)
+
+
+def _interpolate_all(
+    model: ShapeModel, a: Code, b: Code, steps: int, path: InterpolationPath, options: GeodesicOptions | None
+) -> Code:
+    """A path of all numbers of the codes."""
     if path == "linear":
         return linear(a, b, steps)
     if path == "slerp":
         return slerp(a, b, steps)
-    if not isinstance(model, SDFModel):
-        raise ValueError(
-            "--path geodesic: the model has no signed distance with a vector as the code. Use --path linear."
-        )
+    assert isinstance(model, SDFModel)  # see `missing_for`
     return geodesic(model, a, b, steps, options)
 
 
@@ -136,3 +188,101 @@ def _energy(
         hessian[segment : segment + 2, :, segment : segment + 2] += (both.T @ both).view(2, k, 2, k)
     inner = slice(1, -1)
     return residual.square().sum(), gradient[inner].flatten(), hessian[inner, :, inner].reshape((count - 2) * k, -1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+@torch.no_grad()
+def along_joints(
+    model: ArticulatedSDF, a: Code, b: Code, steps: int, frames: tuple[Frame, Frame] | None = None
+) -> Code:
+    """Path of `steps` codes along which each part turns evenly about its joint with its parent.
+
+    Joints move straight in the frames of the parents; global and local codes are straight. With the frames of both ends
+    (those between are `similarity.interpolate_frames`) the root moves straight and turns evenly in the world, otherwise
+    in the model frame.
+    """
+    whole = linear(a.global_code, b.global_code, steps)
+    start, end = model.expand(a), model.expand(b)
+    share, tree = torch.linspace(0, 1, steps), model.part_tree()
+    poses = articulation.interpolate_poses(tree, _poses(start), _poses(end), share)
+    if frames is not None:
+        between = [similarity.interpolate_frames(*frames, float(t)) for t in share]
+        poses = _steady_root(tree, poses, between)
+    local_code = torch.lerp(start.parts[3], end.parts[3], share.to(start.parts[3])[:, None, None])
+    return _with_ends(start, Code((whole.vector, *_tensors(poses, like=start), local_code)), end)
+
+
+@torch.no_grad()
+def carry_parts(model: ArticulatedSDF, a: Code, b: Code, vectors: Float[Tensor, "s z"]) -> Code:
+    """Codes with these vectors from a to b; the motions that parts of a fit have from those of their global code go on.
+
+    Those of a are carried to each vector, and those of b, and blended: straight, rotations at constant speed.
+    """
+    if len(a.parts) == len(b.parts) == 1:
+        return Code((vectors,))
+    first, last = model.expand(a), model.expand(b)
+    start, end = (
+        model.states(
+            model.replace_vector(Code(tuple(part.expand(len(vectors), *part.shape[1:]) for part in x.parts)), vectors)
+        )
+        for x in (first, last)
+    )
+    share = torch.linspace(0, 1, len(vectors), device=vectors.device)[:, None, None]
+    rotation = start.rotation @ rotation_matrices(share * rotation_vectors(start.rotation.mT @ end.rotation))
+    center, local_code = (
+        torch.lerp(start.center, end.center, share),
+        torch.lerp(start.local_code, end.local_code, share),
+    )
+    return _with_ends(first, Code((vectors, center, rotation, local_code)), last)
+
+
+@torch.no_grad()
+def transfer_pose(model: ShapeModel, pose: Code, person: Code) -> Code:
+    """The second body in the pose of the first: rotations along the joints and place of the root of the first.
+
+    The lengths between joints and the local codes are those of the second. The global code, on which the shape does not
+    depend, is that of the first, whose parts are nearer.
+
+    Raises:
+        ValueError: The model has no parts.
+
+    """
+    if not has_parts(model):
+        raise ValueError("pose transfer: the model has no template with parts. Use a space of the articulated family.")
+    taken, sizes = model.expand(pose), model.expand(person)
+    poses = articulation.transfer_pose(model.part_tree(), _poses(taken), _poses(sizes))
+    moved = (tensor[None] for tensor in _tensors(poses, like=taken))
+    return Code((taken.parts[0], *moved, sizes.parts[3]))
+
+
+def _poses(code: Code) -> PartPoses:
+    """Poses of the parts of one body, on the CPU like the tree."""
+    return PartPoses(code.parts[1][0].cpu(), code.parts[2][0].cpu())
+
+
+def _tensors(poses: PartPoses, like: Code) -> tuple[Tensor, Tensor]:
+    return poses.center.to(like.parts[1]), poses.rotation.to(like.parts[2])
+
+
+def _with_ends(first: Code, path: Code, last: Code) -> Code:
+    """The path with exactly these ends."""
+    return Code.concatenate([first, path[1:-1], last])
+
+
+def _steady_root(tree: PartTree, poses: PartPoses, frames: list[Frame]) -> PartPoses:
+    """The bodies, moved rigidly so that the root goes straight and turns evenly in the world.
+
+    Where frames and bodies turn against each other, both turns by their shorter ways could add up to a full turn.
+    """
+    root, share = tree.root, torch.linspace(0, 1, len(frames))[:, None]
+    to_model = torch.stack([torch.eye(3) if frame.rotation is None else frame.rotation for frame in frames])
+    place = torch.cat([frame.to_world(own) for frame, own in zip(frames, poses.center[:, root, None], strict=True)])
+    turned = to_model.mT @ poses.rotation[:, root]
+    place = torch.lerp(place[0], place[-1], share)
+    turned = turned[0] @ rotation_matrices(share * rotation_vectors(turned[0].mT @ turned[-1]))
+    center = torch.stack([frame.to_model(own) for frame, own in zip(frames, place[:, None], strict=True)])
+    motion = (to_model @ turned @ poses.rotation[:, root].mT)[:, None]
+    offset = poses.center - poses.center[:, root, None]
+    return PartPoses(center + (motion @ offset[..., None])[..., 0], motion @ poses.rotation)

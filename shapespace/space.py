@@ -25,7 +25,7 @@ from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest_component
 from shapespace.geometry.scan import MIN_POINTS, Scan
-from shapespace.interpolation import InterpolationPath, interpolate
+from shapespace.interpolation import InterpolationPath, interpolate, transfer_pose
 from shapespace.io.checkpoints import load_tensors
 from shapespace.io.units import check_size
 from shapespace.models import registry
@@ -362,27 +362,40 @@ class ShapeSpace:
         return STD_CALIBRATION * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
 
     def interpolate(
-        self, a: Fit | Code, b: Fit | Code, steps: int, *, path: InterpolationPath = "linear", resolution: int = 128
+        self, a: Fit | Code, b: Fit | Code, steps: int, *, path: InterpolationPath = "auto", resolution: int = 128
     ) -> list[Trimesh]:
         """Meshes (meters) of `steps` shapes from a to b, both included; positions are interpolated too.
 
-        Raises `ValueError` for fewer than two steps, and for the path `geodesic` with a model that is not an SDF with a
-        vector as the code.
+        `path` is `parts` (along the joints of the articulated family), `linear`, `slerp`, `geodesic`, or `auto`:
+        `parts` if the model has parts, otherwise `linear`. Raises `ValueError` for fewer than two steps, for `parts`
+        with a model without parts, and for `geodesic` with a model that is not an SDF with a vector as the code.
         """
         fits = self.interpolate_codes(a, b, steps, path=path)
         return [self.mesh(fit, resolution=resolution) for fit in tqdm(fits, desc="mesh", unit="frame")]
 
     def interpolate_codes(
-        self, a: Fit | Code, b: Fit | Code, steps: int, *, path: InterpolationPath = "linear"
+        self, a: Fit | Code, b: Fit | Code, steps: int, *, path: InterpolationPath = "auto"
     ) -> list[Fit]:
         """The shapes of `interpolate` as codes and frames, without meshes; errors are the same."""
         start, end = (Fit(x, self._frame(), np.empty(0)) if isinstance(x, Code) else x for x in (a, b))
-        codes = interpolate(self.model, start.code.to(self.device), end.code.to(self.device), steps, path)
-        frames = [similarity.interpolate_frames(start.frame, end.frame, float(t)) for t in np.linspace(0, 1, steps)]
+        both = start.frame, end.frame
+        codes = interpolate(self.model, start.code.to(self.device), end.code.to(self.device), steps, path, frames=both)
+        frames = [similarity.interpolate_frames(*both, float(t)) for t in np.linspace(0, 1, steps)]
         return [
             Fit(codes[index], frame, np.empty(0), name=f"interpolated_{index / (steps - 1):.2f}")
             for index, frame in enumerate(frames)
         ]
+
+    def transfer_pose(self, pose: Fit | Code, person: Fit | Code) -> Fit:
+        """The person of the second shape in the pose, at the place and with the heading of the first.
+
+        Rotations are taken along the joints; sizes and local shape are the person's own. Raises `ValueError` for a
+        model without parts.
+        """
+        taken, sizes = (Fit(x, self._frame(), np.empty(0)) if isinstance(x, Code) else x for x in (pose, person))
+        code = transfer_pose(self.model, taken.code.to(self.device), sizes.code.to(self.device))
+        frame = replace(taken.frame, scale=sizes.frame.scale)
+        return Fit(code, frame, np.empty(0), name=f"{sizes.name or 'person'} in the pose of {taken.name or 'another'}")
 
     def sample(self, count: int, *, seed: int = 0) -> Code:
         """`count` codes drawn from the prior, a Gaussian over the training codes; the same seed gives the same codes.

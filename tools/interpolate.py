@@ -3,6 +3,10 @@
     shapespace interpolate runs/people standing.ply sitting.ply --out interpolated
     shapespace interpolate runs/people 03/walk/000001 03/jump/000002 --store data/people.h5 --steps 12
     shapespace interpolate runs/people fitted/codes.safetensors:a fitted/codes.safetensors:b --path slerp
+    shapespace interpolate runs/people standing.ply sitting.ply --transfer-pose
+
+If the model has parts, they turn about their joints; otherwise the code goes straight. With --transfer-pose the person
+of the first shape takes the pose of the second, at its place.
 
 An end is a scan file, `example`, a name in a store (these are fitted first), or a code, `codes.safetensors:NAME`.
 Writes the meshes, an animated GLB, a contact sheet with curves of area and volume (PNG), and `path.json` with the
@@ -16,8 +20,9 @@ import tyro
 
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.result import Fit, load_fits
-from shapespace.interpolation import InterpolationPath
+from shapespace.interpolation import InterpolationPath, choose_path, has_parts
 from shapespace.io.errors import did_you_mean
+from shapespace.models import registry
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import ScanInput, read_scans
 from shapespace.tools._outputs import write_interpolation
@@ -31,7 +36,8 @@ def main(
     source: Annotated[ScanInput, tyro.conf.arg(name="")],
     lm: LMOptions,
     steps: int = 9,
-    path: InterpolationPath = "linear",
+    path: InterpolationPath = "auto",
+    transfer_pose: bool = False,
     out: Path = Path("interpolation"),
     resolution: int = 128,
     format: Literal["ply", "obj"] = "obj",
@@ -46,8 +52,9 @@ def main(
         source: How to read scans.
         lm: Settings of the fits.
         steps: Number of shapes, both ends included.
-        path: Straight line between the codes, spherical linear interpolation, or the path with the least motion of the
-            surface.
+        path: Along the joints (parts), straight between the codes (linear), spherical linear interpolation (slerp), or
+            with the least motion of the surface (geodesic); auto is parts if the model has parts, otherwise linear.
+        transfer_pose: Whether the last shape is the person of the first in the pose of the second.
         out: Folder for all results.
         resolution: Cells of the grid along the model cube's edge.
         format: Format of the meshes.
@@ -55,7 +62,13 @@ def main(
 
     """
     space = ShapeSpace.load(run)
+    if transfer_pose and not has_parts(space.model):
+        family = registry.family_name(space.config)
+        raise ValueError(f"--transfer-pose: family {family} has no parts. Use a space of the articulated family.")
+    path = choose_path(space.model, path)
     (start, end), source = _ends(space, (a, b), source, lm, seed)
+    if transfer_pose:
+        end = space.transfer_pose(end, start)
     write_interpolation(
         space,
         start,
