@@ -7,7 +7,7 @@ squares gives them all.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -321,8 +321,13 @@ def _chunks(
     states: Iterable[PartStates], registrations: Iterable[Float[Tensor, "v 3"]]
 ) -> Iterator[tuple[PartStates, Float[Tensor, "b v 3"]]]:
     """Up to `CHUNK` bodies at once, on the CPU."""
-    pairs = zip(states, registrations, strict=True)
+    pairs = zip_longest(states, registrations)
     while some := list(islice(pairs, CHUNK)):
+        if any(body is None or points is None for body, points in some):
+            raise ValueError(
+                "template: the numbers of training scans and of their registrations differ. Give one registration for "
+                "each scan, in the same order."
+            )
         bodies = zip(*(body for body, _ in some), strict=True)
         yield (
             PartStates(*(torch.cat(tensors).cpu().float() for tensors in bodies)),
