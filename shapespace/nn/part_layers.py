@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     counts: Int[Tensor, "k b"]
 
 
-class Weights(NamedTuple):
+class PartWeights(NamedTuple):
     """Weights of all parts, and what each layer adds for each body; scaled as in `PartMLP.weights`."""
 
     point_in: Float[Tensor, "k 3 w"]
@@ -83,7 +83,7 @@ class Saved(NamedTuple):
 class PartLayers:
     """Layers of all parts for some rows. Each method computes one slab and writes to its rows of the results."""
 
-    def __init__(self, rows: Rows, weights: Weights) -> None:
+    def __init__(self, rows: Rows, weights: PartWeights) -> None:
         self.rows, self.weights = rows, weights
         sizes = rows.counts.sum(dim=1).tolist()
         self.slabs = _slabs(sizes, SLAB if rows.local.device.type == "cpu" else max(sum(sizes), 1))
@@ -175,7 +175,7 @@ def _may_overflow(y: Tensor) -> bool:
 
 
 @torch.no_grad()
-def distances(rows: Rows, weights: Weights) -> Float[Tensor, "m"]:
+def distances(rows: Rows, weights: PartWeights) -> Float[Tensor, "m"]:
     """Distance of each row (no graph)."""
     layers = PartLayers(rows, weights)
     distance = layers.distances()
@@ -185,7 +185,7 @@ def distances(rows: Rows, weights: Weights) -> Float[Tensor, "m"]:
 
 
 @torch.no_grad()
-def expand(rows: Rows, weights: Weights, by_shift: Float[Tensor, "depth k w l"]) -> Expansion:
+def expand(rows: Rows, weights: PartWeights, by_shift: Float[Tensor, "depth k w l"]) -> Expansion:
     """Distance of each row with its derivatives in point and local code (no graph); `by_shift`: those of the shifts."""
     layers = PartLayers(rows, weights)
     distance, slope = layers.distances(), torch.empty_like(rows.local)
@@ -209,8 +209,8 @@ class PartField(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, local: Tensor, rows: Rows, with_slope: bool, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances (m,), and slopes (m, 3) with `with_slope`, of `rows` at `local`; `tensors` are `Weights`."""
-        layers = PartLayers(rows._replace(local=local.detach()), Weights(*(tensor.detach() for tensor in tensors)))
+        """Distances (m,), and slopes (m, 3) with `with_slope`, of `rows` at `local`; `tensors` are `PartWeights`."""
+        layers = PartLayers(rows._replace(local=local.detach()), PartWeights(*(tensor.detach() for tensor in tensors)))
         distance = layers.distances()
         slope = torch.empty_like(local) if with_slope else local.new_zeros(0, 3)
 
@@ -246,7 +246,7 @@ class _Gradients:
     def __init__(self, layers: PartLayers, *, with_local: bool, with_weights: bool) -> None:
         self.layers, self.with_local, self.with_weights = layers, with_local, with_weights
         self.by_local = torch.empty_like(layers.rows.local)
-        self.of_weights = Weights(*(torch.zeros_like(table) for table in layers.weights))
+        self.of_weights = PartWeights(*(torch.zeros_like(table) for table in layers.weights))
         self.by_matrix = [table.unbind() for table in (self.of_weights.point_in, *self.of_weights.hidden)]
         self.by_shift = [table.flatten(0, 1) for table in self.of_weights.shift]
         self.by_out = self.of_weights.out.unbind()

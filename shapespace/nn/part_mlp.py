@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shapespace.nn.parallel import parallel_map
-from shapespace.nn.part_layers import Expansion, PartField, Rows, Weights, distances, expand
+from shapespace.nn.part_layers import Expansion, PartField, PartWeights, Rows, distances, expand
 
 NEAREST = 4  # parts that are blended at a point
 BLEND_SHARPNESS = 4.0  # of the weights softmax(-4 d^2), d the distance to a part's center over its radius
@@ -79,7 +79,7 @@ class PartMLP(nn.Module):
         self.out_bias = nn.Parameter(torch.full((num_parts,), -0.5))
         self.register_buffer("radius", torch.ones(num_parts))
 
-    def weights(self, local_code: Float[Tensor, "b k l"]) -> Weights:
+    def weights(self, local_code: Float[Tensor, "b k l"]) -> PartWeights:
         """Weights for softplus in units of ln 2 and of sharpness 1, and what each layer of each part adds."""
         scale, count = self.scale, self.num_parts
         codes = local_code.transpose(0, 1).expand(self.depth, -1, -1, -1).flatten(0, 1)
@@ -87,7 +87,7 @@ class PartMLP(nn.Module):
             (scale * self.bias).flatten(0, 1)[:, None], codes, self.shift.flatten(0, 1), beta=1, alpha=scale
         )
         shift = shift.view(self.depth, count, len(local_code), self.width)
-        return Weights(self.point_in * scale, self.hidden, self.out / scale, self.out_bias, shift)
+        return PartWeights(self.point_in * scale, self.hidden, self.out / scale, self.out_bias, shift)
 
     @property
     def scale(self) -> float:
