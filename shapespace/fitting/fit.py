@@ -69,7 +69,7 @@ class BatchFit:
     """|f| in model units at points of the scan that were not used by the fit; n = 0 if f is not a distance."""
     frames: Sequence[Frame | None]
     """Alignment of each scan: from the model frame in which it was given to that of its code; None if it is fixed."""
-    part_covariance: Float[Tensor, "b n p p"] | None = None
+    part_covariance: Float[Tensor, "b j p p"] | None = None
     """Covariance of the unknowns of each part, given the code; None without a second level."""
 
 

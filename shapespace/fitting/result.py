@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shapespace.fitting.articulated import POSE_SIZE
 from shapespace.geometry.frame import Frame
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.base import ShapeModel
@@ -32,7 +33,7 @@ class Fit:
     """Name of the scan."""
     seconds: float = 0.0
     """Wall-clock time of the fit; the mean over the scans that were fitted together."""
-    part_covariance: Float[np.ndarray, "n p p"] | None = None
+    part_covariance: Float[np.ndarray, "j p p"] | None = None
     """Covariance of the unknowns of each body part given the code; None without a second level."""
     interpolated: bool = False
     """Whether it is a frame of a sequence without a usable scan, interpolated from the other frames."""
@@ -98,6 +99,9 @@ def _check_codes(path: Path, tensors: dict[str, Tensor], names: list[Any], model
     if prior is not None:
         shapes |= {"covariance": (len(prior.mean), len(prior.mean))}
     shapes |= {f"code.{index}": shape for index, shape in enumerate(model.code_shapes)}
+    if len(model.code_shapes) > 1:  # centers, rotations and local codes of parts
+        num_parts, local_dim = model.code_shapes[-1]
+        shapes["part_covariance"] = (num_parts, POSE_SIZE + local_dim, POSE_SIZE + local_dim)
     wrong = [
         f"tensor {name} has shape {tuple(tensor.shape)}"
         for name, tensor in tensors.items()

@@ -60,7 +60,7 @@ class SequenceFit(NamedTuple):
     residual: list[Float[Tensor, "m"]]
     """|f| at points of each scan, in model units; empty for interpolated frames."""
     interpolated: list[bool]
-    part_covariance: list[Float[np.ndarray, "n p p"] | None]
+    part_covariance: list[Float[np.ndarray, "j p p"] | None]
     """Covariance of the unknowns of each frame's parts; None without a second level, and for interpolated frames."""
 
 
@@ -138,7 +138,7 @@ def fit_jointly(
             frame.compose(similarity.frame_of(alignment))
             for frame, alignment in zip(result, alignments.cpu(), strict=True)
         ]
-    by_part: list[Float[np.ndarray, "n p p"] | None] = [None] * len(scans)
+    by_part: list[Float[np.ndarray, "j p p"] | None] = [None] * len(scans)
     if lm.levels == 2 and isinstance(model, ArticulatedSDF):
         moved = [fitted[index].scan.to_model(result[index]) for index in rows]
         parts, part_covariance = fit_parts_of(model, moved, code[torch.tensor(rows)], lm, seed)

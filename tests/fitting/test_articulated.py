@@ -1,0 +1,583 @@
+"""Second level of a fit: derivatives against autograd, known motions of parts, unseen parts, files, sequences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+from trimesh import Trimesh
+
+from shapespace import ShapeSpace
+from shapespace.data.loader import StepDataset
+from shapespace.fitting import articulated, fit
+from shapespace.fitting.articulated import (
+    POSE_SIZE,
+    BlockSolver,
+    PartProblem,
+    cross_matrix,
+    fit_parts,
+    left_jacobian,
+)
+from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions, levenberg_marquardt
+from shapespace.fitting.result import Fit, load_fits, save_fits
+from shapespace.fitting.sequence import SequenceOptions
+from shapespace.geometry import primitives
+from shapespace.geometry.frame import Frame
+from shapespace.geometry.isosurface import isosurface
+from shapespace.geometry.proximity import closest_point
+from shapespace.geometry.scan import Scan
+from shapespace.io.checkpoints import load_tensors, save_tensors
+from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF, build_articulated
+from shapespace.models.code import Code
+from shapespace.nn.part_mlp import PartStates
+from shapespace.training.objective import Objective
+from shapespace.training.optimizers import cosine, make_optimizers
+
+CONFIG = ArticulatedConfig(
+    code_dim=6,
+    num_parts=10,
+    local_dim=3,
+    width=16,
+    depth=3,
+    hyper_width=16,
+    encoder_points=96,
+    encoder_width=32,
+    encoder_features=32,
+)
+WEIGHTS = {
+    "surface": 3.0,
+    "normal": 0.3,
+    "eikonal": 0.1,
+    "tangent_plane": 3.0,
+    "unsigned_distance": 1.0,
+    "distillation": 1.0,
+    "code_reg": 0.0,
+    "part_center": 10.0,
+    "part_rotation": 0.1,
+}
+LM = LMOptions(num_points=512, free_space_points=128, parts=PartOptions(num_points=512))
+SHOULDER, ELBOW = 0.2, 0.4  # distances from the axis of the trunk (model units)
+
+
+def _capsules(x: Tensor) -> Tensor:
+    ends = torch.tensor([[0, -0.45, 0], [0, 0.3, 0], [-0.6, 0.2, 0], [0.6, 0.2, 0]])
+    trunk, arms = primitives.capsule(x, ends[0], ends[1], 0.17), primitives.capsule(x, ends[2], ends[3], 0.1)
+    return primitives.union(trunk, arms)
+
+
+REST = isosurface(_capsules, resolution=32)
+
+
+def figure(left: float, right: float, size: float = 1.0, elbow: float = 0.0) -> Trimesh:
+    """A trunk and two arms: one connected mesh, always of the same topology.
+
+    The arms are raised at the shoulders, and the left one is bent forward at the elbow (radians).
+    """
+    rest = np.asarray(REST.vertices) * (1, size, 1)
+    vertices = rest.copy()
+    for axis, hinge, angle in ((1, ELBOW, -elbow), (2, SHOULDER, left), (2, -SHOULDER, -right)):
+        side = np.sign(hinge)
+        weight = 1 / (1 + np.exp((abs(hinge) - side * rest[:, 0]) / 0.03))
+        center = np.array([hinge, 0.2 * size, 0])
+        turns = Rotation.from_rotvec(angle * weight[:, None] * np.eye(3)[axis])
+        vertices = np.where(weight[:, None] > 1e-3, turns.apply(vertices - center) + center, vertices)
+    return Trimesh(vertices, REST.faces, process=False)
+
+
+@dataclass
+class Figures:
+    """Registered scans in memory; a model unit is a meter."""
+
+    meshes: dict[str, Trimesh]
+    path: Path = Path("figures")
+    scale: float = 1.0
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
+        return scan_of(self.meshes[name]).sample(count, rng)
+
+    def frame(self, name: str) -> Frame:
+        return Frame(torch.zeros(3), torch.tensor(1.0))
+
+    def has_ground_truth(self, name: str) -> bool:
+        return True
+
+    def ground_truth(self, name: str) -> Trimesh:
+        return self.meshes[name]
+
+
+def scan_of(mesh: Trimesh, name: str = "figure") -> Scan:
+    return Scan(name, np.asarray(mesh.vertices, np.float32), faces=np.asarray(mesh.faces, np.int32))
+
+
+def sampled(mesh: Trimesh, count: int = 2000, seed: int = 0, name: str = "figure") -> Scan:
+    """Points with normals, and sensors outside."""
+    scan = scan_of(mesh, name).sample(count, np.random.default_rng(seed))
+    assert scan.normals is not None
+    return replace(scan, sensors=scan.points + 0.5 * scan.normals)
+
+
+@pytest.fixture(scope="module")
+def model() -> ArticulatedSDF:
+    """A space of figures, trained for seconds."""
+    rng = np.random.default_rng(0)
+    store = Figures({f"f{i}": figure(*rng.uniform(-0.8, 0.8, 2), rng.uniform(0.9, 1.1)) for i in range(16)})
+    names = list(store.meshes)
+    torch.manual_seed(0)
+    made = build_articulated(CONFIG, num_scans=len(names))
+    made.initialize(store, names)
+    dataset = StepDataset(store, names, scans=4, points=96, near_std=0.03, half_extent=1.0, seed=0)
+    optimizers, steps = make_optimizers(made, lr=5e-3, lr_codes=3e-3, lr_muon=2e-2), 100
+    rates, schedule = [group["lr"] for group in optimizers.param_groups], cosine(warmup_steps=10)
+    objective = Objective(made.train(), WEIGHTS)
+    for step in range(steps):
+        for group, rate in zip(optimizers.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(step, step / steps)
+        optimizers.zero_grad()
+        objective(dataset[step])[0].backward()
+        optimizers.step()
+    table = made.codes_parameter
+    assert table is not None
+    made.eval().summarize(table.detach())
+    return made
+
+
+@pytest.fixture(scope="module")
+def space(model: ArticulatedSDF) -> ShapeSpace:
+    return ShapeSpace(model, CONFIG, scale=1.0, metadata={"weights": WEIGHTS})
+
+
+def code_of(model: ArticulatedSDF, row: int = 0) -> Code:
+    table = model.codes_parameter
+    assert table is not None
+    return Code((table.detach()[row : row + 1].clone(),))
+
+
+# --------------------------------------------------------------------------------------------------------- derivatives
+
+
+def turn_by(vector: Tensor) -> Tensor:
+    """Rotation matrices of rotation vectors, by Rodrigues' formula."""
+    angle = vector.norm(dim=-1).clamp(min=1e-12)[..., None, None]
+    cross = torch.zeros(*vector.shape, 3, dtype=vector.dtype)
+    for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        cross[..., b, c], cross[..., c, b] = -vector[..., a], vector[..., a]
+    square = cross @ cross
+    return torch.eye(3) + (angle.sin() / angle) * cross + ((1 - angle.cos()) / angle**2) * square
+
+
+def test_the_left_jacobian_is_the_derivative_of_the_rotation() -> None:
+    vector = torch.tensor([[0.3, -0.8, 0.5], [2.0, 1.0, -1.5], [0.0, 0.0, 0.0], [1e-3, 2e-3, 0.0]]).double()
+    left = left_jacobian(vector)
+    for axis in range(3):
+        step = torch.zeros(3).double()
+        step[axis] = 1e-6
+        before, after = turn_by(vector - step), turn_by(vector + step)
+        spin = (after - before) / 2e-6 @ turn_by(vector).mT
+        torch.testing.assert_close(cross_matrix(left[..., axis]), spin, atol=1e-4, rtol=0)
+    torch.testing.assert_close(turn_by(vector), torch.linalg.matrix_exp(cross_matrix(vector)))
+
+
+class Twin:
+    """The same cost in plain terms, for autograd."""
+
+    def __init__(self, problem: PartProblem, lm: LMOptions) -> None:
+        self.problem, self.model, self.start, self.lm = problem, problem.model, problem.start, lm
+
+    def residuals(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the scan in model units, of the borders and of the prior over their deviations."""
+        count, size = self.start.local_code.shape[1:]
+        move = x.view(count, POSE_SIZE + size)
+        center = self.start.center + move[:, :3]
+        turn = turn_by(move[:, 3:POSE_SIZE])
+        states = PartStates(center, turn @ self.start.rotation, self.start.local_code + move[:, POSE_SIZE:])
+        scan = self.model.decoder(self.problem.x, states)[0] - self.problem.target[0]
+
+        rest, parts = self.model.border_points()
+        arm = (self.start.rotation[0][parts] @ rest.to(x)[..., None])[..., 0] * self.model.decoder.radius[parts, None]
+        middle = (self.start.center[0][parts] + arm).mean(dim=1, keepdim=True)
+        arm = middle - self.start.center[0][parts]
+        moved = center[0][parts] + (turn[parts] @ arm[..., None])[..., 0]
+        border = (moved[:, 0] - moved[:, 1]) / self.lm.parts.border_std
+
+        options = self.lm.parts
+        std = torch.cat(
+            [
+                torch.tensor([options.translation_std] * 3 + [options.rotation_std] * 3).expand(count, -1),
+                options.local_std * self.model.local_std,
+            ],
+            dim=1,
+        )
+        return scan, border.flatten(), (move / std).flatten()
+
+    def cost(self, x: Tensor) -> Tensor:
+        scan, border, prior = self.residuals(x)
+        active = ~(self.problem.is_free[0] & (scan > 0))
+        size, delta = scan[active].abs(), self.lm.huber_delta
+        huber = torch.where(size < delta, 0.5 * size**2, delta * (size - 0.5 * delta))
+        share = self.lm.effective_samples / self.lm.num_points / self.lm.noise_std**2
+        return share * huber.sum() + 0.5 * border.square().sum() + 0.5 * prior.square().sum()
+
+    @torch.no_grad()
+    def matrix(self, x: Tensor) -> Tensor:
+        """Gauss-Newton matrix of the cost, by central differences of all residuals."""
+        scan = self.residuals(x)[0]
+        share = self.lm.effective_samples / self.lm.num_points / self.lm.noise_std**2
+        weight = share * self.lm.huber_delta / scan.abs().clamp(min=self.lm.huber_delta)
+        weight = weight.masked_fill(self.problem.is_free[0] & (scan > 0), 0)
+        columns = []
+        for step in 1e-6 * torch.eye(x.shape[1], dtype=x.dtype):
+            up, down = (torch.cat(self.residuals(x + side * step)) for side in (1, -1))
+            columns.append((up - down) / 2e-6)
+        rows = torch.stack(columns, dim=1)
+        rows[: len(weight)] *= weight.sqrt()[:, None]
+        return rows.T @ rows
+
+
+@pytest.fixture
+def exact(model: ArticulatedSDF, monkeypatch: pytest.MonkeyPatch) -> ArticulatedSDF:
+    """The model in float64; problems have their points in float64, too."""
+    original = articulated.constraints
+
+    def constraints(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        x, target, is_free = original(*arguments)
+        return x.double(), target.double(), is_free
+
+    monkeypatch.setattr(articulated, "constraints", constraints)
+    copy = build_articulated(CONFIG, num_scans=16)
+    copy.load_state_dict(model.state_dict())
+    return copy.double().eval()
+
+
+def problem_of(exact: ArticulatedSDF, points: int = 80) -> tuple[PartProblem, LMOptions]:
+    """Half of the sensors are outside, half are as if they had looked through the body."""
+    lm = LMOptions(num_points=points, free_space_points=60, huber_delta=0.02)
+    scan = sampled(figure(0.5, -0.2), points)
+    assert scan.sensors is not None
+    assert scan.normals is not None
+    scan.sensors[::2] = scan.points[::2] - 0.5 * scan.normals[::2]
+    with torch.no_grad():
+        return PartProblem(exact, scan, exact.states(code_of(exact)), lm, seed=0), lm
+
+
+def motion(problem: PartProblem, size: float, turn: float) -> Tensor:
+    """Translations up to `size` model units, rotations up to `turn` radians about each axis, and changed codes."""
+    rng = torch.Generator().manual_seed(1)
+    move = torch.rand(problem.precision.shape, generator=rng, dtype=torch.float64) * 2 - 1
+    move[:, :3] *= size
+    move[:, 3:POSE_SIZE] *= turn
+    move[:, POSE_SIZE:] *= 0.05
+    return move.view(1, -1)
+
+
+def num_new_pairs(problem: PartProblem, x: Tensor) -> int:
+    """Pairs of parts that meet at a point and have no block."""
+    part = problem.model.nearest_parts(problem.x, problem.states_at(x).center)[0]
+    a, b = torch.combinations(torch.arange(part.shape[1])).T
+    meeting = torch.stack([part[:, a], part[:, b]], dim=-1).flatten(0, 1).sort(dim=1).values.unique(dim=0)
+    known = {tuple(pair) for pair in problem.pattern.pairs.tolist()}
+    return sum(tuple(pair) not in known for pair in meeting.tolist())
+
+
+@pytest.mark.parametrize(("size", "turn"), [(0.0, 0.0), (0.004, 0.3), (0.3, 1.5)])
+def test_cost_gradient_and_matrix_equal_autograd(exact: ArticulatedSDF, size: float, turn: float) -> None:
+    """At motions that are zero, small and large, with free space that is satisfied and that is not.
+
+    Large motions bring parts together that did not meet at the start. Their matrix is larger than that of Gauss and
+    Newton, and its other entries are the same; cost and gradient are exact.
+    """
+    problem, lm = problem_of(exact)
+    twin, x = Twin(problem, lm), motion(problem, size, turn).requires_grad_()
+    cost = twin.cost(x)
+    (gradient,) = torch.autograd.grad(cost, x)
+    with torch.no_grad():
+        state = problem(x)
+        residual = twin.residuals(x)[0]
+    violated = problem.is_free[0] & (residual <= 0)
+    assert 5 < violated.sum() < problem.is_free.sum() - 5
+    torch.testing.assert_close(state.cost[0], cost.detach(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(state.gradient, gradient, rtol=1e-6, atol=1e-7 * float(gradient.abs().max()))
+
+    expected, dense = twin.matrix(x.detach()), problem.pattern.to_dense(state.hessian[0])
+    scale = expected.diagonal().rsqrt()
+    difference = scale[:, None] * (dense - expected) * scale
+    torch.testing.assert_close(dense, dense.T)
+    if size < 0.1:
+        assert num_new_pairs(problem, x.detach()) == 0
+        assert difference.abs().max() < 1e-6
+    else:
+        assert num_new_pairs(problem, x.detach()) > 3
+        assert difference.abs().max() > 1e-3
+        assert torch.linalg.eigvalsh(difference).min() > -1e-6  # it majorizes
+    assert torch.linalg.eigvalsh(dense).min() > 0
+
+
+def test_float32_is_near_float64(model: ArticulatedSDF, exact: ArticulatedSDF, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, lm = problem_of(exact)
+    x = motion(problem, 0.004, 0.3)
+    with torch.no_grad():
+        state = problem(x)
+        monkeypatch.undo()
+        single = PartProblem(model, sampled(figure(0.5, -0.2), 80), model.states(code_of(model)), lm, seed=0)
+        single.x, single.target, single.is_free = problem.x.float(), problem.target.float(), problem.is_free
+        near = single(x.float())
+    torch.testing.assert_close(near.cost.double(), state.cost, rtol=1e-4, atol=0)
+    error = (near.gradient.double() - state.gradient).norm() / state.gradient.norm()
+    assert error < 1e-3
+
+
+def test_the_solver_equals_a_dense_one(exact: ArticulatedSDF) -> None:
+    problem, _ = problem_of(exact)
+    with torch.no_grad():
+        state = problem(motion(problem, 0.004, 0.1))
+    solver, added = BlockSolver(problem.pattern), torch.rand(1, state.x.shape[1], dtype=torch.float64)
+    dense = problem.pattern.to_dense(state.hessian[0])
+    torch.testing.assert_close(solver.diagonal(state.hessian)[0], dense.diagonal())
+    before = state.hessian.clone()
+    solution = solver.solve(state.hessian, added, state.gradient)
+    expected = torch.linalg.solve(dense + torch.diag(added[0]), state.gradient[0])
+    torch.testing.assert_close(solution[0], expected, rtol=1e-8, atol=1e-12)
+    assert torch.equal(state.hessian, before)
+
+
+# --------------------------------------------------------------------------------------------------------------- fits
+
+
+def moved_states(model: ArticulatedSDF, states: PartStates, parts: Sequence[int], angle: float) -> PartStates:
+    """The states with some parts turned about the left shoulder, or about their borders with the others."""
+    rest, pairs = model.border_points()
+    inside = torch.isin(pairs, torch.tensor(list(parts)))
+    crossing = inside.any(dim=1) & ~inside.all(dim=1)
+    pair = pairs[crossing]
+    arm = (states.rotation[0][pair] @ rest[crossing][..., None])[..., 0] * model.decoder.radius[pair, None]
+    about = (states.center[0][pair] + arm).mean(dim=(0, 1))
+    turn, center, rotation = turn_by(torch.tensor([0.0, 0.0, angle])), states.center.clone(), states.rotation.clone()
+    for part in parts:
+        center[0, part] = about + turn @ (center[0, part] - about)
+        rotation[0, part] = turn @ rotation[0, part]
+    return PartStates(center, rotation, states.local_code)
+
+
+def surface_of(model: ArticulatedSDF, code: Code, states: PartStates) -> Trimesh:
+    (mesh,) = model.extract_surface(Code((*code.parts, *states)), resolution=48)
+    return mesh
+
+
+def border_gaps(model: ArticulatedSDF, start: PartStates, states: PartStates, part: int) -> Tensor:
+    """How far the two sides of each point of the borders of a part have come apart since the start."""
+    rest, parts = model.border_points()
+    rest, parts = rest[(parts == part).any(dim=1)], parts[(parts == part).any(dim=1)]
+    gaps = []
+    for one in (start, states):
+        arm = (one.rotation[0][parts] @ rest[..., None])[..., 0] * model.decoder.radius[parts, None]
+        place = one.center[0][parts] + arm
+        gaps.append(place[:, 0] - place[:, 1])
+    return (gaps[1] - gaps[0]).norm(dim=1)
+
+
+def left_arm(model: ArticulatedSDF, states: PartStates) -> list[int]:
+    """The parts of the left arm, the hand first."""
+    order = states.center[0, :, 0].argsort(descending=True).tolist()
+    return [part for part in order if states.center[0, part, 0] > SHOULDER]
+
+
+def angles(a: Tensor, b: Tensor) -> Tensor:
+    """Angles between rotations (radians)."""
+    trace = (a.mT @ b).diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    return torch.acos(((trace - 1) / 2).clamp(-1, 1))
+
+
+@torch.no_grad()
+def test_a_known_motion_of_one_part_is_recovered(model: ArticulatedSDF) -> None:
+    code = code_of(model)
+    states = model.states(code)
+    hand = left_arm(model, states)[0]
+    target = moved_states(model, states, [hand], 0.4)
+    scan = sampled(surface_of(model, code, target))
+    lm = replace(LM, num_points=800)
+    result = fit_parts(model, scan, states, lm, seed=0)
+    off = (target.center - states.center).norm(dim=-1)[0, hand]
+    assert off > 0.04
+    error = (result.states.center - target.center).norm(dim=-1)[0]
+    assert error[hand] < 0.15 * off
+    assert error.max() < 0.006
+    assert angles(result.states.rotation, target.rotation).max() < 0.06
+    problem = PartProblem(model, scan, states, lm, seed=0)
+    start = problem(states.center.new_zeros(1, problem.precision.numel()))
+    state = levenberg_marquardt(
+        lambda _, x: problem(x), start.x.clone(), max_steps=12, ftol=3e-3, solver=BlockSolver(problem.pattern)
+    )
+    assert state.cost < 0.2 * start.cost
+    torch.testing.assert_close(problem.states_at(state.x).center, result.states.center)
+    torch.testing.assert_close(
+        result.covariance, problem.pattern.factorize(state.hessian[0]).inverse_diagonal().to(state.x)
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("angle", [0.0, 0.2])
+def test_an_unseen_hand_does_not_drift_and_follows_its_arm(model: ArticulatedSDF, angle: float) -> None:
+    """Of the left arm, the scan has no point whose first part is the hand."""
+    code = code_of(model)
+    states = model.states(code)
+    arm = left_arm(model, states)
+    hand = arm[0]
+    target = moved_states(model, states, arm, angle)
+    scan = sampled(surface_of(model, code, target))
+    first = model.nearest_parts(torch.from_numpy(scan.points)[None], target.center)[0, :, 0]
+    unseen = fit_parts(model, scan.select(np.flatnonzero(first != hand)), states, LM, seed=0)
+    seen = fit_parts(model, scan, states, LM, seed=0)
+    gaps = border_gaps(model, states, unseen.states, hand)
+    assert gaps.max() < (1 + 5 * angle) * LM.parts.border_std
+    assert (unseen.states.center - target.center).norm(dim=-1)[0, hand] < 0.005 + 0.1 * angle
+    assert (unseen.states.center - target.center).norm(dim=-1)[0, arm[1]] < 0.006
+    deviation = unseen.covariance.diagonal(dim1=1, dim2=2).sqrt()
+    known = seen.covariance.diagonal(dim1=1, dim2=2).sqrt()
+    assert (deviation[hand] > 1.5 * known[hand])[:3].all()  # what was not seen is less certain
+    assert (deviation[hand, :3] < LM.parts.translation_std).all()
+    others = [part for part in range(CONFIG.num_parts) if part not in arm]
+    torch.testing.assert_close(deviation[others], known[others], rtol=0.2, atol=1e-4)
+
+
+@torch.no_grad()
+def test_without_points_near_parts_nothing_moves(model: ArticulatedSDF) -> None:
+    """The priors alone have their minimum at the start, and their deviations are those of the options."""
+    states = model.states(code_of(model))
+    far = Scan("far", np.full((512, 3), 0.99, np.float32))
+    options = replace(LM, effective_samples=1e-9, parts=replace(LM.parts, border_std=1e3))
+    result = fit_parts(model, far, states, options, seed=0)
+    torch.testing.assert_close(result.states.center, states.center, atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.states.rotation, states.rotation, atol=1e-4, rtol=0)
+    deviation = result.covariance.diagonal(dim1=1, dim2=2).sqrt()
+    pose = torch.tensor([LM.parts.translation_std] * 3 + [LM.parts.rotation_std] * 3)
+    torch.testing.assert_close(deviation[:, :POSE_SIZE], pose.expand(10, -1), rtol=1e-3, atol=0)
+    torch.testing.assert_close(deviation[:, POSE_SIZE:], LM.parts.local_std * model.local_std, rtol=1e-3, atol=0)
+
+
+def test_both_levels_are_nearer_an_unseen_figure_than_the_code_alone(model: ArticulatedSDF) -> None:
+    """An arm is bent at the elbow, where no arm of the training is."""
+    scan = sampled(figure(0.6, -0.5, 1.05, elbow=0.4))
+    first = fit.fit_lm(model, [scan], replace(LM, levels=1))
+    both = fit.fit_lm(model, [scan], LM)
+    assert (len(first.code.parts), first.part_covariance) == (1, None)
+    assert [tuple(part.shape[1:]) for part in both.code.parts] == list(model.code_shapes)
+    assert torch.equal(both.code.parts[0], first.code.parts[0])
+    assert both.part_covariance is not None
+    assert both.part_covariance.shape == (1, 10, 9, 9)
+    assert both.residual.mean() < 0.85 * first.residual.mean()
+    mesh, before = (model.extract_surface(found.code, resolution=48)[0] for found in (both, first))
+    assert mesh.is_watertight
+    distance, baseline = (closest_point(scan.points.astype(np.float64), each)[0] for each in (mesh, before))
+    assert distance.mean() < 0.85 * baseline.mean()
+
+
+def test_many_scans_equal_each_alone(model: ArticulatedSDF) -> None:
+    scans = [sampled(figure(0.4, -0.3)), Scan("bare", sampled(figure(-0.5, 0.2)).points)]
+    lm = replace(LM, num_points=256, max_steps=8, parts=replace(LM.parts, num_points=256, max_steps=3))
+    together = fit.fit_lm(model, scans, lm)
+    for index, scan in enumerate(scans):
+        alone = fit.fit_lm(model, [scan], lm)
+        for part, own in zip(together.code.parts[1:], alone.code.parts[1:], strict=True):
+            torch.testing.assert_close(part[index : index + 1], own, atol=3e-3, rtol=0.02)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def fits(space: ShapeSpace) -> list[Fit]:
+    return space.fit_scans([sampled(figure(0.4, -0.3), name="a/b/1"), sampled(figure(0.1, 0.6), name="a/b/2")], lm=LM)
+
+
+def test_codes_of_both_levels_come_back_from_a_file(
+    space: ShapeSpace, model: ArticulatedSDF, fits: list[Fit], tmp_path: Path
+) -> None:
+    save_fits(tmp_path / "codes.safetensors", fits, model)
+    again = load_fits(tmp_path / "codes.safetensors", model)
+    for one, other in zip(fits, again, strict=True):
+        assert one.name == other.name
+        for part, own in zip(one.code.parts, other.code.parts, strict=True):
+            assert torch.equal(part, own)
+        for array, own in ((one.covariance, other.covariance), (one.part_covariance, other.part_covariance)):
+            assert array is not None
+            np.testing.assert_array_equal(array, own)
+        np.testing.assert_array_equal(
+            space.mesh(one, resolution=24).vertices, space.mesh(other, resolution=24).vertices
+        )
+
+
+def test_files_of_codes_alone_are_read(model: ArticulatedSDF, fits: list[Fit], tmp_path: Path) -> None:
+    """Such as those of the encoder, or of the first level: the parts follow from the code."""
+    path = tmp_path / "codes.safetensors"
+    code = torch.cat([one.code.parts[0] for one in fits])
+    centers = torch.stack([one.frame.center for one in fits])
+    tensors = {"code.0": code, "centre": centers, "scale": torch.ones(2)}
+    save_tensors(path, tensors, {"kind": "codes", "names": ["a", "b"], "model": model.fingerprint()})
+    first, second = load_fits(path, model)
+    assert len(first.code.parts) == 1
+    assert first.part_covariance is None
+    with torch.no_grad():
+        expanded = model.expand(second.code)
+        x = torch.rand(1, 50, 3) - 0.5
+        assert torch.equal(model.field(x, second.code), model.field(x, expanded))
+    assert torch.equal(expanded.parts[0], code[1:])
+    save_fits(path, [first, second], model)
+    assert "part_covariance" not in load_tensors(path, "codes")[0]
+
+
+def test_codes_that_do_not_fit_the_model_are_refused(model: ArticulatedSDF, fits: list[Fit], tmp_path: Path) -> None:
+    path = tmp_path / "codes.safetensors"
+    save_fits(path, fits, model)
+    tensors, metadata = load_tensors(path, "codes")
+    wrong: list[tuple[dict[str, Tensor | None], str]] = [
+        ({"code.1": torch.zeros(2, 11, 3)}, r"tensor code\.1 has shape \(2, 11, 3\)"),
+        ({"code.2": torch.zeros(2, 10, 3)}, r"tensor code\.2 has shape \(2, 10, 3\)"),
+        ({"code.3": torch.zeros(2, 10, 4)}, r"tensor code\.3 has shape \(2, 10, 4\)"),
+        ({"code.1": torch.zeros(3, 10, 3)}, r"tensor code\.1 has shape \(3, 10, 3\)"),
+        ({"code.3": None}, "it has 3 tensors of codes"),
+        ({"code.2": None}, r"tensor code\.2 is missing"),
+        ({"part_covariance": torch.zeros(2, 10, 8, 8)}, r"tensor part_covariance has shape \(2, 10, 8, 8\)"),
+        ({"part_covariance": torch.zeros(2, 9, 9, 9)}, r"tensor part_covariance has shape \(2, 9, 9, 9\)"),
+    ]
+    for changes, sentence in wrong:
+        changed = {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
+        save_tensors(path, changed, metadata)
+        with pytest.raises(ValueError, match=rf"not a file of 2 codes of this model \({sentence}\)\. Fit the scans"):
+            load_fits(path, model)
+
+
+# ---------------------------------------------------------------------------------------------------------- sequences
+
+
+def test_a_sequence_has_parts_in_all_frames(space: ShapeSpace, model: ArticulatedSDF) -> None:
+    raised = np.linspace(-0.3, 0.3, 4)
+    scans = [sampled(figure(angle, 0.0), seed=t, name=f"walk/{t:03d}") for t, angle in enumerate(raised)]
+    scans[2] = Scan("walk/002", np.empty((0, 3), np.float32))
+    lm = replace(LM, num_points=256, max_steps=6, parts=replace(LM.parts, num_points=256, max_steps=3))
+    joint = space.fit_sequence(scans, SequenceOptions(acceleration_std=0.3), lm=lm)
+    assert [one.interpolated for one in joint] == [False, False, True, False]
+    assert [one.part_covariance is None for one in joint] == [False, False, True, False]
+    for one in joint:
+        assert [tuple(part.shape[1:]) for part in one.code.parts] == list(model.code_shapes)
+    states = [model.states(one.code) for one in joint]
+    hand = left_arm(model, states[0])[0]
+    heights = [float(state.center[0, hand, 1] + one.frame.center[1]) for state, one in zip(states, joint, strict=True)]
+    assert heights == sorted(heights)
+    assert heights[2] == pytest.approx((heights[1] + heights[3]) / 2, abs=0.03)
+    assert all(state.rotation.det().allclose(torch.ones(1, 10), atol=1e-4) for state in states)
+    given = [None if one.interpolated else one for one in joint]  # with parts
+    again = space.fit_jointly(scans, given, SequenceOptions(max_steps=1), lm=replace(lm, max_steps=4, levels=1))
+    assert all(len(one.code.parts) == 1 for one in again)
+
+
+def test_the_uncertainty_of_fits_with_parts(space: ShapeSpace, fits: list[Fit]) -> None:
+    mesh = space.mesh(fits[0], resolution=24)
+    std = space.uncertainty(fits[0], mesh)
+    assert std.shape == (len(mesh.vertices),)
+    assert (std > 0).all()
+    assert (std < 0.1).all()
