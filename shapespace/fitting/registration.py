@@ -45,11 +45,11 @@ class RegistrationOptions:
     """Distance of a vertex from the surface at which its weight is a quarter."""
     max_last_step: float = 0.004
     """The same for the last step, along the normals."""
-    rounds: int = 3
+    rounds: int = 2
     """Number of linearizations of the field."""
-    iterations: int = 6
+    iterations: int = 8
     """Number of steps of conjugate gradients in each round."""
-    share: float = 0.25
+    share: float = 0.125
     """Share of the vertices at which the field is evaluated in each round."""
 
 
