@@ -1,9 +1,7 @@
 """Encoders: modules from a batch to codes, by a network or a table of free codes."""
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shapespace.data.loader import Batch
 from shapespace.models.code import Code
@@ -45,26 +43,32 @@ class DistilledEncoder(nn.Module):
     The decoder is trained on free codes only, so it does not depend on how well the encoder separates scans.
     """
 
-    def __init__(
-        self,
-        pointnet: PointNet,
-        table: CodeTable,
-        distance: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> None:
-        """`distance(predicted, free)` is the loss of each code; None: the squared distance of the codes."""
+    def __init__(self, pointnet: PointNet, table: CodeTable) -> None:
         super().__init__()
-        self.pointnet, self.table, self.distance = pointnet, table, distance or _squared_distance
+        self.pointnet, self.table = pointnet, table
 
     def forward(self, batch: Batch) -> Code:
-        """Codes of a batch; `distillation` is the distance of the PointNet's codes from them."""
+        """Codes of a batch; `distillation` is the squared distance of the PointNet's codes from them."""
         predicted, _ = self.pointnet(batch.points)
         known = (batch.scan_index >= 0)[:, None]
         code = torch.where(known, self.table(batch.scan_index), predicted)
-        return Code((code,), distillation=self.distance(predicted, code.detach()))
+        return Code((code,), distillation=(predicted - code.detach()).square().sum(dim=-1))
 
 
-def _squared_distance(predicted: Tensor, code: Tensor) -> Tensor:
-    return (predicted - code).square().sum(dim=-1)
+class SeparateEncoder(nn.Module):
+    """Free codes for the training scans, and a PointNet that is trained after all else; it encodes unseen scans."""
+
+    def __init__(self, pointnet: PointNet, table: CodeTable) -> None:
+        super().__init__()
+        self.pointnet, self.table = pointnet, table
+
+    def forward(self, batch: Batch) -> Code:
+        """Codes of a batch: free ones of training scans, those of the PointNet of other scans."""
+        known = (batch.scan_index >= 0)[:, None]
+        if known.all():
+            return Code((self.table(batch.scan_index),))
+        predicted, _ = self.pointnet(batch.points)
+        return Code((torch.where(known, self.table(batch.scan_index), predicted),))
 
 
 Encoder = PointNetEncoder | AutoDecoder | DistilledEncoder

@@ -55,7 +55,7 @@ class PartHypernetwork(nn.Module):
         codes[:, :kept] = (u[:, :kept] * s[:kept].sqrt() * a).to(codes)
         self.mean.copy_(mean)
         self.components.zero_()
-        rows = (vh[:kept] * (s[:kept].sqrt() / a)[:, None]).to(codes).view(kept, -1, POSE_NUMBERS) / scale
+        rows = (vh[:kept] * (s[:kept].sqrt() / a)[:, None]).to(codes).view(kept, self.num_parts, POSE_NUMBERS) / scale
         self.components[:kept] = rows.flatten(1)
         return codes
 
@@ -73,11 +73,6 @@ class PartHypernetwork(nn.Module):
         """Centers and 6-D rotations, not orthonormalized."""
         linear = (code @ self.weights()).view(len(code), self.num_parts, POSE_NUMBERS)
         return self.mean + linear + self.pose(code).view(len(code), self.num_parts, POSE_NUMBERS)
-
-    def pose_distance(self, a: Float[Tensor, "b z"], b: Float[Tensor, "b z"]) -> Float[Tensor, "b"]:
-        """Mean distance of part centers (model units) plus that of rotations, to first order, by the components."""
-        moved = ((a - b) @ self.weights().detach()).view(len(a), self.num_parts, POSE_NUMBERS)
-        return (moved[..., :3].norm(dim=-1) + ROTATION_WEIGHT * moved[..., 3:].norm(dim=-1)).mean(dim=1)
 
     @torch.no_grad()
     def jacobian(self, code: Float[Tensor, "b z"]) -> Float[Tensor, "b k p z"]:

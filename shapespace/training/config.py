@@ -60,6 +60,8 @@ class OptimConfig:
     """Steps over which the learning rate increases linearly from zero."""
     max_grad_norm: float | None = None
     """Maximum norm of the gradient of all weights; none: no clipping."""
+    encoder_share: float = 0.0
+    """Share of the steps or minutes in which the encoder is trained alone, after the rest (family `articulated`)."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class TrainConfig(Generic[S]):
     trainable: Literal["all", "encoder"] = "all"
     """Weights that are trained. `encoder` freezes the decoder and the codes of --init-from and uses its model settings
     (config `encoder_only`)."""
+    rounds: int = 2
+    """Number of times that the articulated family fits scans without registrations, from --init-from and then from the
+    round before, and trains on the fits. Steps and minutes are shared by the rounds; the fits are not counted."""
     seed: int = 0
     """Seed of weights, order of scans and points."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -163,16 +163,6 @@ def test_components_learn_more_slowly_than_the_mlp() -> None:
     assert not any(name == "components" for name, _ in net.named_parameters())
 
 
-def test_pose_distance_is_that_of_the_poses_where_they_are_linear() -> None:
-    net = network()
-    net.pose.out.weight.data.zero_()  # its bias is left, and cancels
-    a, b = torch.randn(2, 4, 7, dtype=torch.float64).unbind()
-    moved = net.poses(a) - net.poses(b)
-    expected = (moved[..., :3].norm(dim=-1) + ROTATION_WEIGHT * moved[..., 3:].norm(dim=-1)).mean(dim=1)
-    torch.testing.assert_close(net.pose_distance(a, b), expected)
-    assert not net.pose_distance(a, a).any()
-
-
 def test_states_of_chosen_bodies() -> None:
     states = network()(torch.randn(4, 7, dtype=torch.float64))
     for rows in (slice(1, 3), torch.tensor([2, 0])):

@@ -1,0 +1,187 @@
+"""Train the encoder of a model with parts, after its decoder: on scans whose parts are carried into other poses."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from shapespace.data.loader import derive_seed
+from shapespace.data.store import ScanSource
+from shapespace.geometry.articulation import PartPoses, RelativePoses, compose, relative, rotation_matrices
+from shapespace.models.articulated import ArticulatedSDF
+from shapespace.nn.hypernetwork import ROTATION_WEIGHT
+from shapespace.nn.part_mlp import NEAREST, PartStates
+from shapespace.training.optimizers import cosine, make_optimizers
+
+BATCH = 32  # scans of a step
+CARRIED = 0.5  # share of a batch whose limbs are exchanged
+EXCHANGES = 4  # limbs of a carried body that have the pose of another scan
+TURN_STD = 0.1  # of a further turn of every joint of a carried body (radians)
+HEADING, SHIFT_STD = 0.35, 0.03  # largest heading (radians) and deviation of the center (model units) of every scan
+CUT = 0.25  # share of a batch of which a random half is cut away, so that partial scans are known
+LOCAL_WEIGHT = 0.02  # of the local codes, in units of their deviations, beside distances in model units
+LEARNING_RATE, MUON_RATE, WARMUP = 1e-3, 1e-2, 50
+_STREAM = 7  # of the random numbers of this module, beside those of the batches
+
+
+@dataclass(frozen=True)
+class EncoderBudget:
+    """Length of the training: steps, or minutes, whichever is over first."""
+
+    steps: int
+    minutes: float | None
+
+
+def train_encoder(
+    model: ArticulatedSDF, store: ScanSource, names: Sequence[str], budget: EncoderBudget, *, seed: int
+) -> None:
+    """Train the encoder alone; its codes shall put the parts where they are, and give them their local codes.
+
+    The loss is on the parts and not on the codes, most of whose numbers hardly move anything. A few scans teach many
+    poses: half of a batch are bodies whose limbs have the joint angles of other scans, with the points carried by the
+    parts.
+    """
+    if not budget.steps:
+        return
+    device = model.decoder.radius.device
+    model.encoder.pointnet.requires_grad_(True)
+    frozen = [p for name, p in model.named_parameters() if name not in model.encoder_parameters() and p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        bodies = _Bodies(model)
+        optimizers = make_optimizers(model, lr=LEARNING_RATE, lr_codes=0.0, lr_muon=MUON_RATE)
+        rates = [group["lr"] for group in optimizers.param_groups]
+        schedule, began = cosine(warmup_steps=WARMUP), time.monotonic()
+        pointnet = model.encoder.pointnet
+        model.train()
+        for step in tqdm(range(budget.steps), desc="train encoder", unit="step"):
+            minutes = (time.monotonic() - began) / 60
+            fraction = max(step / budget.steps, 0.0 if budget.minutes is None else minutes / budget.minutes)
+            if fraction >= 1:
+                break
+            for group, rate in zip(optimizers.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(step, fraction)
+            generator = torch.Generator().manual_seed(derive_seed(seed, step, _STREAM))
+            rows = torch.randint(len(names), (BATCH,), generator=generator)
+            rng = np.random.default_rng((seed, step, _STREAM))
+            drawn = [store.sample(names[row], pointnet.count, rng).points for row in rows.tolist()]
+            points, states = bodies.draw(torch.from_numpy(np.stack(drawn)).float().to(device), rows, generator)
+            code, _ = pointnet(points)
+            loss = _distance(model.hypernetwork(code), states, model.local_std)
+            optimizers.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizers.step()
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        model.eval()
+
+
+def _distance(a: PartStates, b: PartStates, local_std: Float[Tensor, "k l"]) -> Float[Tensor, ""]:
+    """Mean distance of the centers of the parts (model units), plus that of rotations and local codes."""
+    center = (a.center - b.center).norm(dim=-1).mean()
+    rotation = (a.rotation - b.rotation).flatten(2).norm(dim=-1).mean()
+    local = ((a.local_code - b.local_code) / local_std.clamp(min=1e-4)).square().mean(dim=-1).sqrt().mean()
+    return center + ROTATION_WEIGHT * rotation + LOCAL_WEIGHT * local
+
+
+class _Bodies:
+    """Training bodies, whose limbs can be exchanged."""
+
+    def __init__(self, model: ArticulatedSDF) -> None:
+        self.radius = model.decoder.radius
+        self.states = model.training_states()
+        self.tree = model.part_tree()
+        self.poses = relative(self.tree, PartPoses(self.states.center.cpu(), self.states.rotation.cpu()))
+        count = len(self.radius)
+        self.below: Bool[Tensor, "k k"] = torch.stack([self.tree.descendants(part) for part in range(count)])
+        """Whether a part (column) moves with another one (row)."""
+
+    def draw(
+        self, points: Float[Tensor, "b n 3"], rows: Int[Tensor, "b"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, "b n 3"], PartStates]:
+        """Points as the encoder shall see them, and the states of their parts."""
+        states = self.states.select(rows.to(points.device))
+        count = round(CARRIED * len(rows))
+        carried = self._exchange(rows[:count], generator)
+        moved = _carry(points[:count], states.select(slice(0, count)), carried, self.radius)
+        points = torch.cat([moved, points[count:]])
+        center = torch.cat([carried.center, states.center[count:]])
+        rotation = torch.cat([carried.rotation, states.rotation[count:]])
+        turn, shift = _headings(len(rows), generator)
+        turn, shift = turn.to(points), shift.to(points)
+        points, center = points @ turn.mT + shift, center @ turn.mT + shift
+        return _cut(points, generator), PartStates(center, turn[:, None] @ rotation, states.local_code)
+
+    def _exchange(self, rows: Int[Tensor, "b"], generator: torch.Generator) -> PartPoses:
+        """Bodies of these rows, whose limbs turn relative to their parents as those of other rows, and a little more.
+
+        Limbs are subtrees of the parts; large ones are more likely.
+        """
+        count, size = len(rows), self.below.sum(dim=1).float()
+        donors = rows[:, None].repeat(1, len(size))
+        size[self.tree.root] = 0
+        for _ in range(EXCHANGES):
+            limb = torch.multinomial(size, count, replacement=True, generator=generator)
+            donor = torch.randint(len(self.states.center), (count, 1), generator=generator)
+            donors = torch.where(self.below[limb], donor, donors)
+        rotation = self.poses.rotation[donors, torch.arange(len(size))]
+        noise = TURN_STD * torch.randn(count, len(size), 3, generator=generator)
+        rotation = rotation @ rotation_matrices(noise)
+        root = self.tree.root
+        rotation[:, root] = self.poses.rotation[rows, root]
+        poses = compose(self.tree, RelativePoses(rotation, self.poses.joint[rows]))
+        # Scans are centered on the mean of their points, which moves with the limbs.
+        before = self.states.center[rows.to(self.states.center.device)].cpu()
+        area = self.radius.cpu().square()[:, None] / self.radius.cpu().square().sum()
+        shift = ((poses.center - before) * area).sum(dim=1, keepdim=True)
+        device = self.states.center.device
+        return PartPoses((poses.center - shift).to(device), poses.rotation.to(device))
+
+
+def _carry(
+    points: Float[Tensor, "b n 3"], states: PartStates, moved: PartPoses, radius: Float[Tensor, "k"]
+) -> Float[Tensor, "b n 3"]:
+    """Points after the motion of their nearest parts, blended as the field is."""
+    squared = torch.cdist(points, states.center).square() / radius.square()
+    nearest = squared.topk(min(NEAREST, len(radius)), largest=False)
+    weight = (-4 * nearest.values).softmax(dim=-1)
+    turn = moved.rotation @ states.rotation.mT
+    offset = moved.center - (turn @ states.center[..., None])[..., 0]
+    result = torch.zeros_like(points)
+    body = torch.arange(len(points), device=points.device)[:, None]
+    for place in range(nearest.indices.shape[-1]):
+        part = nearest.indices[..., place]
+        at = (turn[body, part] @ points[..., None])[..., 0] + offset[body, part]
+        result += weight[..., place, None] * at
+    return result
+
+
+def _headings(count: int, generator: torch.Generator) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b 1 3"]]:
+    """Random headings about y, and shifts."""
+    angle = HEADING * (2 * torch.rand(count, generator=generator) - 1)
+    vector = torch.stack([torch.zeros(count), angle, torch.zeros(count)], dim=1)
+    return rotation_matrices(vector), SHIFT_STD * torch.randn(count, 1, 3, generator=generator)
+
+
+def _cut(points: Float[Tensor, "b n 3"], generator: torch.Generator) -> Float[Tensor, "b n 3"]:
+    """Of the last scans, only the points on one side of a random plane through the middle; they are repeated."""
+    count = round(CUT * len(points))
+    if not count:
+        return points
+    cut = points[-count:]
+    direction = nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1).to(points)
+    height = ((cut - cut.mean(dim=1, keepdim=True)) * direction[:, None]).sum(dim=-1)
+    order = height.argsort(dim=1, descending=True)
+    kept = math.ceil(cut.shape[1] / 2)
+    order = order[:, torch.arange(cut.shape[1], device=points.device) % kept]
+    return torch.cat([points[:-count], cut.gather(1, order[..., None].expand(-1, -1, 3))])
+
