@@ -1,29 +1,42 @@
-"""Score interpolation paths against the true motion between two poses of one person.
+"""Score interpolation paths against the true motion between two poses of one person, and exchanged poses.
 
     shapespace evaluate-paths runs/people data/people --pairs 12
     shapespace evaluate-paths runs/occupancy data/people --method encode --paths linear
     shapespace evaluate-paths humans data/people --split unseen_people --paths linear geodesic
 
 DATA is a folder that `shapespace synthesize` wrote, so the poses are known: every joint rotates at constant speed. The
-scans of both poses are fitted, the codes between them are meshed, and each shape is scored against the true body with
-`surface_distance`, both centered. Writes `motion.json` and `motion.png`, a picture of the first pair. All families
-support linear paths.
+scans of both poses are fitted, the codes between them are meshed, and each shape, translated to the true body, is
+scored with `surface_distance`. All families support linear paths. If the model has parts, the last pose of each pair is
+put on the person of the next pair, and this body is scored too. Writes `motion.json` and `motion.png`, a picture of the
+first pair.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from shapespace.evaluation.motion import choose_pairs, path_medians, score_paths, supported_paths, true_motion
+from shapespace.evaluation.motion import (
+    Pair,
+    choose_pairs,
+    choose_transfers,
+    column_medians,
+    path_medians,
+    score_paths,
+    score_transfers,
+    supported_paths,
+    true_motion,
+    true_transfer,
+)
 from shapespace.evaluation.scores import write_results
 from shapespace.fitting.levenberg_marquardt import LMOptions
-from shapespace.interpolation import InterpolationPath
+from shapespace.fitting.result import Fit
+from shapespace.interpolation import InterpolationPath, has_parts
 from shapespace.io import scan_files
 from shapespace.rendering import sheet
 from shapespace.space import ShapeSpace
-from shapespace.synthetic.people import read_synthesis
+from shapespace.synthetic.people import SynthesisConfig, read_synthesis
 from shapespace.tools._outputs import fit_provenance, model_folder, model_provenance
 
 
@@ -36,7 +49,7 @@ def main(
     split: str = "unseen_people",
     pairs: int = 12,
     steps: int = 7,
-    paths: tuple[InterpolationPath, ...] = ("linear", "slerp", "geodesic"),
+    paths: tuple[InterpolationPath, ...] = ("auto", "linear", "slerp", "geodesic"),
     resolution: int = 96,
     out: Path | None = None,
     seed: int = 0,
@@ -51,7 +64,8 @@ def main(
         split: Split with the poses.
         pairs: Number of pairs.
         steps: Shapes on each path, both ends included.
-        paths: Kinds of paths; geodesic is skipped for families without an SDF.
+        paths: Kinds of paths; auto is parts for a model with parts, otherwise linear. Those that the model does not
+            support are left out.
         resolution: Grid cells along an edge of the model cube.
         out: Folder for motion.json and motion.png; `motion` in the folder of the model by default.
         seed: Seed of the pairs and of sampled points.
@@ -73,10 +87,32 @@ def main(
     settings |= {"data": data.resolve().name, "split": split, "pairs": len(chosen), "steps": steps}
     settings |= {"resolution": resolution, "seed": seed}
     medians = path_medians(scores.rows)
-    write_results(folder, "motion", {"settings": settings, "medians": medians, "rows": scores.rows})
+    transfers = _transfers(space, chosen, fits, synthesis, resolution, seed)
+    write_results(folder, "motion", {"settings": settings, "medians": medians, **transfers, "rows": scores.rows})
     sheet.contact_sheet(scores.first_pair, folder / "motion.png")
     _print_medians(medians, f"medians over {len(chosen)} pairs of {split}; mm, and square meters for sa_sigma")
+    if transfers:
+        _print_medians({"transfer": transfers["transfer_medians"]}, "medians of poses on other people; mm")
     print(f"rows in {folder / 'motion.json'}, first pair in {folder / 'motion.png'}")
+
+
+def _transfers(
+    space: ShapeSpace,
+    pairs: Sequence[Pair],
+    fits: Sequence[Fit],
+    synthesis: SynthesisConfig,
+    resolution: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Medians and rows of poses on other people, from the fits of both ends of each pair; empty without parts."""
+    chosen = choose_transfers(pairs) if has_parts(space.model) else []
+    if not chosen:
+        return {}
+    by_capture = dict(zip((end for pair in pairs for end in pair), fits, strict=True))
+    ends = [(by_capture[pose], by_capture[person]) for pose, person in chosen]
+    truths = [true_transfer(synthesis, *pair) for pair in chosen]
+    rows = score_transfers(space, ends, truths, resolution=resolution, seed=seed)
+    return {"transfer_medians": column_medians(rows), "transfers": rows}
 
 
 def _print_medians(medians: Mapping[str, Mapping[str, float]], title: str) -> None:
