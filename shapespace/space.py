@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, CodeMethod, e
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.quality import ood_score
 from shapespace.fitting.refine import DetailedModel, RefineOptions, refine
+from shapespace.fitting.registration import Registration, register
 from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions, fit_jointly
 from shapespace.geometry import similarity
@@ -46,6 +48,7 @@ STD_CALIBRATION = 3.0
 VERTEX_CHUNK = 4096  # vertices whose code Jacobians are in memory at a time
 
 Components = Literal["largest", "all"]
+Surface = Literal["field", "template"]
 
 
 class ShapeSpace:
@@ -302,18 +305,71 @@ class ShapeSpace:
 
     # ------------------------------------------------------------------------------------------------- code to surface
 
-    def mesh(self, shape: Fit | Code, *, resolution: int = 128, components: Components = "largest") -> Trimesh:
+    def mesh(
+        self,
+        shape: Fit | Code,
+        *,
+        resolution: int = 128,
+        components: Components = "largest",
+        surface: Surface = "field",
+    ) -> Trimesh:
         """Triangle mesh of a shape, in meters: of a fit at the position of its scan, of a code at the origin.
 
         A `Code` must be a batch of one. `resolution` is the number of grid cells along the edge of the model cube.
-        `components="all"` retains small components too. Raises `ValueError` if the field has no surface in the cube.
+        `components="all"` retains small components too. `surface="template"` is the mesh of `register`, on which both
+        have no effect. Raises `ValueError` if the field has no surface in the cube.
         """
+        if surface == "template":
+            return self.register(shape)
         code = shape.code if isinstance(shape, Fit) else shape
         frame = shape.frame if isinstance(shape, Fit) else self._frame()
         (mesh,) = self.model.extract_surface(code.to(self.device), resolution=resolution)
         if components == "largest" and isinstance(self.model, FieldModel):  # each patch of an atlas is a component
             mesh = largest_component(mesh)
         return Trimesh(_to_world(mesh.vertices, frame), mesh.faces, process=False)
+
+    def register(self, shape: Fit | Code) -> Trimesh:
+        """The model's template on the surface of a shape (meters): vertices and faces in the same order for all shapes.
+
+        A fit is at the position of its scan, a code (a batch of one) at the origin. Raises `ValueError` for a family
+        without parts, and for a model without a template.
+        """
+        code, frame = (shape.code, shape.frame) if isinstance(shape, Fit) else (shape, self._frame())
+        registration = self.registration
+        (vertices,) = register(self._articulated_model(), code.to(self.device), registration)
+        return Trimesh(_to_world(vertices.cpu().numpy(), frame), registration.faces.numpy(), process=False)
+
+    def joints(self, shape: Fit | Code) -> dict[str, Float[np.ndarray, "3"]]:
+        """Centers of the joints of a shape by name, in meters; empty if the template is not that of the synthetic body.
+
+        A fit is at the position of its scan, a code (a batch of one) at the origin. Raises `ValueError` for a family
+        without parts.
+        """
+        model = self._articulated_model()
+        code, frame = (shape.code, shape.frame) if isinstance(shape, Fit) else (shape, self._frame())
+        with torch.no_grad():
+            (centers,) = model.template.joints(model.states(code.to(self.device)))
+        return dict(zip(model.template.joint_names, _to_world(centers.cpu().numpy(), frame), strict=True))
+
+    @cached_property
+    def registration(self) -> Registration:
+        """What `register` prepares once for all shapes; errors are the same."""
+        template = self._articulated_model().template
+        return Registration(template.vertices, template.faces)
+
+    def _articulated_model(self) -> ArticulatedSDF:
+        """The model if it has a template with parts; otherwise `ValueError`."""
+        if isinstance(self.model, ArticulatedSDF):
+            return self.model
+        if isinstance(self.model, DetailedModel):
+            raise ValueError(
+                f"registered template: the detail of a space that is refined to {self.metadata['refined']} is in no "
+                "template. Remove --method refine, or register by the space that was refined."
+            )
+        raise ValueError(
+            f"registered template: family {registry.family_name(self.config)} has no parts. Use a space of the "
+            "articulated family, or --surface field."
+        )
 
     def uncertainty(self, fit: Fit, mesh: Trimesh) -> Float[np.ndarray, "v"]:
         """Standard deviation of the surface along its normal, in meters, at each vertex of the mesh of a fit.

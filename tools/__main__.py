@@ -24,6 +24,7 @@ VERBS = {
     "encode": "codes of scans, by one pass of the encoder",
     "fit": "codes and meshes of scans, by optimizing the codes",
     "mesh": "meshes of codes",
+    "register": "the template of an articulated model on scans: vertices that correspond, and joint centers",
     "render": "images and animations of meshes and scans, without a display",
     "interpolate": "meshes, animation and images between two shapes",
     "evaluate": "scores of unseen scans against the ground truth",

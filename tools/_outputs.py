@@ -12,25 +12,27 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
+from trimesh import Trimesh
 
 from shapespace.evaluation import metrics, scores
 from shapespace.fitting.quality import OOD_THRESHOLD, FitQuality, assess
 from shapespace.fitting.result import Fit, save_fits
 from shapespace.geometry.scan import Scan
-from shapespace.interpolation import InterpolationPath
+from shapespace.interpolation import InterpolationPath, choose_path
 from shapespace.io import scan_files, units
 from shapespace.io.atomic import replacing
-from shapespace.io.scan_files import file_name
+from shapespace.io.scan_files import MeshFormat, file_name
 from shapespace.models import registry
 from shapespace.rendering import sheet
 from shapespace.rendering.animation import write_animated_glb
 from shapespace.rendering.colors import color_by_value
-from shapespace.space import Components, ShapeSpace
+from shapespace.space import Components, ShapeSpace, Surface
 from shapespace.tools._inputs import PIPE, ScanInput, listed
 from shapespace.training.run import Run
 
 ANIMATION = "sequence.glb"
 UNCERTAINTY_LIMIT = 30.0  # mm: end of the color scale
+COVERAGE_POINTS = 20_000  # drawn from a registered template
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class MeshOptions:
     """Cells of the grid along the model cube's edge; 0 writes no meshes."""
     components: Components = "largest"
     """Components of each mesh that are written: the largest, or all."""
+    surface: Surface = "field"
+    """What is meshed: the model's field by marching cubes, or its template, registered to the field, whose vertices
+    correspond across the scans (articulated family; --components and the number of cells have no effect)."""
     uncertainty: bool = False
     """Standard deviation of the surface in each mesh: as colors (pale to dark at 3 cm) and, in PLY, as the vertex
     property `quality` (unit of the file). It needs fits by lm."""
@@ -65,6 +70,18 @@ def output_path(out: Path | None, scans: Sequence[str], folder: str, meshing: Me
     if sys.stdout.isatty():
         raise ValueError("standard output is a terminal, and the mesh is binary PLY. Add > mesh.ply, or --out FOLDER.")
     return where
+
+
+def check_surface(space: ShapeSpace, surface: Surface, method: str = "auto") -> None:
+    """Raise `ValueError` if the surface is the template and the model or the method has none."""
+    if surface == "field":
+        return
+    if method in ("refine", "poisson"):
+        raise ValueError(
+            f"--surface template: surfaces of --method {method} are in no template. Remove --method {method}, or "
+            "--surface template."
+        )
+    _ = space.registration  # raises
 
 
 def model_folder(run: Path, default: Path) -> Path:
@@ -93,6 +110,7 @@ def write_meshes(
     fps: float | None = None,
     *,
     seed: int = 0,
+    format: MeshFormat = "ply",
 ) -> list[dict[str, Any]]:
     """Write the meshes at the positions of the scans and return the records of the fits.
 
@@ -101,10 +119,7 @@ def write_meshes(
     """
     unit, up = source.meters, source.up
     spaces = repeat(space) if refined is None else refined
-    meshes = (
-        own.mesh(fit, resolution=meshing.resolution, components=meshing.components) if meshing.resolution else None
-        for fit, own in zip(fits, spaces, strict=False)
-    )
+    meshes = (_mesh(own, fit, meshing) if meshing.resolution else None for fit, own in zip(fits, spaces, strict=False))
     records, frames = [], []
     for fit, scan, mesh in zip(
         tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2), scans, meshes, strict=False
@@ -113,11 +128,12 @@ def write_meshes(
             mesh = color_by_value(mesh, space.uncertainty(fit, mesh), limit=UNCERTAINTY_LIMIT)
         if mesh is not None and fps is not None:
             frames.append(mesh)
-        records.append(_record(fit, assess(fit.code, space.model.prior, fit.residuals, scan, mesh), source))
+        evenly = mesh if mesh is None or meshing.surface == "field" else _evenly(mesh)
+        records.append(_record(fit, assess(fit.code, space.model.prior, fit.residuals, scan, evenly), source))
         if mesh is not None and out == Path(PIPE):
-            sys.stdout.buffer.write(scan_files.mesh_bytes(mesh, unit=unit, up=up))
+            sys.stdout.buffer.write(scan_files.mesh_bytes(mesh, Path(f"mesh.{format}"), unit=unit, up=up))
         elif mesh is not None:
-            scan_files.write_mesh(out / f"{file_name(fit.name)}.ply", mesh, unit=unit, up=up)
+            scan_files.write_mesh(out / f"{file_name(fit.name)}.{format}", mesh, unit=unit, up=up)
             _write_samples(space, fit, out, source, meshing, seed)
     if frames and fps and out != Path(PIPE):
         write_animated_glb(frames, out / ANIMATION, seconds=(len(frames) - 1) / fps, back=False)
@@ -126,11 +142,21 @@ def write_meshes(
     return records
 
 
+def _mesh(space: ShapeSpace, fit: Fit, meshing: MeshOptions) -> Trimesh:
+    return space.mesh(fit, resolution=meshing.resolution, components=meshing.components, surface=meshing.surface)
+
+
+def _evenly(mesh: Trimesh) -> Trimesh:
+    """Points spread over the area of a mesh, as its vertices: those of a template are dense on hands and face."""
+    points = Scan.from_mesh(mesh).sample(COVERAGE_POINTS, np.random.default_rng(0)).points
+    return Trimesh(points, process=False)
+
+
 def _write_samples(space: ShapeSpace, fit: Fit, out: Path, source: ScanInput, meshing: MeshOptions, seed: int) -> None:
     if not meshing.posterior_samples:
         return
     for sample in space.sample_posterior(fit, meshing.posterior_samples, seed=seed):
-        mesh = space.mesh(sample, resolution=meshing.resolution, components=meshing.components)
+        mesh = _mesh(space, sample, meshing)
         scan_files.write_mesh(out / f"{file_name(sample.name)}.ply", mesh, unit=source.meters, up=source.up)
 
 
@@ -216,17 +242,21 @@ def write_interpolation(
     out: Path,
     *,
     steps: int = 9,
-    path: InterpolationPath = "linear",
+    path: InterpolationPath = "auto",
     resolution: int = 128,
+    surface: Surface = "field",
     format: Literal["ply", "obj"] = "obj",
     unit: float = 1.0,
     up: units.Up = "y",
 ) -> None:
     """Mesh the interpolation between two fits; write the meshes, an animated GLB, a contact sheet and `path.json`.
 
-    `unit` (m) and `up` are those of the files; `steps` includes both ends.
+    `unit` (m) and `up` are those of the files; `steps` includes both ends. Meshes of the template are one mesh with
+    morph targets in the GLB.
     """
-    meshes = space.interpolate(a, b, steps, path=path, resolution=resolution)
+    path = choose_path(space.model, path)
+    fits = space.interpolate_codes(a, b, steps, path=path)
+    meshes = [space.mesh(fit, resolution=resolution, surface=surface) for fit in tqdm(fits, desc="mesh", unit="frame")]
     for index, mesh in enumerate(meshes):
         scan_files.write_mesh(out / f"{index:03d}.{format}", mesh, unit=unit, up=up)
     write_animated_glb(meshes, out / "interpolation.glb")
@@ -237,7 +267,8 @@ def write_interpolation(
         curves={"area (m²)": area, "volume (m³)": volume},
     )
     record = {"a": a.name, "b": b.name, "path": path, "area_m2": area, "volume_m3": volume}
-    record |= {"mesh_format": format, "unit": unit, "up": up, "sa_sigma": metrics.sa_sigma(meshes)}
+    record |= {"surface": surface, "mesh_format": format, "unit": unit, "up": up}
+    record |= {"sa_sigma": metrics.sa_sigma(meshes)}
     scores.write_results(out, "path", record)
     print(f"{steps} meshes in {out}, animation in {out / 'interpolation.glb'}, picture in {out / 'interpolation.png'}")
 
@@ -251,7 +282,7 @@ def model_provenance(run: Path, space: ShapeSpace) -> dict[str, Any]:
     Codes of the training scans are not counted as parameters: new scans do not need them.
     """
     home = Run(run if run.is_dir() else run.parent)
-    in_run = run.is_dir() or (run.exists() and run.samefile(home.weights))
+    in_run = run.is_dir() or (run.is_file() and home.weights.is_file() and run.samefile(home.weights))
     progress = home.progress() if in_run else None
     parameters = [tensor for name, tensor in space.model.state_dict().items() if not name.endswith("table.codes")]
     return {

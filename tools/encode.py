@@ -17,6 +17,7 @@ from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import ScanInput, read_scans, remove_clutter
 from shapespace.tools._outputs import (
     MeshOptions,
+    check_surface,
     check_unique_names,
     output_path,
     warn_about_fits,
@@ -50,6 +51,7 @@ def main(
     """
     where = output_path(out, scans, "encoded", meshing)
     space = ShapeSpace.load(run)
+    check_surface(space, meshing.surface)
     read, source = read_scans(scans, source)
     check_unique_names([scan.name for scan in read])
     read = remove_clutter(space, read, clutter, None, seed)

@@ -9,6 +9,7 @@
     shapespace fit humans - < scan.ply > mesh.ply                       (standard input to standard output)
     shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
     shapespace fit humans walk/*.ply --as-sequence --out walked         (the frames of a motion, jointly)
+    shapespace fit runs/people scan.ply --surface template --out fitted (meshes of equal faces; articulated family)
 
 Writes `codes.safetensors` (codes, frames, covariances), `fits.json` (quality of each fit: residuals,
 out-of-distribution score, coverage of the surface by the scan; and seconds) and one PLY for each scan, in its unit and
@@ -29,10 +30,12 @@ from shapespace.fitting.fit import AdamOptions
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
 from shapespace.fitting.sequence import SequenceOptions, order_frames
+from shapespace.io.scan_files import MeshFormat
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import PIPE, NamedScan, ScanInput, named_scans, remove_clutter
 from shapespace.tools._outputs import (
     MeshOptions,
+    check_surface,
     check_unique_names,
     output_path,
     warn_about_fits,
@@ -75,6 +78,7 @@ class FitScans:
     source: ScanInput
     meshing: MeshOptions
     options: FitOptions
+    format: MeshFormat = "ply"
 
     def __call__(self, scans: Sequence[NamedScan]) -> Chunk:
         """Fits and records of some scans."""
@@ -89,8 +93,25 @@ class FitScans:
             fits = space.fit_scans(read, method=method, lm=options.lm, adam=options.adam, seed=options.seed)
         refined = space.refine(read, fits, options.refine, seed=options.seed) if options.method == "refine" else None
         fps = options.sequence.fps if options.as_sequence else None
-        records = write_meshes(fits, read, space, self.out, self.source, self.meshing, refined, fps, seed=options.seed)
+        records = write_meshes(
+            fits,
+            read,
+            space,
+            self.out,
+            self.source,
+            self.meshing,
+            refined,
+            fps,
+            seed=options.seed,
+            format=self.format,
+        )
         return Chunk(fits, records)
+
+    def run(self, scans: Sequence[NamedScan], shard: str | None) -> AbstractContextManager[Chunk | None]:
+        """All results as `resumable` gives them; frames of a sequence, and a scan to standard output, at once."""
+        if self.options.as_sequence or self.out == Path(PIPE):
+            return nullcontext(self(scans))
+        return resumable(self.out, self.settings(scans), scans, self, self.space, shard)
 
     def settings(self, scans: Sequence[NamedScan]) -> dict[str, Any]:
         """All that the results depend on."""
@@ -98,7 +119,7 @@ class FitScans:
             "verb": "fit",
             "model": self.space.model.fingerprint(),
             "scans": [(scan.name, scan.digest()) for scan in scans],
-            "options": (self.source, self.meshing, self.options),
+            "options": (self.source, self.meshing, self.options, self.format),
         }
 
 
@@ -127,29 +148,23 @@ def main(
         shard: Share of the scans for this process: 2/4 is the second of four. The last shard writes the result.
 
     """
-    _check(options, shard)
     where = output_path(out, scans, "fitted", meshing)
-    to_pipe = where == Path(PIPE)
-    if shard is not None and to_pipe:
-        raise ValueError(f"--shard {shard}: standard output takes one scan. Pass --out FOLDER.")
+    check_options(options, shard, where)
     space = ShapeSpace.load(run)
+    check_surface(space, meshing.surface, options.method)
     named, source = named_scans(scans, source, interpolate=options.as_sequence)
     check_unique_names([scan.name for scan in named])
-    work = FitScans(space, where, source, meshing, options)
-    finished: AbstractContextManager[Chunk | None]
-    if options.as_sequence or to_pipe:
-        finished = nullcontext(work(named))
-    else:
-        finished = resumable(where, work.settings(named), named, work, space, shard)
-    with finished as result:
+    with FitScans(space, where, source, meshing, options).run(named, shard) as result:
         if result is not None:
             write_results(result.fits, result.metadata, space, where, meshing)
     if result is not None:
         warn_about_fits(result.metadata, strict=strict)
 
 
-def _check(options: FitOptions, shard: str | None) -> None:
-    """Refuse options that contradict --as-sequence."""
+def check_options(options: FitOptions, shard: str | None, out: Path) -> None:
+    """Refuse options that contradict --as-sequence, and shards to standard output."""
+    if shard is not None and out == Path(PIPE):
+        raise ValueError(f"--shard {shard}: standard output takes one scan. Pass --out FOLDER.")
     if options.as_sequence and options.method not in ("auto", "lm"):
         raise ValueError(f"--as-sequence fits by Levenberg-Marquardt, not by {options.method}. Remove --method.")
     if options.as_sequence and shard is not None:

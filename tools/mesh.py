@@ -1,6 +1,7 @@
 """Mesh the codes that `encode` or `fit` wrote, at any resolution and in any format.
 
     shapespace mesh runs/people fitted/codes.safetensors --resolution 256 --format obj --out meshes
+    shapespace mesh runs/people fitted/codes.safetensors --surface template --out meshes
 
 Writes one mesh for each code, in meters, y up.
 """
@@ -14,7 +15,8 @@ from tqdm import tqdm
 from shapespace.fitting.result import load_fits
 from shapespace.io import scan_files
 from shapespace.io.scan_files import MeshFormat, file_name
-from shapespace.space import Components, ShapeSpace
+from shapespace.space import Components, ShapeSpace, Surface
+from shapespace.tools._outputs import check_surface
 
 
 def main(
@@ -25,6 +27,7 @@ def main(
     resolution: int = 256,
     format: MeshFormat = "ply",
     components: Components = "largest",
+    surface: Surface = "field",
 ) -> None:
     """Mesh codes.
 
@@ -35,12 +38,14 @@ def main(
         resolution: Cells of the grid along the model cube's edge.
         format: Format of the meshes.
         components: Components of each mesh that are written: the largest, or all.
+        surface: What is meshed: the model's field, or its template, registered to it (equal faces for all shapes).
 
     """
     space = ShapeSpace.load(run)
+    check_surface(space, surface)
     fits = load_fits(codes, space.model)
     for fit in tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2):
-        mesh = space.mesh(fit, resolution=resolution, components=components)
+        mesh = space.mesh(fit, resolution=resolution, components=components, surface=surface)
         scan_files.write_mesh(out / f"{file_name(fit.name)}.{format}", mesh)
     print(f"{len(fits)} meshes in {out}")
 

@@ -55,11 +55,11 @@ class Metric:
 
     @property
     def description(self) -> str:
-        """One sentence on what is measured, with the settings (counts, thresholds in meters)."""
+        """One sentence on what is measured, with the settings if there are any (counts, thresholds in meters)."""
         sentence = (inspect.getdoc(self.score) or "").split("\n")[0]
         settings = inspect.signature(self.score).parameters.values()
         shown = [f"{p.name} {p.default:,}" for p in settings if p.kind is inspect.Parameter.KEYWORD_ONLY]
-        return f"{sentence} Settings: {', '.join(shown)}."
+        return f"{sentence} Settings: {', '.join(shown)}." if shown else sentence
 
     @property
     def all_units(self) -> dict[str, str]:
@@ -329,6 +329,29 @@ def part_distance(
         samples = _sample(Trimesh(ground_truth.vertices, faces, process=False), count, rng, "ground-truth")
         row[part] = MILLIMETERS * _exact(samples.points, predicted).mean()
     return _floats(row)
+
+
+@_register("vertex_distance", 0x2C9E51B7, {"mean": "mm", "median": "mm", "p95": "mm"})
+def vertex_distance(predicted: Trimesh, ground_truth: Trimesh, scan: Scan | None, rng: np.random.Generator) -> Row:
+    """Mean, median and 95th percentile of the distance from each vertex to its true place (mm, unsquared).
+
+    The ground truth is a registration by the template of the prediction. Every vertex counts the same: hands and face,
+    which are dense, weigh more than their area.
+
+    Raises:
+        ValueError: The meshes differ in their number of vertices or in their faces.
+
+    """
+    vertices, truth = np.asarray(predicted.vertices), np.asarray(ground_truth.vertices)
+    if vertices.shape != truth.shape or not np.array_equal(predicted.faces, ground_truth.faces):
+        raise ValueError(
+            f"vertex_distance: the prediction ({len(vertices):,} vertices, {len(predicted.faces):,} faces) is not a "
+            f"mesh of the ground truth's template ({len(truth):,} vertices, {len(ground_truth.faces):,} faces). Add "
+            "--surface template with a model whose template it is, or remove vertex_distance from --metrics."
+        )
+    distance = MILLIMETERS * np.linalg.norm(vertices.astype(np.float64) - truth.astype(np.float64), axis=1)
+    median, p95 = np.percentile(distance, [50, 95])
+    return _floats({"mean": distance.mean(), "median": median, "p95": p95})
 
 
 @_register("iou", 0x7A4DDB66, {"iou": "0..1"}, higher_is_better=True)

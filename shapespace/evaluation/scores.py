@@ -26,7 +26,7 @@ from shapespace.geometry.scan import Scan
 from shapespace.io.atomic import replacing
 from shapespace.io.migration import FORMATS
 from shapespace.io.scan_files import file_name
-from shapespace.space import Components, ShapeSpace
+from shapespace.space import Components, ShapeSpace, Surface
 
 STATISTICS = ("median", "mean", "p5", "p95")
 VISIBILITY_POINTS = 50_000  # points of a scan that decide which ground truth is visible
@@ -169,6 +169,8 @@ class EvaluationOptions:
     """Grid cells along an edge of the model cube."""
     components: Components = "largest"
     seed: int = 0
+    surface: Surface = "field"
+    """What is meshed: the zero level set of the field, or the registered template."""
 
 
 class ScoredScan(NamedTuple):
@@ -220,6 +222,8 @@ def _fit_codes(space: ShapeSpace, scans: Sequence[Scan], options: EvaluationOpti
 
 def _mesh(space: ShapeSpace, fit: Fit, options: EvaluationOptions) -> Trimesh | None:
     """The mesh of a fit, or None if the field has no surface: it is counted as failed."""
+    if options.surface == "template":
+        return space.register(fit)
     try:
         return space.mesh(fit, resolution=options.resolution, components=options.components)
     except ValueError:

@@ -13,7 +13,7 @@ from shapespace.evaluation.metrics import METRICS, score, summarize
 from shapespace.geometry.scan import Scan
 from shapespace.synthetic.body import Body
 
-GENERAL = METRICS.keys() - {"part_distance"}  # which needs the synthetic body as ground truth
+GENERAL = METRICS.keys() - {"part_distance", "vertex_distance"}  # which need a template as ground truth
 
 
 def square(height: float = 0.0, side: float = 1.0) -> Trimesh:
@@ -310,6 +310,23 @@ def test_description_tells_unit_square_and_count() -> None:
     assert METRICS["surface_distance"].description.endswith("count 30,000.")
     assert "squared" in METRICS["chamfer_l2"].description
     assert METRICS["chamfer_l2"].units == {"chamfer": "mm²"}
+
+
+def test_vertex_distance_is_that_of_each_vertex_from_its_own_place() -> None:
+    truth = sphere(0.5, 2)
+    shift = np.zeros((len(truth.vertices), 3))
+    shift[: len(shift) // 2, 1] = 0.004
+    shift[0] = (0.03, 0, 0.04)
+    row = score(["vertex_distance"], Trimesh(truth.vertices + shift, truth.faces, process=False), truth)
+    length = 1000 * np.linalg.norm(shift, axis=1)
+    expected = {"mean": length.mean(), "median": np.median(length), "p95": np.percentile(length, 95)}
+    assert row["vertex_distance"] == pytest.approx(expected)
+    turned = Trimesh(truth.vertices[::-1], len(shift) - 1 - truth.faces, process=False)  # the same surface
+    for other in (turned, sphere(0.5, 1)):
+        sentence = rf"vertex_distance: the prediction \({len(other.vertices):,} vertices, .* Add --surface template"
+        with pytest.raises(ValueError, match=sentence):
+            score(["vertex_distance"], other, truth)
+    assert METRICS["vertex_distance"].description.endswith("true place (mm, unsquared).")
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest_and_all() -> None:
