@@ -1,19 +1,23 @@
 """Paths between codes: ends, symmetry, a geodesic that is known in closed form; parts that turn about their joints."""
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation, Slerp
 from torch import Tensor
 
 from shapespace import ShapeSpace, interpolation
 from shapespace.data.registration import PartTemplate
-from shapespace.fitting.result import Fit
+from shapespace.fitting.levenberg_marquardt import LMOptions
+from shapespace.fitting.result import Fit, save_fits
 from shapespace.geometry import articulation, similarity
 from shapespace.geometry.articulation import PartPoses, RelativePoses
 from shapespace.geometry.frame import Frame
@@ -21,8 +25,12 @@ from shapespace.interpolation import InterpolationPath
 from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF, build_articulated
 from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
+from shapespace.models.igr import IGRConfig
+from shapespace.models.registry import build_model
 from shapespace.nn.hypernetwork import rotation_to_6d
 from shapespace.nn.mlp import Linearization
+from shapespace.tools import interpolate
+from shapespace.tools._inputs import ScanInput
 
 
 class Ball(SDFModel):
@@ -106,6 +114,10 @@ def test_impossible_paths_are_refused(path: InterpolationPath) -> None:
 # ---------------------------------------------------------------------------------------------------------------- parts
 
 PARTS = 4
+CONFIG = ArticulatedConfig(
+    code_dim=6, num_parts=PARTS, local_dim=3, width=8, depth=2, hyper_width=8, encoder_points=32, encoder_width=8,
+    encoder_features=8,
+)  # fmt: skip
 HEIGHTS = np.linspace(-0.8, 0.8, 17)
 """Of the rings of a tube; each part has four of them, the last one five."""
 
@@ -142,11 +154,7 @@ def bodies(count: int, seed: int) -> PartPoses:
 def articulated(scans: int = 30, *, template: bool = True) -> ArticulatedSDF:
     """Articulated model whose codes are those of random bodies; its fields are untrained."""
     torch.manual_seed(0)
-    config = ArticulatedConfig(
-        code_dim=6, num_parts=PARTS, local_dim=3, width=8, depth=2, hyper_width=8, encoder_points=32,
-        encoder_width=8, encoder_features=8,
-    )  # fmt: skip
-    model = build_articulated(config, num_scans=scans).eval()
+    model = build_articulated(CONFIG, num_scans=scans).eval()
     model.template.reach.fill_(1.5)
     model.decoder.radius.fill_(0.3)
     if template:
@@ -356,7 +364,7 @@ def test_a_pose_on_another_person(model: ArticulatedSDF) -> None:
 
 
 def test_a_space_puts_the_person_where_the_pose_is(model: ArticulatedSDF) -> None:
-    space = ShapeSpace(model, ArticulatedConfig(), scale=1.25, metadata={})
+    space = ShapeSpace(model, CONFIG, scale=1.25, metadata={})
     heading = turned(1, seed=5)[0]
     pose = Fit(fitted(1), Frame(torch.tensor([1.0, 2.0, 3.0]), torch.tensor(1.3), heading), np.empty(0), name="a")
     person = Fit(fitted(2), Frame(torch.zeros(3), torch.tensor(1.2)), np.empty(0), name="b")
@@ -374,3 +382,30 @@ def test_a_space_puts_the_person_where_the_pose_is(model: ArticulatedSDF) -> Non
     expected = interpolation.interpolate(model, pose.code, person.code, 3, "parts", frames=(pose.frame, person.frame))
     torch.testing.assert_close(Code.concatenate([fit.code for fit in way]).flat, expected.flat)
     assert len(space.interpolate(pose, person, 2, resolution=24)) == 2
+
+
+def test_the_command_records_the_path_and_puts_the_person_into_the_pose(tmp_path: Path) -> None:
+    model = articulated()
+    space = ShapeSpace(model, CONFIG, scale=1.25, metadata={"weights": {}})
+    space.save(tmp_path / "run" / "model.safetensors")
+    place = Frame(torch.zeros(3), torch.tensor(1.25))
+    fits = [Fit(fitted(seed), place, np.empty(0), name=name) for seed, name in ((1, "a"), (2, "b"))]
+    save_fits(tmp_path / "codes.safetensors", fits, model)
+    names = [f"{tmp_path / 'codes.safetensors'}:{fit.name}" for fit in fits]
+    options = {"source": ScanInput(), "lm": LMOptions(), "steps": 3, "resolution": 24, "format": "ply"}
+    meshes = []
+    for transfer_pose, end in ((False, "b"), (True, "a in the pose of b")):
+        out = tmp_path / f"{transfer_pose}"
+        run = tmp_path / "run"
+        interpolate.main(run, names[0], names[1], out=out, transfer_pose=transfer_pose, **options)  # type: ignore[arg-type]
+        record = json.loads((out / "path.json").read_text())
+        assert (record["path"], record["a"], record["b"]) == ("parts", "a", end)
+        meshes.append([trimesh.load_mesh(out / f"00{index}.ply") for index in (0, 2)])
+    assert np.array_equal(meshes[0][0].vertices, meshes[1][0].vertices)
+    expected = space.mesh(space.transfer_pose(fits[1], fits[0]), resolution=24)
+    np.testing.assert_allclose(meshes[1][1].vertices, expected.vertices, atol=1e-5)
+    without_parts = IGRConfig(code_dim=4, width=24, depth=3, skip=1, encoder_points=128)
+    other = ShapeSpace(build_model(without_parts), without_parts, scale=1.25, metadata={"weights": {}})
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"--transfer-pose: family igr has no parts\. Use a space of the articulated"):
+        interpolate.main(tmp_path / "other.safetensors", *names, transfer_pose=True, **options)  # type: ignore[arg-type]
