@@ -22,6 +22,7 @@ from torch import Tensor
 from shapespace.data.loader import Batch, collate
 from shapespace.fitting.residuals import orient_normals, resample
 from shapespace.geometry import proximity
+from shapespace.geometry.isosurface import Balls
 from shapespace.geometry.mls import MovingLeastSquares
 from shapespace.geometry.scan import Scan
 from shapespace.models.base import SDFModel
@@ -375,6 +376,10 @@ class DetailedModel(SDFModel):
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, Tensor]:
         """Loss terms of the adapted model."""
         return self.model.loss_terms(batch, code)
+
+    def domain(self, code: Code) -> Balls | None:
+        """The domain of the adapted model: its field is meaningful there, and so is the detail of the scan."""
+        return self.model.domain(code)
 
     def linearize(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearization:
         """Linearization of the adapted model without the detail, which moves the surface by a millimeter or two."""

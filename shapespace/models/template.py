@@ -246,16 +246,53 @@ class PosedTemplate(nn.Module):
         for index in range(len(pairs)):
             own = (pair == index).nonzero()[:, 0]
             chosen.append(own[farthest_points(middle[own], BORDER_POINTS)])
-        kept = torch.cat(chosen)
+        kept = torch.cat([pair[:0], *chosen])
         parts = pairs[pair[kept]]
         return (middle[kept][:, None] - self.center[parts]) / radius[parts][..., None], parts
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+    def check(self, num_parts: int, local_dim: int) -> None:
+        """Raise `ValueError` unless all sizes and indices are those of a template with so many parts, or of none."""
+        v, j = len(self.vertices), len(self.joint_parts)
+        n, m, maps = self.vertex_parts.shape[1], self.joint_parts.shape[1], self.vertex_local.shape[2]
+        shapes = {
+            "vertices": (v, 3),
+            "faces": (len(self.faces), 3),
+            "labels": (v,),
+            "center": (num_parts if v else 0, 3),
+            "vertex_parts": (v, n),
+            "vertex_weights": (v, n),
+            "vertex_places": (v, n, 3),
+            "vertex_local": (v, 3, local_dim if maps else 0),
+            "joint_parts": (j, m),
+            "joint_weights": (j, m),
+            "joint_places": (j, m, 3),
+        }
+        for name, shape in shapes.items():
+            if (own := tuple(getattr(self, name).shape)) != shape:
+                raise ValueError(f"template.{name} has shape {own}, expected {shape}")
+        if j and not (is_synthetic(self.faces) and j == len(Body.load().joints)):
+            raise ValueError(f"template.joint_parts has {j} rows, which are not the joints of the synthetic body")
+        for name, end in (("faces", v), ("labels", num_parts), ("vertex_parts", num_parts), ("joint_parts", num_parts)):
+            index = getattr(self, name)
+            low, high = (int(index.min()), int(index.max())) if index.numel() else (0, end - 1)
+            if low < 0 or high >= end:
+                raise ValueError(f"template.{name} has values {low} to {high}, not 0 to {end - 1}")
+        for name, buffer in self.named_buffers(recurse=False):
+            if not bool(buffer.isfinite().all()):
+                raise ValueError(f"template.{name} has values that are not finite")
+        if self.reach <= 0:
+            raise ValueError(f"template.reach is {float(self.reach):g}, not above 0")
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Take the sizes of the buffers from the file."""
         for name, buffer in self.named_buffers(recurse=False):
-            if (stored := state_dict.get(prefix + name)) is not None and stored.ndim == buffer.ndim:
-                setattr(self, name, buffer.new_empty(stored.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            stored = state_dict.get(prefix + name)
+            if stored is None or stored.ndim != buffer.ndim:
+                continue
+            if not torch.can_cast(stored.dtype, buffer.dtype):
+                args[-1].append(f"{prefix}{name} has the type {stored.dtype}, expected {buffer.dtype}.")
+            setattr(self, name, buffer.new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def farthest_points(points: Float[Tensor, "n 3"], count: int) -> Int[Tensor, "m"]:

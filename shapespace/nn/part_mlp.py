@@ -70,14 +70,21 @@ class PartMLP(nn.Module):
     def __init__(self, *, num_parts: int, local_dim: int, width: int = 64, depth: int = 4, beta: float = 30.0) -> None:
         super().__init__()
         self.num_parts, self.local_dim, self.width, self.depth, self.beta = num_parts, local_dim, width, depth, beta
-        std = math.sqrt(2 / width)
-        self.point_in = nn.Parameter(std * torch.randn(num_parts, 3, width))
-        self.hidden = nn.Parameter(std * torch.randn(depth - 1, num_parts, width, width))
-        self.shift = nn.Parameter(1e-2 * torch.randn(depth, num_parts, local_dim, width))
+        self.point_in = nn.Parameter(torch.empty(num_parts, 3, width))
+        self.hidden = nn.Parameter(torch.empty(depth - 1, num_parts, width, width))
+        self.shift = nn.Parameter(torch.empty(depth, num_parts, local_dim, width))
         self.bias = nn.Parameter(torch.zeros(depth, num_parts, width))
-        self.out = nn.Parameter(math.sqrt(math.pi / width) + 1e-4 * torch.randn(num_parts, width))
+        self.out = nn.Parameter(torch.empty(num_parts, width))
         self.out_bias = nn.Parameter(torch.full((num_parts,), -0.5))
         self.register_buffer("radius", torch.ones(num_parts))
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Fill the weights once all are registered: sizes of an untrusted file are refused before they use memory."""
+        for weight in (self.point_in, self.hidden):
+            nn.init.normal_(weight, 0.0, math.sqrt(2 / self.width))
+        nn.init.normal_(self.shift, 0.0, 1e-2)
+        nn.init.normal_(self.out, math.sqrt(math.pi / self.width), 1e-4)
 
     def weights(self, local_code: Float[Tensor, "b k l"]) -> PartWeights:
         """Weights for softplus in units of ln 2 and of sharpness 1, and what each layer of each part adds."""

