@@ -242,8 +242,8 @@ def carry_parts(model: ArticulatedSDF, a: Code, b: Code, vectors: Float[Tensor, 
 def transfer_pose(model: ShapeModel, pose: Code, person: Code) -> Code:
     """The second body in the pose of the first: rotations along the joints and place of the root of the first.
 
-    The lengths between joints and the local codes are those of the second. The global code, on which the shape does not
-    depend, is that of the first, whose parts are nearer.
+    Sizes (`articulation.transfer_pose`) and local codes are those of the second. The global code, on which the shape
+    does not depend, is that of the first, whose parts are nearer.
 
     Raises:
         ValueError: The model has no parts.

@@ -174,12 +174,14 @@ def model() -> ArticulatedSDF:
     return articulated()
 
 
-def fitted(seed: int) -> Code:
-    """Code of a fit of the parts, whose lengths are those of one person."""
+def fitted(seed: int, person: int = 2) -> Code:
+    """Code of a fit of the parts; a person (0 to 4) has one length of each limb."""
     poses = bodies(5, seed)
     generator = torch.Generator().manual_seed(seed)
     local_code = torch.randn(1, PARTS, 3, generator=generator)
-    return Code((0.1 * torch.randn(1, 6, generator=generator), poses.center[2:3], poses.rotation[2:3], local_code))
+    return Code(
+        (0.1 * torch.randn(1, 6, generator=generator), poses.center[[person]], poses.rotation[[person]], local_code)
+    )
 
 
 def poses_of(code: Code) -> PartPoses:
@@ -342,14 +344,21 @@ def test_auto_is_parts_where_there_are_parts(model: ArticulatedSDF) -> None:
 
 
 def test_a_pose_on_another_person(model: ArticulatedSDF) -> None:
-    pose, person, tree = fitted(1), fitted(2), model.part_tree()
+    pose, person, tree = fitted(1, person=0), fitted(2, person=4), model.part_tree()
     result = interpolation.transfer_pose(model, pose, person)
     assert [part.shape for part in result.parts] == [(1, *shape) for shape in model.code_shapes]
     found, taken, sizes = (articulation.relative(tree, poses_of(code)) for code in (result, pose, person))
     torch.testing.assert_close(found.rotation, taken.rotation, atol=1e-5, rtol=0)
     is_root = tree.parents < 0
     torch.testing.assert_close(found.joint[:, is_root], taken.joint[:, is_root], atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.joint[:, ~is_root], sizes.joint[:, ~is_root], atol=1e-5, rtol=0)
+    assert tree.sizes is not None
+    components = tree.sizes.flatten(1)
+    joints = [relative.joint.masked_fill(is_root[:, None], 0).flatten() for relative in (found, taken, sizes)]
+    torch.testing.assert_close(components @ joints[0], components @ joints[2], atol=1e-5, rtol=0)  # sizes of the second
+    rest = torch.eye(len(joints[0])) - components.T @ components
+    torch.testing.assert_close(rest @ joints[0], rest @ joints[1], atol=1e-5, rtol=0)  # what is left, of the first
+    lengths = [(code.parts[1][0, 1:] - code.parts[1][0, :-1]).norm(dim=-1).mean() for code in (result, pose, person)]
+    assert abs(lengths[0] - lengths[2]) < 0.2 * abs(lengths[1] - lengths[2])
     assert torch.equal(result.parts[0], pose.parts[0])
     assert torch.equal(result.parts[3], person.parts[3])
     same = interpolation.transfer_pose(model, pose, pose)

@@ -4,7 +4,7 @@ A part has a pose: a center t (3) and a rotation R (3 x 3) that bring points u o
 in the unit of the caller (model units or meters), angles in radians.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components, mini
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+SIZE_COMPONENTS = 4  # of the places of the joints: people differ in few ways, and soft parts give way in many
 _RIDGE = 0.003  # weight of a joint's place at rest: it decides where parts turn by a few degrees at most
 
 # ----------------------------------------------------------------------------------------------------------- rotations
@@ -87,12 +88,16 @@ class PartTree:
 
     At rest all rotations are the identity and the centers are those of the rest template. The joint of the root with
     the world is its center. `order` names the parts so that parents come before their children.
+
+    `sizes` are the first principal components (orthonormal) of the places of the joints over many bodies, without the
+    root's: the ways in which people differ in size. None for a tree of a template alone.
     """
 
     parents: Int[Tensor, "k"]
     order: Int[Tensor, "k"]
     joint_in_parent: Float[Tensor, "k 3"]
     joint_in_child: Float[Tensor, "k 3"]
+    sizes: Float[Tensor, "c k 3"] | None = None
 
     @property
     def root(self) -> int:
@@ -170,11 +175,14 @@ def interpolate_poses(tree: PartTree, a: PartPoses, b: PartPoses, share: Float[T
 def transfer_pose(tree: PartTree, poses: PartPoses, person: PartPoses) -> PartPoses:
     """Pose of one body on another person: rotations and place of the root of the first, sizes of the second.
 
-    Sizes are the places of the joints in the frames of the parents.
+    Sizes are the places of the joints in the frames of the parents. Some of a place depends on the pose, because parts
+    are soft: if the tree has components of sizes, only they are the second body's, and what is left is the first's.
     """
     taken, sizes = relative(tree, poses), relative(tree, person)
-    is_root = (tree.parents < 0)[:, None]
-    return compose(tree, RelativePoses(taken.rotation, torch.where(is_root, taken.joint, sizes.joint)))
+    change = torch.where((tree.parents < 0)[:, None], 0, sizes.joint - taken.joint)
+    if tree.sizes is not None:
+        change = torch.einsum("...kd,ckd,cij->...ij", change, tree.sizes, tree.sizes)
+    return compose(tree, RelativePoses(taken.rotation, taken.joint + change))
 
 
 def turn_joint(tree: PartTree, poses: PartPoses, part: int, rotation: Float[Tensor, "*b 3 3"]) -> PartPoses:
@@ -218,7 +226,8 @@ def part_tree(
 
     With the poses of many bodies (batched, in the unit of the vertices), the tree is the minimum spanning tree by how
     far two parts turn against each other (RMS angle) times how badly a ball joint explains it (RMS gap), and each joint
-    is the point on which both parts agree best. Patches that stretch, as the groin does, become leaves.
+    is the point on which both parts agree best. Patches that stretch, as the groin does, become leaves. The tree has
+    `sizes` then.
 
     With the template alone, the tree has the shortest paths from the root, where a step costs the distance of the
     centers over the length of the border; each joint is the mean of the middles of the edges that connect both parts.
@@ -254,12 +263,20 @@ def part_tree(
     in_parent, in_child = place[parents, parts], place[parts, parents]
     in_parent[root], in_child[root] = centers[root], 0
     parents[root] = -1
-    return PartTree(
+    tree = PartTree(
         torch.from_numpy(parents.astype(np.int64)),
         torch.from_numpy(order.astype(np.int64)),
         torch.from_numpy(in_parent).float(),
         torch.from_numpy(in_child).float(),
     )
+    return tree if poses is None else replace(tree, sizes=_size_components(tree, poses))
+
+
+def _size_components(tree: PartTree, poses: PartPoses) -> Float[Tensor, "c k 3"]:
+    joint = relative(tree, PartPoses(poses.center.cpu().float(), poses.rotation.cpu().float())).joint
+    joint = torch.where((tree.parents < 0)[:, None], 0, joint - joint.mean(dim=0))
+    _, deviation, components = torch.linalg.svd(joint.flatten(1), full_matrices=False)
+    return components[deviation > 1e-6][:SIZE_COMPONENTS].view(-1, *joint.shape[1:])
 
 
 def _check(

@@ -413,3 +413,33 @@ def test_interpolation_along_the_tree_is_near_the_true_motion(body_parts: Parts,
             apart = found - truth.center[1]
             kept.append((apart - apart.mean(dim=0)).norm(dim=1).mean().item())  # the floor moves the whole body
     assert np.mean(errors) < np.mean(straight) / 3
+
+
+def test_components_of_sizes_bring_a_transferred_pose_nearer_to_the_truth(
+    body_parts: Parts, body_poses: PartPoses
+) -> None:
+    """For people unknown to the tree; the joints of soft parts move with the pose, which is not a size."""
+    rest, labels, centers = body_parts
+    body, rng = Body.load(), np.random.default_rng(2)
+    library = PoseLibrary.load(body)
+    tree = part_tree(rest, body.faces.astype(np.int64), labels, centers, poses=body_poses)
+    assert tree.sizes is not None
+    assert tree.sizes.shape == (articulation.SIZE_COMPONENTS, 50, 3)
+    rows = tree.sizes.flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), atol=1e-5, rtol=0)
+    assert not tree.sizes[:, tree.root].any()
+    alone = dataclasses.replace(tree, sizes=None)
+    errors: dict[str, list[float]] = {"components": [], "all": [], "unchanged": []}
+    for _ in range(8):
+        shapes = [body.sample_shape(rng) for _ in range(2)]
+        start, other = (library.sample_in_limits(rng) for _ in range(2))
+        bodies = [body.skin(shapes[0], start), body.skin(shapes[1], other), body.skin(shapes[1], start)]
+        poses = poses_of(rest, labels, np.stack(bodies))
+        pose, person, truth = (PartPoses(poses.center[row], poses.rotation[row]) for row in range(3))
+        moved = articulation.transfer_pose(tree, pose, person), articulation.transfer_pose(alone, pose, person), pose
+        for kept, found in zip(errors.values(), moved, strict=True):
+            apart = found.center - truth.center
+            kept.append((apart - apart.mean(dim=0)).norm(dim=1).mean().item())
+    components, everything, unchanged = (float(np.mean(kept)) for kept in errors.values())
+    assert components < 0.9 * everything, (components, everything)
+    assert components < 0.85 * unchanged, (components, unchanged)
