@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shapespace.fitting.block_cholesky import BlockPattern
+from shapespace.fitting.joints import Border, cross_matrix
 from shapespace.fitting.levenberg_marquardt import LMOptions, LMState, levenberg_marquardt
 from shapespace.fitting.residuals import constraints, estimate_normals, orient_normals, resample, robust_loss
 from shapespace.geometry.scan import Scan
@@ -100,8 +101,12 @@ class PartProblem:
         x, target, is_free = constraints(scan, lm, seed)
         device = states.center.device
         self.x, self.target, self.is_free = x[None].to(device), target[None].to(device), is_free[None].to(device)
-        self.border = _border(model, states)
-        self.border_weight = 1 / options.border_std**2
+        border = Border.of(model)
+        gap = border.gaps(states)[0]
+        self.border_parts, self.border_weight = border.parts, 1 / options.border_std**2
+        self.border_point = border.points(states)[0].mean(dim=1)  # in the middle of where both parts have it
+        length = gap.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        self.excess = gap * (1 - options.max_gap * border.std[:, None] / length).clamp(min=0)
         _, count, size = states.local_code.shape
         pose = torch.tensor([options.translation_std] * 3 + [options.rotation_std] * 3, device=device)
         local = options.local_std * model.local_std.clamp(min=1e-4)
@@ -109,7 +114,7 @@ class PartProblem:
         part = model.nearest_parts(self.x, states.center)[0]
         first, second = torch.triu_indices(part.shape[1], part.shape[1], 1, device=device)
         meeting = torch.stack([part[:, first], part[:, second]], dim=-1).flatten(0, 1)
-        pairs = torch.cat([meeting.sort(dim=1).values, self.border.parts]).unique(dim=0)
+        pairs = torch.cat([meeting.sort(dim=1).values, self.border_parts]).unique(dim=0)
         self.pattern = BlockPattern.from_pairs(pairs, count, size + POSE_SIZE)
 
     def states_at(self, x: Float[Tensor, "1 k"]) -> PartStates:
@@ -149,40 +154,24 @@ class PartProblem:
         return loss.sum()
 
     def _add_borders(self, move: Tensor, left: Tensor, gradient: Tensor, blocks: Tensor) -> Tensor:
-        """Add the rows of the borders: both parts move a point of their border alike."""
-        border = self.border
+        """Add the rows of the borders: both parts move a point of their border alike, and close what is torn open."""
+        parts = self.border_parts
         turn = torch.linalg.matrix_exp(cross_matrix(move[:, 3:POSE_SIZE]))
-        arms = border.point[:, None] - self.start.center[0][border.parts]  # (m, 2, 3)
-        turned = (turn[border.parts] @ arms[..., None])[..., 0]
-        moved = move[border.parts, :3] + turned - arms
-        residual = moved[:, 0] - moved[:, 1]
+        arms = self.border_point[:, None] - self.start.center[0][parts]  # (m, 2, 3)
+        turned = (turn[parts] @ arms[..., None])[..., 0]
+        moved = move[parts, :3] + turned - arms
+        residual = moved[:, 0] - moved[:, 1] + self.excess
         eye = torch.eye(3, device=move.device).expand(len(arms), 2, 3, 3)
-        jacobian = torch.cat([eye, -cross_matrix(turned) @ left[border.parts]], dim=-1)  # (m, 2, 3, 6)
+        jacobian = torch.cat([eye, -cross_matrix(turned) @ left[parts]], dim=-1)  # (m, 2, 3, 6)
         jacobian = jacobian * jacobian.new_tensor([1.0, -1.0])[:, None, None]
         weight = self.border_weight
         pull = weight * (jacobian.mT @ residual[:, None, :, None])[..., 0]
-        gradient[:, :POSE_SIZE].index_add_(0, border.parts.flatten(), pull.flatten(0, 1))
+        gradient[:, :POSE_SIZE].index_add_(0, parts.flatten(), pull.flatten(0, 1))
         product = weight * torch.einsum("madi,mbdj->mabij", jacobian, jacobian)
         for a, b in ((0, 0), (1, 1), (0, 1)):
-            place = self.pattern.positions(border.parts[:, [a, b]])
+            place = self.pattern.positions(parts[:, [a, b]])
             blocks[:, :POSE_SIZE, :POSE_SIZE].index_add_(0, place, product[:, a, b])
         return 0.5 * weight * residual.square().sum()
-
-
-class Border(NamedTuple):
-    """Points on the borders between parts: where they are at the first level, and their two parts (the lower first)."""
-
-    point: Float[Tensor, "m 3"]
-    parts: Int[Tensor, "m 2"]
-
-
-def _border(model: ArticulatedSDF, states: PartStates) -> Border:
-    """Points of the template's borders, posed: in the middle of where their two parts see them."""
-    rest, parts = model.border_points()
-    radius = model.decoder.radius[parts]
-    arm = rest * radius[..., None]
-    posed = states.center[0][parts] + (states.rotation[0][parts] @ arm[..., None])[..., 0]
-    return Border(posed.mean(dim=1), parts)
 
 
 def _add_products(
@@ -213,13 +202,6 @@ def _add_products(
     for index, (x, y) in enumerate(zip(left.split(sizes), right.split(sizes), strict=True)):
         if len(x):
             blocks[index].addmm_(x.T, y)
-
-
-def cross_matrix(vector: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
-    """Matrices of the cross products with the vectors from the left."""
-    x, y, z = vector.unbind(dim=-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
 
 
 def left_jacobian(vector: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:

@@ -9,6 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 INITIAL_DAMPING = 1e-2  # in units of the diagonal of the Hessian; arbitrary: the gain ratio adapts it in a few steps
+TRIAL_JOINT_WEIGHT = 6.0
+# Stiff joints first: of five fits of tuning people, three without joints lost a limb, one with a weight of 1 had a hand
+# at 36 mm, none with 6 had more than 18, and 30 made the fits less accurate.
 MAX_GROWTH = 64  # a problem ends when six steps in a row raised its cost (the growth doubles from 2)
 
 Alignment = Literal["fixed", "local", "yaw", "full"]
@@ -25,6 +28,9 @@ class PartOptions:
     """Maximum number of steps."""
     border_std: float = 0.004
     """Standard deviation of the change of the gap between two neighboring parts at their border."""
+    max_gap: float = 3.0
+    """Largest gap at such a border that is left as the first level has it, in units of its standard deviation in
+    training bodies; larger ones are closed to this length."""
     translation_std: float = 0.05
     """Standard deviation of the translation of a part from the first level."""
     rotation_std: float = 0.3
@@ -79,14 +85,22 @@ class LMOptions:
     """Maximum number of them that are fitted after the trial steps; the one with the lowest cost is the result."""
     max_cost_ratio: float = 2.0
     """Drop starts whose cost exceeds the best one by this factor."""
+    joint_weight: float = 1.0
+    """Weight of the gaps between neighboring parts beside their spread in training bodies, at the first level of
+    families that have parts; it is six times as large in the trial steps."""
     levels: Literal[1, 2] = 2
     """Levels of a fit: the code alone (1), or then the body parts too (2), for families that have parts."""
     parts: PartOptions = field(default_factory=PartOptions)
     """Settings of the second level."""
 
     def coarse(self) -> "LMOptions":
-        """The settings of the trial steps: a quarter of the points."""
-        return replace(self, num_points=max(1, self.num_points // 4), free_space_points=self.free_space_points // 4)
+        """The settings of the trial steps: a quarter of the points, and stiffer joints."""
+        return replace(
+            self,
+            num_points=max(1, self.num_points // 4),
+            free_space_points=self.free_space_points // 4,
+            joint_weight=TRIAL_JOINT_WEIGHT * self.joint_weight,
+        )
 
 
 class LMState(NamedTuple):

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from shapespace.fitting.joints import JointPrior
 from shapespace.fitting.levenberg_marquardt import LMOptions, LMState, Objective
 from shapespace.geometry import proximity, similarity
 from shapespace.geometry.scan import Scan
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
 from shapespace.nn import losses
@@ -43,6 +45,7 @@ class FitProblem:
         self.x = pad_sequence(x, batch_first=True).to(device)
         self.target = pad_sequence(target, batch_first=True, padding_value=PADDING_TARGET).to(device)
         self.is_free = pad_sequence(is_free, batch_first=True, padding_value=True).to(device)
+        self.joints = JointPrior(model) if isinstance(model, ArticulatedSDF) else None
         self.has_alignment = options.alignment != "fixed"
         stds = [options.rotation_std] * 3 + [options.translation_std] * 3 + [options.scale_std]
         self.mean = torch.cat(
@@ -76,6 +79,13 @@ class FitProblem:
         offset = flat - self.mean
         gradient = offset @ self.precision
         total = LMState(flat, 0.5 * (offset * gradient).sum(dim=1), gradient, self.precision.repeat(len(flat), 1, 1))
+        if self.joints is not None:
+            codes, _ = self.split(flat)
+            cost, by_code, matrix = self.joints(codes)
+            weight, inner = self.options.joint_weight, slice(0, codes.shape[1])
+            total.cost.add_(cost, alpha=weight)
+            total.gradient[:, inner].add_(by_code, alpha=weight)
+            total.hessian[:, inner, inner].add_(matrix, alpha=weight)
         if flat.device.type == "cpu":
             size = self.model.chunk_points
             chunks = [

@@ -19,10 +19,10 @@ from shapespace.fitting.articulated import (
     POSE_SIZE,
     BlockSolver,
     PartProblem,
-    cross_matrix,
     fit_parts,
     left_jacobian,
 )
+from shapespace.fitting.joints import cross_matrix
 from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions, levenberg_marquardt
 from shapespace.fitting.result import Fit, load_fits, save_fits
 from shapespace.fitting.sequence import SequenceOptions
@@ -201,7 +201,7 @@ class Twin:
         middle = (self.start.center[0][parts] + arm).mean(dim=1, keepdim=True)
         arm = middle - self.start.center[0][parts]
         moved = center[:, parts] + (turn[:, parts] @ arm[..., None])[..., 0]
-        border = (moved[:, :, 0] - moved[:, :, 1]) / self.lm.parts.border_std
+        border = (moved[:, :, 0] - moved[:, :, 1] + self.problem.excess) / self.lm.parts.border_std
 
         options = self.lm.parts
         std = torch.cat(

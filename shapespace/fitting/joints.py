@@ -1,0 +1,94 @@
+"""Joints of parts in a fit: two neighboring parts agree about the points of their border."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shapespace.models.articulated import ArticulatedSDF
+from shapespace.nn.part_mlp import PartStates
+
+MIN_STD = 0.003  # model units: least deviation of a gap, below which training bodies do not differ
+BODIES = 256  # training bodies whose gaps are measured
+
+
+class Border(NamedTuple):
+    """Points on the borders of neighboring parts at rest.
+
+    `arm` is a point in the frames of its two parts (model units, from their centers), `parts` the two (the lower
+    first), `std` the deviation of the gap between both in training bodies, along each axis.
+    """
+
+    arm: Float[Tensor, "m 2 3"]
+    parts: Int[Tensor, "m 2"]
+    std: Float[Tensor, "m"]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: ArticulatedSDF) -> "Border":
+        """Borders of the template of a model, with the gaps of its training bodies."""
+        key = (model.training_key(), model.template.vertices._version)
+        if model.border_cache is not None and model.border_cache[0] == key:
+            return model.border_cache[1]  # type: ignore[no-any-return]
+        rest, parts = model.border_points()
+        arm = rest * model.decoder.radius[parts][..., None]
+        border = cls(arm, parts, arm.new_ones(len(arm)))
+        table = model.codes_parameter
+        squares = arm.new_zeros(len(arm))
+        if table is not None and len(table):
+            chosen = torch.linspace(0, len(table) - 1, min(BODIES, len(table)), device=arm.device).long()
+            squares = border.gaps(model.training_states().select(chosen)).square().mean(dim=(0, 2))
+        border = border._replace(std=squares.sqrt().clamp(min=MIN_STD))
+        model.border_cache = key, border
+        return border
+
+    def points(self, states: PartStates) -> Float[Tensor, "b m 2 3"]:
+        """Where both parts have the points."""
+        return states.center[:, self.parts] + self.turned(states)
+
+    def turned(self, states: PartStates) -> Float[Tensor, "b m 2 3"]:
+        """Vectors from the centers of both parts to the points."""
+        return (states.rotation[:, self.parts] @ self.arm[..., None])[..., 0]
+
+    def gaps(self, states: PartStates) -> Float[Tensor, "b m 3"]:
+        """From the point of the second part to that of the first."""
+        points = self.points(states)
+        return points[:, :, 0] - points[:, :, 1]
+
+    def jacobian(self, states: PartStates) -> Float[Tensor, "b m 2 3 6"]:
+        """Derivatives of the gaps in center and rotation vector of both parts."""
+        turned = self.turned(states)
+        eye = torch.eye(3, device=turned.device).expand(*turned.shape, 3)
+        both = torch.cat([eye, -cross_matrix(turned)], dim=-1)
+        return both * both.new_tensor([1.0, -1.0])[:, None, None]
+
+
+class JointPrior:
+    """Cost of the gaps of bodies given by global codes: linear components stretch limbs far from the training poses."""
+
+    def __init__(self, model: ArticulatedSDF) -> None:
+        self.model, self.border = model, Border.of(model)
+
+    @torch.no_grad()
+    def __call__(
+        self, code: Float[Tensor, "r z"]
+    ) -> tuple[Float[Tensor, "r"], Float[Tensor, "r z"], Float[Tensor, "r z z"]]:
+        """Cost, gradient and Gauss-Newton matrix for each code; a pair of parts counts as one point."""
+        border, parts = self.border, self.border.parts
+        states = self.model.hypernetwork(code)
+        _, pair, count = parts.unique(dim=0, return_inverse=True, return_counts=True)
+        root = (border.std * count[pair].sqrt()).reciprocal()
+        residual = border.gaps(states) * root[:, None]
+        by_code = self.model.hypernetwork.jacobian(code)[:, :, :6]
+        by_part = border.jacobian(states)
+        rows = sum(by_part[:, :, side] @ by_code[:, parts[:, side]] for side in (0, 1)) * root[:, None, None]
+        rows, flat = rows.flatten(1, 2), residual.flatten(1)
+        return 0.5 * flat.square().sum(dim=1), (rows.mT @ flat[..., None])[..., 0], rows.mT @ rows
+
+
+def cross_matrix(vector: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
+    """Matrices of the cross products with the vectors from the left."""
+    x, y, z = vector.unbind(dim=-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
