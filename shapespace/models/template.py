@@ -154,7 +154,7 @@ class PosedTemplate(nn.Module):
         self.register_buffer("center", torch.zeros(0, 3))
         self.register_buffer("reach", torch.tensor(1.7))
         for skin in ("vertex", "joint"):
-            self.register_buffer(f"{skin}_parts", torch.zeros(0, 1, dtype=torch.int16))
+            self.register_buffer(f"{skin}_parts", torch.zeros(0, 1, dtype=torch.int32))
             self.register_buffer(f"{skin}_weights", torch.zeros(0, 1))
             self.register_buffer(f"{skin}_places", torch.zeros(0, 1, 3))
         self.register_buffer("vertex_local", torch.zeros(0, 3, 0, dtype=torch.float16))
@@ -195,12 +195,12 @@ class PosedTemplate(nn.Module):
 
     def _set_skin(self, skin: Skin) -> None:
         device = self.vertices.device
-        self.vertex_parts, self.vertex_weights = skin.parts.to(device, torch.int16), skin.weights.to(device)
+        self.vertex_parts, self.vertex_weights = skin.parts.to(device, torch.int32), skin.weights.to(device)
         self.vertex_places, self.vertex_local = skin.places.to(device), skin.local.to(device, torch.float16)
 
     def _set_joints(self, skin: Skin) -> None:
         device = self.vertices.device
-        self.joint_parts, self.joint_weights = skin.parts.to(device, torch.int16), skin.weights.to(device)
+        self.joint_parts, self.joint_weights = skin.parts.to(device, torch.int32), skin.weights.to(device)
         self.joint_places = skin.places.to(device)
 
     @torch.no_grad()

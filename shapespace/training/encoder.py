@@ -77,7 +77,7 @@ def train_encoder(
             loss = _distance(model.hypernetwork(code), states, model.local_std)
             optimizers.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            nn.utils.clip_grad_norm_(pointnet.parameters(), 10.0)  # others have the gradients of their own last step
             optimizers.step()
     finally:
         for parameter in frozen:

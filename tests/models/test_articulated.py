@@ -374,7 +374,7 @@ def test_templates_that_do_not_fit_the_model_are_refused(name: str, model: Artic
 
 def test_joints_of_another_template_and_parts_without_size_are_refused(model: ArticulatedSDF, tmp_path: Path) -> None:
     joints = {
-        "template.joint_parts": torch.zeros(7, 1, dtype=torch.int16),
+        "template.joint_parts": torch.zeros(7, 1, dtype=torch.int32),
         "template.joint_weights": torch.ones(7, 1),
         "template.joint_places": torch.zeros(7, 1, 3),
     }

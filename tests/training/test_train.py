@@ -1,23 +1,31 @@
-"""Training: bit-for-bit resuming, records, warm starts, and errors."""
+"""Training: bit-for-bit resuming, records, warm starts, parts of registrations, and errors."""
 
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import tyro
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.parallel import DistributedDataParallel
+from trimesh import Trimesh
 
-from shapespace.data.loader import StepDataset, batches, collate
+from shapespace.data.loader import Batch, StepDataset, batches, collate
 from shapespace.data.preprocess import PreprocessOptions, preprocess
 from shapespace.data.store import ScanStore
 from shapespace.datasets import get_dataset
 from shapespace.geometry.proximity import contains
 from shapespace.geometry.scan import Scan
 from shapespace.io.checkpoints import load_tensors, save_tensors
-from shapespace.models import igr
+from shapespace.models import articulated, igr
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.space import ShapeSpace
 from shapespace.tools._config import config_class, expand_config_option
 from shapespace.training import optimizers, train
@@ -37,14 +45,30 @@ def tiny(*arguments: str) -> TrainConfig[Any]:
     return tyro.cli(config_class(words), args=words)
 
 
-def learn(store: ScanStore, folder: Path, *arguments: str, resume: bool = False) -> dict[str, torch.Tensor]:
+def parts(*arguments: str) -> TrainConfig[Any]:
+    words = expand_config_option(["--config", "articulated", *TINY_PARTS.split(), *arguments])
+    return tyro.cli(config_class(words), args=words)
+
+
+def learn(
+    store: ScanStore,
+    folder: Path,
+    *arguments: str,
+    resume: bool = False,
+    config: Callable[..., TrainConfig[Any]] = tiny,
+) -> dict[str, torch.Tensor]:
     run = Run(folder)
     if not resume:
         run.create({})
-    ShapeSpace.train(store, store.scan_names("train"), run, tiny(*arguments), resume=resume)
+    ShapeSpace.train(store, store.scan_names("train"), run, config(*arguments), resume=resume)
     return load_tensors(run.weights, "model")[0]
 
 
+TINY_PARTS = (
+    "--device cpu --projector-codes 0 --model.code-dim 6 --model.num-parts 8 --model.local-dim 3 --model.width 8 "
+    "--model.depth 2 --model.hyper-width 16 --model.loss-points 32 --model.encoder-points 64 --model.encoder-width 16 "
+    "--model.encoder-features 16 --batch.scans 2 --batch.points 128 --batch.surface-points 64 --optim.warmup-steps 2"
+)
 WEIGHTS = ("surface", "normal", "eikonal", "code_reg", "tangent_plane", "unsigned_distance")
 DISTILLED = ("--model.encoder", "distilled", "--weights.distillation", "1")
 RECOMMENDED = ("--optim.lr-muon", "0.01", "--batch.gradient-stride", "4", "--matmul-precision", "bf16", *DISTILLED)
@@ -79,6 +103,182 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+@pytest.mark.parametrize("execution", ["eager", "chunked"])
+def test_resumed_parts_equal_uninterrupted_ones_to_the_bit(
+    execution: str, store: ScanStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the training of the decoder, and then in that of the encoder."""
+    monkeypatch.setattr(ArticulatedSDF, "chunk_points", 150)  # one scan in a chunk
+    settings = ("--optim.max-steps", "12", "--save-every", "4", "--execution", execution)
+    whole = learn(store, tmp_path / "whole", *settings, config=parts)
+    original = StepDataset.__getitem__
+
+    def failing(self: StepDataset, step: int) -> object:
+        if step == 7:
+            raise InterruptionError
+        return original(self, step)
+
+    def lost(*_: object, **__: object) -> None:
+        raise InterruptionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepDataset, "__getitem__", failing)
+        with pytest.raises(InterruptionError):
+            learn(store, tmp_path / "run", *settings, config=parts)
+    assert Run(tmp_path / "run").load_checkpoint()["step"] == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_encoder", lost)
+        with pytest.raises(InterruptionError):
+            learn(store, tmp_path / "run", *settings, config=parts, resume=True)
+    assert Run(tmp_path / "run").load_checkpoint()["step"] == 10
+    resumed = learn(store, tmp_path / "run", *settings, config=parts, resume=True)
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_parts_learn_and_leave_a_space(store: ScanStore, tmp_path: Path) -> None:
+    learn(store, tmp_path / "run", "--optim.max-steps", "100", "--log-every", "2", config=parts)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    loss = np.array([event.value for event in events.Scalars("loss")])
+    assert len(loss) == 40  # and a fifth of the steps is that of the encoder
+    assert loss[-5:].mean() < 0.5 * loss[:2].mean()
+    terms = {f"loss/{name}" for name in ("surface", "normal", "eikonal", "part_center", "part_rotation", "code_reg")}
+    assert terms <= set(events.Tags()["scalars"])
+    space = ShapeSpace.load(tmp_path / "run")
+    model = space.model
+    assert isinstance(model, ArticulatedSDF)
+    name = store.scan_names("train")[0]
+    truth = store.ground_truth(name)
+    assert truth is not None
+    np.testing.assert_array_equal(model.template.faces, truth.faces)
+    table = model.codes_parameter
+    assert table is not None
+    with torch.no_grad():  # the template follows the parts of a training scan
+        posed = store.frame(name).to_world(model.template(model.states(space.sample(1).unflatten(table[:1])))[0])
+    assert np.linalg.norm(posed.numpy() - truth.vertices, axis=1).mean() < 0.03
+    assert (model.local_std > 0).all()
+    assert model.prior.covariance.diagonal().min() > 0
+
+
+def test_scans_without_registrations_or_of_another_template_are_refused(
+    store: ScanStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, truth = store.scan_names("train"), store.ground_truth
+
+    def other(name: str) -> Trimesh | None:
+        mesh = truth(name)
+        assert mesh is not None
+        return mesh if name == names[0] else Trimesh(mesh.vertices[:162], mesh.faces[:320], process=False)
+
+    monkeypatch.setattr(store, "ground_truth", other)
+    with pytest.raises(
+        ValueError, match=rf"store\.h5: the registration of {names[1]} has 162 vertices and 320 .* --init-from SPACE"
+    ):
+        learn(store, tmp_path / "other", config=parts)
+    monkeypatch.setattr(store, "has_ground_truth", lambda name: name != names[2])
+    with pytest.raises(
+        ValueError,
+        match=rf"store\.h5: 1 of 4 scans have no registration, for example {names[2]}\. .* --init-from SPACE",
+    ):
+        learn(store, tmp_path / "none", config=parts)
+    assert not Run(tmp_path / "none").checkpoint.exists()
+
+
+@pytest.mark.parametrize(("name", "scans"), [("dfaust", 12), ("faust", 6), ("cape", 6)])
+def test_parts_are_those_of_any_template(name: str, scans: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    root = request.getfixturevalue(f"{name}_root")
+    path = preprocess(get_dataset(name), root, tmp_path / "store.h5", PreprocessOptions(points=300)).path
+    store = ScanStore(path)
+    names = [scan for scan in store.names if store.has_ground_truth(scan)]
+    run = Run(tmp_path / "run")
+    run.create({})
+    model = ShapeSpace.train(store, names, run, parts("--optim.max-steps", "2")).model
+    assert isinstance(model, ArticulatedSDF)
+    assert (model.target_center.shape, model.target_rotation.shape) == ((scans, 8, 3), (scans, 8, 3, 3))
+    mesh = store.ground_truth(names[0])
+    assert mesh is not None
+    np.testing.assert_array_equal(model.template.faces, mesh.faces)
+    vertices = store.frame(names[0]).to_model(torch.from_numpy(mesh.vertices).float())
+    labels = model.template.labels.long()
+    for part in range(8):  # as a mean of the vertices of the part
+        assert (vertices[labels == part].mean(dim=0) - model.target_center[0, part]).norm() < 0.05
+    loaded = ShapeSpace.load(tmp_path / "run").model
+    assert loaded.fingerprint() == model.fingerprint()
+
+
+def test_a_training_starts_from_the_parts_of_another_one(
+    store: ScanStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if its own division of the template would be another one."""
+    first = learn(store, tmp_path / "run", "--optim.max-steps", "20", config=parts)
+    settings = ("--init-from", str(tmp_path / "run"), "--optim.max-steps", "1", "--optim.lr", "0", "--optim.lr-codes")
+    monkeypatch.setattr(articulated, "make_template", None)
+    second = learn(store, tmp_path / "second", *settings, "0", "--optim.lr-muon", "0", config=parts)
+    assert first.keys() == second.keys()
+    for name in ("template.labels", "template.center", "decoder.radius", "hypernetwork.components", "decoder.hidden"):
+        assert torch.equal(first[name], second[name]), name
+    assert torch.equal(first["encoder.table.codes"], second["encoder.table.codes"])
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def _double(batch: Batch) -> Batch:
+    return batch.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def _gradients(store: ScanStore, ranks: list[int], world: int) -> dict[str, torch.Tensor]:
+    """Gradients of a step on a batch of four scans: of the shares of these processes."""
+    torch.manual_seed(0)
+    names = store.scan_names("train")
+    model = articulated.build_articulated(parts().model, num_scans=4)
+    model.initialize(store, names)
+    model = model.double().train()
+    for weight in (model.hypernetwork.correction, model.hypernetwork.pose.out.weight):  # away from the targets
+        torch.nn.init.normal_(weight, std=0.1)
+    model.encoder.pointnet.requires_grad_(False)
+    sizes = {"scans": 4, "points": 128, "surface_points": 64, "near_std": 0.01, "half_extent": 1.0, "seed": 0}
+    shares = [_double(StepDataset(store, names, **sizes, rank=rank, world_size=2)[3]) for rank in ranks]
+    values = {field.name: [getattr(share, field.name) for share in shares] for field in fields(Batch)}
+    joined = Batch(
+        **{name: torch.cat(each) if isinstance(each[0], torch.Tensor) else each[0] for name, each in values.items()}
+    )
+    weights = {name: getattr(parts().weights, name) for name in parts().weights.__dataclass_fields__}
+    objective: torch.nn.Module = Objective(model, weights, "eager" if world == 1 else "chunked")
+    if world > 1:
+        objective = DistributedDataParallel(objective)
+    objective(joined)[0].backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def _member(rank: int, store: ScanStore, place: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    torch.save(_gradients(store, [rank], 2), place.with_name(f"{place.name}.{rank}"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_compute_the_gradients_of_one_for_parts(store: ScanStore, tmp_path: Path) -> None:
+    alone = _gradients(store, [0, 1], 1)
+    members = [FORK.Process(target=_member, args=(rank, store, tmp_path / "meet")) for rank in range(2)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(100)
+        member.kill()
+    assert [member.exitcode for member in members] == [0, 0]
+    for rank in range(2):
+        gradients = torch.load(tmp_path / f"meet.{rank}")
+        assert gradients.keys() == alone.keys()
+        for name, gradient in alone.items():
+            assert gradient.abs().max() > 0, name
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-9, msg=name)
 
 
 def test_it_learns_and_leaves_scalars_and_a_mesh(store: ScanStore, tmp_path: Path) -> None:
