@@ -264,7 +264,7 @@ def run_everything(space: ShapeSpace, folder: Path) -> list[np.ndarray]:
         space.uncertainty(loaded[0], mesh),
         space.mesh(sample[0], resolution=16).vertices,
     ]
-    for path in get_args(InterpolationPath):
+    for path in set(get_args(InterpolationPath)) - {"parts"}:
         results += [fit.code.flat.cpu().numpy() for fit in space.interpolate_codes(a, b, 3, path=path)]
     results += [one.vertices for one in space.interpolate(a, b, 2, resolution=16)]
     results.append(space.mesh(space.from_principal_components([1.0]), resolution=16).vertices)

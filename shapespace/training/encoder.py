@@ -112,7 +112,7 @@ class _Bodies:
         states = self.states.select(rows.to(points.device))
         count = round(CARRIED * len(rows))
         carried = self._exchange(rows[:count], generator)
-        moved = _carry(points[:count], states.select(slice(0, count)), carried, self.radius)
+        moved = carry(points[:count], states.select(slice(0, count)), carried, self.radius)
         points = torch.cat([moved, points[count:]])
         center = torch.cat([carried.center, states.center[count:]])
         rotation = torch.cat([carried.rotation, states.rotation[count:]])
@@ -147,7 +147,7 @@ class _Bodies:
         return PartPoses((poses.center - shift).to(device), poses.rotation.to(device))
 
 
-def _carry(
+def carry(
     points: Float[Tensor, "b n 3"], states: PartStates, moved: PartPoses, radius: Float[Tensor, "k"]
 ) -> Float[Tensor, "b n 3"]:
     """Points after the motion of their nearest parts, blended as the field is."""
@@ -184,4 +184,3 @@ def _cut(points: Float[Tensor, "b n 3"], generator: torch.Generator) -> Float[Te
     kept = math.ceil(cut.shape[1] / 2)
     order = order[:, torch.arange(cut.shape[1], device=points.device) % kept]
     return torch.cat([points[:-count], cut.gather(1, order[..., None].expand(-1, -1, 3))])
-

@@ -1,5 +1,6 @@
 """Second level of a fit: derivatives against autograd, known motions of parts, unseen parts, files, sequences."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from trimesh import Trimesh
 
 from shapespace import ShapeSpace
 from shapespace.data.loader import StepDataset
+from shapespace.data.registration import part_poses
 from shapespace.fitting import articulated, fit
 from shapespace.fitting.articulated import (
     POSE_SIZE,
@@ -22,11 +24,13 @@ from shapespace.fitting.articulated import (
     fit_parts,
     left_jacobian,
 )
-from shapespace.fitting.joints import cross_matrix
+from shapespace.fitting.joints import JointPrior, cross_matrix
 from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions, levenberg_marquardt
 from shapespace.fitting.result import Fit, load_fits, save_fits
 from shapespace.fitting.sequence import SequenceOptions
+from shapespace.fitting.starts import start_codes
 from shapespace.geometry import primitives
+from shapespace.geometry.articulation import PartPoses
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import isosurface
 from shapespace.geometry.proximity import closest_point
@@ -35,6 +39,8 @@ from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF, build_articulated
 from shapespace.models.code import Code
 from shapespace.nn.part_mlp import PartStates
+from shapespace.training import encoder
+from shapespace.training.encoder import EncoderBudget, carry, train_encoder
 from shapespace.training.objective import Objective
 from shapespace.training.optimizers import cosine, make_optimizers
 
@@ -577,3 +583,113 @@ def test_the_uncertainty_of_fits_with_parts(space: ShapeSpace, fits: list[Fit]) 
     assert std.shape == (len(mesh.vertices),)
     assert (std > 0).all()
     assert (std < 0.1).all()
+
+
+# ------------------------------------------------------------------------------------------------- joints, first level
+
+
+def test_cost_of_the_joints_and_its_derivatives_equal_autograd(model: ArticulatedSDF) -> None:
+    prior = JointPrior(model)
+    code = (code_of(model).vector + 0.3 * torch.randn(1, CONFIG.code_dim)).repeat(2, 1)
+    code[1] += 0.1
+    rest, parts = model.border_points()
+    pairs = parts.tolist()
+    weight = torch.tensor([1 / pairs.count(pair) for pair in pairs])
+
+    def residuals(one: Tensor) -> Tensor:
+        states = model.hypernetwork(one[None])
+        arm = (states.rotation[0][parts] @ rest[..., None])[..., 0] * model.decoder.radius[parts, None]
+        place = states.center[0][parts] + arm
+        return ((place[:, 0] - place[:, 1]) * (weight.sqrt() / prior.border.std)[:, None]).flatten()
+
+    cost, gradient, matrix = prior(code)
+    for row, one in enumerate(code):
+        jacobian = torch.autograd.functional.jacobian(residuals, one)
+        value = residuals(one).detach()
+        torch.testing.assert_close(cost[row], 0.5 * value.square().sum(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradient[row], jacobian.T @ value, rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(matrix[row], jacobian.T @ jacobian, rtol=1e-3, atol=1e-1)
+
+
+@torch.no_grad()
+def test_joints_of_training_bodies_cost_little_and_torn_limbs_much(model: ArticulatedSDF) -> None:
+    """In units of their deviations, the gaps of training bodies are one along each axis in the mean."""
+    prior, table = JointPrior(model), model.codes_parameter
+    assert table is not None
+    pairs = len(prior.border.parts.unique(dim=0))
+    cost, _, _ = prior(table)
+    assert cost.mean() < 1.01 * 1.5 * pairs  # half of three squares for each pair
+    far = prior.border.gaps(model.hypernetwork(8 * table)).norm(dim=-1).amax()
+    near = prior.border.gaps(model.hypernetwork(table)).norm(dim=-1).amax()
+    assert far > 3 * near
+    assert prior(8 * table)[0].mean() > 10 * cost.mean()
+
+
+@torch.no_grad()
+def test_the_second_level_closes_a_torn_joint(model: ArticulatedSDF) -> None:
+    """A hand that the first level tore off, and that the scan does not show, comes back to its arm."""
+    states = model.states(code_of(model))
+    hand = left_arm(model, states)[0]
+    scan = sampled(surface_of(model, code_of(model), states))
+    first = model.nearest_parts(torch.from_numpy(scan.points)[None], states.center)[0, :, 0]
+    center = states.center.clone()
+    center[0, hand, 0] += 0.15
+    torn = PartStates(center, states.rotation, states.local_code)
+    options = replace(LM, parts=replace(LM.parts, max_gap=1.0, translation_std=0.5))
+    result = fit_parts(model, scan.select(np.flatnonzero(first != hand)), torn, options, seed=0)
+    assert (result.states.center - states.center)[0, hand].norm() < 0.05
+
+
+@torch.no_grad()
+def test_a_fit_starts_from_the_training_body_that_explains_the_scan(model: ArticulatedSDF) -> None:
+    table = model.codes_parameter
+    assert table is not None
+    for row in (1, 6, 11):
+        scan = sampled(surface_of(model, code_of(model, row), model.states(code_of(model, row))))
+        codes = start_codes(model, scan, model.prior.mean + 9, 4, seed=0)
+        assert len(codes) == 4
+        torch.testing.assert_close(codes[0], model.prior.mean + 9)  # that of the encoder
+        assert (codes[1:] == table[row]).all(dim=1).any()
+
+
+# -------------------------------------------------------------------------------------------------------------- encoder
+
+
+def test_the_encoder_learns_where_the_parts_are_and_all_else_stays(
+    model: ArticulatedSDF, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"LEARNING_RATE": 5e-3, "MUON_RATE": 2e-2, "WARMUP": 5, "BATCH": 16}.items():
+        monkeypatch.setattr(encoder, name, value)  # seconds instead of minutes
+    learner = copy.deepcopy(model)
+    rng = np.random.default_rng(0)  # as for the fixture
+    store = Figures({f"f{i}": figure(*rng.uniform(-0.8, 0.8, 2), rng.uniform(0.9, 1.1)) for i in range(16)})
+    unseen = [figure(*angles) for angles in ((0.8, -0.8), (-0.8, 0.8), (0.7, 0.7))]
+    scans = [scan_of(mesh).sample(2000, np.random.default_rng(1)) for mesh in unseen]
+    vertices = [torch.from_numpy(np.asarray(mesh.vertices)).float() for mesh in unseen]
+    targets = torch.stack([part_poses(learner.template.part_template(), each)[0] for each in vertices])
+
+    @torch.no_grad()
+    def error() -> float:
+        return float((learner.states(fit.encode(learner, scans)).center - targets).norm(dim=-1).mean())
+
+    before, untouched = error(), {name: p.clone() for name, p in learner.state_dict().items()}
+    train_encoder(learner, store, list(store.meshes), EncoderBudget(80, None), seed=0)
+    assert error() < 0.75 * before  # the space knows no headings, which the training draws
+    changed = {name for name, p in learner.state_dict().items() if not torch.equal(p, untouched[name])}
+    assert changed == {name for name in learner.encoder_parameters() if "log_variance" not in name}
+    again = copy.deepcopy(model)
+    train_encoder(again, store, list(store.meshes), EncoderBudget(80, None), seed=0)
+    torch.testing.assert_close(again.state_dict(), learner.state_dict(), rtol=0, atol=0)
+    assert all(p.requires_grad for name, p in learner.named_parameters() if name.startswith("decoder"))
+
+
+def test_points_are_carried_by_their_parts(model: ArticulatedSDF) -> None:
+    """A rigid motion of all parts moves the points alike."""
+    with torch.no_grad():
+        states = model.states(code_of(model))
+    turn = turn_by(torch.tensor([[0.2, -0.5, 0.1]]))
+    points = torch.rand(1, 50, 3) - 0.5
+    moved = PartPoses(states.center @ turn.mT + 0.1, turn[:, None] @ states.rotation)
+    torch.testing.assert_close(
+        carry(points, states, moved, model.decoder.radius), points @ turn.mT + 0.1, atol=1e-5, rtol=0
+    )
