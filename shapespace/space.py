@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from trimesh import Trimesh
 
+from shapespace.data.registration import are_registered
 from shapespace.data.store import ScanSource
 from shapespace.fitting.clutter import QuickFit, remove_clutter
 from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, CodeMethod, encode, fit_adam, fit_lm
@@ -22,6 +23,7 @@ from shapespace.fitting.quality import ood_score
 from shapespace.fitting.refine import DetailedModel, RefineOptions, refine
 from shapespace.fitting.registration import Registration, register
 from shapespace.fitting.result import Fit
+from shapespace.fitting.rounds import train_on_fits
 from shapespace.fitting.sequence import SequenceOptions, fit_jointly
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
@@ -31,13 +33,13 @@ from shapespace.interpolation import InterpolationPath, interpolate, transfer_po
 from shapespace.io.checkpoints import load_tensors
 from shapespace.io.units import check_size
 from shapespace.models import registry
-from shapespace.models.articulated import ArticulatedSDF
+from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF
 from shapespace.models.base import FieldModel, ModelConfig, SDFModel, ShapeModel
 from shapespace.models.code import Code
 from shapespace.nn.latent import GaussianPrior
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run, find_model
-from shapespace.training.train import train_model
+from shapespace.training.train import train_model, training_device
 
 STD_CALIBRATION = 3.0
 # Factor of the standard deviations that follow from the covariance of a code, which does not include the error that no
@@ -501,9 +503,28 @@ class ShapeSpace:
     ) -> "ShapeSpace":
         """Train on the scans `names` of a store; checkpoint, model and records are written to `run`.
 
-        With several processes, this is process `rank` of `world_size`. Raises as `training.train.train` does.
+        With several processes, this is process `rank` of `world_size`. The articulated family takes the poses of its
+        parts from registrations; scans without registrations of the template of `config.init_from` are fitted by that
+        space, in `config.rounds` rounds of fits and training. Raises as `training.train.train` does, and `ValueError`
+        for a space that cannot fit the scans.
         """
-        trained = train_model(config, store, names, run, rank=rank, world_size=world_size, resume=resume)
+        trained = None
+        if isinstance(config.model, ArticulatedConfig) and config.trainable == "all" and config.init_from is not None:
+            device = str(training_device(config.device))
+            space = cls.load(config.init_from, device=device)
+            start = _model_with_parts(space, config.init_from, store)
+            if not are_registered(store, names, start.template.faces.long().cpu()):
+                assert isinstance(space.config, ArticulatedConfig)  # that of its model
+                config = replace(config, model=replace(space.config, loss_points=config.model.loss_points))
+
+                def load(folder: Path) -> ArticulatedSDF:
+                    return _model_with_parts(cls.load(folder, device=device), folder, store)
+
+                trained = train_on_fits(
+                    start, config, store, names, run, load, rank=rank, world_size=world_size, resume=resume
+                )
+        if trained is None:
+            trained = train_model(config, store, names, run, rank=rank, world_size=world_size, resume=resume)
         return cls(trained.model, trained.config, scale=trained.scale, metadata=trained.metadata)
 
     def _sdf_model(self, option: str, remedy: str) -> SDFModel:
@@ -535,6 +556,22 @@ class ShapeSpace:
     def _to_model(self, points: Float[np.ndarray, "n 3"], frame: Frame) -> Float[Tensor, "1 n 3"]:
         """World points in the model frame, as a batch of one on the device of the model."""
         return frame.to_model(torch.from_numpy(np.array(points)).float())[None].to(self.device)
+
+
+def _model_with_parts(space: ShapeSpace, path: str | Path, store: ScanSource) -> ArticulatedSDF:
+    """The model of a space, to start a training on a store; `ValueError` if it has no parts, or another scale."""
+    model = space.model
+    if not isinstance(model, ArticulatedSDF) or not len(model.template.vertices):
+        raise ValueError(
+            f"--init-from {path}: a space without parts (family {registry.family_name(space.config)}). Start from a "
+            "trained space of family articulated."
+        )
+    if abs(space.scale - store.scale) > 1e-6 * space.scale:
+        raise ValueError(
+            f"--init-from {path}: its model unit is {space.scale:g} m, and that of {store.path} {store.scale:g} m. "
+            f"Preprocess the scans with --scale {space.scale:g}."
+        )
+    return model
 
 
 def _to_world(points: Float[np.ndarray, "n 3"], frame: Frame) -> Float[np.ndarray, "n 3"]:

@@ -2,7 +2,12 @@
 
     shapespace train data/people.h5 --config igr --out runs/people --split train
     shapespace train --resume runs/people
+    shapespace train data/raw.h5 --config articulated --init-from runs/others --out runs/raw
     torchrun --nproc-per-node 2 -m shapespace.tools.train data/people.h5 --config igr --out runs/people
+
+The articulated family takes the poses of body parts from registrations. Without them it starts from a space that has
+parts (`--init-from`): that space fits the scans, the new one is trained on the fits, and both are repeated once. If
+some scans have registrations and others have none, all are fitted.
 
 `--config` is a YAML file or a packaged config: igr, igr_autodecoder, igr_paper, encoder_only, tiny; of other families
 occupancy, convolutional, convolutional_scans, multiscale, multiscale_scans, voxel, atlas; single_scan and
@@ -24,6 +29,7 @@ import torch.distributed as dist
 import tyro
 
 from shapespace.data.store import ScanStore
+from shapespace.fitting.rounds import check_unused, has_rounds
 from shapespace.io.atomic import claimed
 from shapespace.space import ShapeSpace
 from shapespace.tools._config import config_of_settings
@@ -49,7 +55,7 @@ def main(
         resume: Folder of an interrupted run, which is continued with its own store, split and settings.
 
     """
-    if resume is None and out is not None and _restarts() and Run(out).checkpoint.is_file():
+    if resume is None and out is not None and _restarts() and (Run(out).checkpoint.is_file() or has_rounds(Run(out))):
         resume = out
     elif resume is not None and ((store, out, split) != (None,) * 3 or config != TrainConfig(type(config.model)())):
         raise ValueError(
@@ -66,6 +72,7 @@ def main(
     names = scans.scan_names(split)
     if rank == 0:
         if resume is None:
+            check_unused(folder)
             folder.create({"store": str(store), "split": split, **asdict(config)})
         print(f"training on {len(names)} scans; curves: tensorboard --logdir {folder.folder}", file=sys.stderr)
     with _lost_process_as_error(folder), claimed(folder.folder) if rank == 0 else nullcontext():

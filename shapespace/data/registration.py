@@ -57,6 +57,20 @@ class PartTemplate:
         return RADIUS_FACTOR * (self.share @ squared)[:, 0].sqrt()
 
 
+@dataclass(frozen=True)
+class PartTargets:
+    """Poses of the parts of all training scans (model frame) to which a training pulls those of its codes.
+
+    `weight` counts relative to its mean; it is 1 for registrations. `code` has the global codes of the fits that gave
+    the poses, by the model from which the training starts; None for registrations.
+    """
+
+    center: Float[Tensor, "n k 3"]
+    rotation: Float[Tensor, "n k 3 3"]
+    weight: Float[Tensor, "n k"]
+    code: Float[Tensor, "n z"] | None = None
+
+
 def part_poses(
     template: PartTemplate, vertices: Float[Tensor, "v 3"]
 ) -> tuple[Float[Tensor, "k 3"], Float[Tensor, "k 3 3"]]:
@@ -74,6 +88,16 @@ def part_poses(
     return center, ((left * flip[:, None]) @ right).to(vertices)
 
 
+def require_registrations(store: ScanSource, names: Sequence[str]) -> None:
+    """Raise `ValueError` if a scan has no registration."""
+    if missing := [name for name in names if not store.has_ground_truth(name)]:
+        raise ValueError(
+            f"{store.path}: {len(missing):,} of {len(names):,} scans have no registration, for example {missing[0]}. "
+            "The articulated family takes the poses of the parts from registrations. For raw scans alone, start from a "
+            "space that has parts: --init-from SPACE."
+        )
+
+
 def registrations(
     store: ScanSource, names: Sequence[str], faces: Int[Tensor, "f 3"] | None = None
 ) -> Iterator[tuple[Float[Tensor, "v 3"], Int[Tensor, "f 3"]]]:
@@ -83,12 +107,7 @@ def registrations(
         ValueError: A scan has none, or its faces are not those of the first one.
 
     """
-    if missing := [name for name in names if not store.has_ground_truth(name)]:
-        raise ValueError(
-            f"{store.path}: {len(missing):,} of {len(names):,} scans have no registration, for example {missing[0]}. "
-            "The articulated family takes the poses of the parts from registrations. For raw scans alone, start from a "
-            "space that has parts: --init-from SPACE."
-        )
+    require_registrations(store, names)
     for name in tqdm(names, desc="registrations", unit="scan", disable=len(names) < 50):
         mesh = store.ground_truth(name)
         assert mesh is not None  # see above
@@ -102,6 +121,22 @@ def registrations(
             )
         frame = store.frame(name)
         yield frame.to_model(torch.from_numpy(np.asarray(mesh.vertices)).float()), faces
+
+
+def registration_targets(store: ScanSource, names: Sequence[str], template: PartTemplate) -> PartTargets:
+    """Poses of the parts of a template in the registrations of scans. Raises `ValueError` as `registrations` does."""
+    poses = [part_poses(template, vertices) for vertices, _ in registrations(store, names, template.faces)]
+    center, rotation = (torch.stack(each) for each in zip(*poses, strict=True))
+    return PartTargets(center, rotation, torch.ones(center.shape[:2]))
+
+
+def are_registered(store: ScanSource, names: Sequence[str], faces: Int[Tensor, "f 3"]) -> bool:
+    """Whether all scans have a registration with these faces."""
+    for name in names:
+        mesh = store.ground_truth(name) if store.has_ground_truth(name) else None
+        if mesh is None or not np.array_equal(mesh.faces, faces.numpy()):
+            return False
+    return True
 
 
 def make_template(

@@ -4,8 +4,9 @@ Parts with a field each: Deng et al., NASA (ECCV 2020); local codes: Mihajlovic 
 the parts begin as principal components of the registrations of the training scans (docs/concepts/method.md).
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shapespace.data.loader import Batch
-from shapespace.data.registration import make_template, part_poses, registrations
+from shapespace.data.registration import (
+    PartTargets,
+    make_template,
+    registration_targets,
+    registrations,
+    require_registrations,
+)
 from shapespace.data.store import ScanSource
 from shapespace.geometry.articulation import PartPoses, PartTree, part_tree
 from shapespace.geometry.isosurface import Balls
 from shapespace.models import sdf
 from shapespace.models.base import ModelConfig, SDFModel
 from shapespace.models.code import Code
-from shapespace.models.encoders import DistilledEncoder
+from shapespace.models.encoders import SeparateEncoder
 from shapespace.models.template import PosedTemplate
 from shapespace.nn import losses
 from shapespace.nn.hypernetwork import PartHypernetwork, rotation_to_6d
@@ -55,7 +62,7 @@ class ArticulatedSDF(SDFModel):
 
     def __init__(
         self,
-        encoder: DistilledEncoder,
+        encoder: SeparateEncoder,
         hypernetwork: PartHypernetwork,
         decoder: PartMLP,
         prior: GaussianPrior,
@@ -70,35 +77,53 @@ class ArticulatedSDF(SDFModel):
         self.register_buffer("local_std", torch.ones(decoder.num_parts, decoder.local_dim))
         self.register_buffer("target_center", torch.zeros(0), persistent=False)
         self.register_buffer("target_rotation", torch.zeros(0), persistent=False)
+        self.register_buffer("target_weight", torch.zeros(0), persistent=False)
+        self.register_load_state_dict_post_hook(_check_template)
 
     local_std: Tensor
     target_center: Tensor
     target_rotation: Tensor
+    target_weight: Tensor
     _tree: PartTree | None = None
     _training_states: tuple[Any, PartStates] | None = None
-    chunk_points = 9600  # of the batch, a quarter of which is in the loss: fewer make the products of a part small
+    border_cache: tuple[Any, Any] | None = None  # of fitting.joints
+    chunk_points = 19200  # of the batch, an eighth of which is in the loss: fewer make the products of a part small
 
     def initialize(self, store: ScanSource, names: Sequence[str]) -> None:
-        """Divide the template of the registrations into parts; take their poses as targets, and their components."""
-        device = self.decoder.radius.device
+        """Divide the template of the registrations into parts; take their poses as targets, and their components.
+
+        A model that has a template, that of `--init-from`, keeps it with its components and codes.
+        """
+        if len(self.template.vertices):
+            self._set_targets(registration_targets(store, names, self.template.part_template()))
+            return
+        require_registrations(store, names)
         vertices, faces = next(registrations(store, names[:1]))
         vertices, weight = rest_of(vertices, faces, self.density, store.scale)
         template = make_template(vertices, faces, self.decoder.num_parts, weight)
-        poses = [part_poses(template, vertices) for vertices, _ in registrations(store, names, faces)]
-        center, rotation = (torch.stack(each).to(device) for each in zip(*poses, strict=True))
-        self.target_center, self.target_rotation = center, rotation
+        targets = registration_targets(store, names, template)
         self.decoder.radius.copy_(template.radius)
         self.template.set(template)
         farthest = max(
             float((torch.cdist(vertices, own) / template.radius).amin(dim=1).max())
-            for (vertices, _), own in zip(registrations(store, names, faces), center.cpu(), strict=True)
+            for (vertices, _), own in zip(registrations(store, names, faces), targets.center, strict=True)
         )
         self.template.reach.fill_(DOMAIN_MARGIN * farthest)
-        codes = self.hypernetwork.initialize(torch.cat([center, rotation_to_6d(rotation)], dim=-1))
-        table = self.codes_parameter
+        self.set_targets(targets)
+
+    @torch.no_grad()
+    def set_targets(self, targets: PartTargets) -> None:
+        """Take poses of the parts of the training scans as targets; mean, components and codes begin as theirs."""
+        self._set_targets(targets)
+        poses = torch.cat([self.target_center, rotation_to_6d(self.target_rotation)], dim=-1)
+        codes, table = self.hypernetwork.initialize(poses), self.codes_parameter
         assert table is not None  # the family has free codes
-        with torch.no_grad():
-            table.copy_(codes)
+        table.copy_(codes)
+
+    def _set_targets(self, targets: PartTargets) -> None:
+        device = self.decoder.radius.device
+        self.target_center, self.target_rotation = targets.center.to(device), targets.rotation.to(device)
+        self.target_weight = (targets.weight / targets.weight.mean()).to(device)
 
     def finish(self, store: ScanSource, names: Sequence[str]) -> None:
         """Learn how the vertices of the template follow the parts, where all scans have registrations."""
@@ -122,12 +147,16 @@ class ArticulatedSDF(SDFModel):
         local = self.hypernetwork(codes).local_code
         self.local_std.copy_(local.std(dim=0, correction=0))
 
+    def training_key(self) -> tuple[Any, ...]:
+        """What changes with the weights on which the training bodies depend."""
+        codes, version = self.codes_parameter, sum(p._version for p in self.hypernetwork.parameters())
+        assert codes is not None  # the family has free codes
+        return (version, codes._version, codes.device)
+
     @torch.no_grad()
     def training_states(self) -> PartStates:
         """States of the parts of all training scans, from their free codes; kept until the weights change."""
-        codes, version = self.codes_parameter, sum(p._version for p in self.hypernetwork.parameters())
-        assert codes is not None  # the family has free codes
-        key = (version, codes._version, codes.device)
+        codes, key = self.codes_parameter, self.training_key()
         if self._training_states is None or self._training_states[0] != key:
             self._training_states = key, self.hypernetwork(codes)
         return self._training_states[1]
@@ -216,40 +245,42 @@ class ArticulatedSDF(SDFModel):
         return self.decoder.linearize(x, states)
 
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, losses.Scalar]:
-        """Terms of `sdf.loss_terms`, `part_center` and `part_rotation`, the code regularization, and `distillation`.
+        """Terms of `sdf.loss_terms`, `part_center`, `part_rotation` and the code regularization.
 
         In training the loss of the field has no gradient in the poses of the parts: with it, training diverges. The
-        uniform points are moved into the domain, since the field is not used elsewhere.
+        uniform points without a target are moved into the domain, since the field is not used elsewhere. Outside of
+        training the parts have no target poses, and their two terms are 0.
         """
         states = self.states(code)
         shape = states.detach_pose() if self.training else states
-        batch = self._balance(batch, shape)
-        moved = replace(batch, uniform_points=self._into_domain(batch.uniform_points, shape))
-        terms = sdf.loss_terms(self.decoder.value_and_gradient, self.decoder, moved, shape)
+        if batch.target_sdf is None:
+            batch = self._balance(batch, shape)
+            batch = replace(batch, uniform_points=self._into_domain(batch.uniform_points, shape))
+        terms = sdf.loss_terms(self.decoder.value_and_gradient, self.decoder, batch, shape)
+        terms["part_center"] = terms["part_rotation"] = states.center.new_zeros(())
         if self.training and len(self.target_center):
             index = batch.scan_index
-            terms["part_center"] = (states.center - self.target_center[index]).norm(dim=-1).mean()
+            weight = self.target_weight[index]
+            terms["part_center"] = (weight * (states.center - self.target_center[index]).norm(dim=-1)).mean()
             difference = (states.rotation - self.target_rotation[index]).flatten(2)
-            terms["part_rotation"] = difference.norm(dim=-1).mean()
+            terms["part_rotation"] = (weight * difference.norm(dim=-1)).mean()
         terms["code_reg"] = code.parts[0].norm(dim=-1).mean()
-        if code.distillation is not None:
-            terms["distillation"] = code.distillation.mean()
         return terms
 
     @torch.no_grad()
     def _balance(self, batch: Batch, states: PartStates) -> Batch:
         """The batch with `loss_points` of the surface points of each scan, so that small parts have more of them.
 
-        A point's chance is in proportion to the root of one over the number of points that its part has. The draw is
-        that of exponential keys (Efraimidis & Spirakis 2006); its random numbers are the directions of the near points.
+        A point's chance is in proportion to n^(-3/4), n the number of points that its part has. The draw is that of
+        exponential keys (Efraimidis & Spirakis 2006); its random numbers are the directions of the near points.
         """
         count = self.loss_points
-        if batch.surface.shape[1] <= count or batch.target_sdf is not None:
+        if batch.surface.shape[1] <= count:
             return batch
         part = self.nearest_parts(batch.surface, states.center)[..., 0]
         share = torch.nn.functional.one_hot(part, self.decoder.num_parts).sum(dim=1).gather(1, part)
         x, y, _ = (batch.near_points - batch.surface).unbind(dim=-1)
-        keys = -(torch.atan2(y, x) / (2 * torch.pi) + 0.5).clamp(1e-6, 1).log() * share.sqrt()
+        keys = -(torch.atan2(y, x) / (2 * torch.pi) + 0.5).clamp(1e-6, 1).log() * share.pow(0.75)
         chosen = keys.topk(count, dim=1, largest=False).indices.sort(dim=1).values[..., None].expand(-1, -1, 3)
         vectors = ("surface", "near_points", "normals", "unoriented_normals")
         present = {name: tensor for name in vectors if (tensor := getattr(batch, name)) is not None}
@@ -262,13 +293,21 @@ class ArticulatedSDF(SDFModel):
 
         The first coordinate of a point chooses the part; what is left of it is as uniform as the other two.
         """
-        unit = points / points.abs().amax().clamp(min=1e-9) * 0.5 + 0.5
+        # of each scan by itself, so that chunks and processes have the points of the batch
+        unit = points / points.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-9) * 0.5 + 0.5
         place = unit[..., 0] * self.decoder.num_parts
         part = place.long().clamp(max=self.decoder.num_parts - 1)
         unit = torch.cat([(place - part)[..., None], unit[..., 1:]], dim=-1)
         center = states.center.detach().gather(1, part[..., None].expand(-1, -1, 3))
         reach = self.template.reach * self.decoder.radius[part]
         return center + (2 * unit - 1) * reach[..., None]
+
+
+def _check_template(model: ArticulatedSDF, _: Any) -> None:
+    """Refuse a file whose template does not have the parts of the model: its sizes are those of the file."""
+    model.template.check(*model.local_std.shape)
+    if not bool((model.decoder.radius > 0).all()):
+        raise ValueError(f"decoder.radius has the minimum {float(model.decoder.radius.min()):g}, not above 0")
 
 
 def rest_of(
@@ -341,6 +380,13 @@ class ArticulatedConfig(ModelConfig):
     encoder_features: int = 256
     """Features of which the encoder takes the maximum over the points."""
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a number out of range."""
+        for name, value in asdict(self).items():
+            if not 0 < value < math.inf:
+                least = "at least 1" if isinstance(value, int) else "above 0"
+                raise ValueError(f"--model.{name.replace('_', '-')} {value:g}: must be {least}.")
+
 
 def build_articulated(config: ArticulatedConfig, *, num_scans: int = 0) -> ArticulatedSDF:
     """Build an articulated model, with free codes for `num_scans` training scans."""
@@ -362,7 +408,7 @@ def build_articulated(config: ArticulatedConfig, *, num_scans: int = 0) -> Artic
         beta=config.beta,
     )
     return ArticulatedSDF(
-        DistilledEncoder(pointnet, table, hypernetwork.pose_distance),
+        SeparateEncoder(pointnet, table),
         hypernetwork,
         decoder,
         GaussianPrior(code_dim=config.code_dim),

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from shapespace.data.loader import Batch, StepDataset, batches, derive_seed
+from shapespace.data.registration import PartTargets
 from shapespace.data.store import ScanSource
 from shapespace.models import registry
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import ModelConfig, ShapeModel
 from shapespace.training.config import OptimConfig, TrainConfig
+from shapespace.training.encoder import EncoderBudget, train_encoder
 from shapespace.training.monitor import DivergenceMonitor
 from shapespace.training.objective import (
     Objective,
@@ -30,7 +33,12 @@ from shapespace.training.objective import (
 from shapespace.training.optimizers import OptimizerGroup, make_optimizers, make_schedule
 from shapespace.training.run import MACHINE, Run, describe_hardware
 from shapespace.training.tensorboard import record_codes, record_meshes, record_scalars
-from shapespace.training.warm_start import init_codes_from_encoder, load_pretrained, pretrained_config
+from shapespace.training.warm_start import (
+    init_codes_from_encoder,
+    load_pretrained,
+    pretrained_config,
+    replace_codes,
+)
 
 MIN_STEPS = 2000  # steps below which `max_epochs` does not end a training
 
@@ -54,23 +62,26 @@ def train_model(
     rank: int = 0,
     world_size: int = 1,
     resume: bool = False,
+    targets: PartTargets | None = None,
 ) -> TrainedModel:
     """Train on the scans `names` of a store; checkpoint, model and records are written to `run`.
 
-    With several processes, this is process `rank` of `world_size`. Raises as `train` does.
+    With several processes, this is process `rank` of `world_size`. `targets` are poses of the parts of the articulated
+    family, by fits of the model `config.init_from`; by default they come from registrations. Raises as `train` does.
     """
-    device = _device(config.device)
+    device = training_device(config.device)
     if config.trainable == "encoder":
         config = pretrained_config(config)
     torch.manual_seed(config.seed)
     model = registry.build_model(config.model, num_scans=len(names)).to(device)
-    model.initialize(store, names)
     metadata: dict[str, Any] = {"weights": asdict(config.weights), "data": store.metadata, "scans": len(names)}
     loaded: set[str] = set()
     if config.init_from is not None:
         loaded, weights = load_pretrained(config.init_from, model, trainable=config.trainable)
         if config.trainable == "encoder":  # the decoder is that of the other training, and so is its loss
             metadata["weights"] = weights
+    if config.trainable == "all":
+        _set_targets(model, store, names, targets)
     encoder = model.encoder_parameters()
     if config.trainable == "encoder":
         for name, parameter in model.named_parameters():
@@ -79,10 +90,14 @@ def train_model(
     del batch["num_workers"]
     dataset = StepDataset(store, names, **batch, seed=config.seed, rank=rank, world_size=world_size)
     codes, is_encoder_loaded = model.codes_parameter, bool(encoder) and encoder.keys() <= loaded
-    if codes is not None and is_encoder_loaded and not resume:
+    if codes is not None and is_encoder_loaded and not resume and targets is None:
         name = next(name for name, parameter in model.named_parameters() if parameter is codes)
         if name not in loaded:  # other scans than those of the initial model
             init_codes_from_encoder(model, codes, dataset, device)
+    encoder_budget = None
+    if isinstance(model, ArticulatedSDF) and config.trainable == "all":
+        config, encoder_budget = split_budget(config, len(names))
+        model.encoder.pointnet.requires_grad_(False)  # trained below
     optimizers = make_optimizers(
         model, lr=config.optim.lr, lr_codes=config.optim.lr_codes, lr_muon=config.optim.lr_muon
     )
@@ -91,13 +106,44 @@ def train_model(
         registry.save_model(run.weights, model, config.model, scale=store.scale, metadata=metadata)
 
     train(TrainingJob(config, model, dataset, optimizers, device, on_checkpoint=save), run, resume=resume)
-    if rank == 0:
+    if isinstance(model, ArticulatedSDF) and encoder_budget is not None and rank == 0:
+        train_encoder(model, store, names, encoder_budget, seed=config.seed)
+    if rank == 0 and targets is None and config.trainable == "all":
         model.finish(store, names)
+    if rank == 0 and config.trainable == "all":
         save()
     return TrainedModel(model.eval(), config.model, store.scale, metadata)
 
 
-def _device(name: str) -> torch.device:
+def split_budget(config: TrainConfig[Any], num_scans: int) -> tuple[TrainConfig[Any], EncoderBudget]:
+    """The config with the steps and minutes of the decoder, and those of the encoder after it."""
+    optim, share = config.optim, config.optim.encoder_share
+    if not 0 <= share < 1:
+        raise ValueError(f"--optim.encoder-share {share:g}: must be at least 0 and below 1.")
+    steps, minutes = num_steps(optim, num_scans, config.batch.scans), optim.max_minutes
+    later = round(share * steps)
+    decoder = replace(
+        optim,
+        max_steps=max(1, steps - later),
+        max_epochs=None,
+        max_minutes=None if minutes is None else (1 - share) * minutes,
+    )
+    return replace(config, optim=decoder), EncoderBudget(later, None if minutes is None else share * minutes)
+
+
+def _set_targets(model: ShapeModel, store: ScanSource, names: Sequence[str], targets: PartTargets | None) -> None:
+    """Set what is computed from the training scans: from their registrations, or by fits of the loaded model."""
+    if targets is None:
+        model.initialize(store, names)
+    else:
+        assert isinstance(model, ArticulatedSDF)  # no other family has targets
+        model.set_targets(targets)
+        if targets.code is not None:
+            replace_codes(model, targets.code)
+
+
+def training_device(name: str) -> torch.device:
+    """Device by its setting."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

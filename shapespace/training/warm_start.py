@@ -4,15 +4,19 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from shapespace.data.loader import StepDataset
 from shapespace.io.checkpoints import load_tensors
 from shapespace.models import registry
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import ShapeModel
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import find_model
+
+RIDGE = 1e-3  # of the linear map between two codes, in units of the mean variance of their numbers
 
 
 def load_pretrained(
@@ -27,7 +31,11 @@ def load_pretrained(
     """
     tensors, description = load_tensors(find_model(path), "model")
     own = model.state_dict()
-    loaded = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+    loaded = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in own and (own[name].shape == tensor.shape or name.startswith("template."))  # sizes are the data's
+    }
     if trainable == "encoder":
         optional = set(model.encoder_parameters())
     else:  # names in the state dict are frozen (tests/models/test_registry.py)
@@ -54,6 +62,39 @@ def init_codes_from_encoder(model: ShapeModel, codes: Tensor, dataset: StepDatas
         codes[row] = model.encode(unseen).flat[0]
 
 
+@torch.no_grad()
+def replace_codes(model: ArticulatedSDF, former: Float[Tensor, "n z"]) -> None:
+    """Adapt a model to the codes in its table, where the codes of the same scans were `former` ones.
+
+    Local codes and encoder follow by the linear maps between both that fit best. Poses of parts are the components'
+    alone, and local codes do not bend the template until its skin is learned again.
+    """
+    codes = model.codes_parameter
+    assert codes is not None  # the family has free codes
+    former = former.to(codes)
+    net, last = model.hypernetwork, model.encoder.pointnet.mean
+    for tensor in (net.correction, net.pose.out.weight, net.pose.out.bias):
+        tensor.zero_()
+    first = net.local.first
+    matrix, offset = affine_map(codes, former)
+    first.bias.add_(first.weight @ offset)
+    first.weight.copy_(first.weight @ matrix.T)
+    matrix, offset = affine_map(former, codes)
+    last.bias.copy_(last.bias @ matrix + offset)
+    last.weight.copy_(matrix.T @ last.weight)
+    model.template.vertex_local.zero_()
+
+
+def affine_map(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"]) -> tuple[Float[Tensor, "a b"], Float[Tensor, "b"]]:
+    """Matrix and offset of the map `x @ matrix + offset` to y, by least squares with a small ridge."""
+    x, y = x.double(), y.double()
+    centered = x - x.mean(dim=0)
+    normal = centered.T @ centered
+    ridge = (RIDGE * normal.trace() / len(normal)).clamp(min=1e-12) * torch.eye(len(normal), device=x.device)
+    matrix = torch.linalg.solve(normal + ridge, centered.T @ (y - y.mean(dim=0)))
+    return matrix.float(), (y.mean(dim=0) - x.mean(dim=0) @ matrix).float()
+
+
 def _fits_into(small: Tensor, large: Tensor) -> bool:
     return small.ndim == large.ndim and all(a <= b for a, b in zip(small.shape, large.shape, strict=True))
 
@@ -71,7 +112,7 @@ def pretrained_config(config: TrainConfig[Any]) -> TrainConfig[Any]:
     if config.init_from is None:
         raise ValueError("--trainable encoder: no run to start from. Set --init-from RUN.")
     _, description = load_tensors(find_model(config.init_from), "model")
-    if description["config"].get("encoder") != "distilled":
+    if description["family"] != "articulated" and description["config"].get("encoder") != "distilled":
         raise ValueError(
             f"--trainable encoder: {config.init_from} has no encoder with free codes. Train a run with --model.encoder "
             "distilled, and start from it."
