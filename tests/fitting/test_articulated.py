@@ -207,7 +207,7 @@ class Twin:
         middle = (self.start.center[0][parts] + arm).mean(dim=1, keepdim=True)
         arm = middle - self.start.center[0][parts]
         moved = center[:, parts] + (turn[:, parts] @ arm[..., None])[..., 0]
-        border = (moved[:, :, 0] - moved[:, :, 1] + self.problem.excess) / self.lm.parts.border_std
+        border = (moved[:, :, 0] - moved[:, :, 1] + self.excess()) / self.lm.parts.border_std
 
         options = self.lm.parts
         std = torch.cat(
@@ -218,6 +218,15 @@ class Twin:
             dim=1,
         )
         return scan, border.flatten(1), (move / std).flatten(1)
+
+    def excess(self) -> Tensor:
+        """Gaps of the start that are larger than a multiple of their deviation in training bodies: what is too much."""
+        rest, parts = self.model.border_points()
+        arm = (self.start.rotation[0][parts] @ rest.to(self.start.center)[..., None])[..., 0]
+        place = self.start.center[0][parts] + arm * self.model.decoder.radius[parts, None]
+        gap, allowed = place[:, 0] - place[:, 1], self.lm.parts.max_gap * JointPrior(self.model).border.std
+        length = gap.norm(dim=1)
+        return gap * ((length - allowed) / length).clamp(min=0)[:, None]
 
     def cost(self, x: Tensor) -> Tensor:
         scan, border, prior = self.residuals(x)
@@ -257,14 +266,17 @@ def exact(model: ArticulatedSDF, monkeypatch: pytest.MonkeyPatch) -> Articulated
 
 
 def problem_of(exact: ArticulatedSDF, points: int = 80) -> tuple[PartProblem, LMOptions]:
-    """Half of the sensors are outside, half are as if they had looked through the body."""
+    """Half of the sensors are outside, half are as if they had looked through the body; the left hand is torn off."""
     lm = LMOptions(num_points=points, free_space_points=60, huber_delta=0.02)
     scan = sampled(figure(0.5, -0.2), points)
     assert scan.sensors is not None
     assert scan.normals is not None
     scan.sensors[::2] = scan.points[::2] - 0.5 * scan.normals[::2]
     with torch.no_grad():
-        return PartProblem(exact, scan, exact.states(code_of(exact)), lm, seed=0), lm
+        states = exact.states(code_of(exact))
+        center = states.center.clone()
+        center[0, left_arm(exact, states)[0]] += 0.1
+        return PartProblem(exact, scan, states._replace(center=center), lm, seed=0), lm
 
 
 def motion(problem: PartProblem, size: float, turn: float) -> Tensor:
@@ -300,6 +312,7 @@ def test_cost_gradient_and_matrix_equal_autograd(exact: ArticulatedSDF, size: fl
     with torch.no_grad():
         state = problem(x)
         residual = twin.residuals(x)[0][0]
+    assert 0 < twin.excess().any(dim=1).sum() < len(problem.border_parts)
     violated = problem.is_free[0] & (residual <= 0)
     assert 5 < violated.sum() < problem.is_free.sum() - 5
     torch.testing.assert_close(state.cost[0], cost.detach(), rtol=1e-9, atol=0)
@@ -325,7 +338,8 @@ def test_float32_is_near_float64(model: ArticulatedSDF, exact: ArticulatedSDF, m
     with torch.no_grad():
         state = problem(x)
         monkeypatch.undo()
-        single = PartProblem(model, sampled(figure(0.5, -0.2), 80), model.states(code_of(model)), lm, seed=0)
+        start = PartStates(*(tensor.float() for tensor in problem.start))
+        single = PartProblem(model, sampled(figure(0.5, -0.2), 80), start, lm, seed=0)
         single.x, single.target, single.is_free = problem.x.float(), problem.target.float(), problem.is_free
         near = single(x.float())
     torch.testing.assert_close(near.cost.double(), state.cost, rtol=1e-4, atol=0)

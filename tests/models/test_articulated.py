@@ -158,7 +158,7 @@ def test_a_hand_has_more_parts_with_a_higher_density() -> None:
 
 
 def test_the_loss_draws_more_points_of_small_parts(model: ArticulatedSDF, people: People) -> None:
-    """Points of a part that has n points have chances in proportion to n^-1/2, so the part has n^1/2 of the draw."""
+    """Points of a part that has n points have chances in proportion to n^-3/4, so the part has n^1/4 of the draw."""
     batch = batch_of(people, ["p0"], points=20_000)
     states = model.states(code_of(model))[:1]
     model.loss_points = 1600
@@ -174,7 +174,7 @@ def test_the_loss_draws_more_points_of_small_parts(model: ArticulatedSDF, people
         model.nearest_parts(points, states.center)[0, :, 0].bincount(minlength=12).double()
         for points in (batch.surface, drawn.surface)
     )
-    expected = before.sqrt() / before.sqrt().sum()
+    expected = before**0.25 / (before**0.25).sum()
     torch.testing.assert_close(after / after.sum(), expected, atol=0.025, rtol=0)
     assert (after / after.sum() - expected).norm() < 0.5 * (before / before.sum() - expected).norm()
     again = model._balance(batch, states)
