@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ from shapespace.rendering import renderer
 from shapespace.viewer.access import check_address, limit_uploads, same_site
 from shapespace.viewer.background import LatestRequest
 from shapespace.viewer.controls import Controls, Upload
-from shapespace.viewer.scene import InterpolatedShape, ScanCollection, Scene, SceneBuilder, ViewRequest
+from shapespace.viewer.request import InterpolatedShape, ViewRequest
+from shapespace.viewer.scene import ScanCollection, Scene, SceneBuilder
 from shapespace.viewer.scene_view import VIEW_DIRECTION, SceneView
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Session:
         self.client, self.builder, self._fitting = client, builder, fitting
         self.scene: Scene | None = None
         self._waits_for_fit = False
+        self._updating = Lock()  # callbacks run in several threads, and the newest state must be the last request
         self._latest: LatestRequest[ViewRequest, Scene] = LatestRequest(builder.build, self._draw, self._fail)
         self.view = SceneView(client)
         self.controls = Controls(client.gui, builder, self)  # last: from here on the visitor can call the actions
@@ -159,14 +161,15 @@ class Session:
 
     def update(self) -> None:
         """Request the scene that the controls describe."""
-        request = self.controls.request()
-        if request is None:
-            self.controls.notify("There is neither a scan nor a mean shape. Fit a scan file.")
-            return
-        unfitted = self.builder.unfitted(request.subject)
-        self._waits_for_fit = bool(unfitted)
-        self.controls.notify(f"Fitting {', '.join(unfitted)} (some seconds)." if unfitted else "")
-        self._latest.submit(request)
+        with self._updating:
+            request = self.controls.request()
+            if request is None:
+                self.controls.notify("There is neither a scan nor a mean shape. Fit a scan file.")
+                return
+            unfitted = self.builder.unfitted(request.subject)
+            self._waits_for_fit = bool(unfitted)
+            self.controls.notify(f"Fitting {', '.join(unfitted)} (some seconds)." if unfitted else "")
+            self._latest.submit(request)
 
     def arrange(self) -> None:
         """Show or hide the parts of the scene, side by side or at one place."""

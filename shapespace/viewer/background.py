@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from shapespace.data.loader import Batch
+from shapespace.geometry.isosurface import Balls
 from shapespace.models.base import FieldModel
 from shapespace.models.code import Code
 from shapespace.nn.losses import Scalar
@@ -41,6 +42,10 @@ class CancellableField(FieldModel):
     def loss_terms(self, batch: Batch, code: Code) -> dict[str, Scalar]:
         """Loss terms of the wrapped model."""
         return self._model.loss_terms(batch, code)
+
+    def domain(self, code: Code) -> Balls | None:
+        """Domain of the wrapped model."""
+        return self._model.domain(code)
 
     def field(self, x: Float[torch.Tensor, "b q 3"], code: Code) -> Float[torch.Tensor, "b q"]:
         """Field of the wrapped model, in chunks of `FIELD_CHUNK` points.

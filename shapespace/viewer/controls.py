@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 from shapespace.io import units
 from shapespace.io.units import UnitName
 from shapespace.rendering import colors
-from shapespace.viewer.scene import (
+from shapespace.viewer.pose_controls import PoseControls
+from shapespace.viewer.request import (
     COARSE,
     DEVIATION_LIMIT,
     ERROR_LIMIT,
     FINE,
-    STEPS,
     ColorBy,
     InterpolatedShape,
     PrincipalShape,
     ScanShape,
-    Scene,
-    SceneBuilder,
     Subject,
     ViewRequest,
 )
+from shapespace.viewer.scene import STEPS, Scene, SceneBuilder
 from shapespace.viewer.slices import LEVELS, Axis, SlicePlane
 
 if TYPE_CHECKING:
@@ -98,6 +97,7 @@ class Controls:
             self._limit.value,
             SlicePlane(self._axis.value, self._offset.value) if self._show_slice.value else None,
             COARSE if self.playing else self._fine_resolution(),
+            () if self._pose is None else self._pose.turns,
         )
 
     @property
@@ -122,8 +122,9 @@ class Controls:
 
     def describe(self, scene: Scene) -> None:
         """Show the numbers of a scene, and the legend of its colors."""
-        self._legend.visible = scene.request.color_by != "none" and scene.scan is not None
-        size = f"{scene.resolution} cells, {len(scene.mesh.vertices):,} vertices"
+        self._legend.visible = scene.request.color_by not in ("none", "part") and scene.scan is not None
+        size = "template" if scene.resolution is None else f"{scene.resolution} cells"
+        size = f"{size}, {len(scene.mesh.vertices):,} vertices"
         latency = f"{size}, {1e3 * scene.seconds:.0f} ms after the request."
         self._summary.content = escape_text("\n".join([*scene.summary, latency]))
 
@@ -153,15 +154,16 @@ class Controls:
     def _add_scans(self) -> None:
         gui, builder = self._gui, self._builder
         self._scan: Any = gui.add_dropdown("scan", tuple(builder.names) or ("none",))
-        self._scan.on_update(lambda _: self._choose(ScanShape(self._scan.value)))
+        self._scan.on_update(lambda _: self._choose_scan())
         # The dropdown reports changes only: this button returns to the scan that is already selected.
         self._show_scan = gui.add_button("Show the scan", visible=bool(builder.names))
-        self._show_scan.on_click(lambda _: self._choose(ScanShape(self._scan.value)))
+        self._show_scan.on_click(lambda _: self._choose_scan())
         self._shown = {part: gui.add_checkbox(f"show {part_label(part)}", True) for part in PARTS}
         self._side_by_side = gui.add_checkbox("side by side", True)
         for box in (*self._shown.values(), self._side_by_side):
             box.on_update(lambda _: self._actions.arrange())
-        self._color_by: Any = gui.add_dropdown("color", get_args(ColorBy))
+        choices = [choice for choice in get_args(ColorBy) if choice != "part" or builder.parts is not None]
+        self._color_by: Any = gui.add_dropdown("color", choices)
         self._color_by.on_update(lambda _: self._change_colors())
         self._limit: Any = gui.add_number("end of the color scale (mm)", ERROR_LIMIT, min=1.0, max=500.0, step=1.0)
         self._limit.on_update(lambda _: self._change_limit())
@@ -195,6 +197,10 @@ class Controls:
                 control.on_update(lambda _: self._choose_interpolation())
             self._play = gui.add_button("Play")
             self._play.on_click(lambda _: self._toggle_play())
+        self._pose = None
+        if builder.parts is not None:
+            with gui.add_folder("Pose"):
+                self._pose = PoseControls(gui, list(builder.parts.joints), self._actions.update)
 
     def _add_slice(self) -> None:
         gui, builder = self._gui, self._builder
@@ -216,6 +222,12 @@ class Controls:
     def _choose(self, subject: Subject) -> None:
         self.subject = subject
         self._actions.update()
+
+    def _choose_scan(self) -> None:
+        """Show the fit of the selected scan as it is, without turned joints."""
+        if self._pose is not None:
+            self._pose.clear()
+        self._choose(ScanShape(self._scan.value))
 
     def _principal_shape(self) -> PrincipalShape:
         return PrincipalShape(tuple(slider.value for slider in self._coefficients))

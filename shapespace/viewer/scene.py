@@ -1,12 +1,13 @@
 """Requests and scenes of the viewer, without a window: fits with scan and ground truth, and generated shapes.
 
-A `ViewRequest` names what to show. `SceneBuilder.build` answers with several scenes: first the coarse mesh, then the
-fine mesh, then the numbers. `LatestRequest` runs it in the background for the newest request only.
+A `ViewRequest` names what to show. `SceneBuilder.build` answers with several scenes: first the coarse mesh, or the
+posed template where bodies have parts, then the fine mesh, then the numbers. `LatestRequest` runs it in the background
+for the newest request only.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import Literal
@@ -20,6 +21,7 @@ from shapespace.fitting.quality import assess
 from shapespace.fitting.result import Fit
 from shapespace.geometry.proximity import closest_point
 from shapespace.geometry.scan import Scan
+from shapespace.interpolation import has_parts
 from shapespace.io import scan_files, units
 from shapespace.io.errors import did_you_mean
 from shapespace.io.units import UnitName
@@ -28,63 +30,27 @@ from shapespace.models.registry import family_name
 from shapespace.rendering import colors, renderer
 from shapespace.space import ShapeSpace
 from shapespace.viewer.background import CancellableField, Cancelled, StillWanted
-from shapespace.viewer.slices import Slice, SlicePlane, slice_field
+from shapespace.viewer.body_parts import BodyParts
+from shapespace.viewer.request import (
+    COARSE,
+    MEAN,
+    InterpolatedShape,
+    JointTurn,
+    PrincipalShape,
+    ScanShape,
+    Subject,
+    ViewRequest,
+)
+from shapespace.viewer.slices import Slice, slice_field
 
-COARSE = 32  # cells along an edge: 0.16 s on one core for `humans`, and arms and legs are present
-FINE = 128
 MAX_COMPONENTS = 6  # sliders; in `humans` they hold most of the variation between bodies
 STEPS = 41  # shapes of an interpolation between two codes
-MEAN = "mean shape"
 MAX_POINTS = 30_000  # points of a scan that are sent to the page: more make no visible difference
 MAX_UPLOAD = 64_000_000  # bytes: ten raw scans of D-FAUST; a scan of a million points with normals has 24
-ERROR_LIMIT, DEVIATION_LIMIT = 20.0, 30.0  # mm: end of the color scale of errors and of uncertainty
 POINT_GRAY = (170, 167, 163)  # of a fully lit point
 
-ColorBy = Literal["none", "scan to mesh", "mesh to ground truth", "uncertainty"]
-
-
-# ------------------------------------------------------------------------------------------------------------- requests
-
-
-@dataclass(frozen=True)
-class ScanShape:
-    """The fit of a scan, by the scan's name."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class PrincipalShape:
-    """The shape at these coefficients (standard deviations) of the first principal components."""
-
-    coefficients: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class InterpolatedShape:
-    """Interpolation between two shapes, each a scan's name or `MEAN`; `fraction` is 0 at `a` and 1 at `b`."""
-
-    a: str
-    b: str
-    fraction: float
-
-
-Subject = ScanShape | PrincipalShape | InterpolatedShape
-
-
-@dataclass(frozen=True)
-class ViewRequest:
-    """What to show, in which colors and at which resolution."""
-
-    subject: Subject
-    color_by: ColorBy = "none"
-    limit: float = ERROR_LIMIT
-    """End of the color scale (mm)."""
-    slice_plane: SlicePlane | None = None
-    resolution: int = FINE
-    """Cells of the fine mesh along the model cube's edge; up to `COARSE` there is only the coarse mesh."""
-    created: float = field(default_factory=time.perf_counter, compare=False)
-
+MeshKey = tuple[Subject, tuple[JointTurn, ...], int | None]
+"""Shape, turned joints, and resolution as in `Scene`."""
 
 # --------------------------------------------------------------------------------------------------------------- scenes
 
@@ -97,7 +63,8 @@ class Scene:
     name: str
     mesh: Trimesh
     """The shape, with vertex colors if the request asks for them."""
-    resolution: int
+    resolution: int | None
+    """Cells along the edge of the model cube; None: the posed template."""
     scan: Scan | None = None
     """At most `MAX_POINTS` of its points."""
     point_colors: UInt8[np.ndarray, "n 3"] | None = None
@@ -106,15 +73,18 @@ class Scene:
     slice: Slice | None = None
     summary: tuple[str, ...] = ()
     """Errors and quality of the fit, one line each."""
+    unturned: Trimesh | None = None
+    """The shape before joints were turned; None: none are."""
     seconds: float = 0.0
     """Time from the request to this answer."""
 
     @property
     def floor(self) -> Float[np.ndarray, "3"]:
-        """The point of the floor below the scan, or below the shape if there is no scan."""
-        if self.scan is None and not len(self.mesh.vertices):
+        """The point of the floor below the scan, or below the shape, before joints were turned, if there is no scan."""
+        mesh = self.unturned or self.mesh
+        if self.scan is None and not len(mesh.vertices):
             return np.zeros(3)
-        points = np.asarray(self.mesh.vertices) if self.scan is None else self.scan.points
+        points = np.asarray(mesh.vertices) if self.scan is None else self.scan.points
         low, high = np.percentile(points, [0.5, 99.5], axis=0)  # scans have outliers
         return np.array([0.5 * (low[0] + high[0]), low[1], 0.5 * (low[2] + high[2])])
 
@@ -147,6 +117,7 @@ class ScanCollection:
         ground_truth: Callable[[str], Trimesh | None] = lambda name: None,
     ) -> None:
         self.space, self._scans, self._ground_truth = space, {scan.name: scan for scan in scans}, ground_truth
+        self.parts = BodyParts(space.model) if has_parts(space.model) else None
         self._fitted: dict[str, FittedScan] = {}
         self._lock = Lock()
 
@@ -184,9 +155,10 @@ class SceneBuilder:
     """Scenes for one visitor: the scans of the collection and the visitor's uploads."""
 
     def __init__(self, collection: ScanCollection) -> None:
-        self.collection, self.space = collection, collection.space
+        self.collection, self.space, self.parts = collection, collection.space, collection.parts
         self._uploads: dict[str, FittedScan] = {}
-        self._mesh: tuple[tuple[Subject, int], Trimesh] | None = None  # the finest mesh of the last subject
+        self._mesh: tuple[MeshKey, Trimesh] | None = None  # the last mesh
+        self._unturned: tuple[Subject, Trimesh] | None = None  # template of the last subject with turned joints
         self._interpolation: tuple[tuple[str, str], list[Fit]] | None = None  # between the last two ends
 
     # ---------------------------------------------------------------- what can be chosen
@@ -263,28 +235,43 @@ class SceneBuilder:
     def build(self, request: ViewRequest, still_wanted: StillWanted = lambda: True) -> Iterator[Scene]:
         """Yield the scenes of a request: the coarse mesh, the fine mesh, and the fine mesh with numbers.
 
-        A coarse mesh that has begun is finished, so that a slider that keeps moving shows something.
+        Where bodies have parts, the posed template takes the place of the coarse mesh. A coarse mesh that has begun is
+        finished, so that a slider that keeps moving shows something.
 
         Raises:
             Cancelled: The scenes are not wanted any more.
-            ValueError: A scan cannot be fitted, or the field has no surface.
+            ValueError: A scan cannot be fitted, there is no such joint, or the field has no surface.
 
         """
-        shape = self._shape(request.subject)
+        shape, turns = self._shape(request.subject), request.turns
         if not still_wanted():
             raise Cancelled
         fitted = self._fitted_scan(request.subject.name) if isinstance(request.subject, ScanShape) else None
-        key = (request.subject, request.resolution)
-        if self._mesh is not None and self._mesh[0] == key:
-            resolutions = [request.resolution]
-        else:
-            resolutions = [COARSE, request.resolution] if request.resolution > COARSE else [request.resolution]
+        unturned = self._template_of(request.subject, shape) if turns else None
+        if turns:
+            shape = self._body_parts(turns).turn(shape, turns)
+        coarse = None if self.parts is not None else min(COARSE, request.resolution)
+        resolutions = [coarse, request.resolution] if request.resolution > COARSE else [coarse]
+        if self._mesh is not None and self._mesh[0] == (request.subject, turns, resolutions[-1]):
+            resolutions = resolutions[-1:]
         for resolution in resolutions:
-            mesh = self._cached_mesh(shape, (request.subject, resolution), still_wanted)
-            scene = self._scene(request, shape, fitted, mesh, resolution)
+            mesh = self._cached_mesh(shape, (request.subject, turns, resolution), still_wanted)
+            scene = replace(self._scene(request, shape, fitted, mesh, resolution), unturned=unturned)
             yield scene
-        if fitted is not None:
+        if fitted is not None and not turns:
             yield self._with_scores(scene, fitted)
+
+    def _body_parts(self, turns: tuple[JointTurn, ...]) -> BodyParts:
+        if self.parts is None:
+            raise ValueError(
+                f"joint {turns[0].joint!r}: the bodies have no parts. Use a space of the articulated family."
+            )
+        return self.parts
+
+    def _template_of(self, subject: Subject, shape: Fit) -> Trimesh | None:
+        if self.parts is not None and (self._unturned is None or self._unturned[0] != subject):
+            self._unturned = subject, self.parts.template_mesh(shape)
+        return None if self._unturned is None else self._unturned[1]
 
     def _fitted_scan(self, name: str) -> FittedScan:
         return self._uploads[name] if name in self._uploads else self.collection.fitted_scan(name)
@@ -302,22 +289,35 @@ class SceneBuilder:
             self._interpolation = (subject.a, subject.b), self.space.interpolate_codes(a, b, STEPS)
         return self._interpolation[1][round(subject.fraction * (STEPS - 1))]
 
-    def _cached_mesh(self, shape: Fit, key: tuple[Subject, int], still_wanted: StillWanted) -> Trimesh:
-        if self._mesh is not None and self._mesh[0] == key:
-            return self._mesh[1]
+    def _cached_mesh(self, shape: Fit, key: MeshKey, still_wanted: StillWanted) -> Trimesh:
+        if self._mesh is None or self._mesh[0] != key:
+            self._mesh = key, self._new_mesh(shape, key[-1], still_wanted)
+        return self._mesh[1]
+
+    def _new_mesh(self, shape: Fit, resolution: int | None, still_wanted: StillWanted) -> Trimesh:
+        """A mesh of the shape; `resolution`: see `Scene`."""
+        if resolution is None:
+            assert self.parts is not None  # see `build`
+            return self.parts.template_mesh(shape)
         space = self.space
-        if key[1] > COARSE and isinstance(space.model, FieldModel):
+        if resolution > COARSE and isinstance(space.model, FieldModel):
             model = CancellableField(space.model, still_wanted)
             space = ShapeSpace(model, space.config, scale=space.scale, metadata=space.metadata)
-        mesh = space.mesh(shape, resolution=key[1])
-        self._mesh = key, mesh
-        return mesh
+        return space.mesh(shape, resolution=resolution)
 
     def _scene(
-        self, request: ViewRequest, shape: Fit, fitted: FittedScan | None, mesh: Trimesh, resolution: int
+        self, request: ViewRequest, shape: Fit, fitted: FittedScan | None, mesh: Trimesh, resolution: int | None
     ) -> Scene:
         scan = None if fitted is None else fitted.displayed
-        colored, point_colors, summary = self._colored(request, fitted, mesh)
+        if request.color_by == "part" and self.parts is not None:
+            colored, point_colors = self.parts.color(mesh, shape, is_template=resolution is None), None
+            summary = list[str]()
+        else:
+            colored, point_colors, summary = self._colored(request, fitted, mesh)
+        if point_colors is None and scan is not None:
+            point_colors = _shaded(scan)
+        if request.turns:
+            summary.append(f"Turned joints: {', '.join(turn.joint for turn in request.turns)}.")
         model, cut = self.space.model, None
         if request.slice_plane is not None and isinstance(model, FieldModel):
             cut = slice_field(model, shape, colored, request.slice_plane)
@@ -337,24 +337,22 @@ class SceneBuilder:
     def _colored(
         self, request: ViewRequest, fitted: FittedScan | None, mesh: Trimesh
     ) -> tuple[Trimesh, UInt8[np.ndarray, "n 3"] | None, list[str]]:
-        """The mesh and the colors of the scan's points for the request's `color_by`, and a line about them."""
-        scan = None if fitted is None else fitted.displayed
-        point_colors = None if scan is None else _shaded(scan)
+        """The mesh, and the points if they have colors, in the colors of a length, and a line about it."""
         color_by, limit = request.color_by, request.limit
-        if color_by == "uncertainty" and fitted is not None and fitted.fit.covariance is not None:
+        if color_by == "none" or fitted is None or request.turns:
+            return mesh, None, [] if color_by == "none" else [_no_color_reason(request, fitted)]
+        if color_by == "uncertainty" and fitted.fit.covariance is not None:
             deviation = self.space.uncertainty(fitted.fit, mesh)
-            mesh = colors.color_by_value(mesh, deviation, limit=limit)
-            mesh.vertex_attributes["quality"] = deviation
             line = f"Uncertainty (standard deviation of the surface): median {1e3 * np.median(deviation):.1f} mm."
-            return mesh, point_colors, [line]
-        if color_by == "mesh to ground truth" and fitted is not None and fitted.ground_truth is not None:
-            return colors.color_by_distance(mesh, fitted.ground_truth, limit=limit), point_colors, []
-        if color_by == "scan to mesh" and scan is not None:
-            distance, _, _ = closest_point(scan.points.astype(np.float64), mesh)
+            return colors.color_by_value(mesh, deviation, limit=limit), None, [line]
+        if color_by == "mesh to ground truth" and fitted.ground_truth is not None:
+            return colors.color_by_distance(mesh, fitted.ground_truth, limit=limit), None, []
+        if color_by == "scan to mesh":
+            distance, _, _ = closest_point(fitted.displayed.points.astype(np.float64), mesh)
             median, p95 = 1e3 * np.percentile(distance, [50, 95])
             line = f"Distance from scan to mesh: median {median:.1f} mm, 95th percentile {p95:.1f} mm."
             return mesh, colors.colors_of(distance, limit=limit), [line]
-        return mesh, point_colors, [] if color_by == "none" else [_no_color_reason(color_by, fitted)]
+        return mesh, None, [_no_color_reason(request, fitted)]
 
     def _with_scores(self, scene: Scene, fitted: FittedScan) -> Scene:
         """The scene with the quality of the fit, and its metric if there is ground truth."""
@@ -377,10 +375,14 @@ def too_large(name: str, size: int) -> ValueError:
     )
 
 
-def _no_color_reason(color_by: ColorBy, fitted: FittedScan | None) -> str:
+def _no_color_reason(request: ViewRequest, fitted: FittedScan | None) -> str:
+    if request.color_by == "part":
+        return "No parts to color: the bodies of this family have none."
     if fitted is None:
         return "No error to color: this shape has no scan."
-    if color_by == "mesh to ground truth":
+    if request.turns:
+        return "No error to color: joints are turned. Reset the pose."
+    if request.color_by == "mesh to ground truth":
         return f"There is no ground truth for {fitted.scan.name}."
     return f"The fit of {fitted.scan.name} has no covariance, so its uncertainty is unknown."
 

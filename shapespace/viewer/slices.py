@@ -1,5 +1,6 @@
 """Slices: the field on a plane as an image, with level lines and the part of the mesh behind the plane."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,7 +50,10 @@ class Slice:
 
 
 def slice_field(model: FieldModel, shape: Fit, mesh: Trimesh, plane: SlicePlane) -> Slice:
-    """Sample the field on a square of the plane that is `MARGIN` wider than the mesh."""
+    """Sample the field on a square of the plane that is `MARGIN` wider than the mesh.
+
+    Where the field is not defined, the image is transparent and there are no lines.
+    """
     normal = "xyz".index(plane.axis)
     across, upward = {0: (2, 1), 1: (0, 2), 2: (0, 1)}[normal]
     low, high = mesh.bounds
@@ -60,18 +64,29 @@ def slice_field(model: FieldModel, shape: Fit, mesh: Trimesh, plane: SlicePlane)
     steps = side * (np.linspace(0, 1, CELLS) - 0.5)
     points = center + steps[None, :, None] * right + steps[:, None, None] * up
     x = shape.frame.to_model(torch.from_numpy(points.reshape(-1, 3)).float()).numpy()
-    values = isosurface.evaluate(lambda x: model.field(x[None], shape.code)[0] - model.level, x)
-    values = values.reshape(CELLS, CELLS)
+    values = _values(model, shape, x).reshape(CELLS, CELLS)
     # A logit is not a length: only its level set has a meaning.
     limit, levels = (COLOR_LIMIT, LEVELS) if model.is_sdf else (float(np.abs(values).max()) or 1.0, (0,))
     if model.is_sdf:
         values = values * 1e3 * float(shape.frame.scale)
     segments, line_colors = _level_lines(values, steps, levels, center, right, up)
     opacity = ((limit - values) / (limit - FADE_START)).clip(0, 1) if model.is_sdf else np.ones_like(values)
-    image = np.dstack([colors.signed_colors(values, limit=limit), (255 * opacity + 0.5).astype(np.uint8)])
+    opacity = np.where(np.isnan(values), 0, opacity)
+    shown = colors.signed_colors(np.nan_to_num(values, nan=limit), limit=limit)
+    image = np.dstack([shown, (255 * opacity + 0.5).astype(np.uint8)])
     behind = mesh.copy()
     behind.update_faces((mesh.vertices[mesh.faces, normal] <= center[normal]).all(axis=1))
     return Slice(np.ascontiguousarray(image[::-1]), center, right, up, side, segments, line_colors, behind)
+
+
+def _values(model: FieldModel, shape: Fit, x: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+    """Field less the level at points of the model frame; NaN outside the domain of the field."""
+    values = isosurface.evaluate(lambda x: model.field(x[None], shape.code)[0] - model.level, x)
+    with torch.no_grad():
+        domain = model.domain(shape.code)
+    if domain is None:
+        return values
+    return np.where(isosurface.evaluate(lambda x: domain.distance(x.to(domain.centers)), x) < 0, values, np.nan)
 
 
 def _level_lines(
@@ -84,10 +99,14 @@ def _level_lines(
 ) -> tuple[Float[np.ndarray, "s 2 3"], UInt8[np.ndarray, "s 2 3"]]:
     """Segments of all level lines and the colors of their ends; the zero level is black."""
     segments, line_colors = [np.zeros((0, 2, 3))], [np.zeros((0, 2, 3), dtype=np.uint8)]
+    if np.isnan(values).all():
+        return segments[0], line_colors[0]
     for level in levels:
-        if not values.min() < level < values.max():
-            continue
-        for line in isosurface.contours(values, np.stack([steps, steps]), level=float(level)):
+        lines = list[Float[np.ndarray, "k 2"]]()
+        if np.nanmin(values) < level < np.nanmax(values):
+            with suppress(ValueError):  # where a gap in the field has both sides of the level
+                lines = isosurface.contours(values, np.stack([steps, steps]), level=float(level))
+        for line in lines:
             corners = center + line[:, :1] * right + line[:, 1:] * up
             pairs = np.stack([corners[:-1], corners[1:]], axis=1)
             segments.append(pairs)

@@ -1,5 +1,6 @@
 """Pages of the viewer, tested by a client that speaks viser's protocol without a browser."""
 
+import dataclasses
 import socket
 import sys
 import threading
@@ -17,8 +18,11 @@ from shapespace.geometry.scan import Scan
 from shapespace.models import igr
 from shapespace.viewer.access import same_site
 from shapespace.viewer.app import Viewer
+from shapespace.viewer.body_parts import BodyParts
 from shapespace.viewer.controls import escape_text
-from shapespace.viewer.scene import MAX_UPLOAD, ScanCollection
+from shapespace.viewer.pose_controls import MAX_ANGLE
+from shapespace.viewer.request import JointTurn
+from shapespace.viewer.scene import MAX_UPLOAD, FittedScan, ScanCollection
 
 viser = pytest.importorskip("viser", reason="the extra `view` is not installed")
 msgspec = pytest.importorskip("msgspec")
@@ -268,6 +272,96 @@ def test_an_export_is_the_mesh_that_is_shown(visit: Callable[..., Visitor]) -> N
     shown = page.vertices()
     assert shown is not None
     assert f"element vertex {len(shown)}".encode() in part["content"][:200]
+
+
+# ---------------------------------------------------------------------------------------------------- bodies with parts
+
+SLIDER = "about z (front)"
+"""A slider of the page."""
+
+
+@pytest.fixture(scope="module")
+def bodies(chain_space: ShapeSpace) -> Iterator[Viewer]:
+    with Viewer(ScanCollection(chain_space), port=0) as viewer:
+        yield viewer
+
+
+@pytest.fixture
+def body_page(bodies: Viewer) -> Iterator[Visitor]:
+    """A page with the surface of the mean body."""
+    page = Visitor(bodies.port)
+    page.wait(lambda page: page.vertices() is not None)
+    page.set("cells of the fine mesh", "64")
+    page.wait_words("64 cells")
+    yield page
+    page.close()
+
+
+def shows(page: Visitor, mesh: Any) -> bool:
+    shown = page.vertices()
+    return shown is not None and shown.shape == mesh.vertices.shape and bool(np.allclose(shown, mesh.vertices))
+
+
+def test_joints_are_turned_and_reset(body_page: Visitor, chain_space: ShapeSpace) -> None:
+    page, parts = body_page, BodyParts(chain_space.model)  # type: ignore[arg-type]
+    still = chain_space.from_principal_components([0.0])
+    first, second = page.control("joint")["props"]["options"][:2]
+    page.set(SLIDER, 50.0)
+    one = parts.turn(still, [JointTurn(first, (0.0, 0.0, 50.0))])
+    page.wait(lambda page: shows(page, chain_space.mesh(one, resolution=64)))
+    page.wait_words(escape_text(f"Turned joints: {first}."))
+    page.set("joint", second)
+    page.wait(lambda page: page.control(SLIDER)["value"] == 0.0)
+    page.set(SLIDER, -1e9)  # no slider gives it
+    both = parts.turn(one, [JointTurn(second, (0.0, 0.0, -MAX_ANGLE))])
+    page.wait(lambda page: shows(page, chain_space.mesh(both, resolution=64)))
+    page.set("joint", first)
+    page.wait(lambda page: page.control(SLIDER)["value"] == 50.0)
+    page.set("joint", "tail")  # there is none: the sliders remain those of the first joint
+    page.set(SLIDER, 10.0)
+    less = parts.turn(still, [JointTurn(first, (0.0, 0.0, 10.0)), JointTurn(second, (0.0, 0.0, -MAX_ANGLE))])
+    page.wait(lambda page: shows(page, chain_space.mesh(less, resolution=64)))
+    page.send("GuiUpdateMessage", uuid=page.control("Reset the pose")["uuid"], updates={"value": True})
+    page.wait(lambda page: shows(page, chain_space.mesh(still, resolution=64)))
+    assert page.control(SLIDER)["value"] == 0.0
+    assert "Turned joints" not in page.words
+
+
+def test_playing_shows_templates(body_page: Visitor) -> None:
+    page, button = body_page, body_page.control("Play")
+    page.send("GuiUpdateMessage", uuid=button["uuid"], updates={"value": True})
+    page.wait_words("template, 136 vertices")
+    page.send("GuiUpdateMessage", uuid=button["uuid"], updates={"value": True})
+    page.wait_words("64 cells")
+
+
+def test_parts_have_colors_where_there_are_parts(body_page: Visitor, visit: Callable[..., Visitor]) -> None:
+    assert "part" in body_page.control("color")["props"]["options"]
+    body_page.set("color", "part")
+    body_page.wait(lambda page: page.nodes["/prediction/mesh"]["type"] == "GlbMessage")
+    assert not body_page.legend["props"]["visible"]
+    other = visit()
+    other.wait(lambda page: page.vertices() is not None)
+    assert "part" not in other.control("color")["props"]["options"]
+    assert not any(it["props"].get("label") == "joint" for it in other.controls.values())
+
+
+def test_a_scan_is_chosen_as_it_was_fitted(chain_space: ShapeSpace) -> None:
+    shape = chain_space.from_principal_components([1.0])
+    points = chain_space.mesh(shape, resolution=32).sample(2000, seed=0).astype(np.float32)
+    collection = ScanCollection(chain_space, [Scan("a/b/0", points)])
+    fit = dataclasses.replace(shape, residuals=np.zeros(3), name="a/b/0")
+    collection._fitted["a/b/0"] = FittedScan(Scan("a/b/0", points), fit)
+    with Viewer(collection, port=0) as viewer:
+        page = Visitor(viewer.port)
+        page.wait(lambda page: page.vertices() is not None)
+        page.set("cells of the fine mesh", "64")
+        page.set(SLIDER, 40.0)
+        page.wait_words("Turned joints")
+        page.send("GuiUpdateMessage", uuid=page.control("Show the scan")["uuid"], updates={"value": True})
+        page.wait(lambda page: shows(page, chain_space.mesh(fit, resolution=64)))
+        assert page.control(SLIDER)["value"] == 0.0
+        page.close()
 
 
 # ---------------------------------------------------------------------------------------------------------- its uploads

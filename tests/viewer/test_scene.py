@@ -18,18 +18,8 @@ from shapespace.io import scan_files
 from shapespace.models import atlas, convolutional, igr, occupancy, registry, voxel
 from shapespace.rendering import colors, renderer
 from shapespace.viewer.background import Cancelled, LatestRequest, StillWanted
-from shapespace.viewer.scene import (
-    COARSE,
-    MEAN,
-    STEPS,
-    InterpolatedShape,
-    PrincipalShape,
-    ScanCollection,
-    ScanShape,
-    Scene,
-    SceneBuilder,
-    ViewRequest,
-)
+from shapespace.viewer.request import COARSE, MEAN, InterpolatedShape, PrincipalShape, ScanShape, ViewRequest
+from shapespace.viewer.scene import STEPS, ScanCollection, Scene, SceneBuilder
 from shapespace.viewer.slices import LEVELS, SlicePlane
 
 
