@@ -37,7 +37,7 @@ data/demo.h5: $(VENV)/ready
 
 runs/demo/trained: data/demo.h5
 	if test -f runs/demo/checkpoint.pt; then $(BIN)/shapespace train --resume runs/demo; \
-	else $(BIN)/shapespace train data/demo.h5 --config igr --split train --out runs/demo --optim.max-minutes 5; fi
+	else $(BIN)/shapespace train data/demo.h5 --config articulated --split train --out runs/demo --optim.max-minutes 5; fi
 	@touch $@
 
 runs/demo/scores.md: runs/demo/trained
