@@ -140,12 +140,12 @@ def test_resumed_parts_equal_uninterrupted_ones_to_the_bit(
 
 
 def test_parts_learn_and_leave_a_space(store: ScanStore, tmp_path: Path) -> None:
-    learn(store, tmp_path / "run", "--optim.max-steps", "100", "--log-every", "2", config=parts)
+    learn(store, tmp_path / "run", "--optim.max-steps", "60", "--log-every", "2", config=parts)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     loss = np.array([event.value for event in events.Scalars("loss")])
-    assert len(loss) == 40  # and a fifth of the steps is that of the encoder
-    assert loss[-5:].mean() < 0.5 * loss[:2].mean()
+    assert len(loss) == 24  # and a fifth of the steps is that of the encoder
+    assert loss[-5:].mean() < 0.6 * loss[:2].mean()
     terms = {f"loss/{name}" for name in ("surface", "normal", "eikonal", "part_center", "part_rotation", "code_reg")}
     assert terms <= set(events.Tags()["scalars"])
     space = ShapeSpace.load(tmp_path / "run")
