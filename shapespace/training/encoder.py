@@ -129,7 +129,7 @@ class _Bodies:
         count, size = len(rows), self.below.sum(dim=1).float()
         donors = rows[:, None].repeat(1, len(size))
         size[self.tree.root] = 0
-        for _ in range(EXCHANGES):
+        for _ in range(EXCHANGES if size.any() else 0):  # a single part has no limbs
             limb = torch.multinomial(size, count, replacement=True, generator=generator)
             donor = torch.randint(len(self.states.center), (count, 1), generator=generator)
             donors = torch.where(self.below[limb], donor, donors)

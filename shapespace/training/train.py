@@ -95,7 +95,10 @@ def train_model(
         if name not in loaded:  # other scans than those of the initial model
             init_codes_from_encoder(model, codes, dataset, device)
     encoder_budget = None
-    if isinstance(model, ArticulatedSDF) and config.trainable == "all":
+    if isinstance(model, ArticulatedSDF) and config.trainable == "encoder":
+        steps = num_steps(config.optim, len(names), config.batch.scans)
+        encoder_budget = EncoderBudget(steps, config.optim.max_minutes)
+    elif isinstance(model, ArticulatedSDF):
         config, encoder_budget = split_budget(config, len(names))
         model.encoder.pointnet.requires_grad_(False)  # trained below
     optimizers = make_optimizers(
@@ -105,12 +108,13 @@ def train_model(
     def save() -> None:
         registry.save_model(run.weights, model, config.model, scale=store.scale, metadata=metadata)
 
-    train(TrainingJob(config, model, dataset, optimizers, device, on_checkpoint=save), run, resume=resume)
+    if config.trainable == "all" or encoder_budget is None:
+        train(TrainingJob(config, model, dataset, optimizers, device, on_checkpoint=save), run, resume=resume)
     if isinstance(model, ArticulatedSDF) and encoder_budget is not None and rank == 0:
         train_encoder(model, store, names, encoder_budget, seed=config.seed)
     if rank == 0 and targets is None and config.trainable == "all":
         model.finish(store, names)
-    if rank == 0 and config.trainable == "all":
+    if rank == 0 and (config.trainable == "all" or encoder_budget is not None):
         save()
     return TrainedModel(model.eval(), config.model, store.scale, metadata)
 

@@ -224,6 +224,25 @@ def test_a_training_starts_from_the_parts_of_another_one(
     assert torch.equal(first["encoder.table.codes"], second["encoder.table.codes"])
 
 
+def test_the_encoder_of_parts_is_trained_alone(store: ScanStore, tmp_path: Path) -> None:
+    first = learn(store, tmp_path / "run", "--optim.max-steps", "5", "--optim.encoder-share", "0", config=parts)
+    settings = ("--trainable", "encoder", "--init-from", str(tmp_path / "run"), "--optim.max-steps", "3")
+    second = learn(store, tmp_path / "second", *settings, config=parts)
+    assert first.keys() == second.keys()
+    moved = {name for name, tensor in second.items() if not torch.equal(tensor, first[name])}
+    assert moved == {name for name in second if name.startswith("encoder.pointnet.")}
+    with pytest.raises(ValueError, match=r"--optim\.encoder-share 1: must be at least 0 and below 1"):
+        learn(store, tmp_path / "none", "--optim.encoder-share", "1", config=parts)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_parts_are_trained(count: int, store: ScanStore, tmp_path: Path) -> None:
+    trained = learn(store, tmp_path / "run", "--optim.max-steps", "5", "--model.num-parts", str(count), config=parts)
+    assert set(trained["template.labels"].tolist()) == set(range(count))
+    with pytest.raises(ValueError, match=r"--model\.num-parts 800: the smallest part has . of the 972 vertices"):
+        learn(store, tmp_path / "many", "--model.num-parts", "800", config=parts)
+
+
 FORK = multiprocessing.get_context("fork")
 
 
