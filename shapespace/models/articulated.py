@@ -78,7 +78,7 @@ class ArticulatedSDF(SDFModel):
         self.register_buffer("target_center", torch.zeros(0), persistent=False)
         self.register_buffer("target_rotation", torch.zeros(0), persistent=False)
         self.register_buffer("target_weight", torch.zeros(0), persistent=False)
-        self.register_load_state_dict_post_hook(_check_template)
+        self.register_load_state_dict_post_hook(_check_template)  # type: ignore[no-untyped-call]
 
     local_std: Tensor
     target_center: Tensor
