@@ -1,7 +1,7 @@
 """Articulated bodies: one code gives the poses and local codes of many parts, each a small signed distance field.
 
 Parts with a field each: Deng et al., NASA (ECCV 2020); local codes: Mihajlovic et al., COAP (CVPR 2022). The poses of
-the parts begin as principal components of the registrations of the training scans (docs/concepts/method.md).
+the parts begin as principal components of the registrations of the training scans (docs/concepts/articulated.md).
 """
 
 import math
