@@ -58,28 +58,27 @@ def assert_same(computed: tuple[Tensor, dict, dict], expected: tuple[Tensor, dic
 
 @pytest.mark.parametrize("chunk", [100, 400])
 def test_chunks_have_the_gradients_of_the_batch_where_only_some_points_have_a_gradient(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
+    chunk: int,
 ) -> None:
     """The same points have a gradient in all chunk sizes."""
-    monkeypatch.setattr(objective, "CHUNK_POINTS", chunk)
     made, one = model("autodecoder"), replace(batch(points=160), gradient_stride=5)
-    assert len(objective.split_batch(one)) > 1
+    made.chunk_points = chunk
+    assert len(objective.split_batch(one, chunk)) > 1
     assert_same(gradients(made, one, "chunked"), gradients(made, one, "eager"))
 
 
 @pytest.mark.parametrize("kind", ["pointnet", "variational", "autodecoder", "distilled"])
 @pytest.mark.parametrize("chunk", [100, 400, 10_000])  # parts of a scan, some scans together, all in one
-def test_chunks_have_the_gradients_of_the_batch(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "CHUNK_POINTS", chunk)
+def test_chunks_have_the_gradients_of_the_batch(kind: str, chunk: int) -> None:
     made, one = model(kind), batch()
+    made.chunk_points = chunk
     assert_same(gradients(made, one, "chunked"), gradients(made, one, "eager"))
 
 
-def test_chunks_are_equal_parts_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_equal_parts_of_the_batch() -> None:
     one = batch(scans=6, points=80)  # 170 points of the loss to a scan
     for limit, count in ((60, 30), (170, 6), (340, 3), (700, 2), (2000, 1)):
-        monkeypatch.setattr(objective, "CHUNK_POINTS", limit)
-        chunks = objective.split_batch(one)
+        chunks = objective.split_batch(one, limit)
         assert len(chunks) == count
         assert len({chunk.batch.surface.numel() for chunk in chunks}) == 1
         for name in ("surface", "normals", "near_points", "uniform_points"):
@@ -87,9 +86,9 @@ def test_chunks_are_equal_parts_of_the_batch(monkeypatch: pytest.MonkeyPatch) ->
             assert torch.equal(seen, getattr(one, name).flatten(0, 1)), name
 
 
-def test_the_same_bits_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "CHUNK_POINTS", 100)
+def test_the_same_bits_in_every_run() -> None:
     made, one = model(), batch()
+    made.chunk_points = 100
     first = gradients(made, one, "chunked")[2]
     for _ in range(5):
         again = gradients(made, one, "chunked")[2]
