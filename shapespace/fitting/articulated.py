@@ -58,7 +58,7 @@ def fit_parts_of(
     def fit(row: int) -> PartFit:
         drawn = resample(estimate_normals(scans[row], seed), options.num_points, seed)
         oriented = orient_normals(model, drawn, code[row])
-        return fit_parts(model, oriented, states[row : row + 1], options, seed)
+        return fit_parts(model, oriented, states.select(slice(row, row + 1)), options, seed)
 
     with torch.no_grad():
         fits = list(parallel_map(fit, range(len(scans))))

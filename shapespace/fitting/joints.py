@@ -30,7 +30,7 @@ class Border(NamedTuple):
         """Borders of the template of a model, with the gaps of its training bodies."""
         key = (model.training_key(), model.template.vertices._version)
         if model.border_cache is not None and model.border_cache[0] == key:
-            return model.border_cache[1]  # type: ignore[no-any-return]
+            return model.border_cache[1]
         rest, parts = model.border_points()
         arm = rest * model.decoder.radius[parts][..., None]
         border = cls(arm, parts, arm.new_ones(len(arm)))

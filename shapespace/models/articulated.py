@@ -172,7 +172,7 @@ class ArticulatedSDF(SDFModel):
     def states(self, code: Code) -> PartStates:
         """States of the parts: given, or from the global code."""
         if len(code.parts) == 1:
-            return self.hypernetwork(code.parts[0])  # type: ignore[no-any-return]
+            return self.hypernetwork(code.parts[0])
         return PartStates(*code.parts[1:])
 
     def replace_vector(self, code: Code, vector: Float[Tensor, "b z"]) -> Code:
