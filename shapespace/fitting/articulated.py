@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shapespace.fitting.block_cholesky import BlockPattern
-from shapespace.fitting.joints import Border, cross_matrix
+from shapespace.fitting.joints import Border
 from shapespace.fitting.levenberg_marquardt import LMOptions, LMState, levenberg_marquardt
 from shapespace.fitting.residuals import constraints, estimate_normals, orient_normals, resample, robust_loss
 from shapespace.geometry.scan import Scan
+from shapespace.geometry.similarity import cross_matrix, left_jacobian
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.code import Code
 from shapespace.nn.parallel import parallel_map
@@ -202,11 +203,3 @@ def _add_products(
     for index, (x, y) in enumerate(zip(left.split(sizes), right.split(sizes), strict=True)):
         if len(x):
             blocks[index].addmm_(x.T, y)
-
-
-def left_jacobian(vector: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
-    """Left Jacobian of the rotation group (Solà, Deray & Atchuthan, A micro Lie theory, 2018, eq. 145)."""
-    cross = cross_matrix(vector)
-    angle = vector.norm(dim=-1).clamp(min=1e-4)[..., None, None]
-    first, second = (1 - angle.cos()) / angle.square(), (angle - angle.sin()) / angle**3
-    return torch.eye(3, device=vector.device) + first * cross + second * cross @ cross

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shapespace.geometry.similarity import cross_matrix
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.nn.part_mlp import PartStates
 
@@ -85,10 +86,3 @@ class JointPrior:
         rows = sum(by_part[:, :, side] @ by_code[:, parts[:, side]] for side in (0, 1)) * root[:, None, None]
         rows, flat = rows.flatten(1, 2), residual.flatten(1)
         return 0.5 * flat.square().sum(dim=1), (rows.mT @ flat[..., None])[..., 0], rows.mT @ rows
-
-
-def cross_matrix(vector: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
-    """Matrices of the cross products with the vectors from the left."""
-    x, y, z = vector.unbind(dim=-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))

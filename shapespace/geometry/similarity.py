@@ -21,14 +21,8 @@ def apply(
 ) -> tuple[Float[Tensor, "r q 3"], Float[Tensor, "r 3 3"]]:
     """Points y = e^s exp(w) x + t for transforms (w, t, s), and the matrix that `jacobian` needs."""
     rotation, translation, log_scale = transform[:, :3], transform[:, None, 3:6], transform[:, None, 6:]
-    cross = _cross(rotation)
-    angle = rotation.norm(dim=1).clamp(min=1e-4)[:, None, None]
-    left = (
-        torch.eye(3, device=transform.device)
-        + (1 - angle.cos()) / angle.square() * cross
-        + (angle - angle.sin()) / angle**3 * cross @ cross
-    )
-    return log_scale.exp() * (points @ torch.linalg.matrix_exp(cross).mT) + translation, left
+    turned = points @ torch.linalg.matrix_exp(cross_matrix(rotation)).mT
+    return log_scale.exp() * turned + translation, left_jacobian(rotation)
 
 
 def jacobian(
@@ -39,7 +33,7 @@ def jacobian(
 ) -> Float[Tensor, "r q 7"]:
     """Derivatives of f(y) with respect to the transform that moved x to y, from the gradient of f at y.
 
-    `left` is the left Jacobian of the rotation group (Solà, Deray & Atchuthan, A micro Lie theory, 2018, eq. 145).
+    `left` is the `left_jacobian` of its rotation.
     """
     offset = moved - transform[:, None, 3:6]
     rotational = torch.linalg.cross(offset, gradient) @ left
@@ -48,7 +42,7 @@ def jacobian(
 
 def frame_of(transform: Float[Tensor, "7"]) -> Frame:
     """Frame of the same transform."""
-    rotation, scale = torch.linalg.matrix_exp(_cross(transform[None, :3]))[0], (-transform[6]).exp()
+    rotation, scale = torch.linalg.matrix_exp(cross_matrix(transform[None, :3]))[0], (-transform[6]).exp()
     return Frame(-scale * (rotation.T @ transform[3:6]), scale, rotation)
 
 
@@ -100,8 +94,19 @@ def rotation_neighborhood(unknown: UnknownRotation, angle: float) -> Float[np.nd
     return Rotation.from_rotvec(np.deg2rad(angle) * np.concatenate([np.zeros((1, 3)), axes, -axes])).as_matrix()
 
 
-def _cross(vectors: Float[Tensor, "r 3"]) -> Float[Tensor, "r 3 3"]:
+def left_jacobian(vectors: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
+    """Left Jacobian of the rotation group (Solà, Deray & Atchuthan, A micro Lie theory, 2018, eq. 145)."""
+    cross = cross_matrix(vectors)
+    angle = vectors.norm(dim=-1).clamp(min=1e-4)[..., None, None]
+    return (
+        torch.eye(3, device=vectors.device)
+        + (1 - angle.cos()) / angle.square() * cross
+        + (angle - angle.sin()) / angle**3 * cross @ cross
+    )
+
+
+def cross_matrix(vectors: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
     """Matrices of the cross products with the vectors from the left."""
-    x, y, z = vectors.unbind(dim=1)
+    x, y, z = vectors.unbind(dim=-1)
     zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).view(-1, 3, 3)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))

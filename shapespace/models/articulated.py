@@ -34,7 +34,7 @@ from shapespace.nn import losses
 from shapespace.nn.hypernetwork import PartHypernetwork, rotation_to_6d
 from shapespace.nn.latent import CodeTable, GaussianPrior
 from shapespace.nn.mlp import Linearization
-from shapespace.nn.part_mlp import NEAREST, PartLinearization, PartMLP, PartStates
+from shapespace.nn.part_mlp import PartLinearization, PartMLP, PartStates, nearest_parts
 from shapespace.nn.pointnet import PointNet
 from shapespace.synthetic.body import Body
 
@@ -227,9 +227,7 @@ class ArticulatedSDF(SDFModel):
 
     def nearest_parts(self, x: Float[Tensor, "b q 3"], center: Float[Tensor, "b k 3"]) -> Int[Tensor, "b q n"]:
         """The parts that are blended at each point."""
-        squared = torch.cdist(x, center, compute_mode="donot_use_mm_for_euclid_dist").square()
-        count = min(NEAREST, center.shape[1])
-        return (squared / self.decoder.radius.square()).topk(count, largest=False).indices
+        return nearest_parts(x, center, self.decoder.radius).permute(1, 2, 0)
 
     def linearize(self, x: Float[Tensor, "b q 3"], code: Code) -> Linearization:
         """Signed distance with its gradient in x and its Jacobian in the global code.

@@ -16,7 +16,7 @@ from shapespace.data.store import ScanSource
 from shapespace.geometry.articulation import PartPoses, RelativePoses, compose, relative, rotation_matrices
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.nn.hypernetwork import ROTATION_WEIGHT
-from shapespace.nn.part_mlp import NEAREST, PartStates
+from shapespace.nn.part_mlp import BLEND_SHARPNESS, NEAREST, PartStates
 from shapespace.training.optimizers import cosine, make_optimizers
 
 BATCH = 32  # scans of a step
@@ -153,7 +153,7 @@ def carry(
     """Points after the motion of their nearest parts, blended as the field is."""
     squared = torch.cdist(points, states.center).square() / radius.square()
     nearest = squared.topk(min(NEAREST, len(radius)), largest=False)
-    weight = (-4 * nearest.values).softmax(dim=-1)
+    weight = (-BLEND_SHARPNESS * nearest.values).softmax(dim=-1)
     turn = moved.rotation @ states.rotation.mT
     offset = moved.center - (turn @ states.center[..., None])[..., 0]
     result = torch.zeros_like(points)

@@ -22,9 +22,8 @@ from shapespace.fitting.articulated import (
     BlockSolver,
     PartProblem,
     fit_parts,
-    left_jacobian,
 )
-from shapespace.fitting.joints import JointPrior, cross_matrix
+from shapespace.fitting.joints import JointPrior
 from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions, levenberg_marquardt
 from shapespace.fitting.result import Fit, load_fits, save_fits
 from shapespace.fitting.sequence import SequenceOptions
@@ -35,6 +34,7 @@ from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import isosurface
 from shapespace.geometry.proximity import closest_point
 from shapespace.geometry.scan import Scan
+from shapespace.geometry.similarity import cross_matrix, left_jacobian
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF, build_articulated
 from shapespace.models.code import Code
