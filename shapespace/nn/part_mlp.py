@@ -233,6 +233,7 @@ class _Pairs(NamedTuple):
         return (2 * BLEND_SHARPNESS * self.weight * around / self.radius.square()) * self.offset
 
 
+@torch.no_grad()
 def nearest_parts(
     x: Float[Tensor, "b q 3"], center: Float[Tensor, "b k 3"], radius: Float[Tensor, "k"]
 ) -> Int[Tensor, "n b q"]:
