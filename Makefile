@@ -56,7 +56,7 @@ runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/
 	$(BIN)/shapespace report runs/demo > /dev/null
 
 test: $(VENV)/ready  ## the test suite: about 15 minutes on 2 cores
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: $(VENV)/ready  ## format, lint, types, layers of imports
 	$(BIN)/ruff format --check .

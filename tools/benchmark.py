@@ -1,7 +1,7 @@
 """Measure time and memory against reference implementations, on this machine in one run.
 
     shapespace benchmark                      (all sections at full size; the first run also trains the model)
-    shapespace benchmark step mesh            (any of step, fit, mesh, encode, load)
+    shapespace benchmark step mesh            (any of step, fit, mesh, encode, load, parts)
     shapespace benchmark --quick --json bench.json
 
 Reference and ours are timed in turn, and medians are compared; ratios carry over to other machines, seconds do not.
@@ -33,18 +33,20 @@ from shapespace.geometry.isosurface import dense_isosurface, evaluate
 from shapespace.geometry.scan import Scan
 from shapespace.io.atomic import replacing
 from shapespace.models import igr
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.igr import IGR
 from shapespace.nn.losses import weighted_sum
 from shapespace.nn.mlp import Linearization, SkipMLP
 from shapespace.nn.mlp_reference import reference_of
 from shapespace.space import ShapeSpace
+from shapespace.tools import _benchmark_parts
 from shapespace.tools import _timing as timing
 from shapespace.tools._subprocess import run_command
 from shapespace.tools._timing import Comparison, compare, interleaved
 from shapespace.training.objective import Execution, Objective, has_compiler, set_matmul_precision
 from shapespace.training.run import describe_hardware
 
-Section = Literal["step", "fit", "mesh", "encode", "load"]
+Section = Literal["step", "fit", "mesh", "encode", "load", "parts"]
 
 # Loss weights of the paper (IGR eq. 2 and section 6).
 PAPER = {
@@ -66,7 +68,7 @@ class Size:
     people: int
     poses: int
     training: int
-    """Training steps of the model."""
+    """Training steps of the models."""
     times: int
     """Repetitions of measurements that take seconds."""
     points: int
@@ -284,9 +286,16 @@ class _Bench:
             times=9,
         )
 
-    def _space(self) -> tuple[ShapeSpace, ScanStore]:
+    def parts(self) -> Iterator[Comparison]:
+        """Time training step, fit and mesh of the articulated family."""
+        space, store = self._space("articulated")
+        assert isinstance(space.model, ArticulatedSDF)
+        scans = [_scan(store, name) for name in islice(cycle(store.scan_names("unseen_people")), self.size.scans)]
+        yield from _benchmark_parts.measure(space.model, store, scans, times=self.size.times)
+
+    def _space(self, config: Literal["igr", "articulated"] = "igr") -> tuple[ShapeSpace, ScanStore]:
         """Model and store of a small synthetic dataset; both are made once and stored in the folder."""
-        size, store, run = self.size, self.folder / "people.h5", self.folder / "run"
+        size, store, run = self.size, self.folder / "people.h5", self.folder / config
         if not store.exists():
             print("making the scans (once)", file=sys.stderr)
             people = ["--people", size.people, "--poses", size.poses, "--test-people", 2]
@@ -297,8 +306,8 @@ class _Bench:
             if (run / "checkpoint.pt").exists():
                 run_command(["train", "--resume", run])
             else:
-                sizes = ["--model.code-dim", size.code_dim, "--model.width", size.width]
-                words = ["train", store, "--config", "igr", *sizes, "--optim.max-steps", size.training]
+                sizes = ["--model.code-dim", size.code_dim, "--model.width", size.width] if config == "igr" else []
+                words = ["train", store, "--config", config, *sizes, "--optim.max-steps", size.training]
                 run_command([*words, "--out", run, "--split", "train"])
             (run / "finished").touch()
         return ShapeSpace.load(run, device=self.device.type), ScanStore(store)

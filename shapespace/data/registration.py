@@ -229,10 +229,3 @@ def _connected(labels: Int[np.ndarray, "v"], faces: Int[np.ndarray, "f 3"]) -> I
         new = owner.copy()
         new[touched[0][by_edges, 0]] = touched[0][by_edges, 1]
         labels = new[piece]
-
-
-def transfer_labels(
-    labeled: Float[np.ndarray, "v 3"], labels: Int[np.ndarray, "v"], vertices: Float[np.ndarray, "w 3"]
-) -> Int[np.ndarray, "w"]:
-    """Part of each vertex of another template in the same pose: that of the nearest labeled vertex."""
-    return labels[nearest_point(vertices, labeled)[1]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -190,8 +190,31 @@ def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, se
             for one in candidates
             for frame in search_alignment(model, one.scan, options.alignment, options, seed)
         ]
-    starts, codes = _run_trials(model, candidates, options, seed)
+    count = options.max_starts if options.alignment in ("yaw", "full") else 1
+    first = _first_level(model, candidates, options, seed, count)
+    if isinstance(model, ArticulatedSDF):
+        first = _retry(model, candidates, first, options, seed)
+    code, part_covariance = first.code, None
+    if isinstance(model, ArticulatedSDF) and options.levels == 2:
+        code, part_covariance = fit_parts_of(model, [one.scan for one in first.starts], code, options, seed)
+    residual = residuals(model, [one.scan for one in first.starts], code, seed)
+    return BatchFit(code, first.covariance, residual, [one.frame for one in first.starts], part_covariance)
 
+
+class FirstLevel(NamedTuple):
+    """Fitted codes, as many scans in the frames of their fits, and the cost and the covariance of each code."""
+
+    code: Code
+    starts: list[Start]
+    cost: Float[Tensor, "b"]
+    covariance: Float[Tensor, "b k k"]
+
+
+def _first_level(model: SDFModel, candidates: Sequence[Start], options: LMOptions, seed: int, count: int) -> FirstLevel:
+    """Fit the codes: trial steps of all candidates, then the `count` best of each scan to the end."""
+    starts, codes = _run_trials(model, candidates, options, seed, count)
+    if options.levels == 2 and isinstance(model, ArticulatedSDF):
+        options = options.before_parts()
     samples = [resample(estimate_normals(one.scan, seed), options.num_points, seed) for one in starts]
     oriented = [orient_normals(model, scan, codes[index]) for index, scan in enumerate(samples)]
     problem = FitProblem(model, oriented, codes, options, seed)
@@ -202,25 +225,40 @@ def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, se
         max_steps=options.max_steps - options.trial_steps,
         ftol=options.ftol,
     )
-
     best = best_per_scan(state.cost, [one.scan_index for one in starts], 1)
     flat, alignments = problem.split(state.x[best])
     results = [starts[row] for row in best]
     if problem.has_alignment:
         results = _align(results, alignments)
     covariance = torch.cholesky_inverse(cholesky(state.hessian[best]))[:, : flat.shape[1], : flat.shape[1]].to(flat)
-    code = codes.unflatten(flat)
-    part_covariance = None
-    if options.levels == 2 and isinstance(model, ArticulatedSDF):
-        code, part_covariance = fit_parts_of(model, [one.scan for one in results], code, options, seed)
-    residual = residuals(model, [one.scan for one in results], code, seed)
-    return BatchFit(code, covariance, residual, [one.frame for one in results], part_covariance)
+    return FirstLevel(codes.unflatten(flat), results, state.cost[best], covariance)
+
+
+def _retry(
+    model: SDFModel, candidates: Sequence[Start], first: FirstLevel, options: LMOptions, seed: int
+) -> FirstLevel:
+    """Fit from more starts the scans of which a part is far from the surface, such as a limb; keep the lower cost."""
+    far = residuals(model, [one.scan for one in first.starts], first.code, seed) > options.far_distance
+    poor = (far.float().mean(dim=1) > options.max_far_share).nonzero()[:, 0].tolist()
+    again = [one for one in candidates if one.scan_index in {first.starts[row].scan_index for row in poor}]
+    if not again:
+        return first
+    options = replace(options, num_starts=options.retry_starts)
+    second = _first_level(model, again, options, seed, options.max_starts)
+    starts, tensors = list(first.starts), [first.code.flat.clone(), first.cost.clone(), first.covariance.clone()]
+    for row, (place, cost) in enumerate(zip(poor, second.cost, strict=True)):
+        if cost < first.cost[place]:
+            starts[place] = second.starts[row]
+            for whole, own in zip(tensors, (second.code.flat, second.cost, second.covariance), strict=True):
+                whole[place] = own[row]
+    flat, cost, covariance = tensors
+    return FirstLevel(first.code.unflatten(flat), starts, cost, covariance)
 
 
 def _run_trials(
-    model: SDFModel, candidates: Sequence[Start], options: LMOptions, seed: int
+    model: SDFModel, candidates: Sequence[Start], options: LMOptions, seed: int, count: int
 ) -> tuple[list[Start], Code]:
-    """The best candidates after the trial steps from some codes each, as they are aligned then, and their codes."""
+    """The `count` best of each scan after the trial steps from some codes, as they are aligned then; their codes."""
     coarse = options.coarse()
     encoded = encode(model, [one.scan for one in candidates], seed=seed)
     starts_of = [
@@ -234,7 +272,6 @@ def _run_trials(
     state = levenberg_marquardt(
         problem.objective(rows), problem.with_identity(flat), max_steps=options.trial_steps, ftol=options.ftol
     )
-    count = options.max_starts if options.alignment in ("yaw", "full") else 1
     scan_index = [candidates[row].scan_index for row in rows.tolist()]
     best = best_per_scan(state.cost, scan_index, count, options.max_cost_ratio)
     flat, alignments = problem.split(state.x[best])

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shapespace.geometry.similarity import cross_matrix
-from shapespace.models.articulated import ArticulatedSDF
+from shapespace.models.articulated import ArticulatedSDF, PartExpansion
 from shapespace.nn.part_mlp import PartStates
 
 MIN_STD = 0.003  # model units: least deviation of a gap, below which training bodies do not differ
@@ -70,19 +70,23 @@ class JointPrior:
 
     def __init__(self, model: ArticulatedSDF) -> None:
         self.model, self.border = model, Border.of(model)
+        self.pairs, self.pair, count = self.border.parts.unique(dim=0, return_inverse=True, return_counts=True)
+        self.root = (self.border.std * count[self.pair].sqrt()).reciprocal()
 
     @torch.no_grad()
-    def __call__(
-        self, code: Float[Tensor, "r z"]
-    ) -> tuple[Float[Tensor, "r"], Float[Tensor, "r z"], Float[Tensor, "r z z"]]:
-        """Cost, gradient and Gauss-Newton matrix for each code; a pair of parts counts as one point."""
-        border, parts = self.border, self.border.parts
-        states = self.model.hypernetwork(code)
-        _, pair, count = parts.unique(dim=0, return_inverse=True, return_counts=True)
-        root = (border.std * count[pair].sqrt()).reciprocal()
-        residual = border.gaps(states) * root[:, None]
-        by_code = self.model.hypernetwork.jacobian(code)[:, :, :6]
-        by_part = border.jacobian(states)
-        rows = sum(by_part[:, :, side] @ by_code[:, parts[:, side]] for side in (0, 1)) * root[:, None, None]
-        rows, flat = rows.flatten(1, 2), residual.flatten(1)
-        return 0.5 * flat.square().sum(dim=1), (rows.mT @ flat[..., None])[..., 0], rows.mT @ rows
+    def __call__(self, parts: PartExpansion) -> tuple[Float[Tensor, "r"], Float[Tensor, "r z"], Float[Tensor, "r z z"]]:
+        """Cost, gradient and Gauss-Newton matrix for each global code; a pair of parts counts as one point."""
+        border, states = self.border, parts.states
+        rows, pairs = len(states.center), len(self.pairs)
+        residual = border.gaps(states) * self.root[:, None]
+        by_part = border.jacobian(states) * self.root[:, None, None, None]
+        by_pair = by_part.transpose(2, 3).flatten(3)  # (r, m, 3, 12)
+        # in the 12 unknowns of each pair first: they are far fewer than the points
+        squares = residual.new_zeros(rows, pairs, 12, 12).index_add_(1, self.pair, by_pair.mT @ by_pair)
+        slopes = residual.new_zeros(rows, pairs, 12).index_add_(
+            1, self.pair, (by_pair.mT @ residual[..., None])[..., 0]
+        )
+        unknowns = parts.by_code[:, self.pairs, :6].flatten(2, 3)  # (r, pairs, 12, z)
+        matrix = unknowns.flatten(1, 2).mT @ (squares @ unknowns).flatten(1, 2)
+        gradient = (unknowns.flatten(1, 2).mT @ slopes.flatten(1)[..., None])[..., 0]
+        return 0.5 * residual.flatten(1).square().sum(dim=1), gradient, matrix

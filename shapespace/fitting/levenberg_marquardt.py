@@ -37,7 +37,7 @@ class PartOptions:
     """Standard deviation of the rotation of a part from the first level (radians, about each axis)."""
     local_std: float = 0.5
     """Standard deviation of the change of a local code, in those of the training scans."""
-    ftol: float = 3e-3
+    ftol: float = 1e-2
     """Relative decrease of the cost below which the fit stops."""
 
 
@@ -68,6 +68,13 @@ class LMOptions:
     """Relative decrease of the cost below which the fit stops."""
     num_starts: int = 3
     """Number of codes from which a scan's trial steps start, for families that have parts; others have two."""
+    retry_starts: int = 12
+    """Number of codes from which a scan is fitted again if too much of it is far from the surface, for families that
+    have parts."""
+    far_distance: float = 0.02
+    """Distance from the surface beyond which a point of the scan is far."""
+    max_far_share: float = 0.01
+    """Share of far points above which a scan is fitted again."""
     trial_steps: int = 4
     """Number of steps with a quarter of the points, after which the best starts of each scan are selected."""
     alignment: Alignment = "local"
@@ -92,6 +99,15 @@ class LMOptions:
     """Levels of a fit: the code alone (1), or then the body parts too (2), for families that have parts."""
     parts: PartOptions = field(default_factory=PartOptions)
     """Settings of the second level."""
+
+    def before_parts(self) -> "LMOptions":
+        """The settings of the first level if the second follows: half of the points, and ten times `ftol`."""
+        return replace(
+            self,
+            num_points=max(1, self.num_points // 2),
+            free_space_points=self.free_space_points // 2,
+            ftol=10 * self.ftol,
+        )
 
     def coarse(self) -> "LMOptions":
         """The settings of the trial steps: a quarter of the points, and stiffer joints."""

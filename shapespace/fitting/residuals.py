@@ -1,6 +1,6 @@
 """Residuals of a fit: surface, normals, free space and code prior."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +23,9 @@ from shapespace.nn.parallel import parallel_map
 
 PADDING_TARGET = -1e9  # lower bound of padding points, which every field satisfies
 MAX_NORMAL_POINTS = 50_000  # points of a scan for which normals are estimated: two seconds on one core
+Linearizer = Callable[[Float[Tensor, "r q 3"], slice], Linearization]
+"""`linearize(x, rows)`: the field of some rows of a batch of codes at points of each."""
+
 ROWS_ON_GPU = 16  # codes that are linearized at once: about 6 GB at 7,168 points each
 
 
@@ -79,15 +82,10 @@ class FitProblem:
         offset = flat - self.mean
         gradient = offset @ self.precision
         total = LMState(flat, 0.5 * (offset * gradient).sum(dim=1), gradient, self.precision.repeat(len(flat), 1, 1))
-        if self.joints is not None:
-            codes, _ = self.split(flat)
-            cost, by_code, matrix = self.joints(codes)
-            weight, inner = self.options.joint_weight, slice(0, codes.shape[1])
-            total.cost.add_(cost, alpha=weight)
-            total.gradient[:, inner].add_(by_code, alpha=weight)
-            total.hessian[:, inner, inner].add_(matrix, alpha=weight)
+        codes, _ = self.split(flat)
+        linearize = self._linearizer(self.codes.unflatten(codes), total)
         if flat.device.type == "cpu":
-            size = self.model.chunk_points
+            size = self.model.fit_chunk_points
             chunks = [
                 (slice(row, row + 1), slice(first, min(first + size, self.counts[scan])))
                 for row, scan in enumerate(scans.tolist())
@@ -95,37 +93,43 @@ class FitProblem:
             ]
         else:
             chunks = [(slice(row, row + ROWS_ON_GPU), slice(None)) for row in range(0, len(flat), ROWS_ON_GPU)]
-        parts = parallel_map(lambda chunk: self._data_terms(scans[chunk[0]], flat[chunk[0]], chunk[1]), chunks)
+        parts = parallel_map(lambda chunk: self._data_terms(linearize, scans, flat, *chunk), chunks)
         for (rows, _), part in zip(chunks, parts, strict=True):
             for whole, more in zip(total[1:], part, strict=True):
                 whole[rows] += more
         return total
 
+    def _linearizer(self, code: Code, total: LMState) -> Linearizer:
+        """How the field of these codes is linearized; add the cost of the joints of models that have parts."""
+        if self.joints is None:
+            return lambda x, rows: self.model.linearize(x, code[rows])
+        model = self.joints.model
+        parts = model.expand_parts(code)
+        cost, gradient, matrix = self.joints(parts)
+        weight, inner = self.options.joint_weight, slice(0, gradient.shape[1])
+        total.cost.add_(cost, alpha=weight)
+        total.gradient[:, inner].add_(gradient, alpha=weight)
+        total.hessian[:, inner, inner].add_(matrix, alpha=weight)
+        return lambda x, rows: model.linearize_expanded(x, parts.select(rows))
+
     def _data_terms(
-        self, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"], points: slice
-    ) -> tuple[Float[Tensor, "r"], Float[Tensor, "r k"], Float[Tensor, "r k k"]]:
+        self, linearize: Linearizer, scans: Int[Tensor, "r"], flat: Float[Tensor, "r k"], rows: slice, points: slice
+    ) -> tuple[Float[Tensor, "s"], Float[Tensor, "s k"], Float[Tensor, "s k k"]]:
         """Cost, gradient and matrix of some points: Huber's loss by reweighting (IRLS), a hinge in free space."""
-        options = self.options
-        field = self._linearize(self.x[scans, points], flat)
+        options, scans, (_, alignments) = self.options, scans[rows], self.split(flat[rows])
+        x = self.x[scans, points]
+        if self.has_alignment:
+            x, left = similarity.apply(x, alignments)
+        field = linearize(x, rows)
+        jacobian = field.jacobian
+        if self.has_alignment:
+            by_alignment = similarity.jacobian(field.gradient, x, alignments, left)
+            jacobian = torch.cat([jacobian, by_alignment], dim=2)
         residual = field.value - self.target[scans, points]
         is_satisfied = self.is_free[scans, points] & (residual > 0)  # free space requires f >= target only
         loss, weight = robust_loss(residual, is_satisfied, options)
-        weighted = field.jacobian * weight[..., None]
-        return (
-            loss.sum(dim=1),
-            (weighted.mT @ residual[..., None])[..., 0],
-            weighted.mT @ field.jacobian,
-        )
-
-    def _linearize(self, x: Float[Tensor, "r q 3"], flat: Float[Tensor, "r k"]) -> Linearization:
-        """The field at the points after each row's alignment; its Jacobian in all unknowns of the row."""
-        codes, alignments = self.split(flat)
-        if not self.has_alignment:
-            return self.model.linearize(x, self.codes.unflatten(codes))
-        moved, left = similarity.apply(x, alignments)
-        field = self.model.linearize(moved, self.codes.unflatten(codes))
-        jacobian = similarity.jacobian(field.gradient, moved, alignments, left)
-        return field._replace(jacobian=torch.cat([field.jacobian, jacobian], dim=2))
+        weighted = jacobian * weight[..., None]
+        return loss.sum(dim=1), (weighted.mT @ residual[..., None])[..., 0], weighted.mT @ jacobian
 
 
 def robust_loss(

@@ -11,7 +11,7 @@ from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
 
 SCORED_POINTS = 256  # points of a scan that compare codes
-SCORED_CODES = 8  # training codes whose field is evaluated, of those whose spheres are the nearest
+SCORED_CODES = 8  # training codes whose field is evaluated, at least; those whose spheres are the nearest
 MAX_DISTANCE = 0.1  # model units, at which the distance of a point counts no more: it may be clutter
 SPHERE = 0.6  # radius of the sphere that stands for a part, over the part's radius: about where its surface is
 
@@ -29,7 +29,7 @@ def start_codes(
     if not isinstance(model, ArticulatedSDF) or (table := model.codes_parameter) is None or not len(table):
         return torch.stack([encoded, mean])
     points = torch.from_numpy(resample(scan, SCORED_POINTS, seed).points).float().to(mean)
-    nearest = _sphere_scores(model, points).argsort()[:SCORED_CODES]
+    nearest = _sphere_scores(model, points).argsort()[: max(SCORED_CODES, 2 * count)]
     others = torch.cat([mean[None], table[nearest]])
     values = model.field(points.expand(len(others), -1, -1), Code((others,))).abs()
     best = values.clamp(max=MAX_DISTANCE).mean(dim=1).argsort()[: count - 1]

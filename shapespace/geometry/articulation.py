@@ -20,33 +20,6 @@ _RIDGE = 0.003  # weight of a joint's place at rest: it decides where parts turn
 # ----------------------------------------------------------------------------------------------------------- rotations
 
 
-def procrustes(
-    reference: Float[Tensor, "v 3"], posed: Float[Tensor, "b v 3"], weights: Float[Tensor, "v"]
-) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b 3"]]:
-    """Rotations R and centers t with posed = R (reference - its weighted mean) + t, by weighted least squares.
-
-    The centers are the weighted means of the posed points. Kabsch, Acta Cryst. A 32, 1976; never a reflection (Umeyama,
-    PAMI 1991). Solved in float64, returned in the precision of `posed`. Points on a line leave the turn about it free:
-    one of the rotations that fit is returned.
-
-    Raises:
-        ValueError: A weight is negative, or their sum is not positive.
-
-    """
-    if bool((weights < 0).any()) or not float(weights.sum()) > 0:
-        raise ValueError(
-            f"procrustes: weights from {float(weights.min()):g} to {float(weights.max()):g}. Give weights that are not "
-            "negative, at least one of them positive."
-        )
-    share = (weights / weights.sum()).double()
-    centered = reference.double() - share @ reference.double()
-    centers = torch.einsum("v,bvd->bd", share, posed.double())
-    covariance = torch.einsum("v,bvi,vj->bij", share, posed.double() - centers[:, None], centered)
-    left, _, right = torch.linalg.svd(covariance)
-    left = left * torch.linalg.det(left @ right).sign()[:, None, None] ** torch.tensor([0, 0, 1], device=left.device)
-    return (left @ right).to(posed), centers.to(posed)
-
-
 def rotation_vectors(rotation: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3"]:
     """Rotation vectors (axis times angle), at most pi long; at pi, one of the two that give the rotation."""
     vectors = Rotation.from_matrix(rotation.detach().double().cpu().reshape(-1, 3, 3).numpy()).as_rotvec()

@@ -29,7 +29,8 @@ class ShapeModel(nn.Module, ABC):
     """Encoder from scans to codes, and decoder from codes to surfaces, in the model frame."""
 
     prior: GaussianPrior | None  # over the training codes; None for codes that are grids
-    chunk_points: int = CHUNK_POINTS  # points of a task in training and fitting on a CPU
+    chunk_points: int = CHUNK_POINTS  # points of a task in training on a CPU
+    fit_chunk_points: int = CHUNK_POINTS  # points of a task in a fit on a CPU
 
     def initialize(self, store: ScanSource, names: Sequence[str]) -> None:
         """Set what is computed from the training scans before the first step; nothing for most families."""

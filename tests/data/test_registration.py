@@ -1,6 +1,6 @@
 """Parts of registered templates: connected, in number as by their density, with the poses of known motions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from trimesh import Trimesh
 
 from shapespace.data import registration
 from shapespace.data.preprocess import PreprocessOptions, preprocess
-from shapespace.data.registration import PartTemplate, make_template, part_poses, segment, transfer_labels, vertex_areas
+from shapespace.data.registration import PartTemplate, make_template, part_poses, segment, vertex_areas
 from shapespace.data.store import ScanStore
 from shapespace.datasets import get_dataset
 
@@ -238,14 +238,3 @@ def test_another_template_is_refused(synthetic_root: Path, tmp_path: Path) -> No
         expected = rf"store\.h5: the registration of {store.names[1]} has {count} that are not those of the others"
         with pytest.raises(ValueError, match=expected):
             list(registration.registrations(store, store.names))
-
-
-def test_labels_go_to_the_nearest_vertices_of_another_template(make_body: Callable[..., Trimesh]) -> None:
-    vertices, faces = arrays(make_body())
-    labels = segment(vertices, faces, 10, vertex_areas(vertices, faces))
-    finer = Trimesh(vertices, faces, process=False).subdivide()
-    moved = transfer_labels(vertices, labels, np.asarray(finer.vertices))
-    assert (moved[: len(vertices)] == labels).all()
-    brute: Sequence[int] = ((finer.vertices[:, None] - vertices) ** 2).sum(axis=2).argmin(axis=1)
-    assert (moved == labels[brute]).mean() > 0.99  # middles of edges are as far from one end as from the other
-    assert set(moved) == set(labels)

@@ -426,7 +426,7 @@ def test_a_known_motion_of_one_part_is_recovered(model: ArticulatedSDF) -> None:
     problem = PartProblem(model, scan, states, lm, seed=0)
     start = problem(states.center.new_zeros(1, problem.precision.numel()))
     state = levenberg_marquardt(
-        lambda _, x: problem(x), start.x.clone(), max_steps=12, ftol=3e-3, solver=BlockSolver(problem.pattern)
+        lambda _, x: problem(x), start.x.clone(), max_steps=12, ftol=lm.parts.ftol, solver=BlockSolver(problem.pattern)
     )
     assert state.cost < 0.2 * start.cost
     torch.testing.assert_close(problem.states_at(state.x).center, result.states.center)
@@ -482,7 +482,9 @@ def test_both_levels_are_nearer_an_unseen_figure_than_the_code_alone(model: Arti
     both = fit.fit_lm(model, [scan], LM)
     assert (len(first.code.parts), first.part_covariance) == (1, None)
     assert [tuple(part.shape[1:]) for part in both.code.parts] == list(model.code_shapes)
-    assert torch.equal(both.code.parts[0], first.code.parts[0])
+    alone = fit.fit_lm(model, [scan], replace(LM, max_far_share=1.0))
+    start = fit.Start(0, scan.infer_sensor(), None)
+    assert torch.equal(alone.code.parts[0], fit._first_level(model, [start], LM, 0, 1).code.flat)
     assert both.part_covariance is not None
     assert both.part_covariance.shape == (1, 10, 9, 9)
     assert both.residual.mean() < 0.85 * first.residual.mean()
@@ -616,7 +618,7 @@ def test_cost_of_the_joints_and_its_derivatives_equal_autograd(model: Articulate
         place = states.center[0][parts] + arm
         return ((place[:, 0] - place[:, 1]) * (weight.sqrt() / prior.border.std)[:, None]).flatten()
 
-    cost, gradient, matrix = prior(code)
+    cost, gradient, matrix = prior(model.expand_parts(Code((code,))))
     for row, one in enumerate(code):
         jacobian = torch.autograd.functional.jacobian(residuals, one)
         value = residuals(one).detach()
@@ -631,12 +633,12 @@ def test_joints_of_training_bodies_cost_little_and_torn_limbs_much(model: Articu
     prior, table = JointPrior(model), model.codes_parameter
     assert table is not None
     pairs = len(prior.border.parts.unique(dim=0))
-    cost, _, _ = prior(table)
+    cost, _, _ = prior(model.expand_parts(Code((table,))))
     assert cost.mean() < 1.01 * 1.5 * pairs  # half of three squares for each pair
     far = prior.border.gaps(model.hypernetwork(8 * table)).norm(dim=-1).amax()
     near = prior.border.gaps(model.hypernetwork(table)).norm(dim=-1).amax()
     assert far > 3 * near
-    assert prior(8 * table)[0].mean() > 10 * cost.mean()
+    assert prior(model.expand_parts(Code((8 * table,))))[0].mean() > 10 * cost.mean()
 
 
 @torch.no_grad()
@@ -664,6 +666,34 @@ def test_a_fit_starts_from_the_training_body_that_explains_the_scan(model: Artic
         assert len(codes) == 4
         torch.testing.assert_close(codes[0], model.prior.mean + 9)  # that of the encoder
         assert (codes[1:] == table[row]).all(dim=1).any()
+
+
+@torch.no_grad()
+def test_a_scan_far_from_its_first_fit_starts_again_from_more_codes(
+    model: ArticulatedSDF, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few steps from a wrong body, then from the right one among many; a second fit that costs more is dropped."""
+    table = model.codes_parameter
+    assert table is not None
+    right, wrong = table[1], table[6]
+    scan = sampled(surface_of(model, code_of(model, 1), model.states(code_of(model, 1))))
+    counts, second = list[int](), torch.stack([wrong, right])
+
+    def starts(_model: object, _scan: Scan, _encoded: Tensor, count: int, _seed: int) -> Tensor:
+        counts.append(count)
+        return torch.stack([wrong, wrong]) if count == 3 else second
+
+    monkeypatch.setattr(fit, "start_codes", starts)
+    few = replace(LM, alignment="fixed", levels=1, trial_steps=1, max_steps=1, num_starts=3, retry_starts=7)
+    once = fit.fit_lm(model, [scan], replace(few, max_far_share=1.0))
+    assert counts == [3]
+    assert (once.residual > few.far_distance).float().mean() > few.max_far_share
+    twice = fit.fit_lm(model, [scan, scan], few)
+    assert counts == [3, 3, 3, 7, 7]
+    assert (twice.residual > few.far_distance).float().mean() <= few.max_far_share
+    torch.testing.assert_close(twice.code.flat[0], twice.code.flat[1])
+    second = torch.stack([10 * wrong, -10 * wrong])
+    torch.testing.assert_close(fit.fit_lm(model, [scan], few).code.flat, once.code.flat)
 
 
 # -------------------------------------------------------------------------------------------------------------- encoder

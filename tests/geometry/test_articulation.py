@@ -23,76 +23,6 @@ def rotations(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
     return torch.from_numpy(Rotation.random(count, rng=seed).as_matrix()).to(dtype)
 
 
-def some_points(count: int = 40) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(count, 3, generator=generator) + 2, torch.rand(count, generator=generator)
-
-
-@pytest.mark.parametrize("flat", [False, True])
-def test_procrustes_recovers_rotation_and_center(flat: bool) -> None:
-    reference, weights = some_points()
-    if flat:
-        reference = reference * torch.tensor([1.0, 1.0, 0.0])
-    truth, centers = rotations(20), torch.randn(20, 3, generator=torch.Generator().manual_seed(2))
-    mean = (weights / weights.sum()) @ reference
-    posed = (reference - mean) @ truth.mT + centers[:, None]
-    rotation, center = articulation.procrustes(reference, posed, weights)
-    torch.testing.assert_close(rotation, truth, atol=2e-6, rtol=0)
-    torch.testing.assert_close(center, centers, atol=2e-6, rtol=0)
-
-
-def test_procrustes_with_noise_equals_weighted_alignment_by_scipy() -> None:
-    reference, weights = some_points()
-    noise = 0.3 * torch.randn(10, *reference.shape, generator=torch.Generator().manual_seed(3))
-    posed = reference @ rotations(10).mT + noise
-    rotation, center = articulation.procrustes(reference, posed, weights)
-    share = (weights / weights.sum()).numpy()
-    for row in range(10):
-        mean = share @ posed[row].numpy()
-        plain, _ = Rotation.align_vectors(
-            posed[row].numpy() - mean, reference.numpy() - share @ reference.numpy(), share
-        )
-        torch.testing.assert_close(rotation[row].double(), torch.from_numpy(plain.as_matrix()), atol=1e-5, rtol=0)
-        torch.testing.assert_close(center[row].double(), torch.from_numpy(mean).double(), atol=1e-5, rtol=0)
-
-
-def test_points_of_no_weight_do_not_count() -> None:
-    reference, weights = some_points()
-    weights[10:] = 0
-    posed = (reference @ rotations(3).mT).contiguous()
-    before = articulation.procrustes(reference, posed, weights)
-    posed[:, 10:] += 5
-    torch.testing.assert_close(articulation.procrustes(reference, posed, weights), before)
-
-
-def test_procrustes_of_a_mirror_image_is_the_best_rotation() -> None:
-    """No rotation of a fine set of turns about any axis fits better, and the result is a rotation."""
-    reference, weights = some_points()
-    posed = (reference * torch.tensor([-1.0, 1.0, 1.0]))[None]
-    rotation, center = articulation.procrustes(reference, posed, weights)
-    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(1))
-    centered = reference - (weights / weights.sum()) @ reference
-
-    def misfit(turned: Tensor) -> Tensor:
-        return (weights * (centered @ turned.mT + center[0] - posed[0]).square().sum(dim=-1)).sum(dim=-1)
-
-    assert misfit(rotation)[0] <= misfit(rotations(5000)).min()
-
-
-def test_procrustes_of_points_on_a_line_or_in_one_point_is_a_rotation() -> None:
-    reference, weights = some_points()
-    for shrink in (torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3)):
-        rotation, _ = articulation.procrustes(reference * shrink, (reference * shrink) @ rotations(4).mT, weights)
-        torch.testing.assert_close(rotation.mT @ rotation, torch.eye(3).expand(4, 3, 3), atol=1e-5, rtol=0)
-        torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(4))
-
-
-@pytest.mark.parametrize("weights", [[0.0, 0.0, 0.0], [1.0, 1.0, -0.5]])
-def test_procrustes_refuses_weights(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"procrustes: weights from .* Give weights that are not negative"):
-        articulation.procrustes(torch.eye(3), torch.eye(3)[None], torch.tensor(weights))
-
-
 # ---------------------------------------------------------------------------------------------------------------- poses
 
 PARENTS = (1, 2, -1, 2, 3, 3, 5)  # part 2 is the root, with the chains 2-1-0 and 2-3-4, 3-5-6
@@ -354,12 +284,13 @@ def body_parts() -> Parts:
 def poses_of(
     rest: Float[np.ndarray, "v 3"], labels: Int[np.ndarray, "v"], posed: Float[np.ndarray, "b v 3"]
 ) -> PartPoses:
-    fits = []
+    center, rotation = np.empty((len(posed), labels.max() + 1, 3)), np.empty((len(posed), labels.max() + 1, 3, 3))
     for label in range(labels.max() + 1):
-        reference, moved = torch.from_numpy(rest[labels == label]).float(), torch.from_numpy(posed[:, labels == label])
-        fits.append(articulation.procrustes(reference, moved.float(), torch.ones(len(reference))))
-    rotation, center = (torch.stack(each, dim=1) for each in zip(*fits, strict=True))
-    return PartPoses(center, rotation)
+        reference, moved = rest[labels == label], posed[:, labels == label]
+        center[:, label] = moved.mean(axis=1)
+        for row, own in enumerate(moved - center[:, label, None]):
+            rotation[row, label] = Rotation.align_vectors(own, reference - reference.mean(axis=0))[0].as_matrix()
+    return PartPoses(torch.from_numpy(center).float(), torch.from_numpy(rotation).float())
 
 
 @pytest.fixture(scope="module")

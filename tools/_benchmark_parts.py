@@ -1,0 +1,123 @@
+"""Section `parts` of the benchmark: training step, fit and mesh of the articulated family."""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from trimesh import Trimesh
+
+from shapespace.data.loader import Batch, StepDataset
+from shapespace.data.store import ScanStore
+from shapespace.fitting import fit
+from shapespace.fitting.levenberg_marquardt import LMOptions
+from shapespace.fitting.registration import register
+from shapespace.geometry.isosurface import bounded, dense_isosurface
+from shapespace.geometry.scan import Scan
+from shapespace.models.articulated import ArticulatedSDF
+from shapespace.nn.mlp_reference import reference_of_parts
+from shapespace.nn.part_mlp import NEAREST, PartMLP, PartStates
+from shapespace.tools import _timing as timing
+from shapespace.tools._config import load_config
+from shapespace.tools._timing import Comparison, compare, interleaved
+from shapespace.training.objective import Objective
+
+CELLS = 128
+PASSES = 3  # forward, and two products for each layer in the backward pass
+
+
+def measure(model: ArticulatedSDF, store: ScanStore, scans: Sequence[Scan], *, times: int) -> Iterator[Comparison]:
+    """Comparisons of a model: the first of `scans` is fitted alone, all of them in one call.
+
+    The reference of a training step has every part at every point, with autograd.
+    """
+    yield from _step(model, store, times)
+    yield from _fit(model, scans)
+    yield from _mesh(model, scans[0], times)
+
+
+def _step(model: ArticulatedSDF, store: ScanStore, times: int) -> Iterator[Comparison]:
+    """Loss and gradients of a batch of the config, without optimizer and targets; the products beside the peak."""
+    config = load_config("articulated")
+    settings = {key: value for key, value in vars(config.batch).items() if key != "num_workers"}
+    batch = StepDataset(store, store.scan_names("train"), seed=0, **settings)[0].to(model.decoder.radius.device)
+    reference = copy(model)
+    reference._modules = {**model._modules, "decoder": reference_of_parts(model.decoder)}
+    weights = vars(config.weights)
+    ours, plain = (_gradients(each, batch, weights) for each in (model, reference))
+    yield compare("parts", f"step, {config.batch.scans} scans", plain, ours, timing.close(1e-3), times=times)
+    width = model.decoder.width
+    product = timing.matmul(width, model.decoder.radius.device, "highest")
+    seconds = interleaved([product, ours], times)
+    yield timing.share_of_peak("parts", "step", _operations(model, ours), width, *seconds)
+
+
+def _gradients(model: ArticulatedSDF, batch: Batch, weights: dict[str, float]) -> Callable[[], Tensor]:
+    """Gradients of the decoder's weights in one vector."""
+    objective = Objective(model, weights, "eager")
+
+    def step() -> Tensor:
+        model.train()
+        loss, _ = objective(batch)
+        gradients = torch.autograd.grad(loss, list(model.decoder.parameters()))
+        model.eval()
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    return step
+
+
+def _operations(model: ArticulatedSDF, step: Callable[[], Tensor]) -> float:
+    """Floating-point operations of the products of the parts in a step: a value takes 3 passes, a gradient 3 more."""
+    decoder, passes = model.decoder, list[int]()
+
+    def counted(x: Tensor, states: PartStates, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
+        passes.append(PASSES * (1 + with_gradient) * x.shape[0] * x.shape[1])
+        return PartMLP._evaluate(decoder, x, states, with_gradient=with_gradient)
+
+    decoder._evaluate = counted  # type: ignore[method-assign]
+    try:
+        step()
+    finally:
+        del decoder._evaluate
+    each = decoder.width * (3 + 1 + (decoder.depth - 1) * decoder.width)
+    return 2.0 * min(NEAREST, decoder.num_parts) * each * sum(passes)
+
+
+def _fit(model: ArticulatedSDF, scans: Sequence[Scan]) -> Iterator[Comparison]:
+    """Both levels against the first alone, and many scans in one call against one."""
+
+    def fitted(levels: Literal[1, 2]) -> Tensor:
+        return fit.fit_lm(model, scans[:1], LMOptions(levels=levels)).code.flat
+
+    yield compare(
+        "parts", "fit, both levels; reference: code alone", partial(fitted, 1), partial(fitted, 2), None, times=3
+    )
+    some = scans[:: max(1, len(scans) // 3)][:3]
+    yield compare(
+        "parts",
+        f"fit, {len(scans)} scans in one call, for each; reference: one alone",
+        lambda: [fit.fit_lm(model, [one]) for one in some],
+        lambda: fit.fit_lm(model, scans),
+        None,
+        times=0,
+        scale=(1 / len(some), 1 / len(scans)),
+    )
+
+
+def _mesh(model: ArticulatedSDF, scan: Scan, times: int) -> Iterator[Comparison]:
+    """The surface in the domain against the dense grid; the registered template."""
+    code = fit.fit_lm(model, [scan]).code
+    field = bounded(lambda x: model.field(x[None], code)[0], model.domain(code))
+
+    def dense() -> Trimesh:
+        return dense_isosurface(field, resolution=CELLS)
+
+    def ours() -> Trimesh:
+        return model.extract_surface(code, resolution=CELLS)[0]
+
+    yield compare("parts", f"mesh, {CELLS} cells; reference: dense grid", dense, ours, timing.same_vertices, times=1)
+    template = partial(register, model, code)
+    name = f"registered template; reference: {CELLS} cells"
+    yield compare("parts", name, lambda: ours().vertices, lambda: template()[0].numpy(), None, times=times)
