@@ -96,6 +96,7 @@ def fit_lm(
 
     Each scan has two starts, the code of its encoder and the mean of the training codes; with the alignments `yaw` and
     `full`, two for each candidate of `search_alignment`. After the trial steps the best starts are fitted to the end.
+    Families that have parts have more starts (`start_codes`), and more again for a scan that is far from its first fit.
     """
     options = options or LMOptions()
     parts = []
