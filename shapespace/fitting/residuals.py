@@ -23,10 +23,10 @@ from shapespace.nn.parallel import parallel_map
 
 PADDING_TARGET = -1e9  # lower bound of padding points, which every field satisfies
 MAX_NORMAL_POINTS = 50_000  # points of a scan for which normals are estimated: two seconds on one core
+ROWS_ON_GPU = 16  # codes that are linearized at once: about 6 GB at 7,168 points each
+
 Linearizer = Callable[[Float[Tensor, "r q 3"], slice], Linearization]
 """`linearize(x, rows)`: the field of some rows of a batch of codes at points of each."""
-
-ROWS_ON_GPU = 16  # codes that are linearized at once: about 6 GB at 7,168 points each
 
 
 class FitProblem:

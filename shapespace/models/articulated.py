@@ -98,7 +98,7 @@ class ArticulatedSDF(SDFModel):
     _tree: PartTree | None = None
     _training_states: tuple[Any, PartStates] | None = None
     border_cache: tuple[Any, Any] | None = None  # of fitting.joints
-    # fewer make the products of a part small
+    # smaller tasks make the products of a part small
     chunk_points = 19200  # of the batch, an eighth of which is in the loss
     fit_chunk_points = 1800
 
