@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from trimesh import Trimesh
 
 from shapespace.geometry.proximity import mutual_nearest
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Variant = Callable[[], Result]
 
@@ -62,6 +63,22 @@ def compare(
     slow, fast = slow * scale[0], fast * scale[1]
     same = None if equal is None else bool(equal(first, second))
     return Comparison(section, name, slow, fast, slow / fast, reference_mb, ours_mb, same)
+
+
+def compare_many_with_one(
+    section: str, name: str, work: Callable[[Sequence[Item]], object], items: Sequence[Item]
+) -> Comparison:
+    """Compare `work` on all items in one call, for each item, with three calls on one item each."""
+    some = items[:: max(1, len(items) // 3)][:3]
+    return compare(
+        section,
+        name,
+        lambda: [work([one]) for one in some],
+        lambda: work(items),
+        None,
+        times=0,
+        scale=(1 / len(some), 1 / len(items)),
+    )
 
 
 def interleaved(variants: list[Variant[Result]], times: int) -> list[float]:

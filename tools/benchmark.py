@@ -199,16 +199,8 @@ class _Bench:
         product, seconds = interleaved([self._matmul(), lambda: fit.fit_lm(model, [scan])], 3)
         yield self._share("fit", "one scan", _fit_operations(model, scan), product, seconds)
         scans = _scans(store, size.scans)
-        some = scans[:: max(1, len(scans) // 3)][:3]
-        yield compare(
-            "fit",
-            f"{len(scans)} scans in one call, for each; reference: one alone",
-            lambda: [fit.fit_lm(model, [one]) for one in some],
-            lambda: fit.fit_lm(model, scans),
-            None,
-            times=0,
-            scale=(1 / len(some), 1 / len(scans)),
-        )
+        name = f"{len(scans)} scans in one call, for each; reference: one alone"
+        yield timing.compare_many_with_one("fit", name, partial(fit.fit_lm, model), scans)
 
     def mesh(self) -> Iterator[Comparison]:
         """Time the field, and meshes against the dense grid."""
