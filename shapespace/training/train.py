@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -196,29 +196,29 @@ def train(job: TrainingJob, run: Run, *, resume: bool = False) -> None:
     step, fraction = start, 0.0
     with restore_matmul_precision():
         objective = _make_objective(job, start)
-        recorder = TrainingRecorder(job, run, start, seconds) if dataset.rank == 0 else None
-        began = time.monotonic() - seconds
-        model.train()
-        with stop_on_signal() as signals:
-            timed = DataTimer(batches(dataset, start, job.max_steps, num_workers=config.batch.num_workers))
-            for batch in timed:
-                fraction = progress(step, time.monotonic() - began, job, signals)
-                if fraction >= 1:
-                    break
-                torch.manual_seed(derive_seed(config.seed, step, dataset.rank))
-                for group, lr in zip(optimizers.param_groups, base_lr, strict=True):
-                    group["lr"] = lr * schedule(step, fraction)
-                loss, terms = objective(batch.to(device))
-                optimizers.zero_grad()
-                loss.backward()
-                if config.optim.max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
-                optimizers.step()
-                step += 1
-                if recorder:
-                    recorder.on_step(step, loss, terms, timed)
-        if recorder:
-            recorder.on_end(step, interrupted=fraction == math.inf)
+        with TrainingRecorder(job, run, start, seconds) if dataset.rank == 0 else nullcontext() as recorder:
+            began = time.monotonic() - seconds
+            model.train()
+            with stop_on_signal() as signals:
+                timed = DataTimer(batches(dataset, start, job.max_steps, num_workers=config.batch.num_workers))
+                for batch in timed:
+                    fraction = progress(step, time.monotonic() - began, job, signals)
+                    if fraction >= 1:
+                        break
+                    torch.manual_seed(derive_seed(config.seed, step, dataset.rank))
+                    for group, lr in zip(optimizers.param_groups, base_lr, strict=True):
+                        group["lr"] = lr * schedule(step, fraction)
+                    loss, terms = objective(batch.to(device))
+                    optimizers.zero_grad()
+                    loss.backward()
+                    if config.optim.max_grad_norm is not None:
+                        nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
+                    optimizers.step()
+                    step += 1
+                    if recorder:
+                        recorder.on_step(step, loss, terms, timed)
+            if recorder:
+                recorder.on_end(step, interrupted=fraction == math.inf)
     if fraction == math.inf:
         raise KeyboardInterrupt(f"stopped at step {step}; resume with: shapespace train --resume {run.folder}")
 
@@ -248,6 +248,15 @@ class TrainingRecorder:
         self.bar = tqdm(total=job.max_steps, initial=start, desc="train", unit="step", smoothing=0.05)
         self._began = time.monotonic() - seconds
         self._is_due = False  # a checkpoint waits until the loss is stable
+
+    def __enter__(self) -> "TrainingRecorder":
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        """Close the records; after a failure, that of the records themselves (such as a full disk) is not told too."""
+        self.bar.close()
+        with suppress(OSError) if failure else nullcontext():
+            self.writer.close()
 
     def on_step(self, step: int, loss: Tensor, terms: Mapping[str, Tensor], timer: "DataTimer") -> None:
         """Record a step, and save every `save_every` steps, or as soon as the loss is stable after that."""
@@ -289,8 +298,6 @@ class TrainingRecorder:
             record_meshes(self.writer, step, job.model, job.dataset, job.device)
         if not interrupted and job.config.projector_codes:
             record_codes(self.writer, step, job.model, job.dataset, job.device, job.config.projector_codes)
-        self.writer.close()
-        self.bar.close()
 
 
 class DataTimer:
