@@ -50,7 +50,7 @@ STD_CALIBRATION = 3.0
 VERTEX_CHUNK = 4096  # vertices whose code Jacobians are in memory at a time
 
 Components = Literal["largest", "all"]
-Surface = Literal["field", "template"]
+Surface = Literal["auto", "field", "template"]
 
 
 class ShapeSpace:
@@ -313,15 +313,16 @@ class ShapeSpace:
         *,
         resolution: int = 128,
         components: Components = "largest",
-        surface: Surface = "field",
+        surface: Surface = "auto",
     ) -> Trimesh:
         """Triangle mesh of a shape, in meters: of a fit at the position of its scan, of a code at the origin.
 
-        A `Code` must be a batch of one. `resolution` is the number of grid cells along the edge of the model cube.
-        `components="all"` retains small components too. `surface="template"` is the mesh of `register`, on which both
-        have no effect. Raises `ValueError` if the field has no surface in the cube.
+        A `Code` must be a batch of one. `surface` is the `template` of `register`, or the zero level set of the
+        `field`; `auto` is the template if the model has one. `resolution` and `components` are those of the field:
+        number of grid cells along the edge of the model cube, and whether small components are retained too (`all`).
+        Raises `ValueError` if the field has no surface in the cube.
         """
-        if surface == "template":
+        if self.choose_surface(surface) == "template":
             return self.register(shape)
         code = shape.code if isinstance(shape, Fit) else shape
         frame = shape.frame if isinstance(shape, Fit) else self._frame()
@@ -329,6 +330,13 @@ class ShapeSpace:
         if components == "largest" and isinstance(self.model, FieldModel):  # each patch of an atlas is a component
             mesh = largest_component(mesh)
         return Trimesh(_to_world(mesh.vertices, frame), mesh.faces, process=False)
+
+    def choose_surface(self, surface: Surface) -> Literal["field", "template"]:
+        """The surface that `auto` stands for with this model; others are returned as they are."""
+        if surface != "auto":
+            return surface
+        has_template = isinstance(self.model, ArticulatedSDF) and len(self.model.template.faces) > 0
+        return "template" if has_template else "field"
 
     def register(self, shape: Fit | Code) -> Trimesh:
         """The model's template on the surface of a shape (meters): vertices and faces in the same order for all shapes.

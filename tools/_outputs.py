@@ -40,12 +40,12 @@ class MeshOptions:
     """How to mesh the fits."""
 
     resolution: int = 128
-    """Cells of the grid along the model cube's edge; 0 writes no meshes."""
+    """Cells of the grid along the model cube's edge, of meshes of the field; 0 writes no meshes at all."""
     components: Components = "largest"
-    """Components of each mesh that are written: the largest, or all."""
-    surface: Surface = "field"
-    """What is meshed: the model's field by marching cubes, or its template, registered to the field, whose vertices
-    correspond across the scans (articulated family; --components and the number of cells have no effect)."""
+    """Components of each mesh of the field that are written: the largest, or all."""
+    surface: Surface = "auto"
+    """What is meshed: the model's template, registered to the scan, whose vertices correspond across the scans, or its
+    field by marching cubes; auto is the template if the model has one (articulated family)."""
     uncertainty: bool = False
     """Standard deviation of the surface in each mesh: as colors (pale to dark at 3 cm) and, in PLY, as the vertex
     property `quality` (unit of the file). It needs fits by lm."""
@@ -72,16 +72,20 @@ def output_path(out: Path | None, scans: Sequence[str], folder: str, meshing: Me
     return where
 
 
-def check_surface(space: ShapeSpace, surface: Surface, method: str = "auto") -> None:
-    """Raise `ValueError` if the surface is the template and the model or the method has none."""
+def choose_surface(space: ShapeSpace, surface: Surface, method: str = "auto") -> Literal["field", "template"]:
+    """The surface that is meshed; `ValueError` if it is the template and the model or the method has none."""
+    has_detail = method in ("refine", "poisson")
+    if surface == "auto":
+        return "field" if has_detail else space.choose_surface(surface)
     if surface == "field":
-        return
-    if method in ("refine", "poisson"):
+        return surface
+    if has_detail:
         raise ValueError(
             f"--surface template: surfaces of --method {method} are in no template. Remove --method {method}, or "
             "--surface template."
         )
     _ = space.registration  # raises
+    return surface
 
 
 def model_folder(run: Path, default: Path) -> Path:
@@ -128,7 +132,7 @@ def write_meshes(
             mesh = color_by_value(mesh, space.uncertainty(fit, mesh), limit=UNCERTAINTY_LIMIT)
         if mesh is not None and fps is not None:
             frames.append(mesh)
-        evenly = mesh if mesh is None or meshing.surface == "field" else _evenly(mesh)
+        evenly = mesh if mesh is None or space.choose_surface(meshing.surface) == "field" else _evenly(mesh)
         records.append(_record(fit, assess(fit.code, space.model.prior, fit.residuals, scan, evenly), source))
         if mesh is not None and out == Path(PIPE):
             sys.stdout.buffer.write(scan_files.mesh_bytes(mesh, Path(f"mesh.{format}"), unit=unit, up=up))
@@ -244,7 +248,7 @@ def write_interpolation(
     steps: int = 9,
     path: InterpolationPath = "auto",
     resolution: int = 128,
-    surface: Surface = "field",
+    surface: Surface = "auto",
     format: Literal["ply", "obj"] = "obj",
     unit: float = 1.0,
     up: units.Up = "y",
@@ -254,7 +258,7 @@ def write_interpolation(
     `unit` (m) and `up` are those of the files; `steps` includes both ends. Meshes of the template are one mesh with
     morph targets in the GLB.
     """
-    path = choose_path(space.model, path)
+    path, surface = choose_path(space.model, path), choose_surface(space, surface)
     fits = space.interpolate_codes(a, b, steps, path=path)
     meshes = [space.mesh(fit, resolution=resolution, surface=surface) for fit in tqdm(fits, desc="mesh", unit="frame")]
     for index, mesh in enumerate(meshes):

@@ -17,8 +17,8 @@ from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import ScanInput, read_scans, remove_clutter
 from shapespace.tools._outputs import (
     MeshOptions,
-    check_surface,
     check_unique_names,
+    choose_surface,
     output_path,
     warn_about_fits,
     write_meshes,
@@ -51,7 +51,7 @@ def main(
     """
     where = output_path(out, scans, "encoded", meshing)
     space = ShapeSpace.load(run)
-    check_surface(space, meshing.surface)
+    choose_surface(space, meshing.surface)
     read, source = read_scans(scans, source)
     check_unique_names([scan.name for scan in read])
     read = remove_clutter(space, read, clutter, None, seed)

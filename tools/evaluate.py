@@ -3,14 +3,14 @@
     shapespace evaluate runs/people data/people.h5 --splits unseen_poses unseen_people
     shapespace evaluate runs/people data/people.h5 --splits unseen_people --metrics surface_distance chamfer_l1 iou
     shapespace evaluate runs/people data/people.h5 --method encode
-    shapespace evaluate runs/people data/people.h5 --surface template --metrics vertex_distance surface_distance
+    shapespace evaluate runs/people data/people.h5 --surface field --resolution 192
     shapespace evaluate runs/people data/people.h5 --shard 2/4
 
 Writes `scores.json` (rows and summary), `scores.csv` and `scores.md` beside the model or to --out, the meshes (colors
 and the vertex `quality` are the distance to the ground truth), and `fits.png` with the best, the median and the worst
 scan. The metric to quote is `surface_distance`: exact point-to-triangle distances in millimeters. `vertex_distance`
-compares registered templates with registrations of the same template, vertex by vertex. The same command continues an
-interrupted one.
+compares registered templates (articulated family) with registrations of the same template, vertex by vertex. The same
+command continues an interrupted one.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ from shapespace.fitting.result import save_fits
 from shapespace.io import scan_files
 from shapespace.rendering import colors, renderer, sheet
 from shapespace.space import Components, ShapeSpace, Surface
-from shapespace.tools._outputs import check_surface, fit_provenance, model_folder, model_provenance
+from shapespace.tools._outputs import choose_surface, fit_provenance, model_folder, model_provenance
 from shapespace.tools._resume import Chunk, resumable
 from shapespace.training.run import describe_hardware
 
@@ -63,7 +63,7 @@ def main(
     method: EvaluationMethod = "auto",
     resolution: int = 128,
     components: Components = "largest",
-    surface: Surface = "field",
+    surface: Surface = "auto",
     out: Path | None = None,
     seed: int = 0,
     shard: str | None = None,
@@ -83,9 +83,10 @@ def main(
         method: Levenberg-Marquardt (lm; auto uses it where the family allows, else Adam from the encoder's code), Adam
             as in IGR (adam), encoder only (encode), fit and refinement (refine), or screened Poisson of each scan alone
             (poisson; extra `baselines`).
-        resolution: Grid cells along an edge of the model cube.
-        components: Connected components of each mesh to keep.
-        surface: What is scored: the model's field, or its template, registered to the field.
+        resolution: Grid cells along an edge of the model cube, of meshes of the field.
+        components: Connected components of each mesh of the field to keep.
+        surface: What is scored: the model's template, registered to the scans, or its field; auto is the template if
+            the model has one.
         out: Folder for scores and meshes; the folder of the model by default.
         seed: Seed of sampled points.
         shard: Share of the scans for this process, such as 2/4. The last process to finish writes the result.
@@ -95,9 +96,12 @@ def main(
     folder = out or model_folder(run, Path("evaluated"))
     for metric in metrics:
         get_metric(metric)  # an unknown name is an error before the work, not after
+    surface = choose_surface(space, surface, method)
     if "vertex_distance" in metrics and surface != "template":
-        raise ValueError("vertex_distance: it scores registered templates, not fields. Add --surface template.")
-    check_surface(space, surface, method)
+        raise ValueError(
+            "vertex_distance: it scores registered templates, and the surface here is the field's. Use a space of the "
+            "articulated family without --surface field."
+        )
     names = [(split, name) for split in splits for name in scans.scan_names(split)[:limit]]
     options = EvaluationOptions(metrics, method, lm, adam, refine, resolution, components, seed, surface)
     work = _ScoreChunk(space, scans, folder, options)

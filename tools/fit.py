@@ -9,7 +9,7 @@
     shapespace fit humans - < scan.ply > mesh.ply                       (standard input to standard output)
     shapespace fit humans view.png --out fitted                         (a depth image; its camera is view.json)
     shapespace fit humans walk/*.ply --as-sequence --out walked         (the frames of a motion, jointly)
-    shapespace fit runs/people scan.ply --surface template --out fitted (meshes of equal faces; articulated family)
+    shapespace fit runs/people scan.ply --surface field --resolution 256 --out fitted (marching cubes, no template)
 
 Writes `codes.safetensors` (codes, frames, covariances), `fits.json` (quality of each fit: residuals,
 out-of-distribution score, coverage of the surface by the scan; and seconds) and one PLY for each scan, in its unit and
@@ -35,8 +35,8 @@ from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import PIPE, NamedScan, ScanInput, named_scans, remove_clutter
 from shapespace.tools._outputs import (
     MeshOptions,
-    check_surface,
     check_unique_names,
+    choose_surface,
     output_path,
     warn_about_fits,
     write_meshes,
@@ -151,7 +151,7 @@ def main(
     where = output_path(out, scans, "fitted", meshing)
     check_options(options, shard, where)
     space = ShapeSpace.load(run)
-    check_surface(space, meshing.surface, options.method)
+    choose_surface(space, meshing.surface, options.method)
     named, source = named_scans(scans, source, interpolate=options.as_sequence)
     check_unique_names([scan.name for scan in named])
     with FitScans(space, where, source, meshing, options).run(named, shard) as result:

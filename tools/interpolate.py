@@ -4,14 +4,14 @@
     shapespace interpolate runs/people 03/walk/000001 03/jump/000002 --store data/people.h5 --steps 12
     shapespace interpolate runs/people fitted/codes.safetensors:a fitted/codes.safetensors:b --path slerp
     shapespace interpolate runs/people standing.ply sitting.ply --transfer-pose
-    shapespace interpolate runs/people standing.ply sitting.ply --surface template
+    shapespace interpolate runs/people standing.ply sitting.ply --surface field --resolution 256
 
 If the model has parts, they turn about their joints; otherwise the code goes straight. With --transfer-pose the person
 of the first shape takes the pose of the second, at its place.
 
 An end is a scan file, `example`, a name in a store (these are fitted first), or a code, `codes.safetensors:NAME`.
-Writes the meshes, an animated GLB (with --surface template one mesh that moves), a contact sheet with curves of area
-and volume (PNG), and `path.json` with the curves and SA-sigma.
+Writes the meshes, an animated GLB (one mesh that moves, if the model has a template), a contact sheet with curves of
+area and volume (PNG), and `path.json` with the curves and SA-sigma.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ from shapespace.io.errors import did_you_mean
 from shapespace.models import registry
 from shapespace.space import ShapeSpace, Surface
 from shapespace.tools._inputs import ScanInput, read_scans
-from shapespace.tools._outputs import check_surface, write_interpolation
+from shapespace.tools._outputs import choose_surface, write_interpolation
 
 
 def main(
@@ -41,7 +41,7 @@ def main(
     transfer_pose: bool = False,
     out: Path = Path("interpolation"),
     resolution: int = 128,
-    surface: Surface = "field",
+    surface: Surface = "auto",
     format: Literal["ply", "obj"] = "obj",
     seed: int = 0,
 ) -> None:
@@ -58,8 +58,9 @@ def main(
             with the least motion of the surface (geodesic); auto is parts if the model has parts, otherwise linear.
         transfer_pose: Whether the last shape is the person of the first in the pose of the second.
         out: Folder for all results.
-        resolution: Cells of the grid along the model cube's edge.
-        surface: What is meshed: the model's field, or its template, registered to it (equal faces for all shapes).
+        resolution: Cells of the grid along the model cube's edge, of meshes of the field.
+        surface: What is meshed: the model's template, registered to the shapes (equal faces for all), or its field;
+            auto is the template if the model has one.
         format: Format of the meshes.
         seed: Seed of the points that are drawn from the scans.
 
@@ -68,7 +69,7 @@ def main(
     if transfer_pose and not has_parts(space.model):
         family = registry.family_name(space.config)
         raise ValueError(f"--transfer-pose: family {family} has no parts. Use a space of the articulated family.")
-    check_surface(space, surface)
+    surface = choose_surface(space, surface)
     path = choose_path(space.model, path)
     (start, end), source = _ends(space, (a, b), source, lm, seed)
     if transfer_pose:

@@ -1,7 +1,7 @@
 """Mesh the codes that `encode` or `fit` wrote, at any resolution and in any format.
 
-    shapespace mesh runs/people fitted/codes.safetensors --resolution 256 --format obj --out meshes
-    shapespace mesh runs/people fitted/codes.safetensors --surface template --out meshes
+    shapespace mesh runs/people fitted/codes.safetensors --format obj --out meshes
+    shapespace mesh runs/people fitted/codes.safetensors --surface field --resolution 512 --out meshes
 
 Writes one mesh for each code, in meters, y up.
 """
@@ -16,7 +16,7 @@ from shapespace.fitting.result import load_fits
 from shapespace.io import scan_files
 from shapespace.io.scan_files import MeshFormat, file_name
 from shapespace.space import Components, ShapeSpace, Surface
-from shapespace.tools._outputs import check_surface
+from shapespace.tools._outputs import choose_surface
 
 
 def main(
@@ -27,7 +27,7 @@ def main(
     resolution: int = 256,
     format: MeshFormat = "ply",
     components: Components = "largest",
-    surface: Surface = "field",
+    surface: Surface = "auto",
 ) -> None:
     """Mesh codes.
 
@@ -35,14 +35,15 @@ def main(
         run: Folder of a run, a model's .safetensors file, or the name of a packaged model.
         codes: File codes.safetensors that `encode` or `fit` wrote.
         out: Folder for the meshes.
-        resolution: Cells of the grid along the model cube's edge.
+        resolution: Cells of the grid along the model cube's edge, of meshes of the field.
         format: Format of the meshes.
-        components: Components of each mesh that are written: the largest, or all.
-        surface: What is meshed: the model's field, or its template, registered to it (equal faces for all shapes).
+        components: Components of each mesh of the field that are written: the largest, or all.
+        surface: What is meshed: the model's template, registered to the shapes (equal faces for all), or its field;
+            auto is the template if the model has one.
 
     """
     space = ShapeSpace.load(run)
-    check_surface(space, surface)
+    surface = choose_surface(space, surface)
     fits = load_fits(codes, space.model)
     for fit in tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2):
         mesh = space.mesh(fit, resolution=resolution, components=components, surface=surface)

@@ -30,8 +30,8 @@ from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import PIPE, ScanInput, named_scans
 from shapespace.tools._outputs import (
     MeshOptions,
-    check_surface,
     check_unique_names,
+    choose_surface,
     output_path,
     warn_about_fits,
     write_results,
@@ -74,7 +74,7 @@ def main(
     if files and where == Path(PIPE):
         raise ValueError(f"{files[0]}: standard output takes a scan, not codes. Pass --out FOLDER.")
     space = ShapeSpace.load(run)
-    check_surface(space, "template", options.method)
+    choose_surface(space, "template", options.method)
     coded = [fit for file in files for fit in load_fits(Path(file), space.model)]
     others = [word for word in scans if word not in files]
     named, source = named_scans(others, source, empty=bool(coded), interpolate=options.as_sequence)

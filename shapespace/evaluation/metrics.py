@@ -346,8 +346,8 @@ def vertex_distance(predicted: Trimesh, ground_truth: Trimesh, scan: Scan | None
     if vertices.shape != truth.shape or not np.array_equal(predicted.faces, ground_truth.faces):
         raise ValueError(
             f"vertex_distance: the prediction ({len(vertices):,} vertices, {len(predicted.faces):,} faces) is not a "
-            f"mesh of the ground truth's template ({len(truth):,} vertices, {len(ground_truth.faces):,} faces). Add "
-            "--surface template with a model whose template it is, or remove vertex_distance from --metrics."
+            f"mesh of the ground truth's template ({len(truth):,} vertices, {len(ground_truth.faces):,} faces). Use "
+            "--surface template and a model whose template it is, or remove vertex_distance from --metrics."
         )
     distance = MILLIMETERS * np.linalg.norm(vertices.astype(np.float64) - truth.astype(np.float64), axis=1)
     median, p95 = np.percentile(distance, [50, 95])

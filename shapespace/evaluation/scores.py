@@ -166,11 +166,11 @@ class EvaluationOptions:
     adam: AdamOptions = field(default_factory=AdamOptions)
     refine: RefineOptions = field(default_factory=RefineOptions)
     resolution: int = 128
-    """Grid cells along an edge of the model cube."""
+    """Grid cells along an edge of the model cube, of meshes of the field."""
     components: Components = "largest"
     seed: int = 0
-    surface: Surface = "field"
-    """What is meshed: the zero level set of the field, or the registered template."""
+    surface: Surface = "auto"
+    """What is meshed: the zero level set of the field, or the registered template (auto: if the model has one)."""
 
 
 class ScoredScan(NamedTuple):
@@ -222,10 +222,8 @@ def _fit_codes(space: ShapeSpace, scans: Sequence[Scan], options: EvaluationOpti
 
 def _mesh(space: ShapeSpace, fit: Fit, options: EvaluationOptions) -> Trimesh | None:
     """The mesh of a fit, or None if the field has no surface: it is counted as failed."""
-    if options.surface == "template":
-        return space.register(fit)
     try:
-        return space.mesh(fit, resolution=options.resolution, components=options.components)
+        return space.mesh(fit, resolution=options.resolution, components=options.components, surface=options.surface)
     except ValueError:
         return None
 

@@ -14,7 +14,9 @@ from shapespace.viewer.request import (
     DEVIATION_LIMIT,
     ERROR_LIMIT,
     FINE,
+    REGISTERED,
     ColorBy,
+    Detail,
     InterpolatedShape,
     PrincipalShape,
     ScanShape,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import viser
 
 ACCEPTED = ".ply,.obj,.npy,.npz,.xyz,.glb,.off,.stl"  # suffixes in the file chooser; the first bytes decide
-RESOLUTIONS = ("64", "96", str(FINE), "192", "256")
+CELLS = {f"{cells} cells": cells for cells in (64, 96, FINE, 192, 256)}
 FORMATS = ("ply", "obj", "glb")
 MAX_COEFFICIENT = 3.0  # standard deviations: end of the sliders
 PARTS = ("scan", "prediction", "ground_truth")
@@ -96,7 +98,7 @@ class Controls:
             self._color_by.value,
             self._limit.value,
             SlicePlane(self._axis.value, self._offset.value) if self._show_slice.value else None,
-            COARSE if self.playing else self._fine_resolution(),
+            COARSE if self.playing else self._fine_detail(),
             () if self._pose is None else self._pose.turns,
         )
 
@@ -110,9 +112,9 @@ class Controls:
         """Whether the parts stand side by side."""
         return bool(self._side_by_side.value)
 
-    def _fine_resolution(self) -> int:
-        value = self._resolution.value  # checked, since a page may send any value, even a million cells
-        return int(value) if value in RESOLUTIONS else FINE
+    def _fine_detail(self) -> Detail:
+        value = self._detail.value  # checked, since a page may send any value, even a million cells
+        return REGISTERED if value == REGISTERED and self._builder.parts is not None else CELLS.get(value, FINE)
 
     # ---------------------------------------------------------------- what the program changes
 
@@ -123,7 +125,7 @@ class Controls:
     def describe(self, scene: Scene) -> None:
         """Show the numbers of a scene, and the legend of its colors."""
         self._legend.visible = scene.request.color_by not in ("none", "part") and scene.scan is not None
-        size = "template" if scene.resolution is None else f"{scene.resolution} cells"
+        size = f"{scene.detail} cells" if isinstance(scene.detail, int) else scene.detail.capitalize()
         size = f"{size}, {len(scene.mesh.vertices):,} vertices"
         latency = f"{size}, {1e3 * scene.seconds:.0f} ms after the request."
         self._summary.content = escape_text("\n".join([*scene.summary, latency]))
@@ -167,8 +169,10 @@ class Controls:
         self._color_by.on_update(lambda _: self._change_colors())
         self._limit: Any = gui.add_number("end of the color scale (mm)", ERROR_LIMIT, min=1.0, max=500.0, step=1.0)
         self._limit.on_update(lambda _: self._change_limit())
-        self._resolution = gui.add_dropdown("cells of the fine mesh", RESOLUTIONS, initial_value=str(FINE))
-        self._resolution.on_update(lambda _: self._actions.update())
+        details = (REGISTERED,) if builder.parts is not None else ()
+        default = REGISTERED if builder.parts is not None else f"{FINE} cells"
+        self._detail = gui.add_dropdown("fine mesh", (*details, *CELLS), initial_value=default)
+        self._detail.on_update(lambda _: self._actions.update())
         with gui.add_folder("Your scan"):
             self._unit = gui.add_dropdown("unit", ("auto", *get_args(UnitName)))
             self._up = gui.add_dropdown("up axis", get_args(units.Up), initial_value="y")

@@ -1,15 +1,20 @@
-"""Requests of the viewer: what to show, in which colors and at which resolution."""
+"""Requests of the viewer: what to show, in which colors and detail."""
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from shapespace.viewer.slices import SlicePlane
 
 COARSE = 32  # cells along an edge: 0.16 s on one core for `humans`, and arms and legs are present
 FINE = 128
+POSED: Final = "posed template"  # by its skin alone
+REGISTERED: Final = "registered template"  # brought onto the surface of the field
 MEAN = "mean shape"
 ERROR_LIMIT, DEVIATION_LIMIT = 20.0, 30.0  # mm: end of the color scale of errors and of uncertainty
+
+Detail = int | Literal["posed template", "registered template"]
+"""A mesh: the zero level set of the field by so many cells along the model cube's edge, or the model's template."""
 
 ColorBy = Literal["none", "scan to mesh", "mesh to ground truth", "uncertainty", "part"]
 
@@ -50,15 +55,15 @@ class JointTurn:
 
 @dataclass(frozen=True)
 class ViewRequest:
-    """What to show, in which colors and at which resolution."""
+    """What to show, in which colors and detail."""
 
     subject: Subject
     color_by: ColorBy = "none"
     limit: float = ERROR_LIMIT
     """End of the color scale (mm)."""
     slice_plane: SlicePlane | None = None
-    resolution: int = FINE
-    """Cells of the fine mesh along the model cube's edge; up to `COARSE` there is only the coarse mesh."""
+    detail: Detail = FINE
+    """The fine mesh. Up to `COARSE` there is only the coarse mesh: the posed template, or of these cells."""
     turns: tuple[JointTurn, ...] = ()
     """Turned joints of the shape, each once; for models with parts."""
     created: float = field(default_factory=time.perf_counter, compare=False)

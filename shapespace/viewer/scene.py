@@ -34,6 +34,8 @@ from shapespace.viewer.body_parts import BodyParts
 from shapespace.viewer.request import (
     COARSE,
     MEAN,
+    POSED,
+    Detail,
     InterpolatedShape,
     JointTurn,
     PrincipalShape,
@@ -49,8 +51,8 @@ MAX_POINTS = 30_000  # points of a scan that are sent to the page: more make no 
 MAX_UPLOAD = 64_000_000  # bytes: ten raw scans of D-FAUST; a scan of a million points with normals has 24
 POINT_GRAY = (170, 167, 163)  # of a fully lit point
 
-MeshKey = tuple[Subject, tuple[JointTurn, ...], int | None]
-"""Shape, turned joints, and resolution as in `Scene`."""
+MeshKey = tuple[Subject, tuple[JointTurn, ...], Detail]
+"""Shape, turned joints, and what is meshed."""
 
 # --------------------------------------------------------------------------------------------------------------- scenes
 
@@ -63,8 +65,7 @@ class Scene:
     name: str
     mesh: Trimesh
     """The shape, with vertex colors if the request asks for them."""
-    resolution: int | None
-    """Cells along the edge of the model cube; None: the posed template."""
+    detail: Detail
     scan: Scan | None = None
     """At most `MAX_POINTS` of its points."""
     point_colors: UInt8[np.ndarray, "n 3"] | None = None
@@ -250,16 +251,23 @@ class SceneBuilder:
         unturned = self._template_of(request.subject, shape) if turns else None
         if turns:
             shape = self._body_parts(turns).turn(shape, turns)
-        coarse = None if self.parts is not None else min(COARSE, request.resolution)
-        resolutions = [coarse, request.resolution] if request.resolution > COARSE else [coarse]
-        if self._mesh is not None and self._mesh[0] == (request.subject, turns, resolutions[-1]):
-            resolutions = resolutions[-1:]
-        for resolution in resolutions:
-            mesh = self._cached_mesh(shape, (request.subject, turns, resolution), still_wanted)
-            scene = replace(self._scene(request, shape, fitted, mesh, resolution), unturned=unturned)
+        details = self._details(request)
+        if self._mesh is not None and self._mesh[0] == (request.subject, turns, details[-1]):
+            details = details[-1:]
+        for detail in details:
+            mesh = self._cached_mesh(shape, (request.subject, turns, detail), still_wanted)
+            scene = replace(self._scene(request, shape, fitted, mesh, detail), unturned=unturned)
             yield scene
         if fitted is not None and not turns:
             yield self._with_scores(scene, fitted)
+
+    def _details(self, request: ViewRequest) -> list[Detail]:
+        """The meshes of a request, the coarse one first."""
+        coarse: Detail = POSED
+        if self.parts is None:
+            coarse = min(COARSE, request.detail) if isinstance(request.detail, int) else COARSE
+        is_coarse = request.detail == POSED or (isinstance(request.detail, int) and request.detail <= COARSE)
+        return [coarse] if is_coarse else [coarse, request.detail]
 
     def _body_parts(self, turns: tuple[JointTurn, ...]) -> BodyParts:
         if self.parts is None:
@@ -294,23 +302,24 @@ class SceneBuilder:
             self._mesh = key, self._new_mesh(shape, key[-1], still_wanted)
         return self._mesh[1]
 
-    def _new_mesh(self, shape: Fit, resolution: int | None, still_wanted: StillWanted) -> Trimesh:
-        """A mesh of the shape; `resolution`: see `Scene`."""
-        if resolution is None:
-            assert self.parts is not None  # see `build`
+    def _new_mesh(self, shape: Fit, detail: Detail, still_wanted: StillWanted) -> Trimesh:
+        if detail == POSED:
+            assert self.parts is not None  # see `_details`
             return self.parts.template_mesh(shape)
         space = self.space
-        if resolution > COARSE and isinstance(space.model, FieldModel):
+        if not isinstance(detail, int):
+            return space.register(shape)
+        if detail > COARSE and isinstance(space.model, FieldModel):
             model = CancellableField(space.model, still_wanted)
             space = ShapeSpace(model, space.config, scale=space.scale, metadata=space.metadata)
-        return space.mesh(shape, resolution=resolution)
+        return space.mesh(shape, resolution=detail, surface="field")
 
     def _scene(
-        self, request: ViewRequest, shape: Fit, fitted: FittedScan | None, mesh: Trimesh, resolution: int | None
+        self, request: ViewRequest, shape: Fit, fitted: FittedScan | None, mesh: Trimesh, detail: Detail
     ) -> Scene:
         scan = None if fitted is None else fitted.displayed
         if request.color_by == "part" and self.parts is not None:
-            colored, point_colors = self.parts.color(mesh, shape, is_template=resolution is None), None
+            colored, point_colors = self.parts.color(mesh, shape, is_template=not isinstance(detail, int)), None
             summary = list[str]()
         else:
             colored, point_colors, summary = self._colored(request, fitted, mesh)
@@ -325,7 +334,7 @@ class SceneBuilder:
             request,
             shape.name,
             colored,
-            resolution,
+            detail,
             scan,
             point_colors,
             None if fitted is None else fitted.ground_truth,

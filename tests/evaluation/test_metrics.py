@@ -323,7 +323,7 @@ def test_vertex_distance_is_that_of_each_vertex_from_its_own_place() -> None:
     assert row["vertex_distance"] == pytest.approx(expected)
     turned = Trimesh(truth.vertices[::-1], len(shift) - 1 - truth.faces, process=False)  # the same surface
     for other in (turned, sphere(0.5, 1)):
-        sentence = rf"vertex_distance: the prediction \({len(other.vertices):,} vertices, .* Add --surface template"
+        sentence = rf"vertex_distance: the prediction \({len(other.vertices):,} vertices, .* Use --surface template"
         with pytest.raises(ValueError, match=sentence):
             score(["vertex_distance"], other, truth)
     assert METRICS["vertex_distance"].description.endswith("true place (mm, unsquared).")

@@ -85,7 +85,7 @@ def names(place: Path) -> list[str]:
 def fitted(place: Path, names: list[str]) -> Path:
     """Folder of two fits whose meshes are registered templates, with all that meshes can have."""
     given = f"{place / 'run'} {' '.join(names)} --store {place / 'store.h5'} {QUICK}"
-    call(f"fit {given} --surface template --uncertainty --posterior-samples 2 --out {place / 'fitted'}")
+    call(f"fit {given} --uncertainty --posterior-samples 2 --out {place / 'fitted'}")
     return place / "fitted"
 
 
@@ -245,12 +245,22 @@ def test_coverage_of_a_template_counts_area_not_vertices() -> None:
     assert (_evenly(both).vertices[:, 0] < 2).mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_the_field_is_meshed_on_request(fitted: Path, space: ShapeSpace, fits: list[Fit], tmp_path: Path) -> None:
+    codes = fitted / "codes.safetensors"
+    call(f"mesh {fitted.parent / 'run'} {codes} --surface field --resolution 24 --out {tmp_path}")
+    for fit in fits:
+        expected = space.mesh(fit, surface="field", resolution=24)
+        written = read_mesh(tmp_path / f"{fit.name.replace('/', '_')}.ply")
+        np.testing.assert_allclose(written.vertices, expected.vertices, atol=1e-6)
+        assert len(written.faces) != len(space.registration.faces)
+
+
 @pytest.mark.parametrize("verb", ["mesh", "encode"])
 def test_mesh_and_encode_write_the_template(
     verb: str, fitted: Path, space: ShapeSpace, names: list[str], place: Path, tmp_path: Path
 ) -> None:
     given = f"{fitted / 'codes.safetensors'}" if verb == "mesh" else f"{names[0]} --store {place / 'store.h5'}"
-    call(f"{verb} {place / 'run'} {given} --surface template --out {tmp_path / 'out'}")
+    call(f"{verb} {place / 'run'} {given} --out {tmp_path / 'out'}")
     codes = fitted / "codes.safetensors" if verb == "mesh" else tmp_path / "out" / "codes.safetensors"
     for fit in load_fits(codes, space.model):
         mesh = read_mesh(tmp_path / "out" / f"{fit.name.replace('/', '_')}.ply")
@@ -313,10 +323,10 @@ def test_joints_are_written_in_the_unit_and_axes_of_the_files(person: tuple[Shap
 def test_an_interpolation_of_templates_is_one_mesh_that_moves(
     space: ShapeSpace, fits: list[Fit], fitted: Path, place: Path, names: list[str], tmp_path: Path
 ) -> None:
-    write_interpolation(space, *fits, tmp_path / "straight", steps=3, path="linear", surface="template")
+    write_interpolation(space, *fits, tmp_path / "straight", steps=3, path="linear")
     codes = fitted / "codes.safetensors"
     ends = f"{place / 'run'} {codes}:{names[0]} {codes}:{names[1]}"
-    call(f"interpolate {ends} --steps 4 --surface template --out {tmp_path / 'parts'}")
+    call(f"interpolate {ends} --steps 4 --out {tmp_path / 'parts'}")
     for folder, steps, path in (("straight", 3, "linear"), ("parts", 4, "parts")):
         (mesh,) = glb(tmp_path / folder / "interpolation.glb")["meshes"]
         assert len(mesh["primitives"][0]["targets"]) == steps - 1
@@ -329,7 +339,7 @@ def test_an_interpolation_of_templates_is_one_mesh_that_moves(
 
 def test_evaluate_scores_the_template_vertex_by_vertex(place: Path, space: ShapeSpace, tmp_path: Path) -> None:
     metrics = "--metrics vertex_distance surface_distance"
-    out = f"--surface template {metrics} --out {tmp_path / 'scored'}"
+    out = f"{metrics} --out {tmp_path / 'scored'}"
     call(f"evaluate {place / 'run'} {place / 'store.h5'} --splits train --limit 2 {LM} {out}")
     scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
     assert scores["settings"]["surface"] == "template"
@@ -365,7 +375,8 @@ MISTAKES = {
     "register {place}/run example --as-sequence --shard 1/2": "--shard 1/2: the frames of --as-sequence",
     "fit {place}/run example --surface template --method refine": "surfaces of --method refine are in no template",
     "evaluate {place}/run {place}/store.h5 --surface template --method poisson": "surfaces of --method poisson are in",
-    "evaluate {place}/run {place}/store.h5 --metrics vertex_distance": "vertex_distance: it scores registered templat",
+    "evaluate {plain} {place}/store.h5 --metrics vertex_distance": "vertex_distance: it scores registered templates",
+    "evaluate {place}/run {place}/store.h5 --surface field --metrics vertex_distance": "surface here is the field",
 }
 
 

@@ -215,7 +215,7 @@ def test_five_visitors_do_not_mix(visit: Callable[..., Visitor], space: ShapeSpa
         page.wait(lambda page: page.vertices() is not None)
     shares = (-3.0, -1.5, 0.0, 1.5, 3.0)
     for page, share in zip(pages, shares, strict=True):
-        page.set("cells of the fine mesh", "64")
+        page.set("fine mesh", "64 cells")
         page.set("component 2", share + 0.1)  # a request that the next line replaces
         page.set("component 2", share)
         page.set("component 1", -share)
@@ -291,7 +291,7 @@ def body_page(bodies: Viewer) -> Iterator[Visitor]:
     """A page with the surface of the mean body."""
     page = Visitor(bodies.port)
     page.wait(lambda page: page.vertices() is not None)
-    page.set("cells of the fine mesh", "64")
+    page.set("fine mesh", "64 cells")
     page.wait_words("64 cells")
     yield page
     page.close()
@@ -308,21 +308,21 @@ def test_joints_are_turned_and_reset(body_page: Visitor, chain_space: ShapeSpace
     first, second = page.control("joint")["props"]["options"][:2]
     page.set(SLIDER, 50.0)
     one = parts.turn(still, [JointTurn(first, (0.0, 0.0, 50.0))])
-    page.wait(lambda page: shows(page, chain_space.mesh(one, resolution=64)))
+    page.wait(lambda page: shows(page, chain_space.mesh(one, resolution=64, surface="field")))
     page.wait_words(escape_text(f"Turned joints: {first}."))
     page.set("joint", second)
     page.wait(lambda page: page.control(SLIDER)["value"] == 0.0)
     page.set(SLIDER, -1e9)  # no slider gives it
     both = parts.turn(one, [JointTurn(second, (0.0, 0.0, -MAX_ANGLE))])
-    page.wait(lambda page: shows(page, chain_space.mesh(both, resolution=64)))
+    page.wait(lambda page: shows(page, chain_space.mesh(both, resolution=64, surface="field")))
     page.set("joint", first)
     page.wait(lambda page: page.control(SLIDER)["value"] == 50.0)
     page.set("joint", "tail")  # there is none: the sliders remain those of the first joint
     page.set(SLIDER, 10.0)
     less = parts.turn(still, [JointTurn(first, (0.0, 0.0, 10.0)), JointTurn(second, (0.0, 0.0, -MAX_ANGLE))])
-    page.wait(lambda page: shows(page, chain_space.mesh(less, resolution=64)))
+    page.wait(lambda page: shows(page, chain_space.mesh(less, resolution=64, surface="field")))
     page.send("GuiUpdateMessage", uuid=page.control("Reset the pose")["uuid"], updates={"value": True})
-    page.wait(lambda page: shows(page, chain_space.mesh(still, resolution=64)))
+    page.wait(lambda page: shows(page, chain_space.mesh(still, resolution=64, surface="field")))
     assert page.control(SLIDER)["value"] == 0.0
     assert "Turned joints" not in page.words
 
@@ -355,11 +355,11 @@ def test_a_scan_is_chosen_as_it_was_fitted(chain_space: ShapeSpace) -> None:
     with Viewer(collection, port=0) as viewer:
         page = Visitor(viewer.port)
         page.wait(lambda page: page.vertices() is not None)
-        page.set("cells of the fine mesh", "64")
+        page.set("fine mesh", "64 cells")
         page.set(SLIDER, 40.0)
         page.wait_words("Turned joints")
         page.send("GuiUpdateMessage", uuid=page.control("Show the scan")["uuid"], updates={"value": True})
-        page.wait(lambda page: shows(page, chain_space.mesh(fit, resolution=64)))
+        page.wait(lambda page: shows(page, chain_space.mesh(fit, resolution=64, surface="field")))
         assert page.control(SLIDER)["value"] == 0.0
         page.close()
 
@@ -412,11 +412,11 @@ def test_more_than_is_taken_is_refused_before_it_is_held(visit: Callable[..., Vi
 def test_controls_that_are_set_to_nonsense_harm_nobody(visit: Callable[..., Visitor]) -> None:
     page = visit()
     page.wait(lambda page: page.vertices() is not None)
-    page.set("cells of the fine mesh", "100000")
+    page.set("fine mesh", "100000 cells")
     page.set("scan", "/etc/passwd")
     page.wait_words(escape_text("there is no scan '/etc/passwd'."))
     page.set("normal axis", "w")
-    page.set("cells of the fine mesh", "64")
+    page.set("fine mesh", "64 cells")
     page.set("component 1", 2.0)
     page.wait_words("64 cells")
 

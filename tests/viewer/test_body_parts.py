@@ -20,6 +20,8 @@ from shapespace.viewer.body_parts import MAIN_JOINTS, BodyParts, turn_others
 from shapespace.viewer.request import (
     COARSE,
     MEAN,
+    POSED,
+    REGISTERED,
     InterpolatedShape,
     JointTurn,
     PrincipalShape,
@@ -59,7 +61,7 @@ def parts(chain_space: ShapeSpace) -> BodyParts:
 def scanned(chain_space: ShapeSpace) -> ScanCollection:
     """A scan with its ground truth, whose fit is known."""
     shape = replace(somewhere(chain_space), residuals=np.zeros(5), covariance=1e-4 * np.eye(6))
-    mesh = chain_space.mesh(shape, resolution=32)
+    mesh = chain_space.mesh(shape, resolution=32, surface="field")
     scan = Scan("a/b/0", mesh.sample(2000, seed=0).astype(np.float32))
     collection = ScanCollection(chain_space, [scan], lambda _: mesh)
     collection._fitted[scan.name] = FittedScan(scan, shape, mesh)
@@ -87,7 +89,7 @@ def test_colors_are_those_of_the_parts(chain_space: ShapeSpace, parts: BodyParts
     template = parts.color(parts.template_mesh(shape), shape, is_template=True)
     labels = model.template.labels.numpy()
     np.testing.assert_array_equal(template.visual.vertex_colors[:, :3], parts.colors[labels])
-    mesh = chain_space.mesh(shape, resolution=32)
+    mesh = chain_space.mesh(shape, resolution=32, surface="field")
     painted = parts.color(mesh, shape, is_template=False)
     x = shape.frame.to_model(torch.from_numpy(np.array(mesh.vertices)).float())
     center = poses_of(model, shape).center
@@ -201,31 +203,43 @@ def test_the_joints_of_the_page_are_those_of_the_body(person_space: ShapeSpace) 
 def test_the_template_comes_first_and_the_surface_after_it(chain_space: ShapeSpace, parts: BodyParts) -> None:
     builder = SceneBuilder(ScanCollection(chain_space))
     shape = chain_space.from_principal_components(SUBJECT.coefficients)
-    template, fine = builder.build(ViewRequest(SUBJECT, resolution=48))
-    assert (template.resolution, fine.resolution) == (None, 48)
+    template, fine = builder.build(ViewRequest(SUBJECT, detail=48))
+    assert (template.detail, fine.detail) == (POSED, 48)
     np.testing.assert_array_equal(template.mesh.vertices, parts.template_mesh(shape).vertices)
-    np.testing.assert_array_equal(fine.mesh.vertices, chain_space.mesh(shape, resolution=48).vertices)
-    (again,) = builder.build(ViewRequest(SUBJECT, "part", resolution=48))
-    assert again.resolution == 48
+    np.testing.assert_array_equal(fine.mesh.vertices, chain_space.mesh(shape, resolution=48, surface="field").vertices)
+    (again,) = builder.build(ViewRequest(SUBJECT, "part", detail=48))
+    assert again.detail == 48
     np.testing.assert_array_equal(
         again.mesh.visual.vertex_colors, parts.color(fine.mesh, shape, is_template=False).visual.vertex_colors
     )
-    (playing,) = builder.build(ViewRequest(InterpolatedShape(MEAN, MEAN, 0.5), "part", resolution=COARSE))
-    assert playing.resolution is None
+    (playing,) = builder.build(ViewRequest(InterpolatedShape(MEAN, MEAN, 0.5), "part", detail=COARSE))
+    assert playing.detail == POSED
     np.testing.assert_array_equal(
         playing.mesh.visual.vertex_colors[:, :3], parts.colors[model_of(chain_space).template.labels.numpy()]
     )
     assert not playing.summary
 
 
+def test_the_registered_template_is_a_fine_mesh(chain_space: ShapeSpace, parts: BodyParts) -> None:
+    shape = chain_space.from_principal_components(SUBJECT.coefficients)
+    posed, registered = SceneBuilder(ScanCollection(chain_space)).build(ViewRequest(SUBJECT, "part", detail=REGISTERED))
+    assert (posed.detail, registered.detail) == (POSED, REGISTERED)
+    np.testing.assert_array_equal(registered.mesh.vertices, chain_space.register(shape).vertices)
+    np.testing.assert_array_equal(
+        registered.mesh.visual.vertex_colors[:, :3], parts.colors[model_of(chain_space).template.labels.numpy()]
+    )
+
+
 def test_a_turned_body_is_shown_without_errors_at_the_same_place(scanned: ScanCollection, parts: BodyParts) -> None:
     builder, fit = SceneBuilder(scanned), scanned.fitted_scan("a/b/0").fit
-    *_, plain = builder.build(ViewRequest(ScanShape("a/b/0"), resolution=40))
+    *_, plain = builder.build(ViewRequest(ScanShape("a/b/0"), detail=40))
     assert any("Metric surface_distance" in line for line in plain.summary)
-    template, fine = builder.build(ViewRequest(ScanShape("a/b/0"), "uncertainty", resolution=40, turns=TURNS))
+    template, fine = builder.build(ViewRequest(ScanShape("a/b/0"), "uncertainty", detail=40, turns=TURNS))
     turned = parts.turn(fit, TURNS)
     np.testing.assert_array_equal(template.mesh.vertices, parts.template_mesh(turned).vertices)
-    np.testing.assert_array_equal(fine.mesh.vertices, scanned.space.mesh(turned, resolution=40).vertices)
+    np.testing.assert_array_equal(
+        fine.mesh.vertices, scanned.space.mesh(turned, resolution=40, surface="field").vertices
+    )
     for scene in (template, fine):
         assert scene.summary == (
             "No error to color: joints are turned. Reset the pose.",
@@ -234,20 +248,18 @@ def test_a_turned_body_is_shown_without_errors_at_the_same_place(scanned: ScanCo
         assert scene.mesh.visual.kind is None
         assert scene.scan is plain.scan
         np.testing.assert_array_equal(scene.point_colors, plain.point_colors)
-    *_, back = builder.build(ViewRequest(ScanShape("a/b/0"), resolution=40))
+    *_, back = builder.build(ViewRequest(ScanShape("a/b/0"), detail=40))
     np.testing.assert_array_equal(back.mesh.vertices, plain.mesh.vertices)
 
 
 def test_a_body_stays_on_its_place_while_it_turns(chain_space: ShapeSpace) -> None:
     builder = SceneBuilder(ScanCollection(chain_space))
-    (still,) = builder.build(ViewRequest(SUBJECT, resolution=COARSE))
+    (still,) = builder.build(ViewRequest(SUBJECT, detail=COARSE))
     for angle in (10.0, 60.0):
-        (turned,) = builder.build(
-            ViewRequest(SUBJECT, resolution=COARSE, turns=(JointTurn("part 0", (0.0, 0.0, angle)),))
-        )
+        (turned,) = builder.build(ViewRequest(SUBJECT, detail=COARSE, turns=(JointTurn("part 0", (0.0, 0.0, angle)),)))
         np.testing.assert_array_equal(turned.floor, still.floor)
-    (other,) = builder.build(ViewRequest(PrincipalShape((2.0,)), resolution=COARSE, turns=TURNS))
-    (alone,) = builder.build(ViewRequest(PrincipalShape((2.0,)), resolution=COARSE))
+    (other,) = builder.build(ViewRequest(PrincipalShape((2.0,)), detail=COARSE, turns=TURNS))
+    (alone,) = builder.build(ViewRequest(PrincipalShape((2.0,)), detail=COARSE))
     np.testing.assert_array_equal(other.floor, alone.floor)
     assert np.abs(alone.floor - still.floor).max() > 0
 
@@ -255,7 +267,7 @@ def test_a_body_stays_on_its_place_while_it_turns(chain_space: ShapeSpace) -> No
 def test_a_slice_ends_where_the_field_ends(chain_space: ShapeSpace) -> None:
     model = model_of(chain_space)
     (scene,) = SceneBuilder(ScanCollection(chain_space)).build(
-        ViewRequest(SUBJECT, slice_plane=SlicePlane("z", 0.0), resolution=COARSE)
+        ViewRequest(SUBJECT, slice_plane=SlicePlane("z", 0.0), detail=COARSE)
     )
     cut = scene.slice
     assert cut is not None
@@ -273,7 +285,7 @@ def test_a_slice_ends_where_the_field_ends(chain_space: ShapeSpace) -> None:
     assert len(ends) > 100
     assert float(domain.distance(ends).max()) < 0.01
     (aside,) = SceneBuilder(ScanCollection(chain_space)).build(
-        ViewRequest(SUBJECT, slice_plane=SlicePlane("z", 1.0), resolution=COARSE)
+        ViewRequest(SUBJECT, slice_plane=SlicePlane("z", 1.0), detail=COARSE)
     )
     assert aside.slice is not None
     assert not aside.slice.image[..., 3].any()
@@ -286,12 +298,12 @@ def test_a_body_without_parts_has_neither_colors_nor_joints() -> None:
     space = ShapeSpace(igr.build_igr(sizes).eval(), sizes, scale=2.0, metadata={"weights": {}})
     builder = SceneBuilder(ScanCollection(space))
     assert builder.parts is None
-    (scene,) = builder.build(ViewRequest(SUBJECT, "part", resolution=16))
+    (scene,) = builder.build(ViewRequest(SUBJECT, "part", detail=16))
     assert scene.summary == ("No parts to color: the bodies of this family have none.",)
     with pytest.raises(
         ValueError, match=r"joint 'part 0': the bodies have no parts\. Use a space of the articulated f"
     ):
-        next(builder.build(ViewRequest(SUBJECT, resolution=16, turns=TURNS)))
+        next(builder.build(ViewRequest(SUBJECT, detail=16, turns=TURNS)))
 
 
 @pytest.mark.slow

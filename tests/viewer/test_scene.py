@@ -55,8 +55,8 @@ def collection(space: ShapeSpace, scan: Scan) -> ScanCollection:
 
 
 def test_coarse_then_fine_then_numbers(collection: ScanCollection) -> None:
-    coarse, fine, numbers = SceneBuilder(collection).build(ViewRequest(ScanShape("a/b/0"), resolution=48))
-    assert (coarse.resolution, fine.resolution, numbers.resolution) == (COARSE, 48, 48)
+    coarse, fine, numbers = SceneBuilder(collection).build(ViewRequest(ScanShape("a/b/0"), detail=48))
+    assert (coarse.detail, fine.detail, numbers.detail) == (COARSE, 48, 48)
     assert len(coarse.mesh.vertices) < len(fine.mesh.vertices)
     assert coarse.summary == fine.summary == ()
     median, p95 = 1e3 * np.percentile(collection.fitted_scan("a/b/0").fit.residuals, [50, 95])
@@ -70,36 +70,36 @@ def test_coarse_then_fine_then_numbers(collection: ScanCollection) -> None:
 
 def test_another_color_needs_no_other_mesh(collection: ScanCollection, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = SceneBuilder(collection)
-    list(builder.build(ViewRequest(ScanShape("a/b/0"), resolution=40)))
+    list(builder.build(ViewRequest(ScanShape("a/b/0"), detail=40)))
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("meshed again")
 
     monkeypatch.setattr(ShapeSpace, "mesh", refuse)
-    scenes = list(builder.build(ViewRequest(ScanShape("a/b/0"), "scan to mesh", resolution=40)))
-    assert [scene.resolution for scene in scenes] == [40, 40]
+    scenes = list(builder.build(ViewRequest(ScanShape("a/b/0"), "scan to mesh", detail=40)))
+    assert [scene.detail for scene in scenes] == [40, 40]
 
 
 def test_colors_are_the_errors_in_the_colors_of_the_legend(collection: ScanCollection) -> None:
     builder, fitted = SceneBuilder(collection), collection.fitted_scan("a/b/0")
-    *_, scene = builder.build(ViewRequest(ScanShape("a/b/0"), "scan to mesh", 12.0, resolution=40))
+    *_, scene = builder.build(ViewRequest(ScanShape("a/b/0"), "scan to mesh", 12.0, detail=40))
     away, _, _ = closest_point(scene.scan.points.astype(np.float64), scene.mesh)  # type: ignore[union-attr]
     np.testing.assert_array_equal(scene.point_colors, colors.colors_of(away, limit=12.0))
     assert scene.summary[0].startswith(f"Distance from scan to mesh: median {1e3 * np.median(away):.1f} mm")
     plain = scene.mesh
 
-    *_, scene = builder.build(ViewRequest(ScanShape("a/b/0"), "mesh to ground truth", 12.0, resolution=40))
+    *_, scene = builder.build(ViewRequest(ScanShape("a/b/0"), "mesh to ground truth", 12.0, detail=40))
     away, _, _ = closest_point(np.asarray(plain.vertices), fitted.ground_truth)  # type: ignore[arg-type]
     np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], colors.colors_of(away, limit=12.0))
 
-    *_, scene = builder.build(ViewRequest(ScanShape("a/b/0"), "uncertainty", 12.0, resolution=40))
+    *_, scene = builder.build(ViewRequest(ScanShape("a/b/0"), "uncertainty", 12.0, detail=40))
     deviation = collection.space.uncertainty(fitted.fit, plain)
     np.testing.assert_array_equal(scene.mesh.visual.vertex_colors[:, :3], colors.colors_of(deviation, limit=12.0))
     np.testing.assert_array_equal(scene.mesh.vertex_attributes["quality"], deviation)
 
 
 def test_points_are_lit_by_their_normals(collection: ScanCollection) -> None:
-    scene = next(SceneBuilder(collection).build(ViewRequest(ScanShape("a/b/0"), resolution=COARSE)))
+    scene = next(SceneBuilder(collection).build(ViewRequest(ScanShape("a/b/0"), detail=COARSE)))
     outward = scene.scan.points - scene.mesh.bounds.mean(axis=0)  # type: ignore[union-attr]  # it is about a ball
     facing = outward @ renderer.LIGHT_DIRECTION / np.linalg.norm(outward, axis=1)
     shade = scene.point_colors[:, 0].astype(int)  # type: ignore[index]
@@ -109,22 +109,20 @@ def test_points_are_lit_by_their_normals(collection: ScanCollection) -> None:
 
 def test_what_has_no_colors_says_why(space: ShapeSpace, collection: ScanCollection, scan: Scan) -> None:
     (scene,) = SceneBuilder(collection).build(
-        ViewRequest(PrincipalShape((0.0,)), "mesh to ground truth", resolution=COARSE)
+        ViewRequest(PrincipalShape((0.0,)), "mesh to ground truth", detail=COARSE)
     )
     assert scene.summary == ("No error to color: this shape has no scan.",)
     assert scene.scan is None
     assert scene.mesh.visual.kind is None
     builder = SceneBuilder(ScanCollection(space, [scan]))
-    scene = next(builder.build(ViewRequest(ScanShape("a/b/0"), "mesh to ground truth", resolution=COARSE)))
+    scene = next(builder.build(ViewRequest(ScanShape("a/b/0"), "mesh to ground truth", detail=COARSE)))
     assert scene.summary == ("There is no ground truth for a/b/0.",)
 
 
 @pytest.mark.parametrize("axis", ["x", "y", "z"])
 def test_the_lines_of_a_slice_lie_where_the_field_has_their_level(collection: ScanCollection, axis: str) -> None:
     builder, normal = SceneBuilder(collection), "xyz".index(axis)
-    (scene,) = builder.build(
-        ViewRequest(PrincipalShape((1.0, -1.0)), slice_plane=SlicePlane(axis, 0.3), resolution=COARSE)
-    )  # type: ignore[arg-type]
+    (scene,) = builder.build(ViewRequest(PrincipalShape((1.0, -1.0)), slice_plane=SlicePlane(axis, 0.3), detail=COARSE))  # type: ignore[arg-type]
     cut = scene.slice
     assert cut is not None
     center = scene.mesh.bounds.mean(axis=0)
@@ -169,12 +167,12 @@ def test_there_are_no_more_directions_than_numbers_in_a_code(collection: ScanCol
 def test_between_two_shapes(collection: ScanCollection) -> None:
     builder, fit = SceneBuilder(collection), collection.fitted_scan("a/b/0").fit
     assert builder.ends == [MEAN, "a/b/0"]
-    (start,) = builder.build(ViewRequest(InterpolatedShape(MEAN, "a/b/0", 0.0), resolution=COARSE))
-    (end,) = builder.build(ViewRequest(InterpolatedShape(MEAN, "a/b/0", 1.0), resolution=COARSE))
+    (start,) = builder.build(ViewRequest(InterpolatedShape(MEAN, "a/b/0", 0.0), detail=COARSE))
+    (end,) = builder.build(ViewRequest(InterpolatedShape(MEAN, "a/b/0", 1.0), detail=COARSE))
     mean = collection.space.mesh(collection.space.from_principal_components([0.0]), resolution=COARSE)
     np.testing.assert_allclose(start.mesh.vertices, mean.vertices, atol=1e-6)
     np.testing.assert_allclose(end.mesh.vertices, collection.space.mesh(fit, resolution=COARSE).vertices, atol=1e-6)
-    (middle,) = builder.build(ViewRequest(InterpolatedShape(MEAN, "a/b/0", 0.5), resolution=COARSE))
+    (middle,) = builder.build(ViewRequest(InterpolatedShape(MEAN, "a/b/0", 0.5), detail=COARSE))
     halfway = collection.space.interpolate_codes(collection.space.from_principal_components([0.0]), fit, STEPS)[
         STEPS // 2
     ]
@@ -224,7 +222,7 @@ def test_every_family_says_what_it_has_not(sizes: object, family: str) -> None:
         assert builder.ends == [MEAN]
     if family == "atlas":
         assert builder.no_slice_reason == "Family atlas has patches and no field: slices are not available."
-        (scene,) = builder.build(ViewRequest(PrincipalShape((1.0,)), slice_plane=SlicePlane("x", 0.0), resolution=16))
+        (scene,) = builder.build(ViewRequest(PrincipalShape((1.0,)), slice_plane=SlicePlane("x", 0.0), detail=16))
         assert scene.slice is None
         assert len(scene.mesh.vertices) > 0
     else:
@@ -245,7 +243,7 @@ def test_a_file_is_read_fitted_and_shown_to_its_visitor_alone(
     assert mine.names == ["a/b/0", "me.ply", "me.ply again"]
     assert theirs.names == collection.names == ["a/b/0"]
     assert mine.has_uncertainty("me.ply")
-    *_, scene = mine.build(ViewRequest(ScanShape("me.ply"), "uncertainty", resolution=COARSE))
+    *_, scene = mine.build(ViewRequest(ScanShape("me.ply"), "uncertainty", detail=COARSE))
     np.testing.assert_allclose(scene.scan.points, scan.points, atol=1e-5)  # type: ignore[union-attr]
     assert "istribution: score" in scene.summary[1]
     with pytest.raises(ValueError, match=r"there is no scan 'me\.ply'"):
@@ -392,7 +390,7 @@ def test_a_mesh_that_nobody_waits_for_is_not_finished(collection: ScanCollection
         return asked < 3
 
     with pytest.raises(Cancelled):
-        list(SceneBuilder(collection).build(ViewRequest(PrincipalShape((0.0,)), resolution=64), wanted))
+        list(SceneBuilder(collection).build(ViewRequest(PrincipalShape((0.0,)), detail=64), wanted))
     assert asked == 3
 
 
@@ -411,7 +409,7 @@ def test_a_slider_of_humans_is_answered_in_time() -> None:
                 latest.submit(ViewRequest(PrincipalShape((float(value),))))
                 time.sleep(pause)
             time.sleep(1.0)
-            coarse = [1e3 * scene.seconds for scene in scenes if scene.resolution == COARSE]
+            coarse = [1e3 * scene.seconds for scene in scenes if scene.detail == COARSE]
             median, p95 = np.percentile(coarse, [50, 95])
             print(f"{words}: {len(coarse)} of 30 shown, median {median:.0f} ms, 95 % {p95:.0f}, most {max(coarse):.0f}")
             assert len(coarse) >= 5
