@@ -1,8 +1,8 @@
 """Fit the codes of unseen scans; the network weights are frozen."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from shapespace.data.loader import collate, derive_seed
 from shapespace.fitting.articulated import fit_parts_of
 from shapespace.fitting.levenberg_marquardt import LMOptions, cholesky, levenberg_marquardt
 from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
-from shapespace.fitting.starts import start_codes
+from shapespace.fitting.starts import search_codes, start_codes
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
@@ -96,7 +96,8 @@ def fit_lm(
 
     Each scan has two starts, the code of its encoder and the mean of the training codes; with the alignments `yaw` and
     `full`, two for each candidate of `search_alignment`. After the trial steps the best starts are fitted to the end.
-    Families that have parts have more starts (`start_codes`), and more again for a scan that is far from its first fit.
+    Families that have parts have more starts (`start_codes`), and searched ones (`search_codes`) for a scan that is far
+    from its first fit.
     """
     options = options or LMOptions()
     parts = []
@@ -202,6 +203,10 @@ def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, se
     return BatchFit(code, first.covariance, residual, [one.frame for one in first.starts], part_covariance)
 
 
+StartCodes = Callable[[Scan, Float[Tensor, "k"]], Float[Tensor, "s k"]]
+"""Codes from which a scan is fitted, equally many for all; the second argument is that of the encoder."""
+
+
 class FirstLevel(NamedTuple):
     """Fitted codes, as many scans in the frames of their fits, and the cost and the covariance of each code."""
 
@@ -211,9 +216,16 @@ class FirstLevel(NamedTuple):
     covariance: Float[Tensor, "b k k"]
 
 
-def _first_level(model: SDFModel, candidates: Sequence[Start], options: LMOptions, seed: int, count: int) -> FirstLevel:
+def _first_level(
+    model: SDFModel,
+    candidates: Sequence[Start],
+    options: LMOptions,
+    seed: int,
+    count: int,
+    codes_of: StartCodes | None = None,
+) -> FirstLevel:
     """Fit the codes: trial steps of all candidates, then the `count` best of each scan to the end."""
-    starts, codes = _run_trials(model, candidates, options, seed, count)
+    starts, codes = _run_trials(model, candidates, options, seed, count, codes_of)
     if options.levels == 2 and isinstance(model, ArticulatedSDF):
         options = options.before_parts()
     samples = [resample(estimate_normals(one.scan, seed), options.num_points, seed) for one in starts]
@@ -236,16 +248,22 @@ def _first_level(model: SDFModel, candidates: Sequence[Start], options: LMOption
 
 
 def _retry(
-    model: SDFModel, candidates: Sequence[Start], first: FirstLevel, options: LMOptions, seed: int
+    model: ArticulatedSDF, candidates: Sequence[Start], first: FirstLevel, options: LMOptions, seed: int
 ) -> FirstLevel:
-    """Fit from more starts the scans of which a part is far from the surface, such as a limb; keep the lower cost."""
+    """Fit the scans again of which a part, such as a limb, is far from the surface: from searched codes.
+
+    A fit is replaced by one of lower cost.
+    """
     far = residuals(model, [one.scan for one in first.starts], first.code, seed) > options.far_distance
     poor = (far.float().mean(dim=1) > options.max_far_share).nonzero()[:, 0].tolist()
     again = [one for one in candidates if one.scan_index in {first.starts[row].scan_index for row in poor}]
     if not again:
         return first
-    options = replace(options, num_starts=options.retry_starts)
-    second = _first_level(model, again, options, seed, options.max_starts)
+
+    def searched(scan: Scan, encoded: Float[Tensor, "k"]) -> Float[Tensor, "s k"]:
+        return search_codes(model, scan, encoded, options.search_starts, seed)
+
+    second = _first_level(model, again, options, seed, options.max_starts, searched)
     starts, tensors = list(first.starts), [first.code.flat.clone(), first.cost.clone(), first.covariance.clone()]
     for row, (place, cost) in enumerate(zip(poor, second.cost, strict=True)):
         if cost < first.cost[place]:
@@ -257,15 +275,18 @@ def _retry(
 
 
 def _run_trials(
-    model: SDFModel, candidates: Sequence[Start], options: LMOptions, seed: int, count: int
+    model: SDFModel,
+    candidates: Sequence[Start],
+    options: LMOptions,
+    seed: int,
+    count: int,
+    codes_of: StartCodes | None = None,
 ) -> tuple[list[Start], Code]:
     """The `count` best of each scan after the trial steps from some codes, as they are aligned then; their codes."""
     coarse = options.coarse()
     encoded = encode(model, [one.scan for one in candidates], seed=seed)
-    starts_of = [
-        start_codes(model, one.scan, encoded.flat[index], options.num_starts, seed)
-        for index, one in enumerate(candidates)
-    ]
+    codes_of = codes_of or (lambda scan, code: start_codes(model, scan, code, options.num_starts, seed))
+    starts_of = [codes_of(one.scan, code) for one, code in zip(candidates, encoded.flat, strict=True)]
     samples = [resample(one.scan, coarse.num_points, seed) for one in candidates]
     problem = FitProblem(model, samples, encoded, coarse, seed)
     rows = torch.arange(len(candidates), device=encoded.flat.device).repeat(len(starts_of[0]))

@@ -68,13 +68,13 @@ class LMOptions:
     """Relative decrease of the cost below which the fit stops."""
     num_starts: int = 3
     """Number of codes from which a scan's trial steps start, for families that have parts; others have two."""
-    retry_starts: int = 12
-    """Number of codes from which a scan is fitted again if too much of it is far from the surface, for families that
-    have parts."""
+    search_starts: int = 62
+    """Number of training bodies from which the pose is searched if too much of a scan is far from its first fit, for
+    families that have parts."""
     far_distance: float = 0.02
     """Distance from the surface beyond which a point of the scan is far."""
     max_far_share: float = 0.01
-    """Share of far points above which a scan is fitted again."""
+    """Share of far points above which the pose is searched."""
     trial_steps: int = 4
     """Number of steps with a quarter of the points, after which the best starts of each scan are selected."""
     alignment: Alignment = "local"

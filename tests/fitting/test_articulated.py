@@ -27,7 +27,15 @@ from shapespace.fitting.joints import JointPrior
 from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions, levenberg_marquardt
 from shapespace.fitting.result import Fit, load_fits, save_fits
 from shapespace.fitting.sequence import SequenceOptions
-from shapespace.fitting.starts import start_codes
+from shapespace.fitting.starts import (
+    FOUND,
+    SPHERE,
+    _codes_of_poses,
+    _exchange_limbs,
+    search_codes,
+    sphere_distance,
+    start_codes,
+)
 from shapespace.geometry import primitives
 from shapespace.geometry.articulation import PartPoses
 from shapespace.geometry.frame import Frame
@@ -669,31 +677,83 @@ def test_a_fit_starts_from_the_training_body_that_explains_the_scan(model: Artic
 
 
 @torch.no_grad()
-def test_a_scan_far_from_its_first_fit_starts_again_from_more_codes(
+def test_a_scan_far_from_its_first_fit_is_fitted_again_from_searched_codes(
     model: ArticulatedSDF, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few steps from a wrong body, then from the right one among many; a second fit that costs more is dropped."""
+    """Few steps from a wrong body, then from the right one among two; a second fit that costs more is dropped."""
     table = model.codes_parameter
     assert table is not None
     right, wrong = table[1], table[6]
     scan = sampled(surface_of(model, code_of(model, 1), model.states(code_of(model, 1))))
     counts, second = list[int](), torch.stack([wrong, right])
 
-    def starts(_model: object, _scan: Scan, _encoded: Tensor, count: int, _seed: int) -> Tensor:
+    def searched(_model: object, _scan: Scan, _encoded: Tensor, count: int, _seed: int) -> Tensor:
         counts.append(count)
-        return torch.stack([wrong, wrong]) if count == 3 else second
+        return second
 
-    monkeypatch.setattr(fit, "start_codes", starts)
-    few = replace(LM, alignment="fixed", levels=1, trial_steps=1, max_steps=1, num_starts=3, retry_starts=7)
+    monkeypatch.setattr(fit, "start_codes", lambda *_: torch.stack([wrong, wrong]))
+    monkeypatch.setattr(fit, "search_codes", searched)
+    few = replace(LM, alignment="fixed", levels=1, trial_steps=1, max_steps=1, search_starts=7)
     once = fit.fit_lm(model, [scan], replace(few, max_far_share=1.0))
-    assert counts == [3]
+    assert not counts
     assert (once.residual > few.far_distance).float().mean() > few.max_far_share
     twice = fit.fit_lm(model, [scan, scan], few)
-    assert counts == [3, 3, 3, 7, 7]
+    assert counts == [7, 7]
     assert (twice.residual > few.far_distance).float().mean() <= few.max_far_share
     torch.testing.assert_close(twice.code.flat[0], twice.code.flat[1])
     second = torch.stack([10 * wrong, -10 * wrong])
     torch.testing.assert_close(fit.fit_lm(model, [scan], few).code.flat, once.code.flat)
+
+
+def test_spheres_are_compared_with_a_scan_both_ways(model: ArticulatedSDF) -> None:
+    points, center = torch.randn(30, 3), torch.randn(2, 10, 3)
+    for row, distance in enumerate(sphere_distance(model, points, center, 0.3)):
+        spheres = list(zip(center[row], model.decoder.radius.tolist(), strict=True))
+        gaps = [[abs(float((x - middle).norm()) - SPHERE * radius) for middle, radius in spheres] for x in points]
+        nearest = [[min(gap) for gap in gaps], [min(gap) for gap in zip(*gaps, strict=True)]]
+        expected = sum(np.mean([d * 0.3 / (d + 0.3) for d in each]) for each in nearest)
+        assert float(distance) == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_poses_become_codes_again(model: ArticulatedSDF) -> None:
+    states = model.training_states()
+    start = model.prior.mean.expand(len(states.center), -1)
+    codes = _codes_of_poses(model, PartPoses(states.center, states.rotation), start, steps=5)
+    before = (model.hypernetwork(start).center - states.center).norm(dim=-1).mean()
+    after = (model.hypernetwork(codes).center - states.center).norm(dim=-1).mean()
+    assert after < 0.2 * before
+
+
+@torch.no_grad()
+def test_a_limb_is_exchanged_if_the_scan_has_that_of_another_body(model: ArticulatedSDF) -> None:
+    table = model.codes_parameter
+    assert table is not None
+    states = model.training_states()
+    hand = states.center[:, left_arm(model, states)[0], 1]
+    up, down = int(hand.argmax()), int(hand.argmin())
+    points = torch.from_numpy(sampled(surface_of(model, code_of(model, up), states.select(slice(up, up + 1)))).points)
+    donors = PartPoses(states.center[up : up + 1], states.rotation[up : up + 1])
+    codes = _exchange_limbs(model, points[:256].float(), table[down : down + 1], donors)
+    before, after = (
+        sphere_distance(model, points[:256].float(), model.hypernetwork(code).center)
+        for code in (table[down : down + 1], codes)
+    )
+    assert after.min() < 0.8 * before.min()
+
+
+@torch.no_grad()
+def test_the_search_finds_arms_that_no_training_body_has_together(model: ArticulatedSDF) -> None:
+    template = model.template.part_template()
+    for left, right in ((0.8, -0.8), (-0.8, 0.8), (0.8, 0.8)):
+        mesh = figure(left, right)
+        center, _ = part_poses(template, torch.from_numpy(np.asarray(mesh.vertices)).float())
+        codes = search_codes(model, sampled(mesh), model.prior.mean + 3, 8, seed=0)
+        assert len(codes) == FOUND
+        nearest = (model.training_states().center - center).norm(dim=-1).mean(dim=1).min()
+        assert (model.hypernetwork(codes[:1]).center - center).norm(dim=-1).mean() < 0.6 * nearest
+        again = search_codes(model, sampled(mesh), model.prior.mean + 3, 8, seed=0)
+        torch.testing.assert_close(codes, again, rtol=0, atol=0)
 
 
 # -------------------------------------------------------------------------------------------------------------- encoder
