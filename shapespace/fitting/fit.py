@@ -228,7 +228,8 @@ def _first_level(
     starts, codes = _run_trials(model, candidates, options, seed, count, codes_of)
     if options.levels == 2 and isinstance(model, ArticulatedSDF):
         options = options.before_parts()
-    samples = [resample(estimate_normals(one.scan, seed), options.num_points, seed) for one in starts]
+    starts = [one._replace(scan=estimate_normals(one.scan, seed)) for one in starts]
+    samples = [resample(one.scan, options.num_points, seed) for one in starts]
     oriented = [orient_normals(model, scan, codes[index]) for index, scan in enumerate(samples)]
     problem = FitProblem(model, oriented, codes, options, seed)
     rows = torch.arange(len(starts), device=codes.flat.device)

@@ -176,12 +176,12 @@ def constraints(
 
 
 def estimate_normals(scan: Scan, seed: int) -> Scan:
-    """The scan with its own normals, or at most 50,000 of its points with estimated ones.
+    """The scan with the normals that it has, or at most 50,000 of its points with estimated ones.
 
     A scan of a single view without sensors also gets the inferred position of its camera as the sensor: free space is
     between the camera and the surface.
     """
-    if scan.normals is not None or scan.faces is not None:
+    if scan.normals is not None or scan.unoriented_normals is not None or scan.faces is not None:
         return scan
     return scan.sample(MAX_NORMAL_POINTS, np.random.default_rng(seed)).infer_sensor().estimate_normals()
 
