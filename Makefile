@@ -47,7 +47,7 @@ runs/demo/humans/scores.md: data/demo.h5
 	$(BIN)/shapespace evaluate humans data/demo.h5 --splits unseen_poses unseen_people --limit 12 --out runs/demo/humans
 
 runs/demo/fitted/codes.safetensors: runs/demo/trained
-	$(BIN)/shapespace fit runs/demo $(UNSEEN) --out runs/demo/fitted --resolution 192
+	$(BIN)/shapespace fit runs/demo $(UNSEEN) --out runs/demo/fitted
 
 runs/demo/interpolation/interpolation.png: runs/demo/trained
 	$(BIN)/shapespace interpolate runs/demo $(ENDS) --store data/demo.h5 --out runs/demo/interpolation

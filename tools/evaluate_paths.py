@@ -87,7 +87,7 @@ def main(
     settings |= {"data": data.resolve().name, "split": split, "pairs": len(chosen), "steps": steps}
     settings |= {"resolution": resolution, "seed": seed}
     medians = path_medians(scores.rows)
-    transfers = _transfers(space, chosen, fits, synthesis, resolution, seed)
+    transfers = _transfers(space, chosen, fits, synthesis, seed)
     write_results(folder, "motion", {"settings": settings, "medians": medians, **transfers, "rows": scores.rows})
     sheet.contact_sheet(scores.first_pair, folder / "motion.png")
     _print_medians(medians, f"medians over {len(chosen)} pairs of {split}; mm, and square meters for sa_sigma")
@@ -101,7 +101,6 @@ def _transfers(
     pairs: Sequence[Pair],
     fits: Sequence[Fit],
     synthesis: SynthesisConfig,
-    resolution: int,
     seed: int,
 ) -> dict[str, Any]:
     """Medians and rows of poses on other people, from the fits of both ends of each pair; empty without parts."""
@@ -111,7 +110,7 @@ def _transfers(
     by_capture = dict(zip((end for pair in pairs for end in pair), fits, strict=True))
     ends = [(by_capture[pose], by_capture[person]) for pose, person in chosen]
     truths = [true_transfer(synthesis, *pair) for pair in chosen]
-    rows = score_transfers(space, ends, truths, resolution=resolution, seed=seed)
+    rows = score_transfers(space, ends, truths, seed=seed)
     return {"transfer_medians": column_medians(rows), "transfers": rows}
 
 

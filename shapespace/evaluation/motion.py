@@ -173,24 +173,19 @@ def score_transfers(
     fits: Sequence[tuple[Fit, Fit]],
     ground_truth: Sequence[Trimesh],
     *,
-    resolution: int,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """A row for each pair of fits (pose, person): the person in the pose against the true body, as `score_path`.
 
     The columns are those of `surface_distance`, and `center_error`, the mean distance of the centers of the parts (mm),
-    NaN for bodies of another template. Everything is NaN for a body without a surface.
+    NaN for bodies of another template.
     """
     rows: list[dict[str, Any]] = []
     for (pose, person), true_body in zip(fits, tqdm(ground_truth, desc="transfers", unit="body"), strict=True):
         fit = space.transfer_pose(pose, person)
-        try:
-            mesh = space.mesh(fit, resolution=resolution)
-        except ValueError:  # no surface
-            row = dict.fromkeys((*metrics.get_metric("surface_distance").units, "center_error"), math.nan)
-        else:
-            row = {**_surface_distance(mesh, true_body, seed), "center_error": center_error(space, fit, true_body)}
-        rows.append({"pose": pose.name, "person": person.name, **row})
+        row = _surface_distance(space.register(fit), true_body, seed)
+        own = center_error(space, fit, true_body)
+        rows.append({"pose": pose.name, "person": person.name, **row, "center_error": own})
     return rows
 
 
