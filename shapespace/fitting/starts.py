@@ -22,7 +22,7 @@ SCORED_CODES = 8  # training codes whose field is evaluated, at least; those who
 MAX_DISTANCE = 0.1  # model units, towards which the distance of a far point goes: it may be clutter
 SPHERE = 0.6  # radius of the sphere that stands for a part, over the part's radius: about where its surface is
 
-# Search, chosen on 108 scans of 36 people, of which three lost a limb: all three are found, in 7 to 9 s on one core.
+# Search, chosen on 108 scans of 36 people, of which three lost a limb: all three are found.
 STEPS = 60  # of Adam, and half as many after an exchange
 LEARNING_RATE = 0.3  # in standard deviations of the codes
 PRIOR = 4e-5  # weight of the squared deviations beside the distances (model units)
