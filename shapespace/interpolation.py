@@ -58,6 +58,9 @@ def missing_for(model: ShapeModel, path: InterpolationPath) -> str | None:
     """What a path needs that the model does not have; None: nothing."""
     if path == "geodesic" and not isinstance(model, SDFModel):
         return "signed distance with a vector as the code"
+    if path == "geodesic" and isinstance(model, ArticulatedSDF):
+        # Limbs that swing do not overlap: the least normal motion of the surface lets them vanish and grow again.
+        return "single field, whose surface would move least"
     if path == "parts" and not has_parts(model):
         return "template with parts"
     return None
@@ -83,7 +86,7 @@ def interpolate(
     """
     path = choose_path(model, path)
     if (missing := missing_for(model, path)) is not None:
-        raise ValueError(f"--path {path}: the model has no {missing}. Use --path linear.")
+        raise ValueError(f"--path {path}: the model has no {missing}. Use --path {choose_path(model, 'auto')}.")
     if path == "parts":
         assert has_parts(model)  # see `missing_for`
         return along_joints(model, a, b, steps, frames)

@@ -54,12 +54,9 @@ def choose_pairs(synthesis: SynthesisConfig, split: str, count: int, seed: int) 
 
 def true_motion(synthesis: SynthesisConfig, pair: Pair, steps: int) -> list[Trimesh]:
     """True bodies between two captures of a person, both ends included; every joint rotates at constant speed."""
-    body = Body.load()
-    (coefficients, start, _), (_, end, _) = (posed_body(synthesis.seed, capture) for capture in pair)
+    (person, start, _), (_, end, _) = (posed_body(synthesis, capture) for capture in pair)
     return [
-        Trimesh(
-            body.skin(coefficients, interpolate_pose(start.rotations, end.rotations, share)), body.faces, process=False
-        )
+        Trimesh(person.skin(interpolate_pose(start.rotations, end.rotations, share)), Body.load().faces, process=False)
         for share in np.linspace(0, 1, steps)
     ]
 
@@ -162,10 +159,9 @@ def choose_transfers(pairs: Sequence[Pair]) -> list[Pair]:
 
 def true_transfer(synthesis: SynthesisConfig, pose: Capture, person: Capture) -> Trimesh:
     """True body of the person of one capture in the pose of another."""
-    body = Body.load()
-    _, posed, _ = posed_body(synthesis.seed, pose)
-    coefficients, _, _ = posed_body(synthesis.seed, person)
-    return Trimesh(body.skin(coefficients, posed.rotations), body.faces, process=False)
+    _, posed, _ = posed_body(synthesis, pose)
+    whole, _, _ = posed_body(synthesis, person)
+    return Trimesh(whole.skin(posed.rotations), Body.load().faces, process=False)
 
 
 def score_transfers(

@@ -17,7 +17,7 @@ from shapespace.fitting.sequence import SequenceOptions
 from shapespace.geometry.scan import Scan
 from shapespace.space import ShapeSpace
 from shapespace.synthetic.body import Body
-from shapespace.synthetic.people import SynthesisConfig, list_captures, person, rng_for
+from shapespace.synthetic.people import SynthesisConfig, list_captures, person, sample_person
 from shapespace.synthetic.poses import PoseLibrary
 from shapespace.synthetic.scanner import VirtualScanner
 
@@ -60,9 +60,9 @@ def sample_motions(synthesis: SynthesisConfig, split: str, people: int, frames: 
     for index, subject in enumerate(subjects[:people]):
         rng = np.random.default_rng([seed, subject])
         clip, first = poses.clips[index % len(poses.clips)], int(rng.integers(poses.length - frames + 1))
-        coefficients = body.sample_shape(rng_for(synthesis.seed, subject, "shape"))
+        whole = sample_person(synthesis, subject)
         rotations = [poses.at(clip, float(first + step)) for step in range(frames)]
-        ground_truth = [Trimesh(body.skin(coefficients, pose), body.faces, process=False) for pose in rotations]
+        ground_truth = [Trimesh(whole.skin(pose), body.faces, process=False) for pose in rotations]
         yield Motion(subject, clip, ground_truth)
 
 

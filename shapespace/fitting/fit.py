@@ -29,6 +29,8 @@ REFINEMENT_ANGLES = (24.0, 12.0)  # degrees: half the spacing of the grid of rot
 ENCODER_POINTS = 4096  # points of a scan that the encoder sees
 ALIGNMENT_POINTS = 256  # points whose mean residual compares alignments of a scan
 
+MOSTLY_FAR = 0.5  # share of a scan that is far from its fit: no limb is so large
+
 CodeMethod = Literal["auto", "lm", "adam"]
 """Optimizer of the code; `auto`: `lm` for signed distances with a vector as the code, else `adam` from the encoder."""
 
@@ -195,7 +197,7 @@ def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, se
     count = options.max_starts if options.alignment in ("yaw", "full") else 1
     first = _first_level(model, candidates, options, seed, count)
     if isinstance(model, ArticulatedSDF):
-        first = _retry(model, candidates, first, options, seed)
+        first = _retry(model, first, options, seed)
     code, part_covariance = first.code, None
     if isinstance(model, ArticulatedSDF) and options.levels == 2:
         code, part_covariance = fit_parts_of(model, [one.scan for one in first.starts], code, options, seed)
@@ -248,16 +250,16 @@ def _first_level(
     return FirstLevel(codes.unflatten(flat), results, state.cost[best], covariance)
 
 
-def _retry(
-    model: ArticulatedSDF, candidates: Sequence[Start], first: FirstLevel, options: LMOptions, seed: int
-) -> FirstLevel:
+def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: int) -> FirstLevel:
     """Fit the scans again of which a part, such as a limb, is far from the surface: from searched codes.
 
-    A fit is replaced by one of lower cost.
+    They stay in the frame of their first fit, and a fit is replaced by one of lower cost. A scan most of which is far
+    is no person, or not one alone: no limb of it is searched.
     """
     far = residuals(model, [one.scan for one in first.starts], first.code, seed) > options.far_distance
-    poor = (far.float().mean(dim=1) > options.max_far_share).nonzero()[:, 0].tolist()
-    again = [one for one in candidates if one.scan_index in {first.starts[row].scan_index for row in poor}]
+    share = far.float().mean(dim=1)
+    poor = ((share > options.max_far_share) & (share < MOSTLY_FAR)).nonzero()[:, 0].tolist()
+    again = [first.starts[row] for row in poor]
     if not again:
         return first
 

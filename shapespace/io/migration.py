@@ -285,8 +285,8 @@ def upgrade_table(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def upgrade_synthesis(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A `synthesis.json` with the present names."""
-    return _renamed(content, "synthesis")
+    """A `synthesis.json` with the present names, and the values of settings that older ones lack."""
+    return {"poses_from": "limits", "appearance": "bare", "scanners": "ring", **_renamed(content, "synthesis")}
 
 
 def upgrade_tag(tag: str) -> str:

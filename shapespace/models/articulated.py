@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shapespace.data.loader import Batch
 from shapespace.data.registration import (
+    MOTION_REGISTRATIONS,
     PartTargets,
     make_template,
     registration_targets,
@@ -113,7 +114,9 @@ class ArticulatedSDF(SDFModel):
         require_registrations(store, names)
         vertices, faces = next(registrations(store, names[:1]))
         vertices, weight = rest_of(vertices, faces, self.density, store.scale)
-        template = make_template(vertices, faces, self.decoder.num_parts, weight)
+        some = names[:: max(len(names) // MOTION_REGISTRATIONS, 1)][:MOTION_REGISTRATIONS]
+        moved = [registration for registration, _ in registrations(store, some, faces)]
+        template = make_template(vertices, faces, self.decoder.num_parts, weight, moved=moved)
         targets = registration_targets(store, names, template)
         self.decoder.radius.copy_(template.radius)
         self.template.set(template)

@@ -65,13 +65,18 @@ class Body:
         return combined[: -len(self.joints)], combined[-len(self.joints) :]
 
     def skin(
-        self, coefficients: Float[np.ndarray, "k"], rotations: Float[np.ndarray, "j 3 3"]
+        self,
+        coefficients: Float[np.ndarray, "k"],
+        rotations: Float[np.ndarray, "j 3 3"],
+        offsets: Float[np.ndarray, "v 3"] | None = None,
     ) -> Float[np.ndarray, "v 3"]:
         """Vertices (float32) by linear blend skinning: the lowest at y = 0, the root at x = z = 0.
 
         The rotation of each joint is relative to its parent, about the world axes at rest; identities: rest pose.
+        `offsets` displace the vertices at rest (hair, clothes).
         """
         vertices, heads = self.rest_pose(coefficients)
+        vertices = vertices if offsets is None else vertices + offsets
         global_rotations, positions = self.forward(heads, rotations)
         # Joint j moves a vertex v to R_j (v - head_j) + position_j = R_j v + offset_j.
         offset = positions - np.einsum("jab,jb->ja", global_rotations, heads)

@@ -7,11 +7,13 @@ from pathlib import Path
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_scan
 from shapespace.synthetic.body import Body
-from shapespace.synthetic.people import LIMITS, Capture, posed_body
+from shapespace.synthetic.people import LIMITS, Capture, SynthesisConfig, posed_body
 from shapespace.synthetic.scanner import VirtualScanner
 
-SEED = 101
-"""Of the person, the pose and the scan; no data set of the documentation or of the tests has it."""
+SYNTHESIS = SynthesisConfig(
+    people=1, poses=1, test_people=0, poses_per_test_person=1, test_poses=0, motion_fraction=0.0, seed=101
+)
+"""Of the person, the pose and the scan; no dataset of the documentation or of the tests has its seed."""
 POINTS = 10_000
 NAME = "example"
 
@@ -19,7 +21,7 @@ NAME = "example"
 def make_example() -> Scan:
     """Make the scan of `datasets/assets/example.ply`: points with normals, meters, y up."""
     body = Body.load()
-    _, posed, rng = posed_body(SEED, Capture(subject=0, index=0, sequence=LIMITS, frame=0, split=NAME))
+    _, posed, rng = posed_body(SYNTHESIS, Capture(subject=0, index=0, sequence=LIMITS, frame=0, split=NAME))
     scan = VirtualScanner().scan(posed.vertices, body.faces, rng, NAME).sample(POINTS, rng)
     return replace(scan, sensors=None)
 

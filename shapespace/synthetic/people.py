@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import h5py
 import numpy as np
@@ -23,18 +23,27 @@ from tqdm import tqdm
 from shapespace.io.atomic import replacing
 from shapespace.io.migration import upgrade_synthesis
 from shapespace.io.scan_files import write_scan
+from shapespace.synthetic.appearance import Person, sample_bare, sample_dressed
 from shapespace.synthetic.body import Body
 from shapespace.synthetic.poses import PosedBody, PoseLibrary, sample_pose
-from shapespace.synthetic.scanner import VirtualScanner
+from shapespace.synthetic.scanner import SCANNERS
+from shapespace.synthetic.wide_poses import WidePoses, describe_pose
 
 Vertices = Float[np.ndarray, "v 3"]
 
+Purpose = Literal["shape", "kinds", "pose", "scanner"]
+
 TRAIN, UNSEEN_POSES, UNSEEN_PEOPLE = "train", "unseen_poses", "unseen_people"
 
-LIMITS = "limits"
-"""Sequence of the poses sampled within joint limits; all other sequences are named after their motion clip."""
+LIMITS, WIDE = "limits", "wide"
+"""Sequences of the poses within joint limits and of those of `WidePoses`; the others are named after motion clips."""
+
+PoseRange = Literal["limits", "wide"]
+Appearance = Literal["bare", "varied"]
+Scanners = Literal["ring", "varied"]
 
 SETTINGS = "synthesis.json"
+CAPTURES = "captures.json"
 REGISTRATIONS = "registrations.hdf5"
 
 
@@ -49,6 +58,9 @@ class SynthesisConfig:
     test_poses: int
     motion_fraction: float
     seed: int
+    poses_from: PoseRange = "limits"
+    appearance: Appearance = "bare"
+    scanners: Scanners = "ring"
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for values out of range; options are named as `shapespace synthesize` spells them."""
@@ -81,6 +93,11 @@ class Capture:
         """Path of the scan, relative to the folder of the dataset."""
         return Path("scans") / person(self.subject) / self.sequence / f"{self.sequence}.{self.frame:06d}.ply"
 
+    @property
+    def name(self) -> str:
+        """Name of the scan in a store."""
+        return f"{person(self.subject)}/{self.sequence}/{self.frame:06d}"
+
 
 def synthesize(config: SynthesisConfig, out: Path, jobs: int | None = None) -> list[Capture]:
     """Write the scans, registrations and splits of a dataset, and return its captures.
@@ -92,7 +109,7 @@ def synthesize(config: SynthesisConfig, out: Path, jobs: int | None = None) -> l
         raise ValueError(f"--jobs {jobs}: must be at least 1.")
     _write_settings(out, config)
     captures = list(list_captures(config))
-    _write_scans(out, captures, config.seed, jobs or os.cpu_count() or 1)
+    _write_scans(out, captures, config, jobs or os.cpu_count() or 1)
     _write_splits(out, captures)
     return captures
 
@@ -111,6 +128,12 @@ def read_synthesis(out: Path) -> SynthesisConfig:
     return SynthesisConfig(**{field.name: stored[field.name] for field in fields(SynthesisConfig)})
 
 
+def read_captures(out: Path) -> dict[str, dict[str, str | float]]:
+    """What each scan of a dataset shows, by its name `subject/sequence/frame`: see `describe_capture`."""
+    content: dict[str, dict[str, str | float]] = json.loads((out / CAPTURES).read_text())
+    return content
+
+
 def list_captures(config: SynthesisConfig) -> Iterator[Capture]:
     """All captures of a dataset, by subject; the last poses of the training people are test poses."""
     clips = PoseLibrary.load(Body.load()).clips
@@ -125,28 +148,65 @@ def list_captures(config: SynthesisConfig) -> Iterator[Capture]:
 
 
 def list_sequences(config: SynthesisConfig, subject: int, clips: tuple[str, ...], count: int) -> Iterator[str]:
-    """Sequences of a subject's poses: motion clips, evenly spread and in random order, and `LIMITS`."""
+    """Sequences of a subject's poses: motion clips, evenly spread and in random order, and drawn poses."""
     rng = rng_for(config.seed, subject, "kinds")
     phase, order = rng.random(), rng.permutation(len(clips))
+    drawn = LIMITS if config.poses_from == "limits" else WIDE
     for index in range(count):
         before, after = (math.floor(step * config.motion_fraction + phase) for step in (index, index + 1))
-        yield clips[order[before % len(clips)]] if after > before else LIMITS
+        yield clips[order[before % len(clips)]] if after > before else drawn
 
 
-def rng_for(seed: int, subject: int, purpose: Literal["shape", "kinds", "pose"], index: int = 0) -> np.random.Generator:
+def rng_for(seed: int, subject: int, purpose: Purpose, index: int = 0) -> np.random.Generator:
     """Independent random generator of a subject, purpose and pose."""
-    key = (subject, ("shape", "kinds", "pose").index(purpose), index)
+    key = (subject, get_args(Purpose).index(purpose), index)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def posed_body(seed: int, capture: Capture) -> tuple[Float[np.ndarray, "k"], PosedBody, np.random.Generator]:
-    """Shape coefficients of the person, the posed body, and the random generator for its scan."""
+def sample_person(config: SynthesisConfig, subject: int) -> Person:
+    """Draw a subject of a dataset."""
+    sample = sample_bare if config.appearance == "bare" else sample_dressed
+    return sample(rng_for(config.seed, subject, "shape"))
+
+
+def posed_body(config: SynthesisConfig, capture: Capture) -> tuple[Person, PosedBody, np.random.Generator]:
+    """Draw the person and the posed body of a capture; the random generator is that of its scan."""
     body = Body.load()
     poses = PoseLibrary.load(body)
-    coefficients = body.sample_shape(rng_for(seed, capture.subject, "shape"))
-    rng = rng_for(seed, capture.subject, "pose", capture.index)
-    sample = poses.sample_in_limits if capture.sequence == LIMITS else partial(poses.sample_clip, capture.sequence)
-    return coefficients, sample_pose(body, coefficients, sample, rng), rng
+    whole = sample_person(config, capture.subject)
+    rng = rng_for(config.seed, capture.subject, "pose", capture.index)
+    wide = WidePoses(body, poses) if config.poses_from == "wide" else None
+    if capture.sequence == LIMITS:
+        sample = poses.sample_in_limits
+    elif wide is None:
+        sample = partial(poses.sample_clip, capture.sequence)
+    else:
+        sample = wide.sample if capture.sequence == WIDE else partial(wide.sample_clip, capture.sequence)
+    return whole, sample_pose(body, whole.skin, sample, rng), rng
+
+
+def choose_scanner(config: SynthesisConfig, capture: Capture) -> str:
+    """Name in `SCANNERS` of the scanner of a capture."""
+    if config.scanners == "ring":
+        return "ring"
+    names = tuple(SCANNERS)
+    return names[int(rng_for(config.seed, capture.subject, "scanner", capture.index).integers(len(names)))]
+
+
+def describe_capture(
+    config: SynthesisConfig, capture: Capture, whole: Person, posed: PosedBody
+) -> dict[str, str | float]:
+    """What a scan shows: kind of the pose, scanner, hair, clothes, stature at rest (meters)."""
+    body = Body.load()
+    at_rest = whole.skin(np.tile(np.eye(3), (len(body.joints), 1, 1)))
+    return {
+        "split": capture.split,
+        "pose": describe_pose(body, posed.rotations),
+        "scanner": choose_scanner(config, capture),
+        "hair": whole.hair,
+        "clothes": whole.clothes,
+        "stature": round(float(np.ptp(at_rest[:, 1])), 3),
+    }
 
 
 def person(subject: int) -> str:
@@ -177,35 +237,40 @@ def _write_settings(out: Path, config: SynthesisConfig) -> None:
         write_json(path, settings)
 
 
-def _write_scans(out: Path, captures: list[Capture], seed: int, jobs: int) -> None:
-    """Write the missing scans, and the registrations of all."""
-    if (out / REGISTRATIONS).exists() and all((out / capture.path).exists() for capture in captures):
+def _write_scans(out: Path, captures: list[Capture], config: SynthesisConfig, jobs: int) -> None:
+    """Write the missing scans, and the registrations and descriptions of all."""
+    if all((out / name).exists() for name in (REGISTRATIONS, CAPTURES)) and all(
+        (out / capture.path).exists() for capture in captures
+    ):
         return
     with ExitStack() as stack:
-        each: Callable[..., Iterator[Vertices]] = map
+        each: Callable[..., Iterator[tuple[Vertices, dict[str, str | float]]]] = map
         if jobs > 1:
             pool = ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
             stack.callback(pool.shutdown, cancel_futures=True)
             each = pool.map
-        made = zip(captures, each(partial(_write_scan, out, seed), captures), strict=True)
+        made = zip(captures, each(partial(_write_scan, out, config), captures), strict=True)
         file = stack.enter_context(h5py.File(stack.enter_context(replacing(out / REGISTRATIONS)), "w", locking=False))
         file["faces"] = Body.load().faces
+        described = {}
         bar = tqdm(made, total=len(captures), desc="scanning", unit="scan")
         for subject, group in groupby(bar, key=lambda pair: pair[0].subject):
             registrations: dict[str, list[Vertices]] = defaultdict(list)
-            for capture, vertices in group:
+            for capture, (vertices, shows) in group:
                 registrations[capture.sequence].append(vertices)
+                described[capture.name] = shows
             for sequence, frames in registrations.items():
                 file[f"{person(subject)}_{sequence}"] = np.stack(frames, axis=-1)
+        write_json(out / CAPTURES, described)
 
 
-def _write_scan(out: Path, seed: int, capture: Capture) -> Vertices:
-    """Write the scan of a capture unless it exists; return the vertices of the posed body."""
-    _, posed, rng = posed_body(seed, capture)
+def _write_scan(out: Path, config: SynthesisConfig, capture: Capture) -> tuple[Vertices, dict[str, str | float]]:
+    """Write the scan of a capture unless it exists; return the vertices of the posed body, and what the scan shows."""
+    whole, posed, rng = posed_body(config, capture)
     path = out / capture.path
     if not path.exists():
-        write_scan(path, VirtualScanner().scan(posed.vertices, Body.load().faces, rng))
-    return posed.vertices
+        write_scan(path, SCANNERS[choose_scanner(config, capture)].scan(posed.vertices, Body.load().faces, rng))
+    return posed.vertices, describe_capture(config, capture, whole, posed)
 
 
 def _write_splits(out: Path, captures: list[Capture]) -> None:

@@ -71,12 +71,12 @@ class PoseLibrary:
         local = {joint: Rotation.from_euler("xyz", angle, degrees=True) for joint, angle in angles.items()}
         for side, axis in zip("LR", self.elbow_axes, strict=True):
             local[f"lowerarm01.{side}"] = Rotation.from_rotvec(axis * rng.uniform(*ELBOW), degrees=True)
-        local["root"] = _heading(rng)
-        return self._all_joints(local)
+        local["root"] = draw_heading(rng)
+        return rotate_joints(self.joints, local)
 
     def sample_clip(self, clip: str, rng: np.random.Generator) -> Float[np.ndarray, "j 3 3"]:
         """Random pose of a clip: uniform time and uniform heading."""
-        return self.at(clip, rng.uniform(0, self.length - 1), _heading(rng))
+        return self.at(clip, rng.uniform(0, self.length - 1), draw_heading(rng))
 
     @property
     def length(self) -> int:
@@ -93,18 +93,12 @@ class PoseLibrary:
         local = dict(zip(self.clip_joints, Rotation.from_quat(blended), strict=True))
         if heading is not None:
             local["root"] = heading * local["root"]
-        return self._all_joints(local)
+        return rotate_joints(self.joints, local)
 
     def _clip_index(self, clip: str) -> int:
         if clip not in self.clips:
             raise ValueError(f"pose library: no motion clip {clip!r}. Available clips: {', '.join(self.clips)}.")
         return self.clips.index(clip)
-
-    def _all_joints(self, local: dict[str, Rotation]) -> Float[np.ndarray, "j 3 3"]:
-        rotations = np.tile(np.eye(3), (len(self.joints), 1, 1))
-        for joint, rotation in local.items():
-            rotations[self.joints.index(joint)] = rotation.as_matrix()
-        return rotations
 
 
 class PosedBody(NamedTuple):
@@ -116,24 +110,32 @@ class PosedBody(NamedTuple):
 
 def sample_pose(
     body: Body,
-    coefficients: Float[np.ndarray, "k"],
+    skin: Callable[[Float[np.ndarray, "j 3 3"]], Float[np.ndarray, "v 3"]],
     sample: Callable[[np.random.Generator], Float[np.ndarray, "j 3 3"]],
     rng: np.random.Generator,
 ) -> PosedBody:
-    """First sampled pose with at most `MAX_PENETRATION`.
+    """First sampled pose with at most `MAX_PENETRATION`, of the person whom `skin` poses.
 
     If none of `MAX_TRIES` poses qualifies (a wide body in a narrow motion), the one with the least penetration.
     """
     best, least = PosedBody(np.empty((0, 3), dtype=np.float32), np.empty((0, 3, 3))), np.inf
     for _ in range(MAX_TRIES):
         rotations = sample(rng)
-        vertices = body.skin(coefficients, rotations)
+        vertices = skin(rotations)
         share = self_penetration(vertices, body.faces)
         if share < least:
             best, least = PosedBody(vertices, rotations), share
         if least <= MAX_PENETRATION:
             break
     return best
+
+
+def rotate_joints(joints: tuple[str, ...], local: dict[str, Rotation]) -> Float[np.ndarray, "j 3 3"]:
+    """Rotations of all joints from those of some; the others keep the rest pose."""
+    rotations = np.tile(np.eye(3), (len(joints), 1, 1))
+    for joint, rotation in local.items():
+        rotations[joints.index(joint)] = rotation.as_matrix()
+    return rotations
 
 
 def interpolate_pose(
@@ -179,5 +181,6 @@ def _elbow_axis(heads: dict[str, np.ndarray], side: str) -> np.ndarray:
     return np.asarray(axis / np.linalg.norm(axis))
 
 
-def _heading(rng: np.random.Generator) -> Rotation:
+def draw_heading(rng: np.random.Generator) -> Rotation:
+    """Rotation about the vertical, uniform within `MAX_HEADING` to either side."""
     return Rotation.from_rotvec([0.0, rng.uniform(-MAX_HEADING, MAX_HEADING), 0.0], degrees=True)

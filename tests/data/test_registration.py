@@ -56,6 +56,32 @@ def test_each_part_is_connected_and_all_parts_are_there(seed: int) -> None:
         assert num_pieces(labels, faces) == num_parts
 
 
+def hinged(angle: float) -> Trimesh:
+    """A bar from x = -0.3 to 1 whose part beyond 0.42 turns by an angle (radians)."""
+    bar = trimesh.creation.box([1.3, 0.2, 0.2]).subdivide_to_size(0.04)
+    vertices = np.asarray(bar.vertices) + [0.35, 0, 0]
+    beyond, joint = vertices[:, 0] > 0.42, np.array([0.42, 0, 0])
+    turned = (vertices - joint) @ Rotation.from_rotvec([0, 0, angle]).as_matrix().T + joint
+    return Trimesh(np.where(beyond[:, None], turned, vertices), bar.faces, process=False)
+
+
+def test_borders_of_parts_go_to_joints() -> None:
+    vertices, faces = tensors(hinged(0))
+    moved = [tensors(hinged(angle))[0] for angle in (-0.8, 0.5, 0.9)]
+    beyond = vertices[:, 0] > 0.42
+
+    def wrong(template: PartTemplate) -> float:
+        """Share of the area that is in a part of the other side of the joint."""
+        side = torch.stack([template.labels * 2, template.labels * 2 + 1]).gather(0, beyond.long()[None])[0]
+        area = torch.zeros(2 * template.num_parts).index_add_(0, side, template.area).view(-1, 2)
+        return float(area.amin(dim=1).sum() / area.sum())
+
+    plain, by_motion = make_template(vertices, faces, 4), make_template(vertices, faces, 4, moved=moved)
+    assert wrong(plain) > 0.05
+    assert wrong(by_motion) < 0.3 * wrong(plain)
+    assert num_pieces(by_motion.labels.numpy(), faces.numpy()) == by_motion.num_parts == 4
+
+
 def test_small_pieces_that_touch_do_not_swap_their_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A strip of vertices 0 to 6 with the parts 0 0 0 1 0 1 1: its two single vertices touch each other."""
     faces = np.array([[i, i + 1, i + 2] for i in range(5)])

@@ -703,6 +703,10 @@ def test_a_scan_far_from_its_first_fit_is_fitted_again_from_searched_codes(
     torch.testing.assert_close(twice.code.flat[0], twice.code.flat[1])
     second = torch.stack([10 * wrong, -10 * wrong])
     torch.testing.assert_close(fit.fit_lm(model, [scan], few).code.flat, once.code.flat)
+    monkeypatch.setattr(fit, "MOSTLY_FAR", float((once.residual > few.far_distance).float().mean()))
+    counts.clear()
+    fit.fit_lm(model, [scan], few)
+    assert not counts  # no limb is lost where most of the scan is
 
 
 def test_spheres_are_compared_with_a_scan_both_ways(model: ArticulatedSDF) -> None:

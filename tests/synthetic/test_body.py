@@ -1,5 +1,7 @@
 """Body model: closed, of human size, symmetric, with human joint limits."""
 
+from functools import partial
+
 import igl
 import numpy as np
 import pytest
@@ -281,7 +283,8 @@ def test_poses_that_penetrate_are_rejected(body: Body, monkeypatch: pytest.Monke
 
     def drawn(*rotations: np.ndarray) -> np.ndarray:
         order = iter(rotations)
-        return sample_pose(body, coefficients, lambda _: next(order), np.random.default_rng(0)).vertices
+        skin = partial(body.skin, coefficients)
+        return sample_pose(body, skin, lambda _: next(order), np.random.default_rng(0)).vertices
 
     assert np.array_equal(drawn(deeper, deep, rest), body.skin(coefficients, rest))
     assert np.array_equal(drawn(deeper, deep, deeper), body.skin(coefficients, deep))

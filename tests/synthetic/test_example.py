@@ -40,7 +40,7 @@ def test_it_is_in_meters_with_y_up_and_feet_on_the_floor() -> None:
 def test_humans_fits_it_to_millimeters() -> None:
     space = ShapeSpace.load("humans")
     (fit,) = space.fit_scans([example_scan()])
-    _, posed, _ = posed_body(example.SEED, Capture(0, 0, LIMITS, 0, example.NAME))
+    _, posed, _ = posed_body(example.SYNTHESIS, Capture(0, 0, LIMITS, 0, example.NAME))
     truth = trimesh.Trimesh(posed.vertices, Body.load().faces, process=False)
     scores = metrics.score(["surface_distance"], space.mesh(fit), truth, example_scan())["surface_distance"]
     assert scores["completeness"] < 4.0

@@ -151,12 +151,12 @@ def test_the_true_transfer_has_the_pose_of_one_and_the_shape_of_the_other(data: 
     pose = next(list_captures(synthesis))
     person = next(capture for capture in list_captures(synthesis) if capture.subject != pose.subject)
     for own in (pose, person):
-        _, posed, _ = posed_body(synthesis.seed, own)
+        _, posed, _ = posed_body(synthesis, own)
         np.testing.assert_allclose(true_transfer(synthesis, own, own).vertices, posed.vertices, atol=1e-6)
     mixed = true_transfer(synthesis, pose, person)
-    coefficients, _, _ = posed_body(synthesis.seed, person)
-    _, posed, _ = posed_body(synthesis.seed, pose)
-    np.testing.assert_allclose(mixed.vertices, Body.load().skin(coefficients, posed.rotations), atol=1e-6)
+    whole, _, _ = posed_body(synthesis, person)
+    _, posed, _ = posed_body(synthesis, pose)
+    np.testing.assert_allclose(mixed.vertices, whole.skin(posed.rotations), atol=1e-6)
 
 
 def true_fit(one: ShapeSpace, body: trimesh.Trimesh, name: str) -> Fit:

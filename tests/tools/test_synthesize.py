@@ -13,7 +13,16 @@ import trimesh
 
 from shapespace.geometry import proximity
 from shapespace.io.scan_files import read_scan
-from shapespace.synthetic.people import LIMITS, SynthesisConfig, list_captures, read_synthesis
+from shapespace.synthetic.people import (
+    LIMITS,
+    WIDE,
+    SynthesisConfig,
+    list_captures,
+    posed_body,
+    read_captures,
+    read_synthesis,
+)
+from shapespace.synthetic.wide_poses import KINDS
 from shapespace.tools.synthesize import main
 
 TINY = {"people": 2, "poses": 3, "test_poses": 1, "test_people": 1, "poses_per_test_person": 1, "seed": 7}
@@ -151,6 +160,38 @@ def test_frames_are_consecutive_and_motions_have_their_share() -> None:
         assert len(set(motions)) == len(motions)
     assert {c.sequence for c in list_captures(replace(CONFIG, motion_fraction=0.0))} == {LIMITS}
     assert LIMITS not in {c.sequence for c in list_captures(replace(CONFIG, motion_fraction=1.0))}
+
+
+def test_varied_people_poses_and_scanners_are_described(tmp_path: Path) -> None:
+    varied = {"poses_from": "wide", "appearance": "varied", "scanners": "varied"}
+    options = {"people": 3, "poses": 2, "test_poses": 0, "test_people": 1, "poses_per_test_person": 2, "seed": 5}
+    main(tmp_path / "data", **options, **varied, motion_fraction=0.5, jobs=1)
+    described = read_captures(tmp_path / "data")
+    config = read_synthesis(tmp_path / "data")
+    captures = {capture.name: capture for capture in list_captures(config)}
+    assert (config.poses_from, config.appearance, config.scanners) == ("wide", "varied", "varied")
+    assert set(described) == set(captures)
+    assert WIDE in {capture.sequence for capture in captures.values()}
+    assert LIMITS not in {capture.sequence for capture in captures.values()}
+    assert len({shows["scanner"] for shows in described.values()}) > 2
+    for name, shows in described.items():
+        assert shows["pose"] in KINDS
+        assert shows["split"] == captures[name].split
+        posed = registration(tmp_path / "data", name)
+        whole, again, _ = posed_body(config, captures[name])
+        np.testing.assert_array_equal(posed.vertices, again.vertices)
+        assert (shows["hair"], shows["clothes"]) == (whole.hair, whole.clothes)
+        assert shows["stature"] > np.ptp(posed.vertices[:, 1]) - 0.35  # nobody grows but by raised arms
+    by_person = {name.split("/")[0]: shows["stature"] for name, shows in described.items()}
+    assert [shows["stature"] for shows in described.values()] == [by_person[name.split("/")[0]] for name in described]
+
+
+def test_datasets_of_before_are_narrow_and_bare(tiny: Path, tmp_path: Path) -> None:
+    settings = json.loads((tiny / "synthesis.json").read_text())
+    older = {key: value for key, value in settings.items() if key not in ("poses_from", "appearance", "scanners")}
+    (tmp_path / "synthesis.json").write_text(json.dumps(older))
+    assert read_synthesis(tmp_path) == read_synthesis(tiny)
+    assert {shows["scanner"] for shows in read_captures(tiny).values()} == {"ring"}
 
 
 @pytest.mark.parametrize(
