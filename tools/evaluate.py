@@ -4,6 +4,7 @@
     shapespace evaluate runs/people data/people.h5 --splits unseen_people --metrics surface_distance chamfer_l1 iou
     shapespace evaluate runs/people data/people.h5 --method encode
     shapespace evaluate runs/people data/people.h5 --surface field --resolution 192
+    shapespace evaluate runs/people data/people.h5 --group-by data/people/captures.json
     shapespace evaluate runs/people data/people.h5 --shard 2/4
 
 Writes `scores.json` (rows and summary), `scores.csv` and `scores.md` beside the model or to --out, the meshes (colors
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace.data.store import ScanStore
+from shapespace.evaluation.groups import read_labels
 from shapespace.evaluation.metrics import get_metric
 from shapespace.evaluation.scores import (
     EvaluationMethod,
@@ -64,6 +66,7 @@ def main(
     resolution: int = 128,
     components: Components = "largest",
     surface: Surface = "auto",
+    group_by: Path | None = None,
     out: Path | None = None,
     seed: int = 0,
     shard: str | None = None,
@@ -87,6 +90,8 @@ def main(
         components: Connected components of each mesh of the field to keep.
         surface: What is scored: the model's template, registered to the scans, or its field; auto is the template if
             the model has one.
+        group_by: JSON file with labels of the scans, `{name: {label: value}}`, such as captures.json of a synthetic
+            dataset: medians by label, too.
         out: Folder for scores and meshes; the folder of the model by default.
         seed: Seed of sampled points.
         shard: Share of the scans for this process, such as 2/4. The last process to finish writes the result.
@@ -102,6 +107,7 @@ def main(
             "vertex_distance: it scores registered templates, and the surface here is the field's. Use a space of the "
             "articulated family without --surface field."
         )
+    labels = None if group_by is None else read_labels(group_by)
     names = [(split, name) for split in splits for name in scans.scan_names(split)[:limit]]
     options = EvaluationOptions(metrics, method, lm, adam, refine, resolution, components, seed, surface)
     work = _ScoreChunk(space, scans, folder, options)
@@ -122,7 +128,7 @@ def main(
         settings |= {f"{step}_seconds": _mean_seconds(step, results) for step in ("refine", "mesh")}
         if results.fits:
             save_fits(folder / "codes.safetensors", results.fits, space.model)
-        report = make_score_report([row["scores"] for row in results.metadata], metrics, settings)
+        report = make_score_report([row["scores"] for row in results.metadata], metrics, settings, labels)
         report.write(folder)
         _write_picture(report, scans, folder)
     report.show()

@@ -304,14 +304,14 @@ def fscore(
     )
 
 
-@_register("part_distance", 0x6940A7FE, {"hands": "mm", "feet": "mm", "rest": "mm"})
+@_register("part_distance", 0x6940A7FE, {"hands": "mm", "feet": "mm", "rest": "mm", "face": "mm"})
 def part_distance(
     predicted: Trimesh, ground_truth: Trimesh, scan: Scan | None, rng: np.random.Generator, *, count: int = 30_000
 ) -> Row:
-    """Mean exact distance from ground-truth hands, feet and rest to the prediction (mm, unsquared).
+    """Mean exact distance from ground-truth hands, feet, rest and face to the prediction (mm, unsquared).
 
-    Ours: the completeness of `surface_distance` for each part (`Body.parts`). Predictions have no parts, so there is
-    no accuracy.
+    Ours: the completeness of `surface_distance` for each part (`Body.parts`); the face (`Body.face`) belongs to the
+    rest, too. Predictions have no parts, so there is no accuracy.
 
     Raises:
         ValueError: The ground truth is not the synthetic body, so its parts are unknown.
@@ -324,7 +324,7 @@ def part_distance(
             f"({len(body.faces):,} faces), so its hands and feet are unknown. Remove part_distance from --metrics."
         )
     row = {}
-    for part, vertices in body.parts().items():
+    for part, vertices in {**body.parts(), "face": body.face()}.items():
         faces = body.faces[vertices[body.faces].sum(axis=1) >= 2]
         samples = _sample(Trimesh(ground_truth.vertices, faces, process=False), count, rng, "ground-truth")
         row[part] = MILLIMETERS * _exact(samples.points, predicted).mean()

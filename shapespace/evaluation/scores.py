@@ -17,6 +17,7 @@ from trimesh import Trimesh
 from shapespace.data.store import ScanStore
 from shapespace.evaluation import metrics
 from shapespace.evaluation.baselines import screened_poisson
+from shapespace.evaluation.groups import Labels, group_lines, summarize_groups
 from shapespace.evaluation.metrics import METRICS
 from shapespace.fitting.fit import AdamOptions, CodeMethod, FitMethod
 from shapespace.fitting.levenberg_marquardt import LMOptions
@@ -47,6 +48,8 @@ class ScoreReport:
     rows: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | int]]]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Any] = field(default_factory=dict)
+    """Statistics by labels of the scans, see `groups.summarize_groups`."""
 
     def write(self, folder: Path) -> list[Path]:
         """Write `scores.json`, `scores.csv` and `scores.md`, each atomically, and return their paths."""
@@ -59,9 +62,8 @@ class ScoreReport:
             name: {"description": sentence, "units": dict(self.units.get(name, {}))}
             for name, sentence in self.metrics.items()
         }
-        return _results_json(
-            {"metrics": described, "settings": self.settings, "summary": self.summary, "rows": self.rows}, "scores"
-        )
+        content = {"metrics": described, "settings": self.settings, "summary": self.summary, "groups": self.groups}
+        return _results_json({**content, "rows": self.rows}, "scores")
 
     def csv(self) -> str:
         """One line per scan; headers such as `surface_distance.completeness [mm]`; empty cells for missing values."""
@@ -83,6 +85,8 @@ class ScoreReport:
             for name, columns in metrics_of_split.items():
                 lines += [[f"  {name}.{self._title(name, c)}", *format_statistics(s)] for c, s in columns.items()]
             blocks.append(_aligned(lines))
+        if self.groups:
+            blocks.append(_aligned(group_lines(self.groups)))
         return "\n\n".join(blocks)
 
     def show(self) -> None:
@@ -98,6 +102,8 @@ class ScoreReport:
                 units = self.units.get(name, {})
                 lines += [[name, c, units.get(c, ""), *format_statistics(s)] for c, s in columns.items()]
             parts.append(f"## {split}\n\n{markdown_table(lines)}")
+        if self.groups:
+            parts.append(f"## Groups\n\nMedians.\n\n{markdown_table(group_lines(self.groups), 2)}")
         failed = [f"- {row['name']} ({row['split']})" for row in self.rows if _has_failed(row)]
         if failed:
             parts.append("## Failed scans\n\nNo surface was predicted. These scans are excluded from the statistics.\n")
@@ -264,9 +270,14 @@ def require_ground_truth(store: ScanStore, name: str) -> Trimesh:
 
 
 def make_score_report(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str], settings: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], settings: Mapping[str, Any], labels: Labels | None = None
 ) -> ScoreReport:
-    """Report of rows by the named metrics, with their summary."""
+    """Report of rows by the named metrics, with their summary, and that of the groups by labels.
+
+    Raises:
+        ValueError: A scan has no labels.
+
+    """
     chosen = {name: metrics.get_metric(name) for name in names}
     return ScoreReport(
         metrics={name: metric.description for name, metric in chosen.items()},
@@ -274,6 +285,7 @@ def make_score_report(
         rows=rows,
         summary=metrics.summarize(rows),
         settings=settings,
+        groups={} if labels is None else summarize_groups(rows, labels),
     )
 
 

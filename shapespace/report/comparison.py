@@ -11,7 +11,7 @@ from shapespace.rendering import plots
 from shapespace.report.page import Chart, Notes, Section, Table, Text
 
 COLUMNS = ("completeness", "accuracy")  # of metric surface_distance
-PARTS = ("hands", "feet", "rest")  # columns of metric part_distance
+PARTS = ("hands", "feet", "rest", "face")  # columns of metric part_distance
 CURVES = "curves.png"  # beside the page
 MAX_TIME_RATIO = 1.05  # arbitrary: training times that differ by more are reported
 MEGABYTE = 1e6  # bytes

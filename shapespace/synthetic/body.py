@@ -11,8 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from shapespace.geometry.raycast import Raycaster
+
 TRUNCATION = 2.5
 """Limit of sampled shape coefficients, in standard deviations."""
+
+FACE_DEPTH = 0.04
+"""Meters from the joint of the head to the face (forward)."""
 
 _PARTS = {"hands": ("wrist", "metacarpal", "finger"), "feet": ("foot", "toe")}
 """Prefixes of the joint names of the parts that are scored separately."""
@@ -93,6 +98,22 @@ class Body:
             part: np.array([joint.startswith(names) for joint in self.joints])[main] for part, names in _PARTS.items()
         }
         return {**masks, "rest": ~np.logical_or.reduce(list(masks.values()))}
+
+    def face(self) -> Bool[np.ndarray, "v"]:
+        """Mask of the face: the head in front of its joint, as far as it is seen from the front, left or right.
+
+        It leaves out the inside of the mouth. Its vertices count as rest, too.
+        """
+        main = self.weight_joint[np.arange(len(self.weight)), self.weight.argmax(axis=1)]
+        is_head = np.array([joint.startswith(("head", "eye")) for joint in self.joints])[main]
+        rest, joint = self.mean[: -len(self.joints)], self.mean[-len(self.joints) :][self.joints.index("head")]
+        front = np.flatnonzero(is_head & (rest[:, 2] > joint[2] + FACE_DEPTH))
+        raycaster, seen = Raycaster(rest, self.faces), np.zeros(len(rest), dtype=np.bool_)
+        for view in ((0.0, 0.0, 1.0), (0.7, 0.0, 0.7), (-0.7, 0.0, 0.7)):
+            towards = np.tile(view / np.linalg.norm(view), (len(front), 1))
+            _, face = raycaster.first_hit(rest[front] + 1e-4 * towards, towards)
+            seen[front[face < 0]] = True
+        return seen
 
     def forward(
         self, heads: Float[np.ndarray, "j 3"], rotations: Float[np.ndarray, "j 3 3"]

@@ -59,7 +59,7 @@ def test_each_part_is_connected_and_all_parts_are_there(seed: int) -> None:
 def hinged(angle: float) -> Trimesh:
     """A bar from x = -0.3 to 1 whose part beyond 0.42 turns by an angle (radians)."""
     bar = trimesh.creation.box([1.3, 0.2, 0.2]).subdivide_to_size(0.04)
-    vertices = np.asarray(bar.vertices) + [0.35, 0, 0]
+    vertices = np.asarray(bar.vertices) + np.array([0.35, 0, 0])
     beyond, joint = vertices[:, 0] > 0.42, np.array([0.42, 0, 0])
     turned = (vertices - joint) @ Rotation.from_rotvec([0, 0, angle]).as_matrix().T + joint
     return Trimesh(np.where(beyond[:, None], turned, vertices), bar.faces, process=False)

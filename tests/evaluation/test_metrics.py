@@ -381,5 +381,10 @@ def test_parts_are_hands_feet_and_the_rest() -> None:
     assert row["hands"] < 1e-3
     assert row["feet"] > 30
     assert row["rest"] < 0.5
+    assert row["face"] < 1e-3
+    faceless = Trimesh(vertices, body.faces[~body.face()[body.faces].any(axis=1)], process=False)
+    row = score(["part_distance"], faceless, ground_truth)["part_distance"]
+    assert row["face"] > 5
+    assert row["hands"] < 1e-3
     with pytest.raises(ValueError, match="is not the synthetic body"):
         score(["part_distance"], predicted, predicted)
