@@ -19,7 +19,7 @@ from typing import Annotated
 
 import tyro
 
-from shapespace.data.preprocess import PreprocessOptions, preprocess
+from shapespace.data.preprocess import GroundTruth, PreprocessOptions, preprocess
 from shapespace.data.scan_dataset import ScanDataset
 from shapespace.datasets import get_dataset
 from shapespace.datasets.folder import Folder
@@ -51,6 +51,7 @@ def main(
     points: int = 250_000,
     split: tuple[Path, ...] = (),
     normals: Normals = "auto",
+    ground_truth: GroundTruth = "auto",
     max_rejected: int = 0,
     jobs: int = 1,
     seed: int = 0,
@@ -69,6 +70,8 @@ def main(
         split: Split files (JSON of IGR and SAL); only the scans that they name are read.
         normals: Use of the files' normals: auto uses them and estimates missing ones, require rejects scans without,
             drop estimates all.
+        ground_truth: Registrations that the dataset has: store them (auto), or leave them out (drop), for a training on
+            raw scans alone.
         max_rejected: Number of rejected scans to tolerate before failing.
         jobs: Number of processes that read scans.
         seed: Seed of the points that are drawn.
@@ -83,6 +86,7 @@ def main(
         points=points,
         splits=split,
         normals=normals,
+        ground_truth=ground_truth,
         max_rejected=max_rejected,
         jobs=jobs,
         seed=seed,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -46,6 +46,9 @@ MAX_GROUND_TRUTH_DISTANCE = 0.04  # model units (5 cm for people): a mesh farthe
 _MAX_LISTED = 5  # rejected scans in an error
 
 
+GroundTruth = Literal["auto", "drop"]
+
+
 @dataclass(frozen=True)
 class PreprocessOptions:
     """Settings of `preprocess`."""
@@ -57,6 +60,8 @@ class PreprocessOptions:
     """Split files: only the scans that they name are read. By default all scans, with the splits in `root/splits`."""
     normals: Normals = "auto"
     """As in `read_scan`; `drop` ignores face normals too. Missing normals are estimated."""
+    ground_truth: GroundTruth = "auto"
+    """`drop` leaves out the ground truth that the dataset has, for a training on raw scans alone."""
     max_rejected: int = 0
     """Number of rejected scans to tolerate before failing."""
     jobs: int = 1
@@ -197,6 +202,7 @@ def _metadata(dataset: ScanDataset, options: PreprocessOptions, splits: dict[str
         "seed": options.seed,
         "splits": hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()[:16],
         "version": version("shapespace"),
+        **({} if options.ground_truth == "auto" else {"ground_truth": options.ground_truth}),
     }
 
 
@@ -230,6 +236,7 @@ class ScanPreparer:
     root: Path
     points: int
     normals: Normals
+    ground_truth: GroundTruth
     seed: int
 
     def __call__(self, entry: ScanEntry) -> PreparedScan | str:
@@ -255,7 +262,9 @@ class ScanPreparer:
                 f"scan {entry.name}: {outside:.0%} of the points are outside [-1, 1]^3 with {self.dataset.scale:g} m "
                 f"per model unit. Pass --scale {larger:.3g}, the same for the whole dataset."
             )
-        mesh, note = self.dataset.ground_truth(self.root, entry.name), ""
+        mesh, note = None, ""
+        if self.ground_truth == "auto":
+            mesh = self.dataset.ground_truth(self.root, entry.name)
         if mesh is not None:
             distances, _, _ = proximity.closest_point(drawn.points[:500].astype(np.float64), mesh)
             if np.median(distances) > MAX_GROUND_TRUTH_DISTANCE * self.dataset.scale:
@@ -331,7 +340,7 @@ def _write_store(
 def _write_missing(file: h5py.File, plan: _Plan, options: PreprocessOptions) -> dict[str, str]:
     """Write the scans that the file does not contain yet; the rejected ones with the reasons."""
     rejected = {}
-    prepare = ScanPreparer(plan.dataset, plan.root, options.points, options.normals, options.seed)
+    prepare = ScanPreparer(plan.dataset, plan.root, options.points, options.normals, options.ground_truth, options.seed)
     done = remove_outdated(file, plan.entries)
     todo = [entry for entry in plan.entries if entry.name not in done]
     with tqdm(total=len(plan.entries), initial=len(done), unit="scan", disable=not options.progress) as bar:

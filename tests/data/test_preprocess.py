@@ -354,6 +354,19 @@ def test_normals_are_kept_where_there_are_any_required_or_dropped(tmp_path, make
         preprocess(DATASETS["folder"], root, tmp_path / "r.h5", PreprocessOptions(points=300, normals="require"))
 
 
+def test_ground_truth_is_left_out_on_request(tmp_path, dfaust_root):
+    options = PreprocessOptions(points=300)
+    with ScanStore(preprocess(DATASETS["dfaust"], dfaust_root, tmp_path / "s.h5", options).path) as store:
+        assert any(store.has_ground_truth(name) for name in store.names)
+    options = replace(options, ground_truth="drop")
+    result = preprocess(DATASETS["dfaust"], dfaust_root, tmp_path / "d.h5", options)
+    with ScanStore(result.path) as store:
+        assert not any(store.has_ground_truth(name) for name in store.names)
+    assert result.ground_truths == 0
+    with pytest.raises(ValueError, match=r"made with other settings \(.*ground_truth"):
+        preprocess(DATASETS["dfaust"], dfaust_root, tmp_path / "s.h5", options)
+
+
 @pytest.mark.parametrize(
     ("dataset", "root"), [("dfaust", "dfaust_root"), ("faust", "faust_root"), ("cape-raw", "cape_root")]
 )
