@@ -176,15 +176,24 @@ def _image_of(path: Path, settings: dict[str, Any]) -> Path:
     return path.parent / name
 
 
+def _camera_files(image: Path) -> list[Path]:
+    """JSON files that can describe the camera of an image."""
+    shared = [folder / name for folder in (image.parent, image.parent.parent) for name in CAMERAS]
+    return [path for path in (image.with_suffix(".json"), *shared) if path.is_file()]
+
+
+def has_camera(image: Path) -> bool:
+    """Whether there is a JSON that describes the camera of an image."""
+    return bool(_camera_files(image))
+
+
 def _camera_of(image: Path) -> tuple[Path, dict[str, Any]]:
     """JSON of the camera of an image: the file and its content."""
-    shared = [folder / name for folder in (image.parent, image.parent.parent) for name in CAMERAS]
-    for path in (image.with_suffix(".json"), *shared):
-        if path.is_file():
-            content = _read_json(path)
-            if "frames" in content:
-                raise BadFileError(f"{image}: one of the images of {path}. Pass that file: it is the whole capture.")
-            return path, content
+    for path in _camera_files(image)[:1]:
+        content = _read_json(path)
+        if "frames" in content:
+            raise BadFileError(f"{image}: one of the images of {path}. Pass that file: it is the whole capture.")
+        return path, content
     raise BadFileError(
         f"{image}: depth image without a camera; no {image.with_suffix('.json').name} beside it and no "
         f"{' or '.join(CAMERAS)} there or in the folder above. Write one with fx, fy, cx, cy, width and height."
