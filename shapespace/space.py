@@ -392,7 +392,7 @@ class ShapeSpace:
             )
         raise ValueError(
             f"registered template: family {registry.family_name(self.config)} has no parts. Use a space of the "
-            "articulated family, or --surface field."
+            "articulated family, or mesh the field with `fit`."
         )
 
     def uncertainty(self, fit: Fit, mesh: Trimesh) -> Float[np.ndarray, "v"]:

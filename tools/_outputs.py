@@ -81,8 +81,8 @@ def choose_surface(space: ShapeSpace, surface: Surface, method: str = "auto") ->
         return surface
     if has_detail:
         raise ValueError(
-            f"--surface template: surfaces of --method {method} are in no template. Remove --method {method}, or "
-            "--surface template."
+            f"template: surfaces of --method {method} are in no template. Remove --method {method}, or mesh the field "
+            "with `fit`."
         )
     _ = space.registration  # raises
     return surface

@@ -182,12 +182,12 @@ def share_origin(scans: Sequence[Scan]) -> list[Scan]:
     return [move(scan) for scan in scans]
 
 
-def check_size(scan: Scan, *, scale: float, unit: float = 1.0) -> None:
+def check_size(scan: Scan, *, scale: float, unit: float = 1.0, remedy: str = "") -> None:
     """Refuse a scan (meters) of implausible size; the usual cause is a wrong unit.
 
     The size is the largest extent without the lowest and highest 1 % of the points, since raw scans have outliers. It
     must be between 0.24 and 2.4 model units: 0.3 to 3 m for people. `scale` is meters per model unit, `unit` meters per
-    file unit.
+    file unit. `remedy` ends the error if no unit gives such a size.
 
     Raises:
         ValueError: The size is outside these bounds.
@@ -201,8 +201,11 @@ def check_size(scan: Scan, *, scale: float, unit: float = 1.0) -> None:
     likely = min(sizes, key=lambda name: abs(np.log(max(sizes[name], 1e-30) / (_LIKELY_SIZE * scale))))
     if least <= sizes[likely] <= most:
         remedy = f"If the files are in {likely}, pass --unit {likely}."
-    else:
-        remedy = "If it is no person, pass --scale with the meters per model unit."
+    elif not remedy:
+        factor = _LIKELY_SIZE * scale / max(size, 1e-30)
+        remedy = (
+            f"If it is a person, its lengths must be multiplied by about {factor:.2g}: check --unit, or scale the file."
+        )
     shown = f"{size:,.0f}" if size > 10 else f"{size:.3g}"
     raise ValueError(f"scan {scan.name}: size {shown} m, expected {least:.2g} to {most:.2g} m. {remedy}")
 
