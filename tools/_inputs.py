@@ -127,13 +127,8 @@ def remove_clutter(
     """The scans without floor, walls and separate parts, unless `clutter` is `keep`; notes name the removed shares."""
     if clutter == "keep":
         return scans
-    cleaned, removed = list(scans), []
-    for index, (new, old) in enumerate(zip(space.remove_clutter(scans, lm=lm, seed=seed), scans, strict=True)):
-        if new is not old:
-            finding = Finding("clutter-removed", {"share": round(1 - len(new) / len(old), 4)})
-            cleaned[index] = new.with_findings(finding)
-            removed.append((new.name, [finding]))
-    report_findings(removed)
+    cleaned = space.remove_clutter(scans, lm=lm, seed=seed)
+    report_findings([(new.name, new.findings[len(old.findings) :]) for new, old in zip(cleaned, scans, strict=True)])
     return cleaned
 
 

@@ -48,6 +48,19 @@ FINDINGS: dict[str, str] = {
         "removed {share:.0%} of {name} (floor, walls, or parts apart from the person). --clutter keep fits them too."
     ),
     "frame-interpolated": "{name} is interpolated: {reason}",
+    # Density and clutter
+    "uneven-density": (
+        "density of {name} is uneven: the thinnest 30 % of the surface has {share:.1%} of the points. {count:,} of "
+        "{total:,} points are used, evenly."
+    ),
+    "platform-removed": (
+        "removed a platform under {name} ({area:.2f} m² on which nothing stands, {share:.0%} of the points). --clutter "
+        "keep fits it too."
+    ),
+    "parts-left-out": (
+        "left out {count} parts of {name} apart from the person; the largest has {share:.1%} of the points, is "
+        "{size:.2f} m large, {distance:.2f} m away, and like {like}. --clutter keep fits them too."
+    ),
     # Faces, normals and sensors
     "faces-turned": (
         "faces of {name} point inward ({share:.0%}): turned. If one axis was negated by the program that wrote them, "
