@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.ndimage import convolve
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
@@ -79,7 +80,9 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
     bottom = bottom[rng.permutation(len(bottom))[:_PLATFORM_SAMPLE]]
     if len(bottom) < 20:
         return None
-    cell = max(_PLATFORM_CELL, 3 * proximity.median_spacing(wide, neighbor=1))
+    some = wide[rng.permutation(len(wide))[:_PLATFORM_SAMPLE]]
+    radius = proximity.k_nearest_distance(some, wide, 8)
+    cell = max(_PLATFORM_CELL, 1.5 * float(np.quantile(radius, 0.9)))  # has six points on average
     planes = [plane for plane in _hypotheses(bottom, rng) if abs(plane.normal[1]) > _MIN_LEVEL]
     planes = [Plane(-p.normal, -p.offset, p.thickness) if p.normal[1] < 0 else p for p in planes]
     planes.sort(key=lambda plane: int((np.abs(plane.height(bottom)) < _MIN_THICKNESS).sum()))
@@ -96,13 +99,16 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
 
 
 def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
-    """Area of the cells of a plane that have points in the plane, and none above it."""
+    """Area of the cells of a plane that have points in the plane and none above, with two such neighbors at least."""
     height = plane.height(points)
     across = np.linalg.svd(plane.normal[None])[2][1:]
     index = np.floor(points @ across.T / cell).astype(int)
-    inside = {tuple(row) for row in index[np.abs(height) < plane.thickness].tolist()}
-    above = {tuple(row) for row in index[height > plane.thickness].tolist()}
-    return len(inside - above) * cell**2
+    index -= index.min(axis=0) - 1
+    free = np.zeros(index.max(axis=0) + 2, dtype=np.int8)
+    free[tuple(index[np.abs(height) < plane.thickness].T)] = 1
+    free[tuple(index[height > plane.thickness].T)] = 0
+    neighbors = convolve(free, np.ones((3, 3), dtype=np.int8), mode="constant") - free
+    return int((free * (neighbors >= 2)).sum()) * cell**2
 
 
 def connected_parts(points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:
