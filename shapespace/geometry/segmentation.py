@@ -20,7 +20,7 @@ _MANY = 2500
 _PLATFORM_HEIGHT = 0.35  # meters above the lowest point: the top of a platform is below
 _PLATFORM_CELL = 0.03  # meters
 _PLATFORM_SAMPLE = 1500  # points from which its planes are drawn
-_MIN_LEVEL = 0.985  # cosine of the tilt of a platform: 10 degrees
+_MIN_LEVEL = 0.99  # cosine of the tilt of a platform: 8 degrees
 _MAX_PLANES = 4  # a floor and three walls
 _NUM_HYPOTHESES = 500
 _TRIPLE_RADIUS = 0.5  # meters: the three points of a hypothesis are this close
@@ -99,10 +99,9 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
 
 
 def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
-    """Area of the cells of a plane that have points in the plane and none above, with two such neighbors at least."""
+    """Area of the cells of a level plane that have points in the plane and none above, with two such neighbors at least."""
     height = plane.height(points)
-    across = np.linalg.svd(plane.normal[None])[2][1:]
-    index = np.floor(points @ across.T / cell).astype(int)
+    index = np.floor(points[:, [0, 2]] / cell).astype(int)
     index -= index.min(axis=0) - 1
     free = np.zeros(index.max(axis=0) + 2, dtype=np.int8)
     free[tuple(index[np.abs(height) < plane.thickness].T)] = 1
