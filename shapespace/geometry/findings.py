@@ -48,6 +48,10 @@ FINDINGS: dict[str, str] = {
         "removed {share:.0%} of {name} (floor, walls, or parts apart from the person). --clutter keep fits them too."
     ),
     "frame-interpolated": "{name} is interpolated: {reason}",
+    "unlikely-size": (
+        "{name} is {size:.2f} m large, which is unlikely for a person (0.8 to 2.5 m). Check --unit, or multiply the "
+        "coordinates by {factor:.3g} for 1.7 m."
+    ),
     # Density and clutter
     "uneven-density": (
         "density of {name} is uneven: the thinnest 30 % of the surface has {share:.1%} of the points. {count:,} of "
@@ -69,7 +73,7 @@ FINDINGS: dict[str, str] = {
     "faces-oriented": "{share:.0%} of the surface of {name} has faces of the wrong side: its points are oriented anew.",
     "normals-turned": "normals of {name} point inward ({share:.0%}): turned.",
     "normals-oriented": "{share:.0%} of the normals of {name} have the wrong sign: oriented anew.",
-    "normals-unoriented": "signs of the normals of {name} are unsure: used as lines without a side.",
+    "normals-unoriented": "signs of the normals of {name} are unsure: used as lines of either side.",
     "normals-disagree": (
         "normals of {name} are not perpendicular to its points (median angle {angle} degrees): ignored, estimated anew."
     ),

@@ -151,7 +151,7 @@ def _check_normals(scan: Scan, seed: int) -> Scan:
     if oriented is scan:
         return scan
     if oriented.normals is None:
-        return oriented.with_findings(Finding("normals-unoriented", {"neighbors": round(1 - seen.neighbors, 3)}))
+        return oriented.with_findings(Finding("normals-unoriented"))
     return oriented.with_findings(Finding("normals-oriented", _share(scan, oriented)))
 
 
