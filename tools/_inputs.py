@@ -158,9 +158,7 @@ def report_findings(found: Sequence[tuple[str, Sequence[Finding]]]) -> None:
 
 def report_new_findings(scans: Sequence[Scan], fits: Sequence[Fit]) -> None:
     """Print the findings of fits that their scans did not have."""
-    report_findings(
-        [(fit.name, fit.findings[len(scan.findings) :]) for scan, fit in zip(scans, fits, strict=False)]
-    )
+    report_findings([(fit.name, fit.findings[len(scan.findings) :]) for scan, fit in zip(scans, fits, strict=False)])
 
 
 def _read(word: str, name: str, source: ScanInput, *, interpolate: bool = False) -> Scan:

@@ -407,6 +407,8 @@ def _summarize(out: Path, created: bool) -> PreprocessResult:
             size=out.stat().st_size,
             rejected=store.rejected,
             notes=tuple(filter(None, notes)),
-            findings={name: [str(one["code"]) for one in found] for name in store.names if (found := store.findings(name))},
+            findings={
+                name: [str(one["code"]) for one in found] for name in store.names if (found := store.findings(name))
+            },
             created=created,
         )

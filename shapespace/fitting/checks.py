@@ -15,7 +15,9 @@ from shapespace.io.scan_arrays import check_arrays
 
 MIN_STATURE, MAX_STATURE = 1.25, 2.2  # meters: adults; a body outside is a child, or has another scale
 USUAL_STATURE = 1.7  # meters: for the factor that a finding offers
-MAX_RETRIED_SCORE = 6.0  # ood score of a fit with another heading that replaces one out of distribution (people: 1 to 4)
+MAX_RETRIED_SCORE = (
+    6.0  # ood score of a fit with another heading that replaces one out of distribution (people: 1 to 4)
+)
 
 
 def check_scan(scan: Scan) -> Scan:

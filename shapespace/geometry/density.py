@@ -15,11 +15,13 @@ FAR_RATIO = 3.0  # is this many times as far as that of the median point,
 MIN_FAR = 0.02  # and far points are judged only above this share: fewer are rims and corners
 _OUTER = 32  # the neighbor that is compared with the 8th
 _SMOOTH = 64  # far points around one, over which the dimension is averaged
-MAX_DIMENSION = 2.25  # of a surface (parts of people thinned 5 to 50 times: 1.0 to 2.1; uniform points in a box 2.3 to 2.8)
+MAX_DIMENSION = (
+    2.25  # of a surface (parts of people thinned 5 to 50 times: 1.0 to 2.1; uniform points in a box 2.3 to 2.8)
+)
 _LOCAL_RATIO = 3.0  # a far point is alone if its 8th far neighbor is this many times as far as around it
 THIN_AREA = 0.3  # share of the area: its most thinly measured part
 MIN_THIN_SHARE = 0.1  # of the points in that part: fewer starve (raw and even scans of people: 0.13 to 0.19; limbs thinned 5 times: 0.04 to 0.08)
-MIN_EVEN = 2000  # points that a subset of even density has at least
+MIN_EVEN = 700  # points that a subset of even density has at least: a fit needs no more than some hundreds
 
 
 def strays(points: Float[np.ndarray, "n 3"], distance: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:

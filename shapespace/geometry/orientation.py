@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from shapespace.geometry import normals as estimation
@@ -30,6 +30,8 @@ MIN_NEIGHBORS_FEW = 0.68  # the same for few points (400 points: 0.85, 150: 0.69
 MIN_CONVEX = 0.72  # share of convex points (0.76 to 0.97; outward to one direction 0.39 to 0.61)
 MAX_INWARD = 0.28  # the same for normals that all point inward (0.03 to 0.24)
 MAX_CONCAVE_REGION = 0.12  # share of points in mostly concave regions (at most 0.07, one side 0.16; 20 % flipped 0.17)
+MIN_CONVEX_FACES = 0.55  # share of convex points of faces that agree with their neighbors
+MAX_INCONSISTENT = 0.01  # share of edges between faces of different sides
 MIN_AGREEMENT = 0.93  # share of signs that agree with visibility (clean: 0.95 to 1)
 MIN_FACING = 0.9  # share of normals that face their sensor (clean: 1)
 
@@ -113,11 +115,20 @@ def _check_faces(scan: Scan, seed: int) -> Scan:
         turned = replace(scan, faces=np.ascontiguousarray(scan.faces[:, ::-1]))
         share = {"share": round(1 - seen.convex, 3)}
         return turned.with_findings(Finding("faces-turned", share))
+    if seen.convex > MIN_CONVEX_FACES and _inconsistent_edges(scan.faces) < MAX_INCONSISTENT:
+        return scan  # surfaces inside a body (eyes, layers of clothes, parts that overlap) are not seen
     points = bare.sample(VOTE_SAMPLE, np.random.default_rng(seed))
     oriented = _orient(points, seen)
     if oriented is points:
         return scan
     return replace(oriented, findings=(*scan.findings, Finding("faces-oriented", _share(points, oriented))))
+
+
+def _inconsistent_edges(faces: Int[np.ndarray, "m 3"]) -> float:
+    """Share of the edges that two faces have in the same direction: neighbors of different sides."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).astype(np.int64)
+    keys = np.sort(edges[:, 0] * (int(edges.max()) + 1) + edges[:, 1])
+    return float((keys[1:] == keys[:-1]).mean())
 
 
 def _check_vertex_normals(scan: Scan, seed: int) -> Scan:

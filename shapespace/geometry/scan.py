@@ -144,7 +144,9 @@ class Scan:
             distance = np.where(isolated, np.median(distance), distance)  # strays are no thin surface
             scan = self
         else:
-            scan, distance = (self.select(np.flatnonzero(~isolated)), distance[~isolated]) if isolated.any() else (self, distance)
+            scan, distance = (
+                (self.select(np.flatnonzero(~isolated)), distance[~isolated]) if isolated.any() else (self, distance)
+            )
         share = density.thin_share(distance)
         if share > density.MIN_THIN_SHARE:
             return scan
@@ -175,7 +177,12 @@ class Scan:
 
     def infer_sensor(self) -> "Scan":
         """Add a distant sensor to bare points that one camera measured (`geometry.normals.single_view_direction`)."""
-        if self.sensors is not None or self.normals is not None or self.faces is not None or len(self) < density.NEIGHBOR:
+        if (
+            self.sensors is not None
+            or self.normals is not None
+            or self.faces is not None
+            or len(self) < density.NEIGHBOR
+        ):
             return self
         sample = self.sample(_VIEW_POINTS, np.random.default_rng(0)).points
         direction = normals.single_view_direction(sample, normals.estimate(sample))

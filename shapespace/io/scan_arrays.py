@@ -34,9 +34,7 @@ def scan_of_arrays(points: Any, normals: Any = None, sensors: Any = None, name: 
         found = (Finding("array-transposed", {"shape": str(table.shape), "count": table.shape[1]}),)
         table = table.T
     if table.ndim != 2 or table.shape[1] not in (3, 6):
-        raise ValueError(
-            f"points: an array of shape {table.shape}. Pass (n, 3) points, or (n, 6) points with normals."
-        )
+        raise ValueError(f"points: an array of shape {table.shape}. Pass (n, 3) points, or (n, 6) points with normals.")
     if table.shape[1] == 6:
         raw = split_columns(Path("points"), table)
         table, found = np.asarray(raw.points), (*found, *raw.findings)
@@ -62,7 +60,11 @@ def check_arrays(scan: Scan) -> Scan:
     if sensors is not None:
         sensors = _numbers("sensors", sensors)
         sensors = np.tile(sensors.reshape(1, 3), (len(points), 1)) if sensors.size == 3 else sensors
-    for kind, given in (("sensors", sensors), ("normals", scan.normals), ("unoriented_normals", scan.unoriented_normals)):
+    for kind, given in (
+        ("sensors", sensors),
+        ("normals", scan.normals),
+        ("unoriented_normals", scan.unoriented_normals),
+    ):
         if given is None:
             continue
         rows = _rows(name, kind, given, len(points))
