@@ -37,14 +37,6 @@ class ScanSource(Protocol):
     scale: float
     metadata: dict[str, Any]
 
-    def findings(self, name: str) -> list[dict[str, Any]]:
-        """Findings about the scan when it was preprocessed, as in `fits.json`; none in stores of older versions."""
-        with self._scan(name) as group:
-            found = json.loads(str(get_attribute(group, "findings"))) if "findings" in group.attrs else []
-        if not isinstance(found, list) or not all(isinstance(one, dict) and "code" in one for one in found):
-            raise ValueError(f"{self.path}: the findings of {name} are damaged. Preprocess the scans again.")
-        return found
-
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
         """Draw `count` points of a scan, in the model frame."""
 
@@ -195,6 +187,14 @@ class ScanStore:
         """Source of the scan: `file`, its `bytes`, `sha256` of the points as read, and a `note`."""
         with self._scan(name) as group:
             return {key: get_attribute(group, key) for key in ("file", "bytes", "sha256", "note")}
+
+    def findings(self, name: str) -> list[dict[str, Any]]:
+        """Findings about the scan when it was preprocessed, as in `fits.json`; none in stores of older versions."""
+        with self._scan(name) as group:
+            found = json.loads(str(get_attribute(group, "findings"))) if "findings" in group.attrs else []
+        if not isinstance(found, list) or not all(isinstance(one, dict) and "code" in one for one in found):
+            raise ValueError(f"{self.path}: the findings of {name} are damaged. Preprocess the scans again.")
+        return found
 
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
         """Draw `count` points in the model frame, with normals and sensors if stored.

@@ -16,8 +16,8 @@ from shapespace.geometry import normals as estimation
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.scan import Scan
 
-# Ranges in brackets: 48 synthetic people by six kinds of scanners, 2,000 points; whole, one side, two sides, upper half,
-# 10 and 20 mm of noise.
+# Ranges in brackets: 48 synthetic people by six kinds of scanners, 2,000 points; whole, one side, two sides, the upper
+# half, and with 10 and 20 mm of noise.
 SAMPLE = 2000
 VOTE_SAMPLE = 20_000  # points whose sides are judged by visibility, if the quick look fails
 FEW = 1000  # points: fewer are too far apart for the bounds of neighbors below

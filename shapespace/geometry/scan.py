@@ -140,13 +140,11 @@ class Scan:
             return self
         distance = density.neighbor_distance(self.points)
         isolated = density.strays(self.points, distance)
-        if keep_outliers:
-            distance = np.where(isolated, np.median(distance), distance)  # strays are no thin surface
-            scan = self
-        else:
-            scan, distance = (
-                (self.select(np.flatnonzero(~isolated)), distance[~isolated]) if isolated.any() else (self, distance)
-            )
+        if isolated.any() and keep_outliers:
+            return self  # the area of a stray is unknown
+        scan = self
+        if isolated.any():
+            scan, distance = self.select(np.flatnonzero(~isolated)), distance[~isolated]
         share = density.thin_share(distance)
         if share > density.MIN_THIN_SHARE:
             return scan

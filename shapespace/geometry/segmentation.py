@@ -99,7 +99,7 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
 
 
 def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
-    """Area of the cells of a level plane that have points in the plane and none above, with two such neighbors at least."""
+    """Area of the cells of a level plane that have points in it and none above, and at least two such neighbors."""
     height = plane.height(points)
     index = np.floor(points[:, [0, 2]] / cell).astype(int)
     index -= index.min(axis=0) - 1

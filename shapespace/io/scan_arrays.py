@@ -39,7 +39,8 @@ def scan_of_arrays(points: Any, normals: Any = None, sensors: Any = None, name: 
         raw = split_columns(Path("points"), table)
         table, found = np.asarray(raw.points), (*found, *raw.findings)
         normals = raw.normals if normals is None else normals
-    return check_arrays(Scan(name, table, normals, sensors, findings=found))
+    vectors, origins = _vectors(name, "normals", normals, len(table)), _sensors(name, sensors, len(table))
+    return check_arrays(Scan(name, table, vectors, origins, findings=found))
 
 
 def check_arrays(scan: Scan) -> Scan:
@@ -56,20 +57,12 @@ def check_arrays(scan: Scan) -> Scan:
     faces = None if scan.faces is None else check_faces(Path(name), _numbers("faces", scan.faces, "iu"), len(points))
     if faces is None or not np.array_equal(faces, scan.faces):
         changed |= {} if scan.faces is None else {"faces": faces}
-    sensors = scan.sensors
-    if sensors is not None:
-        sensors = _numbers("sensors", sensors)
-        sensors = np.tile(sensors.reshape(1, 3), (len(points), 1)) if sensors.size == 3 else sensors
-    for kind, given in (
-        ("sensors", sensors),
-        ("normals", scan.normals),
-        ("unoriented_normals", scan.unoriented_normals),
-    ):
-        if given is None:
-            continue
-        rows = _rows(name, kind, given, len(points))
-        rows = rows if kind == "sensors" else _unit(rows)
-        changed |= {} if rows is getattr(scan, kind) else {kind: rows}
+    arrays = {
+        "normals": _vectors(name, "normals", scan.normals, len(points)),
+        "unoriented_normals": _vectors(name, "unoriented normals", scan.unoriented_normals, len(points)),
+        "sensors": _sensors(name, scan.sensors, len(points)),
+    }
+    changed |= {key: rows for key, rows in arrays.items() if rows is not getattr(scan, key)}
     scan = replace(scan, **changed) if changed else scan
     return _near_origin(_without_zero_normals(scan))
 
@@ -93,9 +86,21 @@ def _numbers(what: str, values: Any, kinds: str = "fiu") -> Float[np.ndarray, ".
     return array if array.dtype == wanted else array.astype(wanted)
 
 
+def _vectors(name: str, what: str, values: Any, count: int) -> Float[np.ndarray, "n 3"] | None:
+    """Normals of unit length, or None."""
+    return None if values is None else _unit(_rows(name, what, values, count))
+
+
+def _sensors(name: str, values: Any, count: int) -> Float[np.ndarray, "n 3"] | None:
+    """One sensor for each point, or None."""
+    if values is None:
+        return None
+    array = _numbers("sensors", values)
+    return _rows(name, "sensors", np.tile(array.reshape(1, 3), (count, 1)) if array.size == 3 else array, count)
+
+
 def _rows(name: str, what: str, values: Any, count: int) -> Float[np.ndarray, "n 3"]:
     array = _numbers(what, values)
-    what = what.replace("_", " ")
     if array.shape != (count, 3):
         hint = " or (3,) for one sensor of all points" if what == "sensors" else ""
         raise ValueError(
