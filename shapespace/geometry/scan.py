@@ -134,8 +134,8 @@ class Scan:
     def even_out(self, *, seed: int = 0, keep_outliers: bool = False, repeat: bool = False) -> "Scan":
         """Remove isolated points, unless they are kept, and thin dense parts if other parts are measured thinly.
 
-        With `repeat` points are drawn by their area instead, those of thin parts repeatedly; missing normals are
-        estimated as lines before. Meshes are returned unchanged, and points of even density. Thinned scans have the finding
+        With `repeat` points are drawn by their area, those of thin parts repeatedly; missing normals are estimated
+        as lines before. Meshes are returned unchanged, and points of even density. Thinned scans have the finding
         `uneven-density`.
         """
         if self.faces is not None or len(self) <= density.NEIGHBOR:
