@@ -101,8 +101,8 @@ class ShapeSpace:
             raise ValueError(f"{file}: cannot restore the model ({reason}). Copy the file again, or retrain.") from None
         return cls(model.to(device).eval(), config, scale=scale, metadata=metadata)
 
-    def save(self, path: str | Path) -> None:
-        """Write weights, settings and metadata to one safetensors file.
+    def save(self, path: str | Path, *, compact: bool = False) -> None:
+        """Write weights, settings and metadata to one safetensors file; `compact` halves its size and its precision.
 
         Raises `ValueError` for a refined space, whose detail is in the scan and not in the weights.
         """
@@ -111,7 +111,9 @@ class ShapeSpace:
                 f"{path}: a space refined to {self.metadata['refined']} cannot be saved. Save its mesh, or refine "
                 "again."
             )
-        registry.save_model(Path(path), self.model, self.config, scale=self.scale, metadata=self.metadata)
+        registry.save_model(
+            Path(path), self.model, self.config, scale=self.scale, metadata=self.metadata, compact=compact
+        )
 
     # --------------------------------------------------------------------------------------------------- scan to code
 
