@@ -47,6 +47,10 @@ STD_CALIBRATION = 3.0
 # complete scans and 88 % for views of one camera (90 % of a Gaussian); 93.7 and 84.7 % on test scans
 # (docs/results/robustness.md).
 
+PARTS_STD_CALIBRATION = 1.0
+# The same for fits of both levels: of the ground truth of eight tuning scans, 99.5 % for complete scans and 90.6 % for
+# views of one camera is within 1.645 standard deviations.
+
 VERTEX_CHUNK = 4096  # vertices whose code Jacobians are in memory at a time
 
 Components = Literal["largest", "all"]
@@ -386,8 +390,8 @@ class ShapeSpace:
     def uncertainty(self, fit: Fit, mesh: Trimesh) -> Float[np.ndarray, "v"]:
         """Standard deviation of the surface along its normal, in meters, at each vertex of the mesh of a fit.
 
-        It follows from the covariance of the code to first order, times a calibration factor of 3. Measured coverage
-        and limits: docs/results/robustness.md. Raises `ValueError` for a fit without a covariance.
+        It follows from the covariance of the code to first order, times a calibration factor. Measured coverage and
+        limits: docs/results/robustness.md. Raises `ValueError` for a fit without a covariance.
         """
         root = self._covariance_root(fit).to(self.device)
         assert isinstance(self.model, SDFModel)  # other models have no covariance
@@ -406,7 +410,7 @@ class ShapeSpace:
             local = model.linearize_parts(vertices, model.states(fit.code))
             by_part = torch.einsum("vnp,vnpq,vnq->vn", local.jacobian[0], covariance[local.part[0]], local.jacobian[0])
             # The correlation of the parts is not stored: the sum of deviations bounds that of the sum.
-            variance = variance + (STD_CALIBRATION * by_part.clamp(min=0).sqrt().sum(dim=1)).square()
+            variance = variance + (_calibration(fit) * by_part.clamp(min=0).sqrt().sum(dim=1)).square()
         return variance.sqrt() / field.gradient[0].norm(dim=1).clamp(min=1e-3)
 
     def sample_posterior(self, fit: Fit, count: int, *, seed: int = 0) -> list[Fit]:
@@ -427,7 +431,7 @@ class ShapeSpace:
         """Cholesky factor of the calibrated covariance of the fit's code vector, on the CPU."""
         if fit.covariance is None:
             raise ValueError(f"{fit.name}: the fit has no covariance. Fit by Levenberg-Marquardt (--method lm).")
-        return STD_CALIBRATION * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
+        return _calibration(fit) * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
 
     def interpolate(
         self, a: Fit | Code, b: Fit | Code, steps: int, *, path: InterpolationPath = "auto", resolution: int = 128
@@ -582,6 +586,11 @@ def _model_with_parts(space: ShapeSpace, path: str | Path, store: ScanSource) ->
             f"Preprocess the scans with --scale {space.scale:g}."
         )
     return model
+
+
+def _calibration(fit: Fit) -> float:
+    """Factor of the standard deviations that follow from the covariances of a fit."""
+    return STD_CALIBRATION if fit.part_covariance is None else PARTS_STD_CALIBRATION
 
 
 def _to_world(points: Float[np.ndarray, "n 3"], frame: Frame) -> Float[np.ndarray, "n 3"]:
