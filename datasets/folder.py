@@ -9,8 +9,8 @@ the sequence; a missing subject is `all`, a missing sequence `scans`:
 
 With --pattern "{subject}/{sequence}/{frame}.ply", {subject}, {sequence} and {frame} match text without a slash, and *
 matches any text without a slash; other files are ignored.
-Files: without a pattern, TXT, CSV and JSON are ignored, since they can be notes or the cameras of depth images, and PNG
-are read if they are 16-bit grayscale, as depth images are.
+Files: without a pattern, TXT, CSV, TSV, BIN and JSON are ignored, since they can be notes or the cameras of depth
+images, and PNG are read if they are 16-bit grayscale, as depth images are.
 Unit and axes: meters and y up by default; pass --unit and --up for other files.
 License: your own.
 """
@@ -26,12 +26,12 @@ from shapespace.data.scan_dataset import ScanDataset, ScanEntry, check_entries
 from shapespace.geometry.scan import Scan
 from shapespace.io.checks import Normals
 from shapespace.io.depth_images import is_depth_image
-from shapespace.io.formats import readable_suffixes
-from shapespace.io.scan_files import read_scan
+from shapespace.io.formats import is_scan_file
+from shapespace.io.scan_files import read_scan, stem
 
 _DEFAULTS = {"subject": "all", "sequence": "scans"}
 _FIELDS = ("{subject}", "{sequence}", "{frame}")
-_IGNORED_SUFFIXES = (".txt", ".csv", ".json")
+_IGNORED_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".bin")
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class Folder(ScanDataset):
 
     def list_scans(self, root: Path) -> list[ScanEntry]:
         """List the readable files, or those that match the pattern."""
-        files = sorted(
-            path for path in root.rglob("*") if path.is_file() and path.suffix.lower() in readable_suffixes()
-        )
+        files = sorted(path for path in root.rglob("*") if path.is_file() and is_scan_file(path))
         files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
         name = _pattern_name(self.pattern) if self.pattern else _plain_name
         if not self.pattern:
@@ -73,7 +71,7 @@ def _plain_name(path: Path) -> str | None:
     """Name of a scan from its folders; None for files that are ignored."""
     if path.suffix.lower() in _IGNORED_SUFFIXES:
         return None
-    *folders, frame = path.with_suffix("").parts
+    *folders, frame = path.with_name(stem(path)).parts
     subject = folders[0] if folders else _DEFAULTS["subject"]
     sequence = "_".join(folders[1:]) or _DEFAULTS["sequence"]
     return f"{subject}/{sequence}/{frame.removeprefix(folders[-1] + '.') if folders else frame}"

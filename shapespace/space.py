@@ -147,7 +147,15 @@ class ShapeSpace:
         code = encode(self.model, [scan for scan, _ in placed], seed=seed)
         seconds = (time.perf_counter() - start) / len(scans)
         return [
-            Fit(code[index], frame, np.empty(0), name=scan.name, seconds=seconds)
+            Fit(
+                code[index],
+                frame,
+                np.empty(0),
+                name=scan.name,
+                seconds=seconds,
+                origin=scan.origin,
+                findings=scan.findings,
+            )
             for index, (scan, frame) in enumerate(placed)
         ]
 
@@ -191,6 +199,8 @@ class ShapeSpace:
                 scan.name,
                 seconds,
                 None if fitted.part_covariance is None else fitted.part_covariance[index].cpu().numpy(),
+                origin=scan.origin,
+                findings=scan.findings,
             )
             for index, (scan, _) in enumerate(placed)
         ]
@@ -263,6 +273,8 @@ class ShapeSpace:
                 seconds + (0.0 if fit is None else fit.seconds),
                 joint.part_covariance[index],
                 joint.interpolated[index],
+                scan.origin,
+                scan.findings,
             )
             for index, (scan, fit, frame) in enumerate(zip(scans, fits, joint.frames, strict=True))
         ]
@@ -322,6 +334,8 @@ class ShapeSpace:
         surface: Surface = "auto",
     ) -> Trimesh:
         """Triangle mesh of a shape, in meters: of a fit at the position of its scan, of a code at the origin.
+
+        Vertices are relative to `Fit.origin`, as the points of the scan: `write_mesh(..., origin=fit.origin)` adds it.
 
         A `Code` must be a batch of one. `surface` is the `template` of `register`, or the zero level set of the
         `field`; `auto` is the template if the model has one. `resolution` and `components` are those of the field:
@@ -384,7 +398,7 @@ class ShapeSpace:
             )
         raise ValueError(
             f"registered template: family {registry.family_name(self.config)} has no parts. Use a space of the "
-            "articulated family, or --surface field."
+            "articulated family, or mesh the field with `fit`."
         )
 
     def uncertainty(self, fit: Fit, mesh: Trimesh) -> Float[np.ndarray, "v"]:
@@ -425,7 +439,10 @@ class ShapeSpace:
         codes = self.model.replace_vector(
             Code(tuple(part.expand(count, *part.shape[1:]) for part in fit.code.parts)), moved
         )
-        return [Fit(codes[index], fit.frame, np.empty(0), name=f"{fit.name}.sample{index}") for index in range(count)]
+        return [
+            Fit(codes[index], fit.frame, np.empty(0), name=f"{fit.name}.sample{index}", origin=fit.origin)
+            for index in range(count)
+        ]
 
     def _covariance_root(self, fit: Fit) -> Float[Tensor, "k k"]:
         """Cholesky factor of the calibrated covariance of the fit's code vector, on the CPU."""
@@ -450,11 +467,11 @@ class ShapeSpace:
     ) -> list[Fit]:
         """The shapes of `interpolate` as codes and frames, without meshes; errors are the same."""
         start, end = (Fit(x, self._frame(), np.empty(0)) if isinstance(x, Code) else x for x in (a, b))
-        both = start.frame, end.frame
+        both = start.frame, end.relative_to(start.origin).frame
         codes = interpolate(self.model, start.code.to(self.device), end.code.to(self.device), steps, path, frames=both)
         frames = [similarity.interpolate_frames(*both, float(t)) for t in np.linspace(0, 1, steps)]
         return [
-            Fit(codes[index], frame, np.empty(0), name=f"interpolated_{index / (steps - 1):.2f}")
+            Fit(codes[index], frame, np.empty(0), name=f"interpolated_{index / (steps - 1):.2f}", origin=start.origin)
             for index, frame in enumerate(frames)
         ]
 
@@ -467,7 +484,8 @@ class ShapeSpace:
         taken, sizes = (Fit(x, self._frame(), np.empty(0)) if isinstance(x, Code) else x for x in (pose, person))
         code = transfer_pose(self.model, taken.code.to(self.device), sizes.code.to(self.device))
         frame = replace(taken.frame, scale=sizes.frame.scale)
-        return Fit(code, frame, np.empty(0), name=f"{sizes.name or 'person'} in the pose of {taken.name or 'another'}")
+        name = f"{sizes.name or 'person'} in the pose of {taken.name or 'another'}"
+        return Fit(code, frame, np.empty(0), name=name, origin=taken.origin)
 
     def sample(self, count: int, *, seed: int = 0) -> Code:
         """`count` codes drawn from the prior, a Gaussian over the training codes; the same seed gives the same codes.

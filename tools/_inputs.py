@@ -13,8 +13,10 @@ from shapespace.data.store import ScanStore
 from shapespace.fitting.clutter import Clutter
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.geometry.camera import MAX_DEPTH_JUMP
+from shapespace.geometry.findings import Finding
 from shapespace.geometry.scan import Scan
 from shapespace.io import scan_files, units
+from shapespace.io.checks import Normals
 from shapespace.io.units import UnitName
 from shapespace.space import ShapeSpace
 from shapespace.synthetic.example import example_file
@@ -22,7 +24,6 @@ from shapespace.synthetic.example import example_file
 PIPE = "-"
 EXAMPLE = "example"
 MAX_LISTED = 5  # names in a note
-_CERTAIN = 0.99  # confidence from which on meters are not reported; arbitrary
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ScanInput:
     """Minimum depth along the optical axis of a depth image (m)."""
     max_depth: float = float("inf")
     """Maximum depth along the optical axis of a depth image (m)."""
+    normals: Normals = "auto"
+    """Normals of files without faces: used where there are any (auto), required, or ignored (drop)."""
 
     @property
     def meters(self) -> float:
@@ -97,10 +100,13 @@ def named_scans(
     names = dict(zip(inputs, _stems(inputs), strict=True))
     files = [word for word in inputs if store is None or word == PIPE or Path(word).is_file()]
     read = {word: _read(word, names[word], source, interpolate=interpolate) for word in files}
+    scans = list(read.values())
     if source.unit == "auto":
-        scans, unit = units.to_meters(list(read.values()))
-        _report_unit([scan for scan in scans if len(scan)], unit)
-        source, read = replace(source, unit=unit.name), dict(zip(read, scans, strict=True))
+        scans, unit = units.to_meters(scans)
+        source = replace(source, unit=unit.name)
+    scans = units.share_origin(scans)
+    report_findings([(scan.name, scan.findings) for scan in scans])
+    read = dict(zip(read, scans, strict=True))
     named = [
         NamedScan(read[word].name, read[word]) if store is None or word in read else NamedScan(word, store)
         for word in inputs
@@ -117,17 +123,16 @@ def named_scans(
 def remove_clutter(
     space: ShapeSpace, scans: list[Scan], clutter: Clutter, lm: LMOptions | None, seed: int
 ) -> list[Scan]:
-    """The scans without floor, walls and separate parts, unless `clutter` is `keep`; a note names the removed share."""
+    """The scans without floor, walls and separate parts, unless `clutter` is `keep`; notes name the removed shares."""
     if clutter == "keep":
         return scans
-    cleaned = space.remove_clutter(scans, lm=lm, seed=seed)
-    changed = [(1 - len(new) / len(old), new.name) for new, old in zip(cleaned, scans, strict=True) if new is not old]
-    if changed:
-        shares = listed([f"{share:.0%} of {name or 'the scan'}" for share, name in changed])
-        print(
-            f"note: removed {shares} (floor, walls, or parts apart from the person). --clutter keep fits them too.",
-            file=sys.stderr,
-        )
+    cleaned, removed = list(scans), []
+    for index, (new, old) in enumerate(zip(space.remove_clutter(scans, lm=lm, seed=seed), scans, strict=True)):
+        if new is not old:
+            finding = Finding("clutter-removed", {"share": round(1 - len(new) / len(old), 4)})
+            cleaned[index] = new.with_findings(finding)
+            removed.append((new.name, [finding]))
+    report_findings(removed)
     return cleaned
 
 
@@ -136,14 +141,23 @@ def listed(items: Sequence[str]) -> str:
     return ", ".join(items[:MAX_LISTED]) + (", ..." if len(items) > MAX_LISTED else "")
 
 
-def _report_unit(scans: Sequence[Scan], unit: units.Unit) -> None:
-    """Print a note if the unit is not meters or not certain; without confidence the fit reports the size."""
-    if unit.confidence and (unit.name != "m" or unit.confidence < _CERTAIN):
-        which = scans[0].name if len(scans) == 1 else f"the {len(scans)} scans"
-        print(
-            f"note: unit of {which} guessed as {unit.name} (confidence {unit.confidence:.0%}). --unit overrides it.",
-            file=sys.stderr,
-        )
+def report_findings(found: Sequence[tuple[str, Sequence[Finding]]]) -> None:
+    """Print the findings of scans, by name, as notes with their codes; equal ones together, at most five of a code."""
+    names: dict[str, list[tuple[Finding, list[str]]]] = {}
+    for name, findings in found:
+        for finding in findings:
+            same = names.setdefault(finding.code, [])
+            together = next((others for other, others in same if other == finding), None)
+            if together is None:
+                same.append((finding, [name or "the scan"]))
+            else:
+                together.append(name)
+    for code, groups in names.items():
+        for finding, group in groups[:MAX_LISTED]:
+            print(f"note: {finding.message(listed(group))} [{code}]", file=sys.stderr)
+        if len(groups) > MAX_LISTED:
+            rest = sum(len(group) for _, group in groups[MAX_LISTED:])
+            print(f"note: {rest} more scans with this finding [{code}]", file=sys.stderr)
 
 
 def _read(word: str, name: str, source: ScanInput, *, interpolate: bool = False) -> Scan:
@@ -152,15 +166,17 @@ def _read(word: str, name: str, source: ScanInput, *, interpolate: bool = False)
         try:
             return _read(word, name, source)
         except ValueError as unusable:
-            print(f"note: {name} is interpolated: {unusable}", file=sys.stderr)
-            return Scan(name, np.empty((0, 3), np.float32))
+            reason = Finding("frame-interpolated", {"reason": str(unusable)})
+            return Scan(name, np.empty((0, 3), np.float32), findings=(reason,))
     if word == PIPE:
-        return scan_files.read_bytes(sys.stdin.buffer.read(), unit=source.meters, up=source.up)
+        data = sys.stdin.buffer.read()
+        return scan_files.read_bytes(data, unit=source.meters, up=source.up, normals=source.normals)
     return scan_files.read_scan(
         word,
         name=name,
         unit=source.meters,
         up=source.up,
+        normals=source.normals,
         max_depth_jump=source.max_depth_jump,
         min_depth=source.min_depth,
         max_depth=source.max_depth,
@@ -174,7 +190,7 @@ def _path(word: str) -> str:
 
 def _stems(words: Sequence[str]) -> list[str]:
     """Names of files: their stems, with as many parent folders as are needed to make them unique."""
-    paths = [Path(word).with_suffix("").parts for word in words]
+    paths = [(*Path(word).parts[:-1], scan_files.stem(word)) for word in words]
     depth = 1
     while len({path[-depth:] for path in paths}) < len(set(paths)):
         depth += 1

@@ -81,8 +81,8 @@ def choose_surface(space: ShapeSpace, surface: Surface, method: str = "auto") ->
         return surface
     if has_detail:
         raise ValueError(
-            f"--surface template: surfaces of --method {method} are in no template. Remove --method {method}, or "
-            "--surface template."
+            f"template: surfaces of --method {method} are in no template. Remove --method {method}, or mesh the field "
+            "with `fit`."
         )
     _ = space.registration  # raises
     return surface
@@ -133,11 +133,13 @@ def write_meshes(
         if mesh is not None and fps is not None:
             frames.append(mesh)
         evenly = mesh if mesh is None or space.choose_surface(meshing.surface) == "field" else _evenly(mesh)
-        records.append(_record(fit, assess(fit.code, space.model.prior, fit.residuals, scan, evenly), source))
+        records.append(_record(fit, scan, assess(fit.code, space.model.prior, fit.residuals, scan, evenly), source))
         if mesh is not None and out == Path(PIPE):
-            sys.stdout.buffer.write(scan_files.mesh_bytes(mesh, Path(f"mesh.{format}"), unit=unit, up=up))
+            data = scan_files.mesh_bytes(mesh, Path(f"mesh.{format}"), unit=unit, up=up, origin=fit.origin)
+            sys.stdout.buffer.write(data)
         elif mesh is not None:
-            scan_files.write_mesh(out / f"{file_name(fit.name)}.{format}", mesh, unit=unit, up=up)
+            path = out / f"{file_name(fit.name)}.{format}"
+            scan_files.write_mesh(path, mesh, unit=unit, up=up, origin=fit.origin)
             _write_samples(space, fit, out, source, meshing, seed)
     if frames and fps and out != Path(PIPE):
         write_animated_glb(frames, out / ANIMATION, seconds=(len(frames) - 1) / fps, back=False)
@@ -161,7 +163,8 @@ def _write_samples(space: ShapeSpace, fit: Fit, out: Path, source: ScanInput, me
         return
     for sample in space.sample_posterior(fit, meshing.posterior_samples, seed=seed):
         mesh = _mesh(space, sample, meshing)
-        scan_files.write_mesh(out / f"{file_name(sample.name)}.ply", mesh, unit=source.meters, up=source.up)
+        path = out / f"{file_name(sample.name)}.ply"
+        scan_files.write_mesh(path, mesh, unit=source.meters, up=source.up, origin=sample.origin)
 
 
 def write_results(
@@ -208,7 +211,7 @@ def warn_about_fits(records: Sequence[Mapping[str, Any]], *, strict: bool = Fals
         print(f"note: {note}", file=sys.stderr)
 
 
-def _record(fit: Fit, quality: FitQuality, source: ScanInput) -> dict[str, Any]:
+def _record(fit: Fit, scan: Scan, quality: FitQuality, source: ScanInput) -> dict[str, Any]:
     """The entry of a fit in fits.json; values that are not finite are left out."""
     numbers = {
         "residual_median_mm": round(quality.median * 1000, 3),
@@ -224,14 +227,16 @@ def _record(fit: Fit, quality: FitQuality, source: ScanInput) -> dict[str, Any]:
         "low_confidence": quality.low_confidence,
     }
     interpolated = {"interpolated": True} if fit.interpolated else {}
-    return {**record, **interpolated, "model_to_file": _model_to_file(fit, source)}
+    findings = [finding.record(scan.name) for finding in scan.findings]
+    return {**record, **interpolated, "findings": findings, "model_to_file": _model_to_file(fit, source)}
 
 
 def _model_to_file(fit: Fit, source: ScanInput) -> dict[str, object]:
     """Similarity transform from the model frame to the file: x_file = scale * rotation @ x_model + translation."""
     frame = fit.frame
     rotation = np.eye(3) if frame.rotation is None else frame.rotation.double().numpy()
-    (translation,) = units.from_world(frame.center.double().numpy()[None], unit=source.meters, up=source.up)
+    center = frame.center.double().numpy()[None]
+    (translation,) = units.from_world(center, unit=source.meters, up=source.up, origin=fit.origin)
     return {
         "rotation": units.from_world(rotation, up=source.up).T.round(6).tolist(),
         "translation": translation.tolist(),
@@ -262,7 +267,7 @@ def write_interpolation(
     fits = space.interpolate_codes(a, b, steps, path=path)
     meshes = [space.mesh(fit, resolution=resolution, surface=surface) for fit in tqdm(fits, desc="mesh", unit="frame")]
     for index, mesh in enumerate(meshes):
-        scan_files.write_mesh(out / f"{index:03d}.{format}", mesh, unit=unit, up=up)
+        scan_files.write_mesh(out / f"{index:03d}.{format}", mesh, unit=unit, up=up, origin=fits[0].origin)
     write_animated_glb(meshes, out / "interpolation.glb")
     area, volume = metrics.areas(meshes).tolist(), metrics.volumes(meshes).tolist()
     sheet.contact_sheet(

@@ -47,7 +47,7 @@ def main(
     fits = load_fits(codes, space.model)
     for fit in tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2):
         mesh = space.mesh(fit, resolution=resolution, components=components, surface=surface)
-        scan_files.write_mesh(out / f"{file_name(fit.name)}.{format}", mesh)
+        scan_files.write_mesh(out / f"{file_name(fit.name)}.{format}", mesh, origin=fit.origin)
     print(f"{len(fits)} meshes in {out}")
 
 

@@ -99,7 +99,7 @@ def _write_registered(fits: Sequence[Fit], space: ShapeSpace, out: Path, source:
     """Write the registered template of each code."""
     for fit in tqdm(fits, desc="mesh", unit="scan", disable=len(fits) < 2):
         path = out / f"{file_name(fit.name)}.{format}"
-        scan_files.write_mesh(path, space.register(fit), unit=source.meters, up=source.up)
+        scan_files.write_mesh(path, space.register(fit), unit=source.meters, up=source.up, origin=fit.origin)
     if fits:
         print(f"{len(fits)} meshes in {out}")
 
@@ -111,15 +111,15 @@ def _write_joints(fits: Sequence[Fit], space: ShapeSpace, out: Path, source: Sca
         print("note: no joint centers: the template is not that of the synthetic body.", file=sys.stderr)
         return
     content = {
-        name: {joint: _to_file(center, source) for joint, center in joints.items()} for name, joints in centers.items()
+        fit.name: {joint: _to_file(center, source, fit) for joint, center in centers[fit.name].items()} for fit in fits
     }
     with replacing(out / "joints.json") as part:
         part.write_text(json.dumps(content, indent=1))
     print(f"joint centers of {len(fits)} shapes in {out / 'joints.json'}")
 
 
-def _to_file(center: np.ndarray, source: ScanInput) -> list[float]:
-    (point,) = units.from_world(center.astype(np.float64)[None], unit=source.meters, up=source.up)
+def _to_file(center: np.ndarray, source: ScanInput, fit: Fit) -> list[float]:
+    (point,) = units.from_world(center.astype(np.float64)[None], unit=source.meters, up=source.up, origin=fit.origin)
     return [round(float(value), 6) for value in point]
 
 

@@ -64,7 +64,8 @@ class ScanDataset(ABC):
 
     def check_size(self, scan: Scan) -> None:
         """Refuse a scan of implausible size, see `units.check_size`."""
-        check_size(scan, scale=self.scale, unit=self.unit)
+        remedy = "If it is no person, pass --scale with the meters per model unit."
+        check_size(scan, scale=self.scale, unit=self.unit, remedy=remedy)
 
     def missing(self, pattern: Path, hint: str = "") -> FileNotFoundError:
         """Error for missing data: the pattern of the files, a hint, and the instructions."""

@@ -17,7 +17,7 @@ from shapespace.fitting.levenberg_marquardt import Alignment
 from shapespace.geometry import proximity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
-from shapespace.io.units import UNITS, to_meters
+from shapespace.io.units import GUESSED_UNITS, UNITS, to_meters
 from shapespace.synthetic.scanner import VirtualScanner
 
 COMPLETE = "complete"
@@ -79,7 +79,7 @@ def add_outliers(scan: Scan, rng: np.random.Generator, share: float = 0.3) -> Sc
 
 def guess_random_unit(scan: Scan, rng: np.random.Generator) -> Scan:
     """Convert to a random unit, and back by the unit that is guessed."""
-    unit = float(rng.choice(list(UNITS.values())))
+    unit = float(rng.choice([UNITS[name] for name in GUESSED_UNITS]))
     (guessed,), _ = to_meters([scan.to_model(Frame(torch.zeros(3), torch.tensor(unit)))])
     return guessed
 
@@ -294,5 +294,5 @@ def random_corruption(scan: Scan, ground_truth: Trimesh, rng: np.random.Generato
         points = scan.points.copy()
         points[rng.random(len(points)) < 0.02] = np.nan
         scan = replace(scan, points=points)
-    unit = float(rng.choice(list(UNITS.values()))) if apply("unit", 0.5) else 1.0
+    unit = float(rng.choice([UNITS[name] for name in GUESSED_UNITS])) if apply("unit", 0.5) else 1.0
     return CorruptedScan(tuple(applied), scan, unit, ground_truth)

@@ -1,7 +1,7 @@
 """Result of a fit, and files of codes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.fitting.articulated import POSE_SIZE
+from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.base import ShapeModel
@@ -37,6 +38,18 @@ class Fit:
     """Covariance of the unknowns of each body part given the code; None without a second level."""
     interpolated: bool = False
     """Whether it is a frame of a sequence without a usable scan, interpolated from the other frames."""
+    origin: Float[np.ndarray, "3"] | None = None
+    """`Scan.origin` of the scan: what must be added to world points for their place in the file (meters, float64)."""
+    findings: tuple[Finding, ...] = ()
+    """Findings about the scan."""
+
+    def relative_to(self, origin: Float[np.ndarray, "3"] | None) -> "Fit":
+        """The same fit with its world relative to another origin."""
+        moved = (np.zeros(3) if self.origin is None else self.origin) - (np.zeros(3) if origin is None else origin)
+        if not moved.any():
+            return self
+        center = self.frame.center + torch.from_numpy(moved).to(self.frame.center)
+        return replace(self, frame=replace(self.frame, center=center), origin=origin)
 
 
 def save_fits(path: Path, fits: Sequence[Fit], model: ShapeModel) -> None:
@@ -59,6 +72,9 @@ def save_fits(path: Path, fits: Sequence[Fit], model: ShapeModel) -> None:
         tensors["part_covariance"] = torch.from_numpy(
             np.stack([fit.part_covariance for fit in fits if fit.part_covariance is not None])
         )
+    if any(fit.origin is not None for fit in fits):
+        origins = np.stack([np.zeros(3) if fit.origin is None else fit.origin for fit in fits])
+        tensors["origin"] = torch.from_numpy(origins)
     names = [fit.name for fit in fits]
     save_tensors(path, tensors, {"kind": "codes", "names": names, "model": model.fingerprint()})
 
@@ -78,7 +94,8 @@ def load_fits(path: Path, model: ShapeModel) -> list[Fit]:
     _check_codes(path, tensors, names, model)
     parts = tuple(tensors[f"code.{index}"] for index in range(sum(name.startswith("code.") for name in tensors)))
     code = Code(parts).to(next(model.parameters()).device)
-    covariance, rotation, by_part = (tensors.get(name) for name in ("covariance", "rotation", "part_covariance"))
+    optional = ("covariance", "rotation", "part_covariance", "origin")
+    covariance, rotation, by_part, origin = (tensors.get(name) for name in optional)
     return [
         Fit(
             code[index],
@@ -87,6 +104,7 @@ def load_fits(path: Path, model: ShapeModel) -> list[Fit]:
             None if covariance is None else covariance[index].numpy(),
             name,
             part_covariance=None if by_part is None else by_part[index].numpy(),
+            origin=None if origin is None or not origin[index].any() else origin[index].double().numpy(),
         )
         for index, name in enumerate(names)
     ]
@@ -95,7 +113,7 @@ def load_fits(path: Path, model: ShapeModel) -> list[Fit]:
 def _check_codes(path: Path, tensors: dict[str, Tensor], names: list[Any], model: ShapeModel) -> None:
     """Raise `ValueError` unless the tensors are those of `save_fits` for this model."""
     count, prior = len(names), model.prior
-    shapes: dict[str, tuple[int, ...]] = {"centre": (3,), "scale": (), "rotation": (3, 3)}
+    shapes: dict[str, tuple[int, ...]] = {"centre": (3,), "scale": (), "rotation": (3, 3), "origin": (3,)}
     if prior is not None:
         shapes |= {"covariance": (len(prior.mean), len(prior.mean))}
     shapes |= {f"code.{index}": shape for index, shape in enumerate(model.code_shapes)}

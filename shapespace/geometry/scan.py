@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from trimesh import Trimesh
 
 from shapespace.geometry import normals, proximity
+from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
 
 MIN_POINTS = 100  # fewer cannot describe a body; it also rejects files that hold a skeleton or a single marker
@@ -28,6 +29,9 @@ class Scan:
     `normals`: unit vectors that point out of the body. `unoriented_normals`: unit vectors of unknown sign, for scans
     whose outside is unknown (see `estimate_normals`). `sensors`: for each point, the origin of the sensor that measured
     it. `faces`: triangles where the file has them, so that the surface can be sampled evenly.
+
+    `origin`: what must be added to points and sensors for their place in the file (meters, y up, float64); None for no
+    shift. Only scans far from the origin of their file have one. `findings`: what was unusual (`geometry.findings`).
     """
 
     name: str
@@ -36,6 +40,8 @@ class Scan:
     sensors: Float[np.ndarray, "n 3"] | None = None
     faces: Int[np.ndarray, "m 3"] | None = None
     unoriented_normals: Float[np.ndarray, "n 3"] | None = None
+    origin: Float[np.ndarray, "3"] | None = None
+    findings: tuple[Finding, ...] = ()
 
     def __len__(self) -> int:
         return len(self.points)
@@ -67,7 +73,14 @@ class Scan:
             sampled = np.einsum("nk,nkd->nd", weights, self.normals[self.faces[face]])
             sampled = sampled / np.linalg.norm(sampled, axis=1, keepdims=True).clip(1e-30)
         sensors = None if self.sensors is None else self.sensors[self.faces[face, 0]]
-        return Scan(self.name, points.astype(self.points.dtype), sampled.astype(self.points.dtype), sensors)
+        return replace(
+            self,
+            points=points.astype(self.points.dtype),
+            normals=sampled.astype(self.points.dtype),
+            sensors=sensors,
+            faces=None,
+            unoriented_normals=None,
+        )
 
     def frame(self, scale: float) -> Frame:
         """Frame of the scan: centered at the mean of its surface (IGR centers at the mean of surface samples).
@@ -93,11 +106,12 @@ class Scan:
 
     def select(self, chosen: Int[np.ndarray, "k"]) -> "Scan":
         """Keep only the chosen points, by index; faces are dropped."""
-        return Scan(
-            self.name,
-            self.points[chosen],
-            None if self.normals is None else self.normals[chosen],
-            None if self.sensors is None else self.sensors[chosen],
+        return replace(
+            self,
+            points=self.points[chosen],
+            normals=None if self.normals is None else self.normals[chosen],
+            sensors=None if self.sensors is None else self.sensors[chosen],
+            faces=None,
             unoriented_normals=None if self.unoriented_normals is None else self.unoriented_normals[chosen],
         )
 
@@ -136,6 +150,10 @@ class Scan:
         if not oriented.is_complete:
             return replace(self, unoriented_normals=unoriented)
         return replace(self, normals=oriented.normals)
+
+    def with_findings(self, *findings: Finding) -> "Scan":
+        """The scan with further findings."""
+        return replace(self, findings=(*self.findings, *findings))
 
     def infer_sensor(self) -> "Scan":
         """Add a distant sensor to bare points that one camera measured (`geometry.normals.single_view_direction`)."""

@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image
+from scipy import sparse
+from scipy.sparse import csgraph
 
-from shapespace.geometry.camera import UPRIGHT_CAMERA, Camera, DepthImage, merge_depth_images
+from shapespace.geometry.camera import (
+    MAX_DEPTH_JUMP,
+    UPRIGHT_CAMERA,
+    Camera,
+    DepthImage,
+    merge_depth_images,
+    triangulate,
+)
 from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.io.errors import BadFileError, damage_as_error
-from shapespace.io.units import axis_rotation, transform
+from shapespace.io.units import axis_rotation, find_origin, transform
 
 MAX_PIXELS = 10_000_000  # of the depth images of one scan
 CAMERAS = ("camera.json", "intrinsic.json", "camera_intrinsic.json")  # the last two are written by Open3D's recorders
@@ -21,6 +30,14 @@ CAMERAS = ("camera.json", "intrinsic.json", "camera_intrinsic.json")  # the last
 _NERFSTUDIO_KEYS = {"fx": "fl_x", "fy": "fl_y", "width": "w", "height": "h"}
 _DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "coeffs", "distortion", "dist_coeffs")
 _MAX_JSON = 10_000_000  # bytes
+
+# Meters per value of depth cameras and datasets: millimeters, a quarter (Intel L515), 5000 per meter (TUM), an eighth
+# (Intel SR300) and a tenth of a millimeter (Intel D405).
+_DEPTH_UNITS = (0.001, 0.00025, 0.0002, 0.000125, 0.0001)
+_FAR_PERSON = 4.0  # meters: persons are nearer to a depth camera; arbitrary
+_SMALLEST_PERSON, _LARGEST_PERSON = 1.0, 2.4  # meters
+_USUAL_DISTANCE = 2.5  # meters, for which the maximum depth jump was chosen
+_MAX_GUESSED = 1e6  # meters: larger values are no depths in any unit
 _MAX_EXR_DEPTH = 1e9  # meters: renderers write infinity or 1e10 (Blender) where nothing is visible
 
 
@@ -176,15 +193,24 @@ def _image_of(path: Path, settings: dict[str, Any]) -> Path:
     return path.parent / name
 
 
+def _camera_files(image: Path) -> list[Path]:
+    """JSON files that can describe the camera of an image."""
+    shared = [folder / name for folder in (image.parent, image.parent.parent) for name in CAMERAS]
+    return [path for path in (image.with_suffix(".json"), *shared) if path.is_file()]
+
+
+def has_camera(image: Path) -> bool:
+    """Whether there is a JSON that describes the camera of an image."""
+    return bool(_camera_files(image))
+
+
 def _camera_of(image: Path) -> tuple[Path, dict[str, Any]]:
     """JSON of the camera of an image: the file and its content."""
-    shared = [folder / name for folder in (image.parent, image.parent.parent) for name in CAMERAS]
-    for path in (image.with_suffix(".json"), *shared):
-        if path.is_file():
-            content = _read_json(path)
-            if "frames" in content:
-                raise BadFileError(f"{image}: one of the images of {path}. Pass that file: it is the whole capture.")
-            return path, content
+    for path in _camera_files(image)[:1]:
+        content = _read_json(path)
+        if "frames" in content:
+            raise BadFileError(f"{image}: one of the images of {path}. Pass that file: it is the whole capture.")
+        return path, content
     raise BadFileError(
         f"{image}: depth image without a camera; no {image.with_suffix('.json').name} beside it and no "
         f"{' or '.join(CAMERAS)} there or in the folder above. Write one with fx, fy, cx, cy, width and height."
@@ -209,7 +235,44 @@ def _read_depths(image: Path, json_file: Path, settings: dict[str, Any], camera:
     except ValueError as error:
         raise BadFileError(f"{json_file}: {error}") from error
     with np.errstate(over="ignore"):
-        return values.astype(np.float64) * factor
+        depth = values.astype(np.float64) * factor
+    if "depth_unit_scale_factor" not in settings:
+        _check_unit(image, json_file, depth, camera, factor)
+    return depth
+
+
+def _check_unit(image: Path, json_file: Path, depth: Float[np.ndarray, "r c"], camera: Camera, factor: float) -> None:
+    """Refuse an image whose unit is not given, if nothing in it is where and as large as a person can be.
+
+    The size is that of the largest connected surface; its neighboring pixels differ by little in any unit.
+    """
+    seen = np.isfinite(depth) & (depth > 0)
+    near = float(np.percentile(depth[seen], 5)) if seen.any() else 0.0
+    if not _FAR_PERSON < near < _MAX_GUESSED:
+        return
+    jump = MAX_DEPTH_JUMP * float(np.median(depth[seen])) / _USUAL_DISTANCE
+    pixels, faces = triangulate(seen, depth, jump)
+    if not len(faces):
+        return
+    edges = sparse.coo_array(
+        (np.ones(2 * len(faces)), (faces[:, :2].ravel(), faces[:, 1:].ravel())), (len(pixels),) * 2
+    )
+    _, part = csgraph.connected_components(edges, directed=False)
+    points = DepthImage(depth, camera.in_world(np.eye(3), 1.0)).unproject(pixels[part == np.bincount(part).argmax()])
+    size = float(np.ptp(np.percentile(points, [1, 99], axis=0), axis=0).max())
+    if size <= _LARGEST_PERSON:
+        return
+    sizes = {other: size * other / factor for other in _DEPTH_UNITS}
+    likely = [f"{other:g} (a body of {meters:.2f} m)" for other, meters in sizes.items() if _in_range(meters)]
+    remedy = " or ".join(likely) if likely else "the meters per value"
+    raise BadFileError(
+        f"{image}: with {factor:g} m per value the nearest surface is at {near:.1f} m and the largest is {size:.1f} m "
+        f"high or wide, which is no person. Set depth_unit_scale_factor in {json_file} to {remedy}."
+    )
+
+
+def _in_range(meters: float) -> bool:
+    return _SMALLEST_PERSON <= meters <= _LARGEST_PERSON
 
 
 def _png_values(image: Path, json_file: Path, camera: Camera) -> Shaped[np.ndarray, "r c"]:
@@ -304,7 +367,15 @@ def scan_of_depth_images(path: Path, views: list[DepthImage], name: str, unit: f
             f"measured, at {low:.3g} to {high:.3g} m{beyond}, and the maximum depth jump is {jump:g} m. Set "
             "depth_unit_scale_factor in the JSON if the values are not millimeters."
         )
+    origin = find_origin(scan.points) if np.isfinite(scan.points).all() else None
+    start = np.zeros(3) if origin is None else origin.point
     moved: dict[str, Any] = {
-        key: transform(path, getattr(scan, key), np.eye(3)) for key in ("points", "normals", "sensors")
+        key: transform(path, getattr(scan, key) - start, np.eye(3)) for key in ("points", "sensors")
     }
-    return replace(scan, **moved)
+    moved["normals"] = transform(path, scan.normals, np.eye(3))
+    return replace(
+        scan,
+        origin=None if origin is None else start,
+        findings=() if origin is None else origin.findings,
+        **moved,
+    )

@@ -2,19 +2,25 @@
 
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
+from shapespace.io.cleaning import measured_size
 
 Up = Literal["x", "y", "z", "-x", "-y", "-z"]
-UnitName = Literal["m", "cm", "mm", "in"]
+UnitName = Literal["m", "cm", "mm", "in", "ft", "dm"]
 
-UNITS: dict[str, float] = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}  # meters per file unit
+UNITS: dict[str, float] = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254, "ft": 0.3048, "dm": 0.1}  # meters each
+
+# Feet and decimeters are not guessed: a room of 4 m would be a child of 4 feet. `check_size` names them.
+GUESSED_UNITS: tuple[UnitName, ...] = ("m", "cm", "mm", "in")
 
 # Rows are the world axes in file axes: each is a rotation (no mirror) that brings the file's up axis to +y.
 AXIS_ROTATIONS: dict[str, list[list[int]]] = {
@@ -26,11 +32,44 @@ AXIS_ROTATIONS: dict[str, list[list[int]]] = {
     "-x": [[0, 1, 0], [-1, 0, 0], [0, 0, 1]],
 }
 
+_FAR_AWAY = 100.0  # sizes of a scan: from there on its coordinates are relative to an origin of their own; arbitrary
+_COARSE = 1e-3  # sizes of a scan: 1.7 mm for people
+MAX_SHIFT = 500.0  # meters: float32 has steps of 0.03 mm there
+
 _MIN_SIZE, _MAX_SIZE = 0.24, 2.4  # model units: 0.3 to 3 m for people
 _LIKELY_SIZE = 1.36  # model units: 1.7 m for people
 _PERSON_SIZE = 1.5  # meters: people who stand, bend, or were scanned in part
 _PERSON_SIZE_STD = 0.25  # of the logarithm of the size
+_CERTAIN = 0.99  # confidence from which on meters are no finding; arbitrary
 _MAX_DEVIATION = 4.0  # standard deviations: beyond this no unit gives the size of a person
+
+
+class Origin(NamedTuple):
+    """A point near a scan that is far from the origin of its file, in file units, and what was noticed about it."""
+
+    point: Float[np.ndarray, "3"]
+    findings: tuple[Finding, ...]
+
+
+def find_origin(points: Float[np.ndarray, "n 3"], *, single: bool = False) -> Origin | None:
+    """Origin for points (file units, float64) that float32 cannot hold with their place; None for points near zero.
+
+    It is a round number of file units. `single`: the file has float32, whose steps may be coarse at that distance.
+    """
+    with np.errstate(over="ignore"):
+        low, high = measured_size(points)
+        size, middle = float((high - low).max()), (low + high) / 2
+        distance = float(np.abs(middle).max())
+    if not 0 < size < np.inf or not distance < np.inf or distance < _FAR_AWAY * size:
+        return None
+    step = 10.0 ** np.floor(np.log10(size))
+    point = np.round(middle / step) * step
+    shown = "(" + ", ".join(f"{value:.10g}" for value in point.tolist()) + ")"
+    found = [Finding("origin-moved", {"distance": distance, "origin": shown})]
+    spacing = float(np.spacing(np.float32(min(distance, 1e38)))) if single else 0.0
+    if spacing > _COARSE * size:
+        found.append(Finding("coarse-coordinates", {"step": spacing, "distance": distance}))
+    return Origin(point, tuple(found))
 
 
 def to_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "y") -> Float[np.ndarray, "n 3"]:
@@ -38,9 +77,16 @@ def to_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "
     return transform("points", vectors, unit * axis_rotation(up))
 
 
-def from_world(vectors: Float[np.ndarray, "n 3"], *, unit: float = 1.0, up: Up = "y") -> Float[np.ndarray, "n 3"]:
-    """Convert meters, y up, to file coordinates: the inverse of `to_world`."""
-    return np.asarray(vectors @ (axis_rotation(up) / unit))
+def from_world(
+    vectors: Float[np.ndarray, "n 3"],
+    *,
+    unit: float = 1.0,
+    up: Up = "y",
+    origin: Float[np.ndarray, "3"] | None = None,
+) -> Float[np.ndarray, "n 3"]:
+    """Convert meters, y up, relative to `origin` (`Scan.origin`), to file coordinates: the inverse of `to_world`."""
+    placed = vectors if origin is None else vectors.astype(np.float64) + origin
+    return np.asarray(placed @ (axis_rotation(up) / unit))
 
 
 def axis_rotation(up: str) -> Float[np.ndarray, "3 3"]:
@@ -74,7 +120,7 @@ def transform(
 
 
 class Unit(NamedTuple):
-    """A unit and its probability, if the scans are people and the unit is in `UNITS`."""
+    """A unit and its probability, if the scans are people and the unit is one of `GUESSED_UNITS`."""
 
     name: UnitName
     confidence: float
@@ -90,11 +136,10 @@ def guess_unit(scans: Sequence[Scan]) -> Unit:
         return Unit("m", 0.0)
     sizes = np.array([_size(scan) for scan in scans])
     score: dict[str, float] = {}
-    for name, meters in UNITS.items():
-        deviation = np.log(np.maximum(sizes, 1e-30) * meters / _PERSON_SIZE) / _PERSON_SIZE_STD
+    for name in GUESSED_UNITS:
+        deviation = np.log(np.maximum(sizes, 1e-30) * UNITS[name] / _PERSON_SIZE) / _PERSON_SIZE_STD
         score[name] = -0.5 * float(np.square(deviation).mean())
-    names: tuple[UnitName, ...] = get_args(UnitName)
-    best = max(names, key=lambda name: score[name])
+    best = max(GUESSED_UNITS, key=lambda name: score[name])
     if score[best] < -0.5 * _MAX_DEVIATION**2:
         return Unit("m", 0.0)
     return Unit(best, 1 / sum(float(np.exp(other - score[best])) for other in score.values()))
@@ -103,19 +148,46 @@ def guess_unit(scans: Sequence[Scan]) -> Unit:
 def to_meters(scans: Sequence[Scan]) -> tuple[list[Scan], Unit]:
     """Convert scans of one unknown unit to meters, by `guess_unit`.
 
-    Scans without points are converted too, and do not enter the guess.
+    Scans without points are converted too, and do not enter the guess. A unit that is not certainly meters is a finding
+    (`unit-guessed`); without confidence there is none, since the size is an error of the fit.
     """
     unit = guess_unit([scan for scan in scans if len(scan)])
-    frame = Frame(torch.zeros(3), torch.tensor(UNITS[unit.name]))
-    return [scan.to_world(frame) for scan in scans], unit
+    meters = UNITS[unit.name]
+    frame = Frame(torch.zeros(3), torch.tensor(meters))
+    found: tuple[Finding, ...] = ()
+    if unit.confidence and (unit.name != "m" or unit.confidence < _CERTAIN):
+        found = (Finding("unit-guessed", {"unit": unit.name, "confidence": round(unit.confidence, 4)}),)
+    converted = [
+        replace(scan.to_world(frame), origin=None if scan.origin is None else meters * scan.origin) for scan in scans
+    ]
+    return [scan.with_findings(*found) if len(scan) else scan for scan in converted], unit
 
 
-def check_size(scan: Scan, *, scale: float, unit: float = 1.0) -> None:
+def share_origin(scans: Sequence[Scan]) -> list[Scan]:
+    """The scans (meters) relative to one origin, that of the first which has one: the frames of a motion share a world.
+
+    A scan that float32 cannot place there, because it is too far away, keeps its own origin.
+    """
+    common = next((scan.origin for scan in scans if scan.origin is not None), None)
+    if common is None:
+        return list(scans)
+
+    def move(scan: Scan) -> Scan:
+        shift = (np.zeros(3) if scan.origin is None else scan.origin) - common
+        if np.abs(shift).max() > MAX_SHIFT:
+            return scan
+        sensors = None if scan.sensors is None else (scan.sensors + shift).astype(np.float32)
+        return replace(scan, points=(scan.points + shift).astype(np.float32), sensors=sensors, origin=common)
+
+    return [move(scan) for scan in scans]
+
+
+def check_size(scan: Scan, *, scale: float, unit: float = 1.0, remedy: str = "") -> None:
     """Refuse a scan (meters) of implausible size; the usual cause is a wrong unit.
 
     The size is the largest extent without the lowest and highest 1 % of the points, since raw scans have outliers. It
     must be between 0.24 and 2.4 model units: 0.3 to 3 m for people. `scale` is meters per model unit, `unit` meters per
-    file unit.
+    file unit. `remedy` ends the error if no unit gives such a size.
 
     Raises:
         ValueError: The size is outside these bounds.
@@ -129,8 +201,11 @@ def check_size(scan: Scan, *, scale: float, unit: float = 1.0) -> None:
     likely = min(sizes, key=lambda name: abs(np.log(max(sizes[name], 1e-30) / (_LIKELY_SIZE * scale))))
     if least <= sizes[likely] <= most:
         remedy = f"If the files are in {likely}, pass --unit {likely}."
-    else:
-        remedy = "If it is no person, pass --scale with the meters per model unit."
+    elif not remedy:
+        factor = _LIKELY_SIZE * scale / max(size, 1e-30)
+        remedy = (
+            f"If it is a person, its lengths must be multiplied by about {factor:.2g}: check --unit, or scale the file."
+        )
     shown = f"{size:,.0f}" if size > 10 else f"{size:.3g}"
     raise ValueError(f"scan {scan.name}: size {shown} m, expected {least:.2g} to {most:.2g} m. {remedy}")
 

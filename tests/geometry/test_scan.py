@@ -74,10 +74,13 @@ def test_columns_of_the_plane_are_points_with_a_z_of_zero(columns: int, tmp_path
         np.testing.assert_allclose(scan.normals, np.pad(out, ((0, 0), (0, 1))), atol=1e-5)
 
 
-def test_four_columns_that_are_no_normals_are_refused(tmp_path: Path) -> None:
-    np.savetxt(tmp_path / "colors.csv", np.full((150, 4), 200.0))
-    with pytest.raises(ValueError, match=r"colors\.csv: the last 2 of 4 columns are not unit normals"):
-        read_scan(tmp_path / "colors.csv")
+def test_four_columns_that_are_no_normals_of_the_plane_are_points_and_something_else(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).uniform(0, 200, (150, 4))
+    np.savetxt(tmp_path / "intensity.csv", table, delimiter=",")
+    scan = read_scan(tmp_path / "intensity.csv")
+    np.testing.assert_allclose(scan.points, table[:, :3], rtol=1e-6)
+    assert scan.normals is None
+    assert [(finding.code, finding.values) for finding in scan.findings] == [("columns-dropped", {"columns": "4"})]
 
 
 def test_curves_are_written_upright(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ The damage is a function of the number: `mutated(whole, number)` makes a case ag
 """
 
 import faulthandler
+import gzip
 import json
 import multiprocessing
 import os
@@ -12,10 +13,12 @@ import resource
 import struct
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import h5py
@@ -76,6 +79,60 @@ def _sensors(path: Path) -> None:
     rows = np.zeros(102, dtype=[("v", ">f4", 6), ("s", "u1")])
     rows["v"] = np.concatenate([POINTS, np.ones_like(POINTS)], axis=1)
     path.write_bytes(head.encode() + rows.tobytes() + bytes(12))
+
+
+def _ptx(path: Path) -> None:
+    pose = "0 0 0\n1 0 0\n0 1 0\n0 0 1\n1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
+    rows = "".join(f"{x:.3f} {y:.3f} {z:.3f} 0.5\n" for x, y, z in POINTS.tolist())
+    path.write_text(f"2\n51\n{pose}{rows}")
+
+
+def _pcd(path: Path) -> None:
+    header = "# .PCD v0.7\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 102\nHEIGHT 1\n"
+    path.write_bytes(f"{header}POINTS 102\nDATA binary\n".encode() + POINTS.astype("<f4").tobytes())
+
+
+def _colmap(path: Path) -> None:
+    rows = (struct.pack("<Q3d3BdQ", 7, *row, 1, 2, 3, 0.5, 1) + bytes(8) for row in POINTS.tolist())
+    path.write_bytes(struct.pack("<Q", 102) + b"".join(rows))
+
+
+def _colmap_text(path: Path) -> None:
+    path.write_text("".join(f"7 {x:.3f} {y:.3f} {z:.3f} 1 2 3 0.5 1 2 3 4\n" for x, y, z in POINTS.tolist()))
+
+
+def _splat(path: Path) -> None:
+    rows = np.zeros(102, dtype=[("p", "<f4", 3), ("s", "<f4", 3), ("c", "u1", 4), ("r", "u1", 4)])
+    rows["p"], rows["c"] = POINTS, 255
+    path.write_bytes(rows.tobytes())
+
+
+def _las(path: Path) -> None:
+    import laspy
+
+    content = laspy.LasData(laspy.LasHeader(point_format=0, version="1.2"))
+    content.header.scales = np.full(3, 1e-4)
+    content.x, content.y, content.z = POINTS.T.astype(np.float64)
+    content.write(path)
+
+
+def _e57(path: Path) -> None:
+    import pye57
+
+    file = pye57.E57(str(path), mode="w")
+    file.write_scan_raw({f"cartesian{axis}": POINTS[:, i].astype("<f8") for i, axis in enumerate("XYZ")})
+    file.close()
+
+
+def _bytes_of(write: Callable[[Path], Any], name: str) -> bytes:
+    with TemporaryDirectory() as folder:
+        write(Path(folder) / name)
+        return (Path(folder) / name).read_bytes()
+
+
+def _zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/x.ply", _bytes_of(_mesh, "x.ply"))
 
 
 def _png(path: Path) -> None:
@@ -178,6 +235,19 @@ FORMATS = {
         "x.txt", lambda path: np.savetxt(path, np.hstack([POINTS, np.eye(3)[np.arange(102) % 3]]), fmt="%.2f")
     ),
     "csv": Format("x.csv", lambda path: np.savetxt(path, POINTS, fmt="%.2f", delimiter=",")),
+    "tsv": Format("x.tsv", lambda path: np.savetxt(path, POINTS, fmt="%.2f", delimiter="\t", header="x\ty\tz")),
+    "asc": Format("x.asc", lambda path: path.write_text("x y z\n" + "1,5 2,5 0,5\n-0,5 1,5 7,25\n" * 60)),
+    "pts": Format("x.pts", lambda path: np.savetxt(path, POINTS, fmt="%.2f", header="102", comments="")),
+    "ptx": Format("x.ptx", _ptx),
+    "pcd": Format("x.pcd", _pcd),
+    "colmap": Format("points3D.bin", _colmap),
+    "colmap, text": Format("points3D.txt", _colmap_text),
+    "splat": Format("x.splat", _splat),
+    "las": Format("x.las", _las),
+    "laz": Format("x.laz", _las),
+    "e57": Format("x.e57", _e57),
+    "gz": Format("x.ply.gz", lambda path: path.write_bytes(gzip.compress(_bytes_of(_mesh, "x.ply")))),
+    "zip": Format("x.zip", _zip),
     "depth png": Format("x.png", _png),
     "depth exr": Format("x.exr", _exr),
     "depth npy": Format("x.npy", _depth),

@@ -1,0 +1,76 @@
+"""Findings about a scan: what was unusual in it and what was done about it, each with a stable code.
+
+`FINDINGS` is the only list of them. A scan has its findings in `Scan.findings`; the commands print them, and
+`fits.json` stores them. A code is never given another meaning. The list for users is docs/reference/findings.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FINDINGS: dict[str, str] = {
+    # Reading. Lengths are in the unit of the file.
+    "origin-moved": (
+        "{name} is {distance:,.0f} units from the origin of its file and is processed relative to {origin}; results "
+        "are written at its place in the file."
+    ),
+    "coarse-coordinates": (
+        "coordinates of {name} are multiples of {step:.2g} units: float32 is too coarse at {distance:,.0f} units from "
+        "the origin. Export it in double precision, or relative to a nearer origin."
+    ),
+    "unmeasured-points-dropped": "dropped {count:,} of {total:,} points of {name} that are not numbers (unmeasured).",
+    "zero-points-dropped": "dropped {count:,} of {total:,} points of {name} at exactly (0, 0, 0) (unmeasured).",
+    "repeated-points-dropped": (
+        "dropped {count:,} of {total:,} points of {name} that all equal {point}: no surface has one point so often."
+    ),
+    "invalid-vertices-dropped": (
+        "dropped {count:,} of {total:,} vertices of {name} that are not finite (the first is row {first:,}), with "
+        "their {faces:,} faces."
+    ),
+    "unused-vertices-dropped": "dropped {count:,} of {total:,} vertices of {name} that belong to no face.",
+    "far-points-dropped": (
+        "dropped {count:,} of {total:,} points of {name}, up to {distance:.3g} units away from all others, with their "
+        "{faces:,} faces."
+    ),
+    "colors-dropped": "ignored column {columns} of {name}: colors, not normals (by their range).",
+    "columns-dropped": "ignored column {columns} of {name}: its meaning is unknown.",
+    "array-transposed": "array of {name} has shape {shape}: read as {count:,} points in columns.",
+    "points-without-normals-dropped": "dropped {count:,} of {total:,} points of {name} whose normal has length zero.",
+    "normals-dropped": "{count:,} of {total:,} normals of {name} have length zero: all normals are ignored.",
+    "transparent-splats-dropped": (
+        "dropped {count:,} of {total:,} Gaussian splats of {name} with an opacity below {opacity:g}: no surface."
+    ),
+    "pose-applied": "vertices of {name} are in the pose of its file ({what}), not in its bind pose.",
+    "trailing-data-ignored": "{count:,} bytes after the last element of {name} are ignored.",
+    # How a scan is understood
+    "unit-guessed": "unit of {name} guessed as {unit} (confidence {confidence:.0%}). --unit overrides it.",
+    "clutter-removed": (
+        "removed {share:.0%} of {name} (floor, walls, or parts apart from the person). --clutter keep fits them too."
+    ),
+    "frame-interpolated": "{name} is interpolated: {reason}",
+}
+"""Sentence of each finding by its code; `{name}` is the scan, the other fields are the values of the finding."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding about a scan: a code of `FINDINGS` and the values of its sentence (numbers and strings).
+
+    Raises:
+        KeyError: The code is not in `FINDINGS`, or a value of its sentence is missing.
+
+    """
+
+    code: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.message("")
+
+    def message(self, name: str) -> str:
+        """The sentence, for a scan of this name."""
+        return FINDINGS[self.code].format(name=name or "the scan", **self.values)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The finding as JSON: `code`, `message` and the values."""
+        return {"code": self.code, "message": self.message(name), **self.values}

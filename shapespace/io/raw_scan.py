@@ -1,0 +1,23 @@
+"""Contents of a scan file before they are checked and converted, and what all readers share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from shapespace.geometry.findings import Finding
+
+COPY_AGAIN = "Copy it again, or export it as binary PLY with triangles."
+MAX_UNPACKED = 1_000_000_000  # bytes: a small compressed file can declare any size
+
+
+@dataclass
+class RawScan:
+    """Contents of a file, in its own unit and axes."""
+
+    points: Any
+    faces: Any = None
+    normals: Any = None
+    sensors: Any = None
+    quality: Any = None
+    """A length for each vertex (PLY property `quality`)."""
+    findings: tuple[Finding, ...] = ()
+    """What the reader noticed."""
