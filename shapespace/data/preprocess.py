@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 import torch
 from tqdm import tqdm
+from trimesh import Trimesh
 
 from shapespace.data.scan_dataset import ScanDataset, ScanEntry, read_split
 from shapespace.data.store import ScanStore
@@ -265,6 +266,8 @@ class ScanPreparer:
         mesh, note = None, ""
         if self.ground_truth == "auto":
             mesh = self.dataset.ground_truth(self.root, entry.name)
+        if mesh is not None and whole.origin is not None:
+            mesh = Trimesh(mesh.vertices - whole.origin, mesh.faces, process=False)
         if mesh is not None:
             distances, _, _ = proximity.closest_point(drawn.points[:500].astype(np.float64), mesh)
             if np.median(distances) > MAX_GROUND_TRUTH_DISTANCE * self.dataset.scale:

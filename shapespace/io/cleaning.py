@@ -83,7 +83,10 @@ def _drop_unmeasured(raw: RawScan) -> RawScan:
 def _drop_zeros(raw: RawScan) -> RawScan:
     zero = ~raw.points.any(axis=1)
     count = int(zero.sum())
-    if count < _MIN_ZEROS or count == len(zero) or count < _REPEATED_RATIO * _most_frequent(raw.points[~zero])[1]:
+    if count < _MIN_ZEROS or count == len(zero):
+        return raw
+    others = _most_frequent(raw.points[~zero])[1]
+    if others > 1 and count < _REPEATED_RATIO * others:
         return raw
     return _keep(raw, ~zero, "zero-points-dropped")
 

@@ -17,7 +17,7 @@ _CHUNK = 1 << 20
 _STREAMS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 CONTAINERS = frozenset({*_STREAMS, ".zip"})
 _MAX_MEMBERS = 10_000
-_IMAGES = (".png", ".json", ".exr")  # in an archive with a mesh these are its textures and settings
+_COMPANIONS = (".png", ".json", ".exr", ".bin", ".mtl")  # of a mesh in an archive: its textures, settings and buffers
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def _unpack_archive(path: Path, folder: Path, readable: frozenset[str]) -> Path:
     with zipfile.ZipFile(path) as archive:
         members = [info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
         scans = [info for info in members if PurePosixPath(info.filename).suffix.lower() in readable]
-        shapes = [info for info in scans if PurePosixPath(info.filename).suffix.lower() not in _IMAGES] or scans
+        shapes = [info for info in scans if PurePosixPath(info.filename).suffix.lower() not in _COMPANIONS] or scans
         if len(members) > _MAX_MEMBERS or len(shapes) != 1:
             names = ", ".join(info.filename for info in shapes[:4]) + (", ..." if len(shapes) > 4 else "")
             listed = f" ({names[:120]})" if names else ""
@@ -67,7 +67,7 @@ def _unpack_archive(path: Path, folder: Path, readable: frozenset[str]) -> Path:
         for number, info in enumerate(members):
             parts = [part for part in PurePosixPath(info.filename.replace("\\", "/")).parts if part not in ("/", "..")]
             place = folder.joinpath(*[part.replace("\0", "").replace(":", "")[:100] for part in parts] or [str(number)])
-            if info is not shapes[0] and place.suffix.lower() not in (".bin", ".json", ".mtl", *_IMAGES):
+            if info is not shapes[0] and place.suffix.lower() not in _COMPANIONS:
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(info) as source, place.open("wb") as file:

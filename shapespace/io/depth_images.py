@@ -369,10 +369,10 @@ def scan_of_depth_images(path: Path, views: list[DepthImage], name: str, unit: f
         )
     origin = find_origin(scan.points) if np.isfinite(scan.points).all() else None
     start = np.zeros(3) if origin is None else origin.point
+    shifts = {"points": start, "sensors": start, "normals": np.zeros(3)}
     moved: dict[str, Any] = {
-        key: transform(path, getattr(scan, key) - start, np.eye(3)) for key in ("points", "sensors")
+        key: transform(path, getattr(scan, key) - shift, np.eye(3)) for key, shift in shifts.items()
     }
-    moved["normals"] = transform(path, scan.normals, np.eye(3))
     return replace(
         scan,
         origin=None if origin is None else start,

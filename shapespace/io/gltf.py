@@ -172,7 +172,7 @@ class _Scene:
         return arrays, None if faces is None else np.asarray(faces)
 
     def _morphed(
-        self, points: Float[np.ndarray, "n 3"], primitive: Mapping[str, Any], weights: list[float]
+        self, points: Float[np.ndarray, "n 3"], primitive: Mapping[str, Any], weights: list[Any]
     ) -> Float[np.ndarray, "n 3"]:
         """The points with the displacements of the morph targets, by their weights."""
         moved = points

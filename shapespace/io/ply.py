@@ -80,7 +80,7 @@ def read_ply(path: Path) -> RawScan:
         content[element.name] = _read_element(body, element)
     findings = body.trailing(path, elements)
     vertex = content.get("vertex", {})
-    if not vertex or not len(next(iter(vertex.values()))):  # type: ignore[arg-type]
+    if not sum(element.count for element in elements if element.name == "vertex"):
         raise BadFileError(f"{path}: the header declares no vertices. Copy it again.")
     if "packed_position" in vertex:
         raise BadFileError(

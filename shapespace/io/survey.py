@@ -9,7 +9,8 @@ from shapespace.io import raw_scan
 from shapespace.io.errors import BadFileError
 from shapespace.io.raw_scan import RawScan
 
-_CHUNK = 1_000_000  # points that are decoded at a time
+_CHUNK = 50_000_000  # bytes of points that are decoded at a time
+_MIN_RECORD = 54  # bytes of the header of a variable length record
 _MIN_CHUNK = 20  # bytes of a chunk of LAZ: its first point is not compressed
 
 
@@ -19,14 +20,15 @@ def read_las(path: Path) -> RawScan:
         import laspy
     except ModuleNotFoundError as missing:
         raise _needs(path, "laspy", "las", "las2txt or CloudCompare") from missing
+    _check_header(path)
     parts, noisy = [np.zeros((0, 3))], [np.zeros(0, np.bool_)]
     # One thread: the parallel decoder of LAZ believes all sizes in a file, and aborts the process if they are wrong.
-    with laspy.open(path, laz_backend=[laspy.LazBackend.Lazrs]) as file:
+    with laspy.open(path, laz_backend=[laspy.LazBackend.Lazrs], read_evlrs=False) as file:
         count = file.header.point_count
         _check_count(path, count)
         if file.header.are_points_compressed:
             _check_chunks(path, file.header.offset_to_point_data)
-        for points in file.chunk_iterator(_CHUNK):
+        for points in file.chunk_iterator(max(_CHUNK // file.header.point_format.size, 1)):
             parts.append(np.column_stack([np.asarray(points[axis], dtype=np.float64) for axis in "xyz"]))
             noisy.append(np.isin(np.asarray(points.classification), (7, 18)))  # low and high noise: LAS 1.4, table 17
     xyz, noise = np.concatenate(parts), np.concatenate(noisy)
@@ -35,6 +37,19 @@ def read_las(path: Path) -> RawScan:
             f"{path}: truncated. The header declares {count:,} points, {len(xyz):,} are readable: copy it again."
         )
     return RawScan(xyz[~noise]) if not noise.all() else RawScan(xyz)
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header of more bytes than the file has: laspy would allocate them."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(96)
+        start, records = (int.from_bytes(file.read(4), "little") for _ in range(2))
+    if start > size or records * _MIN_RECORD > size:
+        raise BadFileError(
+            f"{path}: truncated. The header declares {start:,} bytes and {records:,} records before the points, "
+            f"the file has {size:,} bytes: copy it again."
+        )
 
 
 def _check_chunks(path: Path, start: int) -> None:

@@ -32,7 +32,7 @@ class _Dialect:
 
     def plain(self, line: str) -> str:
         """The line with blanks between its numbers and points in them."""
-        line = line.replace(";", " ").replace("|", " ").replace('"', " ")
+        line = line.replace('","', " ").replace(";", " ").replace("|", " ").replace('"', " ")
         return line.replace(",", "." if self.decimal_comma else " ")
 
     def fields(self, line: str) -> list[str]:
@@ -88,7 +88,9 @@ def _find_start(path: Path, head: list[str]) -> tuple[int, str]:
         if words.lower().startswith("ncols"):
             raise BadFileError(f"{path}: a grid of heights (ncols, nrows) is no scan. Export it as points, x y z.")
         is_comment = words.startswith(_COMMENT)
-        if words and not is_comment and _numbers(re.sub(r'[,;|"]', " ", words)) is not None:
+        plain = re.sub(r'[,;|"]', " ", words).split()
+        numeric = [_numbers(word) is not None for word in plain[:1000]]
+        if plain and not is_comment and (all(numeric) or all(numeric[:3] if not names else [sum(numeric) > 2])):
             return index, names
         stripped = words.lstrip("#/%!; \t")
         for split in (r"[\s,;|]+", r"[,;|\t]", r";"):
@@ -140,8 +142,8 @@ def _parse_slowly(lines: Iterator[str], dialect: _Dialect) -> Float[np.ndarray, 
         fields = dialect.fields(line)
         if len(fields) == 1 and (width > 1 or not rows) and fields[0].isdigit():
             continue  # PTS: the number of points of the next part
-        if dialect.comma_separates and len(fields) > 1 and fields[-1] == "":
-            fields.pop()
+        if len(fields) == width + 1 and not fields[-1]:
+            fields.pop()  # a comma at the end
         width = width or len(fields)
         if len(fields) != width:
             raise ValueError(f"row {number + 1:,} of the numbers has {len(fields)} columns, the first has {width}")
@@ -155,7 +157,8 @@ def _parse_slowly(lines: Iterator[str], dialect: _Dialect) -> Float[np.ndarray, 
         rows.append(row)
     if not rows or 2 * words > len(rows) * width:
         raise ValueError("rows of words")
-    return np.array(rows, dtype=np.float64)
+    table = np.array(rows, dtype=np.float64)
+    return table[:, :-1] if width > 3 and np.isnan(table[:, -1]).all() else table
 
 
 def read_ptx(path: Path) -> RawScan:

@@ -208,6 +208,8 @@ def test_the_unit_is_guessed_and_reported_and_meshes_are_written_in_it(
     code, _, err = inside("fit", model, "scan.ply", "--out", "a", "--resolution", 16)
     assert code == 0, err
     assert ("note: unit of scan guessed as" in err) == (unit != "m")
+    (record,) = json.loads((tmp_path / "a" / "fits.json").read_text())
+    assert [found["unit"] for found in record["findings"]] == ([unit] if unit != "m" else [])
     mesh = trimesh.load(tmp_path / "a" / "scan.ply", process=False)
     np.testing.assert_allclose(mesh.bounds.mean(axis=0) * meters, [4, 5, 6], atol=0.6)
     other = {"mm": "cm", "in": "mm", "m": "mm"}[unit]
@@ -294,6 +296,28 @@ def test_samples_are_written_beside_the_fit(
     assert "takes one mesh, not 1 scans with --resolution 16 and --posterior-samples 2" in err
 
 
+def test_a_scan_of_a_map_grid_is_fitted_and_written_at_its_place(
+    model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
+) -> None:
+    place = np.array([500_000.0, 4_649_776.0, 120.0])
+    np.save(tmp_path / "far.npy", person().points + place)
+    np.save(tmp_path / "near.npy", person().points)
+    code, _, err = inside("fit", model, "far.npy", "near.npy", "--out", "a", "--resolution", 16, "--lm.num-points", 256)
+    assert code == 0, err
+    assert "[origin-moved]" in err
+    far, near = (trimesh.load(tmp_path / "a" / f"{name}.ply", process=False) for name in ("far", "near"))
+    np.testing.assert_allclose(far.vertices - place, near.vertices, atol=0.03)
+    records = {record["name"]: record for record in json.loads((tmp_path / "a" / "fits.json").read_text())}
+    moved = np.subtract(records["far"]["model_to_file"]["translation"], records["near"]["model_to_file"]["translation"])
+    np.testing.assert_allclose(moved, place, atol=0.03)
+    assert [found["code"] for found in records["far"]["findings"]] == ["origin-moved"]
+    assert records["near"]["findings"] == []
+    code, _, err = inside("mesh", model, "a/codes.safetensors", "--out", "b", "--resolution", 16)
+    assert code == 0, err
+    again = trimesh.load(tmp_path / "b" / "far.ply", process=False)
+    np.testing.assert_allclose(again.vertices, far.vertices, atol=1e-5, rtol=0)
+
+
 def test_a_floor_is_removed_and_reported(
     model: Path, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -309,6 +333,9 @@ def test_a_floor_is_removed_and_reported(
         code, _, err = inside("fit", model, *words)
         assert code == 0, err
         assert ("note: removed 5" in err) == noted  # 4,000 of 7,000
+        assert ("[clutter-removed]" in err) == noted
+        (record,) = json.loads((tmp_path / clutter / "fits.json").read_text())
+        assert [found["code"] for found in record["findings"]] == (["clutter-removed"] if noted else [])
         meshes[clutter] = trimesh.load(tmp_path / clutter / "scan.ply", process=False)
     away = {name: abs(mesh.bounds.mean(axis=0)[1] - 5) for name, mesh in meshes.items()}
     assert away["remove"] < 0.1 < away["keep"]
