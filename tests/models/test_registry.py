@@ -65,7 +65,7 @@ def test_names_in_the_state_dict_are_frozen() -> None:
 
 
 def test_the_packaged_model_has_its_fingerprint() -> None:
-    tensors, description = load_tensors(find_model("humans"), "model")
+    tensors, description = load_tensors(find_model("humans_v1"), "model")
     _, model = registry.restore_model(description["family"], description["config"], tensors)
     assert model.fingerprint() == "a493e259e29fb08e"
 
