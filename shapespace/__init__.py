@@ -6,20 +6,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shapespace.data.store import ScanStore
     from shapespace.fitting.result import Fit
+    from shapespace.geometry.findings import Finding, ScanWarning
     from shapespace.geometry.frame import Frame
     from shapespace.geometry.scan import Scan
     from shapespace.models.code import Code
     from shapespace.space import ShapeSpace
     from shapespace.synthetic.example import example_scan
 
-__all__ = ["Code", "Fit", "Frame", "Scan", "ScanStore", "ShapeSpace", "example_scan"]
+__all__ = [
+    "Code",
+    "Finding",
+    "Fit",
+    "Frame",
+    "Scan",
+    "ScanStore",
+    "ScanWarning",
+    "ShapeSpace",
+    "example_scan",
+]
 
 _MODULES = {
     "Code": "models.code",
+    "Finding": "geometry.findings",
     "Fit": "fitting.result",
     "Frame": "geometry.frame",
     "Scan": "geometry.scan",
     "ScanStore": "data.store",
+    "ScanWarning": "geometry.findings",
     "ShapeSpace": "space",
     "example_scan": "synthetic.example",
 }

@@ -10,27 +10,32 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace.data.registration import are_registered
 from shapespace.data.store import ScanSource
-from shapespace.fitting.clutter import QuickFit, remove_clutter
+from shapespace.fitting.checks import MAX_RETRIED_SCORE, check_scan, warn, with_quality
+from shapespace.fitting.clutter import Clutter, QuickFit, remove_clutter
 from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, CodeMethod, encode, fit_adam, fit_lm
 from shapespace.fitting.levenberg_marquardt import LMOptions
-from shapespace.fitting.quality import ood_score
+from shapespace.fitting.quality import OOD_THRESHOLD, assess, ood_score
 from shapespace.fitting.refine import DetailedModel, RefineOptions, refine
 from shapespace.fitting.registration import Registration, register
 from shapespace.fitting.result import Fit
 from shapespace.fitting.rounds import train_on_fits
 from shapespace.fitting.sequence import SequenceOptions, fit_jointly
 from shapespace.geometry import similarity
+from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import largest_component
+from shapespace.geometry.orientation import check_orientation
 from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.interpolation import InterpolationPath, interpolate, transfer_pose
 from shapespace.io.checkpoints import load_tensors
+from shapespace.io.scan_arrays import scan_of_arrays
 from shapespace.io.units import check_size
 from shapespace.models import registry
 from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF
@@ -51,6 +56,7 @@ PARTS_STD_CALIBRATION = 1.0
 # The same for fits of both levels: of the ground truth of eight tuning scans, 99.5 % for complete scans and 90.6 % for
 # views of one camera is within 1.645 standard deviations.
 
+COARSE_RESOLUTION = 48  # cells along the model cube, of the mesh from which coverage and stature are estimated
 VERTEX_CHUNK = 4096  # vertices whose code Jacobians are in memory at a time
 
 Components = Literal["largest", "all"]
@@ -121,32 +127,44 @@ class ShapeSpace:
 
     # --------------------------------------------------------------------------------------------------- scan to code
 
-    def fit(
-        self,
-        points: Float[np.ndarray, "n 3"],
-        normals: Float[np.ndarray, "n 3"] | None = None,
-        sensors: Float[np.ndarray, "n 3"] | None = None,
-    ) -> Fit:
+    def fit(self, points: ArrayLike, normals: ArrayLike | None = None, sensors: ArrayLike | None = None) -> Fit:
         """Fit the code of one scan.
 
-        `points` (n, 3) are in meters, y up; `normals` (n, 3) are of unit length and point outward; `sensors` (n, 3) are
-        the origins of the sensors, in meters. Missing normals are estimated. Errors are those of `fit_scans`.
+        NumPy arrays, torch tensors or nested lists: `points` (n, 3) in meters, y up, or (n, 6) with normals; `normals`
+        (n, 3) of any length, outward; `sensors` (n, 3), the origins of the sensors in meters, or (3,) for one of all
+        points. Missing normals are estimated. The fit has its quality (`Fit.verdict`), at the cost of a coarse mesh,
+        and all findings about the scan and the fit are raised as `ScanWarning`s. Raises `ValueError` for arrays of
+        other shapes or types, and as `fit_scans` does.
         """
-        return self.fit_scans([Scan("scan", points, normals, sensors)])[0]
+        scan = scan_of_arrays(points, normals, sensors)
+        (fit,) = self._fit_scans([scan], check=True)
+        fit = self.assess(fit, scan)
+        warn([fit])
+        return fit
+
+    def assess(self, fit: Fit, scan: Scan, mesh: Trimesh | None = None) -> Fit:
+        """The fit with its quality and the findings that follow from it; `scan` in meters, y up.
+
+        Coverage and stature are those of a coarse mesh of the fit, unless a mesh (meters) is given.
+        """
+        if mesh is None:
+            mesh = self.mesh(fit, resolution=COARSE_RESOLUTION)
+        return with_quality(fit, assess(fit.code, self.model.prior, fit.residuals, scan, mesh))
 
     def encode_scans(self, scans: Sequence[Scan], *, seed: int = 0) -> list[Fit]:
         """Codes of scans (meters, y up) by one forward pass of the encoder; `[]` for no scans.
 
-        The fits have no residuals and no covariance. `seed` draws the points that the encoder sees. Raises `ValueError`
-        for a scan with too few points, points that are not finite, or the size of another unit.
+        The fits have no residuals and no covariance. `seed` draws the points that the encoder sees. Scans are checked,
+        and findings raised as `ScanWarning`s. Raises `ValueError` for arrays of wrong shapes, too few points, points
+        that are not finite, or the size of another unit.
         """
         if not scans:
             return []
-        placed = [self._place(scan) for scan in scans]
+        placed = [self._place(check_scan(scan)) for scan in scans]
         start = time.perf_counter()
         code = encode(self.model, [scan for scan, _ in placed], seed=seed)
         seconds = (time.perf_counter() - start) / len(scans)
-        return [
+        fits = [
             Fit(
                 code[index],
                 frame,
@@ -158,6 +176,8 @@ class ShapeSpace:
             )
             for index, (scan, frame) in enumerate(placed)
         ]
+        warn(fits)
+        return fits
 
     def fit_scans(
         self,
@@ -167,19 +187,40 @@ class ShapeSpace:
         lm: LMOptions | None = None,
         adam: AdamOptions | None = None,
         seed: int = 0,
+        outliers: Clutter = "remove",
     ) -> list[Fit]:
         """Fit the codes of scans (meters, y up); `[]` for no scans.
 
         `method` is `lm` (Levenberg-Marquardt, settings `lm`), `adam` (IGR's procedure, settings `adam`), or `auto`:
         `lm` if the model is an SDF with a vector as the code, otherwise 200 steps of Adam from the encoder's code.
-        `seed` draws the points of each scan: the same seed gives the same fits. Raises `ValueError` for `lm` with
-        another model, and for a scan with too few points, points that are not finite, or the size of another unit.
+        `seed` draws the points of each scan: the same seed gives the same fits. Isolated points are removed unless
+        `outliers` is `keep`. Scans are checked, and a fit by `lm` that is out of distribution is tried with other
+        headings; findings are in the fits, and raised as `ScanWarning`s. `assess` adds the quality of a fit. Raises
+        `ValueError` for `lm` with another model, and for a scan with arrays of wrong shapes, too few points, points
+        that are not finite, or the size of another unit.
         """
+        fits = self._fit_scans(scans, method=method, lm=lm, adam=adam, seed=seed, outliers=outliers, check=True)
+        warn(fits)
+        return fits
+
+    def _fit_scans(
+        self,
+        scans: Sequence[Scan],
+        *,
+        method: CodeMethod = "auto",
+        lm: LMOptions | None = None,
+        adam: AdamOptions | None = None,
+        seed: int = 0,
+        outliers: Clutter = "remove",
+        check: bool = False,
+    ) -> list[Fit]:
+        """The fits of `fit_scans` without warnings; with `check` scans are checked and other headings are tried."""
         if not scans:
             return []
         if method == "auto" and not isinstance(self.model, SDFModel):
             method, adam = "adam", ADAM_FROM_ENCODER
-        placed = [self._place(scan) for scan in scans]
+        checked = [check_scan(scan) for scan in scans] if check else scans
+        placed = [self._place(scan, outliers) for scan in checked]
         model_scans = [scan for scan, _ in placed]
         start = time.perf_counter()
         if method != "adam":
@@ -190,7 +231,7 @@ class ShapeSpace:
         seconds = (time.perf_counter() - start) / len(scans)
         pairs = zip((frame for _, frame in placed), fitted.frames, strict=True)
         frames = [frame if alignment is None else frame.compose(alignment) for frame, alignment in pairs]
-        return [
+        fits = [
             Fit(
                 fitted.code[index],
                 frames[index],
@@ -204,6 +245,21 @@ class ShapeSpace:
             )
             for index, (scan, _) in enumerate(placed)
         ]
+        if not check or method == "adam" or (lm or LMOptions()).alignment != "local":
+            return fits
+        return [self._turned(fit, scan, lm, seed, outliers) for fit, scan in zip(fits, checked, strict=True)]
+
+    def _turned(self, fit: Fit, scan: Scan, lm: LMOptions | None, seed: int, outliers: Clutter) -> Fit:
+        """The fit, or, if it is out of distribution, one with another heading that is in distribution."""
+        if ood_score(fit.code, self._prior("cannot be judged")) <= OOD_THRESHOLD:
+            return fit
+        yaw = replace(lm or LMOptions(), alignment="yaw")
+        (turned,) = self._fit_scans([scan], lm=yaw, seed=seed, outliers=outliers)
+        score = ood_score(turned.code, self._prior("cannot be judged"))
+        if score > MAX_RETRIED_SCORE or np.median(turned.residuals) > np.median(fit.residuals):
+            return fit
+        degrees = similarity.heading(turned.frame)
+        return replace(turned, findings=(*turned.findings, Finding("heading-found", {"degrees": round(degrees, 1)})))
 
     def fit_sequence(
         self,
@@ -220,6 +276,7 @@ class ShapeSpace:
         """
         self._sdf_model("--as-sequence", "Fit the scans without it.")
         usable, errors = [], []
+        scans = [check_scan(scan) if len(scan) else scan for scan in scans]
         for index, scan in enumerate(scans):
             try:
                 self._place(scan)
@@ -232,7 +289,7 @@ class ShapeSpace:
             )
         alone: list[Fit | None] = [None] * len(scans)
         alone_options = replace(lm or LMOptions(), levels=1)  # the parts follow from the joint fit
-        fitted = self.fit_scans([scans[index] for index in usable], method="lm", lm=alone_options, seed=seed)
+        fitted = self._fit_scans([scans[index] for index in usable], method="lm", lm=alone_options, seed=seed)
         for index, fit in zip(usable, fitted, strict=True):
             alone[index] = fit
         return self.fit_jointly(scans, alone, options, lm=lm, seed=seed)
@@ -297,7 +354,7 @@ class ShapeSpace:
                 check_size(scan, scale=self.scale)
             except ValueError:  # a part as small as a stool, or a room: not a person
                 return QuickFit(np.inf, lambda points: np.full(len(points), np.inf))
-            (fit,) = self.fit_scans([scan], lm=quick, seed=seed)
+            (fit,) = self._fit_scans([check_orientation(scan)], lm=quick, seed=seed)
 
             def distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
                 with torch.no_grad():
@@ -568,15 +625,15 @@ class ShapeSpace:
             )
         return self.model
 
-    def _place(self, scan: Scan) -> tuple[Scan, Frame]:
-        """The scan without outliers in the model frame, and the frame; `ValueError` if it cannot be fitted."""
+    def _place(self, scan: Scan, outliers: Clutter = "remove") -> tuple[Scan, Frame]:
+        """The scan without isolated points in the model frame, and the frame; `ValueError` if it cannot be fitted."""
         is_finite = np.isfinite(scan.points).all(axis=1)
         if len(scan) < MIN_POINTS or not is_finite.all():
             raise ValueError(
                 f"scan {scan.name}: {int(is_finite.sum())} of {len(scan)} points are finite. At least {MIN_POINTS} "
                 "points are required and all must be finite: remove the invalid rows."
             )
-        scan = scan.remove_statistical_outliers()
+        scan = scan.even_out(keep_outliers=outliers == "keep")
         check_size(scan, scale=self.scale)
         frame = scan.frame(self.scale)
         return scan.to_model(frame), frame

@@ -6,6 +6,7 @@ import inspect
 import os
 import select
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from shapespace.geometry.findings import ScanWarning
 from shapespace.io import migration
 from shapespace.io.errors import did_you_mean
 
@@ -59,6 +61,7 @@ def main() -> None:
 
 def cli(tool: Callable[..., Any], arguments: Sequence[str] | None = None, verb: str | None = None) -> None:
     """Call a tool's `main` with the command line; an expected error becomes one sentence and exit code 2."""
+    warnings.simplefilter("ignore", ScanWarning)  # the commands print findings themselves
     with _silent_on_closed_pipe():
         verb = verb or tool.__module__.rpartition(".")[2]
         if verb == "__main__":  # python tools/fit.py

@@ -12,6 +12,7 @@ import numpy as np
 from shapespace.data.store import ScanStore
 from shapespace.fitting.clutter import Clutter
 from shapespace.fitting.levenberg_marquardt import LMOptions
+from shapespace.fitting.result import Fit
 from shapespace.geometry.camera import MAX_DEPTH_JUMP
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.scan import Scan
@@ -126,13 +127,8 @@ def remove_clutter(
     """The scans without floor, walls and separate parts, unless `clutter` is `keep`; notes name the removed shares."""
     if clutter == "keep":
         return scans
-    cleaned, removed = list(scans), []
-    for index, (new, old) in enumerate(zip(space.remove_clutter(scans, lm=lm, seed=seed), scans, strict=True)):
-        if new is not old:
-            finding = Finding("clutter-removed", {"share": round(1 - len(new) / len(old), 4)})
-            cleaned[index] = new.with_findings(finding)
-            removed.append((new.name, [finding]))
-    report_findings(removed)
+    cleaned = space.remove_clutter(scans, lm=lm, seed=seed)
+    report_findings([(new.name, new.findings[len(old.findings) :]) for new, old in zip(cleaned, scans, strict=True)])
     return cleaned
 
 
@@ -158,6 +154,11 @@ def report_findings(found: Sequence[tuple[str, Sequence[Finding]]]) -> None:
         if len(groups) > MAX_LISTED:
             rest = sum(len(group) for _, group in groups[MAX_LISTED:])
             print(f"note: {rest} more scans with this finding [{code}]", file=sys.stderr)
+
+
+def report_new_findings(scans: Sequence[Scan], fits: Sequence[Fit]) -> None:
+    """Print the findings of fits that their scans did not have."""
+    report_findings([(fit.name, fit.findings[len(scan.findings) :]) for scan, fit in zip(scans, fits, strict=False)])
 
 
 def _read(word: str, name: str, source: ScanInput, *, interpolate: bool = False) -> Scan:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,7 +15,8 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace.evaluation import metrics, scores
-from shapespace.fitting.quality import OOD_THRESHOLD, FitQuality, assess
+from shapespace.fitting.checks import quality_findings
+from shapespace.fitting.quality import OOD_THRESHOLD, FitQuality, assess, estimate_stature
 from shapespace.fitting.result import Fit, save_fits
 from shapespace.geometry.scan import Scan
 from shapespace.interpolation import InterpolationPath, choose_path
@@ -27,11 +28,12 @@ from shapespace.rendering import sheet
 from shapespace.rendering.animation import write_animated_glb
 from shapespace.rendering.colors import color_by_value
 from shapespace.space import Components, ShapeSpace, Surface
-from shapespace.tools._inputs import PIPE, ScanInput, listed
+from shapespace.tools._inputs import MAX_LISTED, PIPE, ScanInput, listed
 from shapespace.training.run import Run
 
 ANIMATION = "sequence.glb"
 UNCERTAINTY_LIMIT = 30.0  # mm: end of the color scale
+STATURE = "unlikely-stature"
 COVERAGE_POINTS = 20_000  # drawn from a registered template
 
 
@@ -133,7 +135,10 @@ def write_meshes(
         if mesh is not None and fps is not None:
             frames.append(mesh)
         evenly = mesh if mesh is None or space.choose_surface(meshing.surface) == "field" else _evenly(mesh)
-        records.append(_record(fit, scan, assess(fit.code, space.model.prior, fit.residuals, scan, evenly), source))
+        quality = assess(fit.code, space.model.prior, fit.residuals, scan, evenly)
+        if mesh is not None:
+            quality = replace(quality, stature=estimate_stature(mesh))
+        records.append(_record(fit, quality, source))
         if mesh is not None and out == Path(PIPE):
             data = scan_files.mesh_bytes(mesh, Path(f"mesh.{format}"), unit=unit, up=up, origin=fit.origin)
             sys.stdout.buffer.write(data)
@@ -185,8 +190,11 @@ def write_results(
     print(f"{len(fits)} codes in {out / 'codes.safetensors'}")
 
 
-def warn_about_fits(records: Sequence[Mapping[str, Any]], *, strict: bool = False) -> None:
-    """Print a note about fits that are out of distribution or have low confidence; an error if `strict`."""
+def warn_about_fits(records: Sequence[Mapping[str, Any]], *, strict: bool = False, can_rotate: bool = True) -> None:
+    """Print notes about fits that are out of distribution, have low confidence or an unlikely stature.
+
+    The first two are an error if `strict`. `can_rotate`: the command has the option `--lm.alignment`.
+    """
     outside = [
         f"{record['name']} ({record.get('ood_score', np.inf):.0f})"
         for record in records
@@ -197,8 +205,9 @@ def warn_about_fits(records: Sequence[Mapping[str, Any]], *, strict: bool = Fals
     if outside:
         notes.append(
             f"{len(outside)} of {len(records)} scans are out of distribution: {listed(outside)} (ood score; training "
-            f"scans are near 1, limit {OOD_THRESHOLD:g}). They are probably not people, or not upright; "
-            "--lm.alignment full fits rotated scans."
+            f"scans are near 1, limit {OOD_THRESHOLD:g}). They are probably not people alone, or not upright: "
+            f"--up names another vertical axis, {'' if can_rotate else 'the command fit with '}"
+            f"{'--lm.alignment full' if can_rotate else 'an alignment'} fits rotated scans."
         )
     if unsure:
         notes.append(
@@ -209,15 +218,21 @@ def warn_about_fits(records: Sequence[Mapping[str, Any]], *, strict: bool = Fals
         raise ValueError(" ".join([*notes, "All results are written."]))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    sizes = [found["message"] for record in records for found in record.get("findings", ()) if found["code"] == STATURE]
+    for message in sizes[:MAX_LISTED]:
+        print(f"note: {message} [{STATURE}]", file=sys.stderr)
+    if len(sizes) > MAX_LISTED:
+        print(f"note: {len(sizes) - MAX_LISTED} more scans with this finding [{STATURE}]", file=sys.stderr)
 
 
-def _record(fit: Fit, scan: Scan, quality: FitQuality, source: ScanInput) -> dict[str, Any]:
+def _record(fit: Fit, quality: FitQuality, source: ScanInput) -> dict[str, Any]:
     """The entry of a fit in fits.json; values that are not finite are left out."""
     numbers = {
         "residual_median_mm": round(quality.median * 1000, 3),
         "residual_p95_mm": round(quality.p95 * 1000, 3),
         "ood_score": round(quality.ood_score, 2),
         "coverage": round(quality.coverage, 3),
+        "stature": round(quality.stature, 3),
     }
     record = {
         "name": fit.name,
@@ -227,7 +242,7 @@ def _record(fit: Fit, scan: Scan, quality: FitQuality, source: ScanInput) -> dic
         "low_confidence": quality.low_confidence,
     }
     interpolated = {"interpolated": True} if fit.interpolated else {}
-    findings = [finding.record(scan.name) for finding in scan.findings]
+    findings = [finding.record(fit.name) for finding in (*fit.findings, *quality_findings(quality))]
     return {**record, **interpolated, "findings": findings, "model_to_file": _model_to_file(fit, source)}
 
 

@@ -14,7 +14,7 @@ import tyro
 
 from shapespace.fitting.clutter import Clutter
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import ScanInput, read_scans, remove_clutter
+from shapespace.tools._inputs import ScanInput, read_scans, remove_clutter, report_new_findings
 from shapespace.tools._outputs import (
     MeshOptions,
     check_unique_names,
@@ -56,9 +56,10 @@ def main(
     check_unique_names([scan.name for scan in read])
     read = remove_clutter(space, read, clutter, None, seed)
     fits = space.encode_scans(read, seed=seed)
+    report_new_findings(read, fits)
     records = write_meshes(fits, read, space, where, source, meshing)
     write_results(fits, records, space, where, meshing)
-    warn_about_fits(records)
+    warn_about_fits(records, can_rotate=False)
 
 
 if __name__ == "__main__":

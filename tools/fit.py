@@ -32,7 +32,7 @@ from shapespace.fitting.refine import RefineOptions
 from shapespace.fitting.sequence import SequenceOptions, order_frames
 from shapespace.io.scan_files import MeshFormat
 from shapespace.space import ShapeSpace
-from shapespace.tools._inputs import PIPE, NamedScan, ScanInput, named_scans, remove_clutter
+from shapespace.tools._inputs import PIPE, NamedScan, ScanInput, named_scans, remove_clutter, report_new_findings
 from shapespace.tools._outputs import (
     MeshOptions,
     check_unique_names,
@@ -53,7 +53,8 @@ class FitOptions:
     """Levenberg-Marquardt on the code (lm), IGR's Adam (adam), or lm and then the weights adapted to each scan
     (refine); auto is lm where the family supports it, and otherwise Adam from the encoder's code."""
     clutter: Clutter = "remove"
-    """Removal of planes that bound a scan (floor, walls) and of parts apart from the person, before the fit."""
+    """Removal of planes that bound a scan (floor, walls), of parts apart from the person and of isolated points, before
+    the fit."""
     as_sequence: bool = False
     """Joint fit of the scans as frames of one motion, in natural order of their names. Frames that are missing, cannot
     be read or are out of distribution are interpolated."""
@@ -90,7 +91,15 @@ class FitScans:
             fits = space.fit_sequence(read, options.sequence, lm=options.lm, seed=options.seed)
         else:
             method = "lm" if options.method == "refine" else options.method
-            fits = space.fit_scans(read, method=method, lm=options.lm, adam=options.adam, seed=options.seed)
+            fits = space.fit_scans(
+                read,
+                method=method,
+                lm=options.lm,
+                adam=options.adam,
+                seed=options.seed,
+                outliers=options.clutter,
+            )
+        report_new_findings(read, fits)
         refined = space.refine(read, fits, options.refine, seed=options.seed) if options.method == "refine" else None
         fps = options.sequence.fps if options.as_sequence else None
         records = write_meshes(

@@ -52,6 +52,7 @@ def main(
     split: tuple[Path, ...] = (),
     normals: Normals = "auto",
     ground_truth: GroundTruth = "auto",
+    strict: bool = False,
     max_rejected: int = 0,
     jobs: int = 1,
     seed: int = 0,
@@ -72,6 +73,7 @@ def main(
             drop estimates all.
         ground_truth: Registrations that the dataset has: store them (auto), or leave them out (drop), for a training on
             raw scans alone.
+        strict: Reject scans with findings (docs/reference/findings.md), such as normals that point inward.
         max_rejected: Number of rejected scans to tolerate before failing.
         jobs: Number of processes that read scans.
         seed: Seed of the points that are drawn.
@@ -87,6 +89,7 @@ def main(
         splits=split,
         normals=normals,
         ground_truth=ground_truth,
+        strict=strict,
         max_rejected=max_rejected,
         jobs=jobs,
         seed=seed,
@@ -97,6 +100,11 @@ def main(
     result = preprocess(_with_options(get_dataset(dataset), files), root, out, options)
     for note in result.notes:
         print(f"note: {note}.")
+    if result.findings:
+        width = max(map(len, result.findings))
+        print(f"findings about {len(result.findings):,} of {result.scans:,} scans (--strict rejects them):")
+        for name, codes in result.findings.items():
+            print(f"  {name:<{width}}  {', '.join(codes)}")
     if result.rejected:
         print(f"rejected {len(result.rejected):,} scans: {', '.join(list(result.rejected)[:5])}")
     if result.path != out:

@@ -39,8 +39,10 @@ from shapespace.data.store_writer import (
     write_scan_group,
 )
 from shapespace.geometry import proximity
+from shapespace.geometry.orientation import check_orientation
 from shapespace.geometry.scan import MIN_POINTS
 from shapespace.io.checks import Normals
+from shapespace.io.units import check_person_size
 
 MAX_OUTSIDE = 0.01  # share of the points of a scan outside the model cube: raw scans have outliers
 MAX_GROUND_TRUTH_DISTANCE = 0.04  # model units (5 cm for people): a mesh farther away is in another frame
@@ -63,6 +65,8 @@ class PreprocessOptions:
     """As in `read_scan`; `drop` ignores face normals too. Missing normals are estimated."""
     ground_truth: GroundTruth = "auto"
     """`drop` leaves out the ground truth that the dataset has, for a training on raw scans alone."""
+    strict: bool = False
+    """Reject scans with findings (`geometry.findings`)."""
     max_rejected: int = 0
     """Number of rejected scans to tolerate before failing."""
     jobs: int = 1
@@ -100,6 +104,8 @@ class PreprocessResult:
     size: int
     rejected: dict[str, str]
     notes: tuple[str, ...]
+    findings: dict[str, list[str]]
+    """Codes of the findings about each scan that has any."""
     created: bool
 
 
@@ -116,7 +122,7 @@ def preprocess(
     """
     plan = _make_plan(dataset, root, options)
     if out.exists() and not options.overwrite:
-        return _check_existing(out, plan, options)
+        return _check_strict(_check_existing(out, plan, options), options)
     shards = shard_files(out)
     if options.shard is not None:
         index, count = options.shard
@@ -226,6 +232,17 @@ def _check_existing(out: Path, plan: _Plan, options: PreprocessOptions) -> Prepr
     return _summarize(out, created=False)
 
 
+def _check_strict(result: PreprocessResult, options: PreprocessOptions) -> PreprocessResult:
+    """Refuse an existing store with findings, if the options are strict."""
+    if options.strict and result.findings:
+        some = "; ".join(f"{name} ({', '.join(codes)})" for name, codes in list(result.findings.items())[:_MAX_LISTED])
+        raise ValueError(
+            f"{result.path}: {len(result.findings):,} of {result.scans:,} scans have findings: {some}. Remove these "
+            "files and pass --overwrite, or remove --strict."
+        )
+    return result
+
+
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -239,6 +256,7 @@ class ScanPreparer:
     normals: Normals
     ground_truth: GroundTruth
     seed: int
+    strict: bool = False
 
     def __call__(self, entry: ScanEntry) -> PreparedScan | str:
         """Prepare a scan, or return the error for which it is rejected."""
@@ -248,8 +266,11 @@ class ScanPreparer:
             return str(error)
 
     def _prepare(self, entry: ScanEntry) -> PreparedScan:
-        whole = self.dataset.read_scan(entry, self.normals)
-        self.dataset.check_size(whole)
+        read = self.dataset.read_scan(entry, self.normals)
+        self.dataset.check_size(read)
+        whole = check_orientation(check_person_size(read))
+        if self.strict and whole.findings:
+            raise ValueError(" ".join(f"{found.message(entry.name)} [{found.code}]" for found in whole.findings))
         drawn = whole.sample(self.points, _generator(self.seed, entry.name))
         if self.normals == "drop":
             drawn = replace(drawn, normals=None)
@@ -273,8 +294,8 @@ class ScanPreparer:
             if np.median(distances) > MAX_GROUND_TRUTH_DISTANCE * self.dataset.scale:
                 note = f"{entry.name}: ground truth omitted, it is {np.median(distances):.2f} m away from the scan"
                 mesh = None
-        digest = hashlib.sha256(whole.points.tobytes()).hexdigest()
-        return PreparedScan(entry, scan, frame, digest, mesh, note, estimated)
+        digest = hashlib.sha256(read.points.tobytes()).hexdigest()
+        return PreparedScan(entry, scan, frame, digest, mesh, note, estimated, whole.findings)
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:
@@ -343,7 +364,9 @@ def _write_store(
 def _write_missing(file: h5py.File, plan: _Plan, options: PreprocessOptions) -> dict[str, str]:
     """Write the scans that the file does not contain yet; the rejected ones with the reasons."""
     rejected = {}
-    prepare = ScanPreparer(plan.dataset, plan.root, options.points, options.normals, options.ground_truth, options.seed)
+    prepare = ScanPreparer(
+        plan.dataset, plan.root, options.points, options.normals, options.ground_truth, options.seed, options.strict
+    )
     done = remove_outdated(file, plan.entries)
     todo = [entry for entry in plan.entries if entry.name not in done]
     with tqdm(total=len(plan.entries), initial=len(done), unit="scan", disable=not options.progress) as bar:
@@ -384,5 +407,8 @@ def _summarize(out: Path, created: bool) -> PreprocessResult:
             size=out.stat().st_size,
             rejected=store.rejected,
             notes=tuple(filter(None, notes)),
+            findings={
+                name: [str(one["code"]) for one in found] for name in store.names if (found := store.findings(name))
+            },
             created=created,
         )

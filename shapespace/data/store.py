@@ -188,6 +188,14 @@ class ScanStore:
         with self._scan(name) as group:
             return {key: get_attribute(group, key) for key in ("file", "bytes", "sha256", "note")}
 
+    def findings(self, name: str) -> list[dict[str, Any]]:
+        """Findings about the scan when it was preprocessed, as in `fits.json`; none in stores of older versions."""
+        with self._scan(name) as group:
+            found = json.loads(str(get_attribute(group, "findings"))) if "findings" in group.attrs else []
+        if not isinstance(found, list) or not all(isinstance(one, dict) and "code" in one for one in found):
+            raise ValueError(f"{self.path}: the findings of {name} are damaged. Preprocess the scans again.")
+        return found
+
     def sample(self, name: str, count: int, rng: np.random.Generator) -> Scan:
         """Draw `count` points in the model frame, with normals and sensors if stored.
 

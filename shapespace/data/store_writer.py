@@ -18,6 +18,7 @@ from trimesh import Trimesh
 
 from shapespace.data.scan_dataset import ScanEntry
 from shapespace.data.store import FORMAT, ScanStore
+from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
 from shapespace.io.errors import damage_as_error
@@ -43,6 +44,7 @@ class PreparedScan:
     ground_truth: Trimesh | None
     note: str
     estimated: bool
+    findings: tuple[Finding, ...] = ()
 
 
 def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -183,6 +185,7 @@ def write_scan_group(file: h5py.File, prepared: PreparedScan, root: Path) -> Non
         sha256=prepared.digest,
         note=prepared.note,
         estimated=prepared.estimated,
+        findings=json.dumps([finding.record(prepared.entry.name) for finding in prepared.findings]),
     )
     file.flush()
     group.attrs["complete"] = True

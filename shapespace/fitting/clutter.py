@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from shapespace.fitting.quality import OOD_THRESHOLD
 from shapespace.geometry import proximity, segmentation
+from shapespace.geometry.findings import Finding
 from shapespace.geometry.scan import MIN_POINTS, Scan
 
 Clutter = Literal["remove", "keep"]
@@ -19,7 +20,11 @@ Clutter = Literal["remove", "keep"]
 
 # Arbitrary values:
 MAX_PART_DISTANCE = 0.03  # meters: at most the median distance of a person's part from the surface of the fit
-MIN_PART_SHARE = 0.05  # of the points: smaller parts are not fitted, the robust loss tolerates them
+MIN_PART_SHARE = 0.05  # of the points: smaller parts are judged by the fit of the others
+MIN_ASKED_SHARE = 0.002  # of the points: still smaller parts are specks, which alone are no reason for a quick fit
+MAX_LIMB_DISTANCE = 0.015  # meters: the same for a small part away from the fit of the others, once it is fitted too
+LIMB_SCORE = 2.5  # ood score of a fit with a limb beyond a gap: people have 1 to 3
+MAX_LIMBS = 3  # small parts that are fitted together with the person
 MIN_PERSON_SHARE = 0.25  # of the points of the largest part: a leg alone has a low ood score too
 OUTLIER_POINTS = 50_000  # points among which outliers are searched; fewer would be too far apart
 SAMPLE_POINTS = 10_000  # points in which planes and parts are searched
@@ -37,26 +42,61 @@ def remove_clutter(scan: Scan, quick_fit: Callable[[Scan], QuickFit] | None, *, 
     """Remove planes that bound the scan (meters) and parts that are not the person's.
 
     `quick_fit` fits a part of the scan; without it only planes are removed. The scan itself is returned if there is
-    nothing to remove, or if fewer points than a fit needs would remain.
+    nothing to remove, or if fewer points than a fit needs would remain. What was removed is in the findings.
     """
     if len(scan) < MIN_POINTS:
         return scan
     rng = np.random.default_rng(seed)
-    sample = scan.sample(OUTLIER_POINTS, rng).remove_statistical_outliers().sample(SAMPLE_POINTS, rng)
+    sample = scan.sample(OUTLIER_POINTS, rng).even_out(seed=seed).sample(SAMPLE_POINTS, rng)
     planes = segmentation.bounding_planes(sample.points, rng)
     sample = sample.select(np.flatnonzero(_above_planes(planes, sample.points)))
+    platform = None if any(abs(plane.normal[1]) > 0.9 for plane in planes) else _platform(sample, rng)
+    if platform is not None:
+        sample = sample.select(np.flatnonzero(~platform.plane.below(sample.points)))
     if len(sample) < MIN_POINTS:
         return scan
     parts = segmentation.connected_parts(sample.points)
     is_person = np.ones(parts.max() + 1, dtype=np.bool_)
     if quick_fit is not None:
         is_person = parts_of_person(sample, parts, quick_fit)
-    if not planes and is_person.all():
+    if not planes and platform is None and is_person.all():
         return scan
     above = _above_planes(planes, scan.points)
+    on = above if platform is None else above & ~platform.plane.below(scan.points)
     _, nearest = proximity.nearest_point(scan.points, sample.points)
-    person = scan.mask(above & is_person[parts[nearest]])
-    return person if len(person) >= MIN_POINTS else scan
+    person = scan.mask(on & is_person[parts[nearest]])
+    if len(person) < MIN_POINTS:
+        return scan
+    found = [Finding("clutter-removed", {"share": round(1 - len(person) / len(scan), 4)})]
+    if platform is not None:
+        values = {"area": round(platform.free_area, 3), "share": round(float((above & ~on).mean()), 4)}
+        found.append(Finding("platform-removed", values))
+    if not is_person.all():
+        found.append(_left_out(sample, parts, is_person))
+    return person.with_findings(*found)
+
+
+def _platform(sample: Scan, rng: np.random.Generator) -> segmentation.Platform | None:
+    """A platform, unless it is most of what there is."""
+    platform = segmentation.find_platform(sample.points, rng)
+    return None if platform is None or platform.plane.below(sample.points).mean() > 0.5 else platform
+
+
+def _left_out(sample: Scan, parts: Int[np.ndarray, "n"], is_person: Bool[np.ndarray, "p"]) -> Finding:
+    """The finding about parts that are not the person's."""
+    sizes = np.bincount(parts)
+    largest = int(np.where(is_person, 0, sizes).argmax())
+    own, person = sample.points[parts == largest], sample.points[is_person[parts]]
+    size = float(np.ptp(own, axis=0).max())
+    like = "another person" if 2 * sizes[largest] > sizes[is_person].sum() and size > 1.2 else "an object"
+    values = {
+        "count": int((~is_person).sum()),
+        "share": round(float(sizes[largest] / len(parts)), 4),
+        "size": round(size, 2),
+        "distance": round(float(proximity.nearest_point(own, person)[0].min()), 2),
+        "like": like,
+    }
+    return Finding("parts-left-out", values)
 
 
 def _above_planes(planes: Sequence[segmentation.Plane], points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:
@@ -68,9 +108,11 @@ def parts_of_person(
 ) -> Bool[np.ndarray, "p"]:
     """Mask of the parts that are the person; `parts` has the part number of each point of a sample of the scan.
 
-    All parts, if one fit explains the large ones: in distribution, and close to each of them. Otherwise the largest
-    part that is in distribution, and each further one with which the fit of all of them still explains all. Parts much
-    smaller than the largest are not a person: the fewer the points, the lower the ood score of any object.
+    All large parts, if one fit explains them: in distribution, and close to each of them. Otherwise the largest part
+    that is in distribution, and each further one with which the fit of all of them still explains all. Parts much
+    smaller than the largest are not a person: the fewer the points, the lower the ood score of any object. A small part
+    is the person's if it is where the fit of the large ones is, or a limb beyond a gap: a fit of all is as close to it
+    as to the others, and no odder.
     """
 
     def fit_parts(which: list[int]) -> QuickFit:
@@ -81,11 +123,34 @@ def parts_of_person(
         return fit.ood_score <= OOD_THRESHOLD and max(distances) < MAX_PART_DISTANCE
 
     sizes = np.bincount(parts)
-    is_person = np.ones(len(sizes), dtype=np.bool_)
     order = np.argsort(-sizes).tolist()
-    large = [part for part in order if sizes[part] >= max(MIN_PART_SHARE * len(parts), MIN_POINTS)]
-    if len(large) < 2 or explains(fit_parts(large), large):
-        return is_person
+    large = [part for part in order if sizes[part] >= max(MIN_PART_SHARE * len(parts), MIN_POINTS)] or order[:1]
+    small = [part for part in order if part not in large]
+    asked = [part for part in small if sizes[part] >= MIN_ASKED_SHARE * len(parts)]
+    if len(large) < 2 and not asked:
+        return np.ones(len(sizes), dtype=np.bool_)
+    person, fit = _large_parts(large, sizes, fit_parts, explains)
+    is_person = np.isin(np.arange(len(sizes)), person)
+    far = [part for part in small if not explains(fit, [part])]
+    is_person[[part for part in small if part not in far]] = True
+    for part in [part for part in far if part in asked][:MAX_LIMBS]:
+        extended = fit_parts([*person, part])
+        distance = float(np.median(extended.distance(scan.points[parts == part])))
+        if distance < MAX_LIMB_DISTANCE and extended.ood_score <= max(fit.ood_score, LIMB_SCORE):
+            is_person[part] = True
+    return is_person
+
+
+def _large_parts(
+    large: list[int],
+    sizes: Int[np.ndarray, "p"],
+    fit_parts: Callable[[list[int]], QuickFit],
+    explains: Callable[[QuickFit, list[int]], bool],
+) -> tuple[list[int], QuickFit]:
+    """The large parts that are the person, and their fit."""
+    together = fit_parts(large)
+    if len(large) < 2 or explains(together, large):
+        return large, together
     single = {part: fit_parts([part]) for part in large}
     possible = [part for part in large if sizes[part] >= MIN_PERSON_SHARE * sizes[large[0]]]
     first = next(
@@ -96,6 +161,4 @@ def parts_of_person(
     for part in large:
         if part != first and explains(extended := fit_parts([*person, part]), [*person, part]):
             person, fit = [*person, part], extended
-    for part in order:
-        is_person[part] = part in person if part in large else explains(fit, [part])
-    return is_person
+    return person, fit

@@ -27,6 +27,9 @@ OOD_PER_COVERAGE = 13.0
 # single views of tuning people (docs/concepts/uncertainty.md); counts of good and bad fits with low confidence:
 # docs/results/robustness.md.
 
+STATURE_PER_SIZE = 4.1  # stature over the cube root of the volume; synthetic people: 3.9 to 4.5
+STATURE_RATIO = 1.15  # of height and stature by volume: beyond it the body does not stand upright with its arms down
+
 
 @dataclass(frozen=True)
 class FitQuality:
@@ -40,6 +43,8 @@ class FitQuality:
     """Squared Mahalanobis distance of the code from the prior over its dimension; near 1 for training scans."""
     coverage: float
     """Share of the vertices of the fitted mesh within 20 mm of a scan point, 0 to 1."""
+    stature: float = float("nan")
+    """Estimated stature of the fitted body (m), see `estimate_stature`."""
 
     @property
     def in_distribution(self) -> bool:
@@ -87,10 +92,25 @@ def assess(
     The ood score is NaN without a prior, the percentiles without residuals, the coverage without a mesh.
     """
     median, p95 = np.percentile(residuals, [50, 95]) if len(residuals) else (np.nan, np.nan)
-    coverage = np.nan
+    coverage, stature = np.nan, np.nan
     if mesh is not None and len(mesh.vertices) and len(scan):
+        stature = estimate_stature(mesh)
         coverage = float((proximity.nearest_point(np.asarray(mesh.vertices), scan.points)[0] < SEEN_DISTANCE).mean())
-    return FitQuality(float(median), float(p95), np.nan if prior is None else ood_score(code, prior), coverage)
+    score = np.nan if prior is None else ood_score(code, prior)
+    return FitQuality(float(median), float(p95), score, coverage, stature)
+
+
+def estimate_stature(mesh: Trimesh) -> float:
+    """Stature (m) of a fitted body (m, y up) in any pose; NaN for a mesh without volume.
+
+    The height, if it agrees with the volume; otherwise (arms up, a crouch) 4.1 times the cube root of the volume, which
+    is the stature of people of usual build within an eighth.
+    """
+    volume = float(mesh.volume) if len(mesh.faces) else 0.0
+    if not volume > 0:
+        return float("nan")
+    height, by_volume = float(np.ptp(mesh.vertices[:, 1])), STATURE_PER_SIZE * volume ** (1 / 3)
+    return height if 1 / STATURE_RATIO < height / by_volume < STATURE_RATIO else by_volume
 
 
 @torch.no_grad()

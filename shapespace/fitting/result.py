@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.fitting.articulated import POSE_SIZE
+from shapespace.fitting.quality import FitQuality
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
 from shapespace.io.checkpoints import load_tensors, save_tensors
@@ -41,7 +42,28 @@ class Fit:
     origin: Float[np.ndarray, "3"] | None = None
     """`Scan.origin` of the scan: what must be added to world points for their place in the file (meters, float64)."""
     findings: tuple[Finding, ...] = ()
-    """Findings about the scan."""
+    """Findings about the scan and the fit."""
+    quality: FitQuality | None = None
+    """Residuals, ood score, coverage and stature; None if the fit was not assessed (`ShapeSpace.assess`)."""
+
+    @property
+    def in_distribution(self) -> bool | None:
+        """Whether the code is like those of training scans; None if the fit was not assessed."""
+        return None if self.quality is None else self.quality.in_distribution
+
+    @property
+    def low_confidence(self) -> bool | None:
+        """Whether the code is unusual for what the scan covers of the surface; None if the fit was not assessed."""
+        return None if self.quality is None else self.quality.low_confidence
+
+    @property
+    def verdict(self) -> Literal["good", "low confidence", "out of distribution", "not assessed"]:
+        """The quality in a word."""
+        if self.quality is None:
+            return "not assessed"
+        if not self.quality.in_distribution:
+            return "out of distribution"
+        return "low confidence" if self.quality.low_confidence else "good"
 
     def relative_to(self, origin: Float[np.ndarray, "3"] | None) -> "Fit":
         """The same fit with its world relative to another origin."""

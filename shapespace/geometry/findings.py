@@ -48,6 +48,56 @@ FINDINGS: dict[str, str] = {
         "removed {share:.0%} of {name} (floor, walls, or parts apart from the person). --clutter keep fits them too."
     ),
     "frame-interpolated": "{name} is interpolated: {reason}",
+    "unlikely-size": (
+        "{name} is {size:.2f} m large, which is unlikely for a person (0.8 to 2.5 m). Check --unit, or multiply the "
+        "coordinates by {factor:.3g} for 1.7 m."
+    ),
+    # Density and clutter
+    "uneven-density": (
+        "density of {name} is uneven: the thinnest 30 % of the surface has {share:.1%} of the points. {count:,} of "
+        "{total:,} points are used, evenly."
+    ),
+    "platform-removed": (
+        "removed a platform under {name} ({area:.2f} m² on which nothing stands, {share:.0%} of the points). --clutter "
+        "keep fits it too."
+    ),
+    "parts-left-out": (
+        "left out {count} parts of {name} apart from the person; the largest has {share:.1%} of the points, is "
+        "{size:.2f} m large, {distance:.2f} m away, and like {like}. --clutter keep fits them too."
+    ),
+    # Faces, normals and sensors
+    "faces-turned": (
+        "faces of {name} point inward ({share:.0%}): turned. If one axis was negated by the program that wrote them, "
+        "left and right are exchanged: export the file again."
+    ),
+    "faces-oriented": "{share:.0%} of the surface of {name} has faces of the wrong side: its points are oriented anew.",
+    "normals-turned": "normals of {name} point inward ({share:.0%}): turned.",
+    "normals-oriented": "{share:.0%} of the normals of {name} have the wrong sign: oriented anew.",
+    "normals-unoriented": "signs of the normals of {name} are unsure: used as lines of either side.",
+    "normals-disagree": (
+        "normals of {name} are not perpendicular to its points (median angle {angle} degrees): ignored, estimated anew."
+    ),
+    "normals-ignored": "{share:.0%} of the vertex normals of {name} disagree with its faces: the faces are used.",
+    "sensors-dropped": (
+        "{share:.0%} of the surface of {name} does not face the sensor that is given for it: the sensors are ignored."
+    ),
+    # How the fit turned out
+    "heading-found": (
+        "{name} faces another way: fitted after a rotation by {degrees:.0f} degrees about the vertical axis, since it "
+        "was out of distribution as it is."
+    ),
+    "out-of-distribution": (
+        "{name} is out of distribution (ood score {ood_score:g}, limit {limit:g}): probably not a person alone, or not "
+        "upright. --up names another vertical axis, --lm.alignment full fits rotated scans."
+    ),
+    "low-confidence": (
+        "fit of {name} has low confidence: the scan covers {coverage:.0%} of the surface for an unusual code (ood score "
+        "{ood_score:g}). The unseen side may be wrong; add another view."
+    ),
+    "unlikely-stature": (
+        "the body of {name} is {stature:.2f} m tall, which is unlikely (1.25 to 2.2 m). Check --unit, or multiply the "
+        "coordinates by {factor:.3g} for 1.7 m."
+    ),
 }
 """Sentence of each finding by its code; `{name}` is the scan, the other fields are the values of the finding."""
 
@@ -74,3 +124,11 @@ class Finding:
     def record(self, name: str) -> dict[str, Any]:
         """The finding as JSON: `code`, `message` and the values."""
         return {"code": self.code, "message": self.message(name), **self.values}
+
+
+class ScanWarning(UserWarning):
+    """A finding about a scan or its fit as a Python warning; `finding` has the code and the values."""
+
+    def __init__(self, message: str, finding: Finding) -> None:
+        super().__init__(message)
+        self.finding = finding

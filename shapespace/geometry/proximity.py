@@ -92,6 +92,14 @@ def kth_neighbor_distance(points: Float[np.ndarray, "n 3"], *, neighbor: int) ->
     return _in_order(np.asarray(distance)[:, 0], tree)
 
 
+def k_nearest_distance(
+    points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"], count: int
+) -> Float[np.ndarray, "n"]:
+    """Distance from each point to the farthest of its `count` nearest others, or of all if there are fewer."""
+    distance, _ = _tree(others).query(points, k=[min(count, len(others))], workers=-1)
+    return np.asarray(distance)[:, 0]
+
+
 def k_nearest(points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"], count: int) -> Int[np.ndarray, "n k"]:
     """Indices of the `count` others that are nearest to each point, or of all others if there are fewer."""
     _, index = _tree(others).query(points, k=np.arange(min(count, len(others))) + 1, workers=-1)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from trimesh import Trimesh
 
-from shapespace.geometry import normals, proximity
+from shapespace.geometry import density, normals, proximity
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
 
@@ -17,9 +17,6 @@ MIN_POINTS = 100  # fewer cannot describe a body; it also rejects files that hol
 
 _VIEW_POINTS = 2000  # points from which the direction of a single view is estimated
 _SENSOR_DISTANCE = 3.0  # distance of an inferred sensor, in units of the points (arbitrary: far beyond a body)
-_NEIGHBOR = 8  # a point is an outlier if its 8th neighbor
-_OUTLIER_RATIO = 3.0  # is this many times as far as that of the median point,
-_MIN_OUTLIERS = 0.02  # and outliers are removed only above this share of the points: fewer are rims and corners
 
 
 @dataclass(frozen=True)
@@ -125,14 +122,35 @@ class Scan:
     def remove_statistical_outliers(self) -> "Scan":
         """Remove isolated points, if there are many; meshes are returned unchanged.
 
-        A point is isolated if its eighth neighbor is three times as far as that of the median point (after Rusu et al.,
-        Towards 3D Point Cloud Based Object Maps, 2008, section 4.1). A few such points are rims and corners.
+        A point is far from the others if its eighth neighbor is three times as far as that of the median point (after
+        Rusu et al., Towards 3D Point Cloud Based Object Maps, 2008, section 4.1), and isolated if the far points around
+        it are no thinly measured surface (`geometry.density.strays`). A few far points are rims and corners.
         """
-        if self.faces is not None or len(self) <= _NEIGHBOR:
+        if self.faces is not None or len(self) <= density.NEIGHBOR:
             return self
-        distance = proximity.kth_neighbor_distance(self.points, neighbor=_NEIGHBOR)
-        outlier = distance > _OUTLIER_RATIO * np.median(distance)
-        return self.select(np.flatnonzero(~outlier)) if outlier.mean() > _MIN_OUTLIERS else self
+        isolated = density.strays(self.points, density.neighbor_distance(self.points))
+        return self.select(np.flatnonzero(~isolated)) if isolated.any() else self
+
+    def even_out(self, *, seed: int = 0, keep_outliers: bool = False) -> "Scan":
+        """Remove isolated points, unless they are kept, and thin dense parts if other parts are measured thinly.
+
+        Meshes are returned unchanged, and points of even density. Thinned scans have the finding `uneven-density`.
+        """
+        if self.faces is not None or len(self) <= density.NEIGHBOR:
+            return self
+        distance = density.neighbor_distance(self.points)
+        isolated = density.strays(self.points, distance)
+        if isolated.any() and keep_outliers:
+            return self  # the area of a stray is unknown
+        scan = self
+        if isolated.any():
+            scan, distance = self.select(np.flatnonzero(~isolated)), distance[~isolated]
+        share = density.thin_share(distance)
+        if share > density.MIN_THIN_SHARE:
+            return scan
+        chosen = density.thin_evenly(distance, np.random.default_rng(seed))
+        found = Finding("uneven-density", {"share": round(share, 3), "count": len(chosen), "total": len(self)})
+        return scan.select(chosen).with_findings(found)
 
     def estimate_normals(self) -> "Scan":
         """Estimate normals from the points, if the scan has neither normals nor faces.
@@ -157,7 +175,12 @@ class Scan:
 
     def infer_sensor(self) -> "Scan":
         """Add a distant sensor to bare points that one camera measured (`geometry.normals.single_view_direction`)."""
-        if self.sensors is not None or self.normals is not None or self.faces is not None or len(self) < _NEIGHBOR:
+        if (
+            self.sensors is not None
+            or self.normals is not None
+            or self.faces is not None
+            or len(self) < density.NEIGHBOR
+        ):
             return self
         sample = self.sample(_VIEW_POINTS, np.random.default_rng(0)).points
         direction = normals.single_view_direction(sample, normals.estimate(sample))

@@ -1,9 +1,11 @@
 """Segmentation of points (meters, any orientation): bounding planes (floor, walls) and connected parts."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.ndimage import convolve
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
@@ -12,6 +14,13 @@ from shapespace.geometry import proximity
 
 MIN_AREA = 0.6  # square meters of a plane; people of the tuning set have at most 0.41 in a plane that bounds them
 MIN_GAP = 0.05  # meters between two parts
+MIN_PLATFORM = 0.022  # square meters of a level surface on which nothing stands (people alone: at most 0.016)
+MIN_PLATFORM_FEW = 0.05  # the same for few points (1,000 points of people alone: at most 0.04)
+_MANY = 2500
+_PLATFORM_HEIGHT = 0.35  # meters above the lowest point: the top of a platform is below
+_PLATFORM_CELL = 0.03  # meters
+_PLATFORM_SAMPLE = 1500  # points from which its planes are drawn
+_MIN_LEVEL = 0.99  # cosine of the tilt of a platform: 8 degrees
 _MAX_PLANES = 4  # a floor and three walls
 _NUM_HYPOTHESES = 500
 _TRIPLE_RADIUS = 0.5  # meters: the three points of a hypothesis are this close
@@ -51,6 +60,54 @@ def bounding_planes(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) 
         planes.append(plane)
         rest = rest[~plane.below(rest)]
     return planes
+
+
+class Platform(NamedTuple):
+    """Top of a platform, such as a turntable, and its area (square meters) on which nothing stands."""
+
+    plane: Plane
+    free_area: float
+
+
+def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> Platform | None:
+    """Find a platform under a person (meters, y up): level, at the bottom, with an area on which nothing stands.
+
+    Soles of feet have the rest of the feet above them. Points of even density.
+    """
+    wide = points.astype(np.float64)
+    low = float(np.quantile(wide[:, 1], 0.001))
+    bottom = wide[wide[:, 1] < low + _PLATFORM_HEIGHT]
+    bottom = bottom[rng.permutation(len(bottom))[:_PLATFORM_SAMPLE]]
+    if len(bottom) < 20:
+        return None
+    some = wide[rng.permutation(len(wide))[:_PLATFORM_SAMPLE]]
+    radius = proximity.k_nearest_distance(some, wide, 8)
+    cell = max(_PLATFORM_CELL, 1.5 * float(np.quantile(radius, 0.9)))  # has six points on average
+    planes = [plane for plane in _hypotheses(bottom, rng) if abs(plane.normal[1]) > _MIN_LEVEL]
+    planes = [Plane(-p.normal, -p.offset, p.thickness) if p.normal[1] < 0 else p for p in planes]
+    planes.sort(key=lambda plane: int((np.abs(plane.height(bottom)) < _MIN_THICKNESS).sum()))
+    middle = bottom.mean(axis=0)
+    by_height = {round(float(plane.height(middle[None])[0]) / _MIN_THICKNESS): plane for plane in planes}
+    found = [Platform(plane, _free_area(wide, plane, cell)) for plane in by_height.values()]
+    best = max(found, key=lambda platform: platform.free_area, default=None)
+    least = MIN_PLATFORM if len(wide) > _MANY else MIN_PLATFORM_FEW
+    if best is None or best.free_area < least:
+        return None
+    plane = _refit(bottom, best.plane)
+    area = _free_area(wide, plane, cell)
+    return Platform(plane, area) if area > best.free_area else best
+
+
+def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
+    """Area of the cells of a level plane that have points in it and none above, and at least two such neighbors."""
+    height = plane.height(points)
+    index = np.floor(points[:, [0, 2]] / cell).astype(int)
+    index -= index.min(axis=0) - 1
+    free = np.zeros(index.max(axis=0) + 2, dtype=np.int8)
+    free[tuple(index[np.abs(height) < plane.thickness].T)] = 1
+    free[tuple(index[height > plane.thickness].T)] = 0
+    neighbors = convolve(free, np.ones((3, 3), dtype=np.int8), mode="constant") - free
+    return int((free * (neighbors >= 2)).sum()) * cell**2
 
 
 def connected_parts(points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:

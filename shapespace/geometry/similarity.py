@@ -110,3 +110,11 @@ def cross_matrix(vectors: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
     x, y, z = vectors.unbind(dim=-1)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+
+
+def heading(frame: Frame) -> float:
+    """Rotation of a frame about the vertical axis, in degrees from -180 to 180."""
+    if frame.rotation is None:
+        return 0.0
+    forward = frame.rotation[:, 2]
+    return float(np.rad2deg(np.arctan2(float(forward[0]), float(forward[2]))))

@@ -40,6 +40,8 @@ _MIN_SIZE, _MAX_SIZE = 0.24, 2.4  # model units: 0.3 to 3 m for people
 _LIKELY_SIZE = 1.36  # model units: 1.7 m for people
 _PERSON_SIZE = 1.5  # meters: people who stand, bend, or were scanned in part
 _PERSON_SIZE_STD = 0.25  # of the logarithm of the size
+_MIN_PERSON, _MAX_PERSON = 0.8, 2.5  # meters: a crouch, and an adult with raised arms
+_LIKELY_PERSON = 1.7  # meters
 _CERTAIN = 0.99  # confidence from which on meters are no finding; arbitrary
 _MAX_DEVIATION = 4.0  # standard deviations: beyond this no unit gives the size of a person
 
@@ -208,6 +210,15 @@ def check_size(scan: Scan, *, scale: float, unit: float = 1.0, remedy: str = "")
         )
     shown = f"{size:,.0f}" if size > 10 else f"{size:.3g}"
     raise ValueError(f"scan {scan.name}: size {shown} m, expected {least:.2g} to {most:.2g} m. {remedy}")
+
+
+def check_person_size(scan: Scan) -> Scan:
+    """The scan (meters), with the finding `unlikely-size` if it is larger or smaller than people in any pose."""
+    size = _size(scan)
+    if _MIN_PERSON <= size <= _MAX_PERSON:
+        return scan
+    factor = round(_LIKELY_PERSON / size, 3)
+    return scan.with_findings(Finding("unlikely-size", {"size": round(size, 3), "factor": factor}))
 
 
 def _size(scan: Scan) -> float:

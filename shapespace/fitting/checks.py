@@ -1,0 +1,57 @@
+"""What is checked about a scan before its fit and about the fit after it: findings, and Python warnings of them."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from shapespace.fitting.quality import OOD_THRESHOLD, FitQuality
+from shapespace.fitting.result import Fit
+from shapespace.geometry.findings import Finding, ScanWarning
+from shapespace.geometry.orientation import check_orientation
+from shapespace.geometry.scan import Scan
+from shapespace.io.scan_arrays import check_arrays
+
+MIN_STATURE, MAX_STATURE = 1.25, 2.2  # meters: adults; a body outside is a child, or has another scale
+USUAL_STATURE = 1.7  # meters: for the factor that a finding offers
+MAX_RETRIED_SCORE = (
+    6.0  # ood score of a fit with another heading that replaces one out of distribution (people: 1 to 4)
+)
+
+
+def check_scan(scan: Scan) -> Scan:
+    """The scan with arrays, faces, normals and sensors that can be used, and findings about what was changed.
+
+    Raises `ValueError` as `check_arrays` does.
+    """
+    scan = check_arrays(scan)
+    return check_orientation(scan) if np.isfinite(scan.points).all() else scan
+
+
+def quality_findings(quality: FitQuality) -> tuple[Finding, ...]:
+    """Findings about a fit by its quality."""
+    found = []
+    if not quality.in_distribution:
+        values = {"ood_score": round(quality.ood_score, 1), "limit": OOD_THRESHOLD}
+        found.append(Finding("out-of-distribution", values))
+    if quality.low_confidence:
+        values = {"ood_score": round(quality.ood_score, 1), "coverage": round(quality.coverage, 3)}
+        found.append(Finding("low-confidence", values))
+    if quality.stature < MIN_STATURE or quality.stature > MAX_STATURE:
+        values = {"stature": round(quality.stature, 3), "factor": round(USUAL_STATURE / quality.stature, 3)}
+        found.append(Finding("unlikely-stature", values))
+    return tuple(found)
+
+
+def with_quality(fit: Fit, quality: FitQuality) -> Fit:
+    """The fit with its quality, and the findings that follow from it."""
+    return replace(fit, quality=quality, findings=(*fit.findings, *quality_findings(quality)))
+
+
+def warn(fits: Iterable[Fit], stacklevel: int = 3) -> None:
+    """Raise the findings of fits as `ScanWarning`s; `stacklevel` 3 is the caller of the function that calls this."""
+    for fit in fits:
+        for finding in fit.findings:
+            message = f"{finding.message(fit.name)} [{finding.code}]"
+            warnings.warn(ScanWarning(message, finding), stacklevel=stacklevel)

@@ -1,0 +1,74 @@
+"""Density of points: which ones are strays, and a subset of even density where parts are measured thinly.
+
+A stray is alone or fills space; a thinly measured part is a surface, too. Around a point of a surface the 32nd neighbor
+is twice as far as the 8th, in a cloud that fills space 1.6 times: the dimension that follows tells the two apart.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
+
+from shapespace.geometry import proximity
+
+NEIGHBOR = 8  # a point is far from the others if its 8th neighbor
+FAR_RATIO = 3.0  # is this many times as far as that of the median point,
+MIN_FAR = 0.02  # and far points are judged only above this share: fewer are rims and corners
+_OUTER = 32  # the neighbor that is compared with the 8th
+_SMOOTH = 64  # far points around one, over which the dimension is averaged
+MAX_DIMENSION = (
+    2.25  # of a surface (parts of people thinned 5 to 50 times: 1.0 to 2.1; uniform points in a box 2.3 to 2.8)
+)
+_LOCAL_RATIO = 3.0  # a far point is alone if its 8th far neighbor is this many times as far as around it
+THIN_AREA = 0.3  # share of the area: its most thinly measured part
+MIN_THIN_SHARE = 0.1  # of the points in that part: fewer starve (raw and even scans of people: 0.13 to 0.19; limbs thinned 5 times: 0.04 to 0.08)
+MIN_EVEN = 700  # points that a subset of even density has at least: a fit needs no more than some hundreds
+
+
+def strays(points: Float[np.ndarray, "n 3"], distance: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """Mask of points that belong to no surface; `distance` is that to the 8th neighbor of each.
+
+    None, if at most 2 % are far from the others. Of the far points those are strays that fill space, and those that are
+    alone among their neighbors.
+    """
+    far = distance > FAR_RATIO * np.median(distance)
+    if far.mean() <= MIN_FAR:
+        return np.zeros(len(points), dtype=np.bool_)
+    if far.sum() <= 2 * _OUTER:
+        return far  # too few to be a part
+    some = points[far].astype(np.float64)
+    tree = cKDTree(some)
+    length, index = tree.query(some, k=_OUTER + 1)
+    inner = length[:, NEIGHBOR]
+    growth = np.log(np.maximum(length[:, _OUTER], 1e-12) / np.maximum(inner, 1e-12))
+    near = tree.query(some, k=min(_SMOOTH + 1, len(some)))[1][:, 1:]
+    dimension = np.log(_OUTER / NEIGHBOR) / np.maximum(growth[near].mean(axis=1), 1e-6)
+    alone = inner > _LOCAL_RATIO * np.median(inner[near], axis=1)
+    mask = np.zeros(len(points), dtype=np.bool_)
+    mask[np.flatnonzero(far)[(dimension > MAX_DIMENSION) | alone]] = True
+    return mask
+
+
+def thin_share(distance: Float[np.ndarray, "n"]) -> float:
+    """Share of the points in the 30 % of the area that are measured most thinly; 0.3 for even points.
+
+    `distance` is that to the 8th neighbor: its square is proportional to the area of a point.
+    """
+    area = np.sort(np.square(distance, dtype=np.float64))[::-1]
+    total = np.cumsum(area)
+    return float(np.searchsorted(total, THIN_AREA * total[-1]) / len(area)) if total[-1] > 0 else 1.0
+
+
+def thin_evenly(distance: Float[np.ndarray, "n"], rng: np.random.Generator) -> Int[np.ndarray, "k"]:
+    """Indices of a subset of even density: as dense as the most thinly measured 30 % of the area."""
+    area = np.square(distance, dtype=np.float64)
+    order = np.sort(area)[::-1]
+    total = np.cumsum(order)
+    least = order[np.searchsorted(total, 0.5 * THIN_AREA * total[-1]).clip(max=len(order) - 1)]  # its median
+    while np.minimum(area / least, 1).sum() < min(MIN_EVEN, 0.9 * len(area)):
+        least /= 2
+    return np.flatnonzero(rng.random(len(area)) * least < area)
+
+
+def neighbor_distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+    """Distance from each point to its 8th neighbor."""
+    return proximity.kth_neighbor_distance(points, neighbor=NEIGHBOR)
