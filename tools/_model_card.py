@@ -95,6 +95,9 @@ def _by_draw(draws: Sequence[Draw]) -> str:
         if draw.encoded is not None:
             cells = [f"{np.median(_values(draw.encoded, *column)):.2f}" for column in COLUMNS[:2]]
             lines.append([f"{count} of draw {number}", "encoder alone, median", *cells, *[""] * (len(COLUMNS) - 3), ""])
+    together = [[value for draw in draws for value in _values(draw.scores, *column)] for column in COLUMNS[:-1]]
+    cells = [f"{np.median(values):.2f}" for values in together]
+    lines.append([f"all {len(together[0])}", "median", *cells, f"{max(map(max, together[:2])):.1f}"])
     return markdown_table(lines, 2)
 
 
