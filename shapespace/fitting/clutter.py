@@ -22,6 +22,7 @@ Clutter = Literal["remove", "keep"]
 MAX_PART_DISTANCE = 0.03  # meters: at most the median distance of a person's part from the surface of the fit
 MIN_PART_SHARE = 0.05  # of the points: smaller parts are judged by the fit of the others
 MIN_ASKED_SHARE = 0.002  # of the points: still smaller parts are specks, which alone are no reason for a quick fit
+MIN_ASKED_SHARE_UNEVEN = MIN_PART_SHARE  # where thinly measured limbs fall to pieces, small parts are kept
 MAX_LIMB_DISTANCE = 0.015  # meters: the same for a small part away from the fit of the others, once it is fitted too
 LIMB_SCORE = 2.5  # ood score of a fit with a limb beyond a gap: people have 1 to 3
 MAX_LIMBS = 3  # small parts that are fitted together with the person
@@ -58,7 +59,9 @@ def remove_clutter(scan: Scan, quick_fit: Callable[[Scan], QuickFit] | None, *, 
     parts = segmentation.connected_parts(sample.points)
     is_person = np.ones(parts.max() + 1, dtype=np.bool_)
     if quick_fit is not None:
-        is_person = parts_of_person(sample, parts, quick_fit)
+        is_uneven = any(found.code == "uneven-density" for found in sample.findings)
+        asked = MIN_ASKED_SHARE_UNEVEN if is_uneven else MIN_ASKED_SHARE
+        is_person = parts_of_person(sample, parts, quick_fit, asked)
     if not planes and platform is None and is_person.all():
         return scan
     above = _above_planes(planes, scan.points)
@@ -104,7 +107,7 @@ def _above_planes(planes: Sequence[segmentation.Plane], points: Float[np.ndarray
 
 
 def parts_of_person(
-    scan: Scan, parts: Int[np.ndarray, "n"], quick_fit: Callable[[Scan], QuickFit]
+    scan: Scan, parts: Int[np.ndarray, "n"], quick_fit: Callable[[Scan], QuickFit], least: float = MIN_ASKED_SHARE
 ) -> Bool[np.ndarray, "p"]:
     """Mask of the parts that are the person; `parts` has the part number of each point of a sample of the scan.
 
@@ -126,12 +129,13 @@ def parts_of_person(
     order = np.argsort(-sizes).tolist()
     large = [part for part in order if sizes[part] >= max(MIN_PART_SHARE * len(parts), MIN_POINTS)] or order[:1]
     small = [part for part in order if part not in large]
-    asked = [part for part in small if sizes[part] >= MIN_ASKED_SHARE * len(parts)]
+    asked = [part for part in small if sizes[part] >= least * len(parts)]
     if len(large) < 2 and not asked:
         return np.ones(len(sizes), dtype=np.bool_)
     person, fit = _large_parts(large, sizes, fit_parts, explains)
     is_person = np.isin(np.arange(len(sizes)), person)
-    far = [part for part in small if not explains(fit, [part])]
+    judged = small if least <= MIN_ASKED_SHARE else asked
+    far = [part for part in judged if not explains(fit, [part])]
     is_person[[part for part in small if part not in far]] = True
     for part in [part for part in far if part in asked][:MAX_LIMBS]:
         extended = fit_parts([*person, part])

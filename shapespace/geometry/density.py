@@ -21,7 +21,7 @@ MAX_DIMENSION = (
 _LOCAL_RATIO = 3.0  # a far point is alone if its 8th far neighbor is this many times as far as around it
 THIN_AREA = 0.3  # share of the area: its most thinly measured part
 MIN_THIN_SHARE = 0.1  # of the points in that part: fewer starve (raw and even scans of people: 0.13 to 0.19; limbs thinned 5 times: 0.04 to 0.08)
-MIN_EVEN = 700  # points that a subset of even density has at least: a fit needs no more than some hundreds
+MIN_EVEN = 400  # points that a subset of even density has at least: a fit needs some hundreds
 
 
 def strays(points: Float[np.ndarray, "n 3"], distance: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
@@ -37,10 +37,10 @@ def strays(points: Float[np.ndarray, "n 3"], distance: Float[np.ndarray, "n"]) -
         return far  # too few to be a part
     some = points[far].astype(np.float64)
     tree = cKDTree(some)
-    length, index = tree.query(some, k=_OUTER + 1)
+    length = np.asarray(tree.query(some, k=_OUTER + 1)[0])
     inner = length[:, NEIGHBOR]
     growth = np.log(np.maximum(length[:, _OUTER], 1e-12) / np.maximum(inner, 1e-12))
-    near = tree.query(some, k=min(_SMOOTH + 1, len(some)))[1][:, 1:]
+    near = np.asarray(tree.query(some, k=min(_SMOOTH + 1, len(some)))[1])[:, 1:]
     dimension = np.log(_OUTER / NEIGHBOR) / np.maximum(growth[near].mean(axis=1), 1e-6)
     alone = inner > _LOCAL_RATIO * np.median(inner[near], axis=1)
     mask = np.zeros(len(points), dtype=np.bool_)
@@ -65,7 +65,7 @@ def thin_evenly(distance: Float[np.ndarray, "n"], rng: np.random.Generator) -> I
     total = np.cumsum(order)
     least = order[np.searchsorted(total, 0.5 * THIN_AREA * total[-1]).clip(max=len(order) - 1)]  # its median
     while np.minimum(area / least, 1).sum() < min(MIN_EVEN, 0.9 * len(area)):
-        least /= 2
+        least *= 0.8
     return np.flatnonzero(rng.random(len(area)) * least < area)
 
 

@@ -91,8 +91,8 @@ FINDINGS: dict[str, str] = {
         "upright. --up names another vertical axis, --lm.alignment full fits rotated scans."
     ),
     "low-confidence": (
-        "fit of {name} has low confidence: the scan covers {coverage:.0%} of the surface for an unusual code (ood score "
-        "{ood_score:g}). The unseen side may be wrong; add another view."
+        "fit of {name} has low confidence: the scan covers {coverage:.0%} of the surface for an unusual code "
+        "(ood score {ood_score:g}). The unseen side may be wrong; add another view."
     ),
     "unlikely-stature": (
         "the body of {name} is {stature:.2f} m tall, which is unlikely (1.25 to 2.2 m). Check --unit, or multiply the "

@@ -70,7 +70,7 @@ def look(points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]) ->
     """Compare unit normals with the points around them; at least `MIN_POINTS` points."""
     wide, axes = points.astype(np.float64), normals.astype(np.float64)
     count = min(estimation.CURVATURE_NEIGHBORS, len(wide))
-    index = cKDTree(wide).query(wide, k=count)[1]
+    index = np.asarray(cKDTree(wide).query(wide, k=count)[1])
     near = wide[index[:, : estimation.NEIGHBORS]]
     near -= near.mean(axis=1, keepdims=True)
     lines = np.linalg.eigh(np.einsum("nka,nkb->nab", near, near))[1][:, :, 0]

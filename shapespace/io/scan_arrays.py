@@ -55,8 +55,8 @@ def check_arrays(scan: Scan) -> Scan:
         raise ValueError(f"{name}: points have the shape {points.shape}. Pass (n, 3) points.")
     changed: dict[str, Any] = {} if points is scan.points else {"points": points}
     faces = None if scan.faces is None else check_faces(Path(name), _numbers("faces", scan.faces, "iu"), len(points))
-    if faces is None or not np.array_equal(faces, scan.faces):
-        changed |= {} if scan.faces is None else {"faces": faces}
+    if scan.faces is not None and (faces is None or not np.array_equal(faces, scan.faces)):
+        changed |= {"faces": faces}
     arrays = {
         "normals": _vectors(name, "normals", scan.normals, len(points)),
         "unoriented_normals": _vectors(name, "unoriented normals", scan.unoriented_normals, len(points)),
@@ -124,7 +124,7 @@ def _without_zero_normals(scan: Scan) -> Scan:
     """Drop points without a normal, if they are few; otherwise the normals are none."""
     if scan.normals is None:
         return scan
-    zero = ~scan.normals.any(axis=1)
+    zero = np.asarray(~scan.normals.any(axis=1), dtype=np.bool_)
     if not zero.any():
         return scan
     values = {"count": int(zero.sum()), "total": len(zero)}
