@@ -17,7 +17,7 @@ from trimesh import Trimesh
 
 from shapespace.data.registration import are_registered
 from shapespace.data.store import ScanSource
-from shapespace.fitting.checks import MAX_RETRIED_SCORE, check_scan, warn, with_quality
+from shapespace.fitting.checks import MAX_RETRIED_SHARE, check_scan, warn, with_quality
 from shapespace.fitting.clutter import Clutter, QuickFit, remove_clutter
 from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, CodeMethod, encode, fit_adam, fit_lm
 from shapespace.fitting.levenberg_marquardt import LMOptions
@@ -251,12 +251,14 @@ class ShapeSpace:
 
     def _turned(self, fit: Fit, scan: Scan, lm: LMOptions | None, seed: int, outliers: Clutter) -> Fit:
         """The fit, or, if it is out of distribution, one with another heading that is in distribution."""
-        if ood_score(fit.code, self._prior("cannot be judged")) <= OOD_THRESHOLD:
+        prior = self._prior("cannot be judged")
+        if ood_score(fit.code, prior) <= prior.ood_limit:
             return fit
         yaw = replace(lm or LMOptions(), alignment="yaw")
         (turned,) = self._fit_scans([scan], lm=yaw, seed=seed, outliers=outliers)
-        score = ood_score(turned.code, self._prior("cannot be judged"))
-        if score > MAX_RETRIED_SCORE or np.median(turned.residuals) > np.median(fit.residuals):
+        if ood_score(turned.code, prior) > MAX_RETRIED_SHARE * prior.ood_limit or np.median(
+            turned.residuals
+        ) > np.median(fit.residuals):
             return fit
         degrees = similarity.heading(turned.frame)
         return replace(turned, findings=(*turned.findings, Finding("heading-found", {"degrees": round(degrees, 1)})))
@@ -361,7 +363,8 @@ class ShapeSpace:
                     values = model.field(self._to_model(points, fit.frame), fit.code)[0]
                 return (values.abs().cpu() * fit.frame.scale).numpy()
 
-            return QuickFit(ood_score(fit.code, model.prior), distance)
+            # on the scale of the limit of one vector, for which the constants of the clutter are
+            return QuickFit(ood_score(fit.code, model.prior) * OOD_THRESHOLD / model.prior.ood_limit, distance)
 
         return [remove_clutter(scan, quick_fit, seed=seed) for scan in scans]
 
