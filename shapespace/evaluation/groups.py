@@ -9,23 +9,23 @@ import numpy as np
 
 from shapespace.evaluation.metrics import summarize
 
-Labels = Mapping[str, Mapping[str, str | float]]
-"""Labels of scans by their name: `{name: {label: value}}`, as in `captures.json`; numbers are divided into thirds."""
+ScanLabels = Mapping[str, Mapping[str, str | float]]
+"""ScanLabels of scans by their name: `{name: {label: value}}`, as in `captures.json`; numbers are divided into thirds."""
 
 
-def read_labels(path: Path) -> Labels:
+def read_labels(path: Path) -> ScanLabels:
     """Read labels of scans. Raises `ValueError` for a file of another kind."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error}). Labels are {{name: {{label: value}}}}.") from error
+        raise ValueError(f"{path}: not a JSON file ({error}). ScanLabels are {{name: {{label: value}}}}.") from error
     named = isinstance(content, dict) and all(isinstance(its, dict) for its in content.values())
     if not named or not all(isinstance(value, (str, int, float)) for its in content.values() for value in its.values()):
         raise ValueError(f"{path}: holds no labels of scans, {{name: {{label: value}}}}; values are texts or numbers.")
     return dict(content)
 
 
-def group_rows(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+def group_rows(rows: Sequence[Mapping[str, Any]], labels: ScanLabels) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
     """Rows of scores by label and value, `{label: {value: rows}}`; labels with one value only are left out.
 
     Raises:
@@ -48,7 +48,7 @@ def group_rows(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, d
     return groups
 
 
-def summarize_groups(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, Any]:
+def summarize_groups(rows: Sequence[Mapping[str, Any]], labels: ScanLabels) -> dict[str, Any]:
     """Statistics of each group, `{label: {value: {metric: {column: statistics}}}}` as those of `summarize`."""
     return {
         label: {value: summarize([{**row, "split": value} for row in own])[value] for value, own in values.items()}
