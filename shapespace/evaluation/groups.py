@@ -10,7 +10,7 @@ import numpy as np
 from shapespace.evaluation.metrics import summarize
 
 ScanLabels = Mapping[str, Mapping[str, str | float]]
-"""ScanLabels of scans by their name: `{name: {label: value}}`, as in `captures.json`; numbers are divided into thirds."""
+"""Labels of scans by their name: `{name: {label: value}}`, as in `captures.json`; numbers are divided into thirds."""
 
 
 def read_labels(path: Path) -> ScanLabels:
@@ -18,7 +18,7 @@ def read_labels(path: Path) -> ScanLabels:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error}). ScanLabels are {{name: {{label: value}}}}.") from error
+        raise ValueError(f"{path}: not a JSON file ({error}). Labels are {{name: {{label: value}}}}.") from error
     named = isinstance(content, dict) and all(isinstance(its, dict) for its in content.values())
     if not named or not all(isinstance(value, (str, int, float)) for its in content.values() for value in its.values()):
         raise ValueError(f"{path}: holds no labels of scans, {{name: {{label: value}}}}; values are texts or numbers.")
