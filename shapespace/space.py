@@ -636,7 +636,7 @@ class ShapeSpace:
                 f"scan {scan.name}: {int(is_finite.sum())} of {len(scan)} points are finite. At least {MIN_POINTS} "
                 "points are required and all must be finite: remove the invalid rows."
             )
-        scan = scan.even_out(keep_outliers=outliers == "keep")
+        scan = scan.even_out(keep_outliers=outliers == "keep", repeat=True)
         check_size(scan, scale=self.scale)
         frame = scan.frame(self.scale)
         return scan.to_model(frame), frame

@@ -20,8 +20,11 @@ MAX_DIMENSION = (
 )
 _LOCAL_RATIO = 3.0  # a far point is alone if its 8th far neighbor is this many times as far as around it
 THIN_AREA = 0.3  # share of the area: its most thinly measured part
-MIN_THIN_SHARE = 0.1  # of the points in that part: fewer starve (raw and even scans of people: 0.13 to 0.19; limbs thinned 5 times: 0.04 to 0.08)
-MIN_EVEN = 400  # points that a subset of even density has at least: a fit needs some hundreds
+# Of the points in that part: fewer starve. Raw and even scans of people: 0.13 to 0.19; limbs thinned 5 times: 0.04 to
+# 0.08.
+MIN_THIN_SHARE = 0.1
+DRAWN = 8192  # points that are drawn evenly, with repetitions
+MIN_EVEN = 700  # points that a subset of even density has at least
 
 
 def strays(points: Float[np.ndarray, "n 3"], distance: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
@@ -67,6 +70,12 @@ def thin_evenly(distance: Float[np.ndarray, "n"], rng: np.random.Generator) -> I
     while np.minimum(area / least, 1).sum() < min(MIN_EVEN, 0.9 * len(area)):
         least *= 0.8
     return np.flatnonzero(rng.random(len(area)) * least < area)
+
+
+def draw_evenly(distance: Float[np.ndarray, "n"], rng: np.random.Generator) -> Int[np.ndarray, "k"]:
+    """Indices of 8,192 points drawn by their area: those of thin parts are repeated."""
+    area = np.square(distance, dtype=np.float64)
+    return rng.choice(len(area), DRAWN, p=area / area.sum())
 
 
 def neighbor_distance(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:

@@ -54,8 +54,8 @@ FINDINGS: dict[str, str] = {
     ),
     # Density and clutter
     "uneven-density": (
-        "density of {name} is uneven: the thinnest 30 % of the surface has {share:.1%} of the points. {count:,} of "
-        "{total:,} points are used, evenly."
+        "density of {name} is uneven: the thinnest 30 % of the surface has {share:.1%} of the points. Points are drawn "
+        "by the area that they stand for."
     ),
     "platform-removed": (
         "removed a platform under {name} ({area:.2f} m² on which nothing stands, {share:.0%} of the points). --clutter "

@@ -20,7 +20,7 @@ from shapespace.geometry.scan import Scan
 # half, and with 10 and 20 mm of noise.
 SAMPLE = 2000
 VOTE_SAMPLE = 20_000  # points whose sides are judged by visibility, if the quick look fails
-FEW = 1000  # points: fewer are too far apart for the bounds of neighbors below
+FEW_POINTS = 1000  # points: fewer are too far apart for the bounds of neighbors below
 MIN_POINTS = 100
 MIN_LINE = 0.7  # median |cosine| to the estimated line (0.76 to 0.99; 400 points 0.86; random vectors 0.52)
 MIN_LINE_FEW = 0.56  # the same for few points (150 points: 0.61)
@@ -81,7 +81,7 @@ def look(points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]) ->
         float(same.mean()),
         float(convex.mean()),
         float((convex[index].mean(axis=1) < 0.5).mean()),
-        len(wide) < FEW,
+        len(wide) < FEW_POINTS,
     )
 
 

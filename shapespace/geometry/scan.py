@@ -131,10 +131,12 @@ class Scan:
         isolated = density.strays(self.points, density.neighbor_distance(self.points))
         return self.select(np.flatnonzero(~isolated)) if isolated.any() else self
 
-    def even_out(self, *, seed: int = 0, keep_outliers: bool = False) -> "Scan":
+    def even_out(self, *, seed: int = 0, keep_outliers: bool = False, repeat: bool = False) -> "Scan":
         """Remove isolated points, unless they are kept, and thin dense parts if other parts are measured thinly.
 
-        Meshes are returned unchanged, and points of even density. Thinned scans have the finding `uneven-density`.
+        With `repeat` points are drawn by their area instead, those of thin parts repeatedly; missing normals are
+        estimated as lines before. Meshes are returned unchanged, and points of even density. Thinned scans have the finding
+        `uneven-density`.
         """
         if self.faces is not None or len(self) <= density.NEIGHBOR:
             return self
@@ -148,9 +150,14 @@ class Scan:
         share = density.thin_share(distance)
         if share > density.MIN_THIN_SHARE:
             return scan
-        chosen = density.thin_evenly(distance, np.random.default_rng(seed))
-        found = Finding("uneven-density", {"share": round(share, 3), "count": len(chosen), "total": len(self)})
-        return scan.select(chosen).with_findings(found)
+        rng = np.random.default_rng(seed)
+        found = Finding("uneven-density", {"share": round(share, 3)})
+        if not repeat:
+            return scan.select(density.thin_evenly(distance, rng)).with_findings(found)
+        if scan.normals is None and scan.unoriented_normals is None:
+            # Lines: thin parts are no surface that hides the inside from a viewer.
+            scan = replace(scan, unoriented_normals=normals.estimate(scan.points))
+        return scan.select(density.draw_evenly(distance, rng)).with_findings(found)
 
     def estimate_normals(self) -> "Scan":
         """Estimate normals from the points, if the scan has neither normals nor faces.
