@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check slow trust docs figures gallery licenses bench clean
+.PHONY: help demo test check slow trust docs figures gallery humans licenses bench clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,34 @@ gallery: $(VENV)/ready  ## the pictures of docs/guide/pictures.md and docs/guide
 	$(BIN)/shapespace interpolate humans runs/gallery/codes.safetensors:03/limits/000000 runs/gallery/codes.safetensors:07/punch/000000 --steps 13 --out runs/gallery/interpolation
 	$(BIN)/shapespace render runs/gallery/interpolation/*.obj --play --turn 0 --size 240 --out docs/images/pictures/interpolation.gif
 	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest -q -m slow tests/report/test_browser.py tests/viewer/test_browser.py -k "light_and_dark or docs"
+
+# The packaged model: data (a quarter of an hour on 2 cores), training (MINUTES of one core), tests (half an hour).
+# docs/results/humans.md quotes these lines, and a test compares them
+MINUTES ?= 70
+VARIED := --motion-fraction 0.25 --poses-from wide --appearance varied --scanners varied
+DRAWS := 4001 4002 4003
+.SECONDARY: $(DRAWS:%=data/humans_%.h5)
+
+humans: $(DRAWS:%=runs/humans/test_%/scores.json)  ## the packaged model anew, with its model card
+	$(BIN)/python -c 'from shapespace import ShapeSpace; ShapeSpace.load("runs/humans").save("datasets/assets/humans.safetensors", compact=True)'
+	$(BIN)/python -m shapespace.tools._model_card docs/results/humans.md docs/images/humans_worst.png $(foreach draw,$(DRAWS),runs/humans/test_$(draw):data/humans_$(draw)/captures.json:data/humans_$(draw).h5)
+
+data/humans.h5: $(VENV)/ready
+	$(BIN)/shapespace synthesize data/humans --people 120 --poses 12 --test-poses 0 --test-people 12 --poses-per-test-person 2 $(VARIED) --seed 2027
+	$(BIN)/shapespace preprocess synthetic data/humans $@ --points 40000 --jobs 2
+
+data/humans_%.h5: $(VENV)/ready
+	$(BIN)/shapespace synthesize data/humans_$* --people 1 --poses 1 --test-poses 0 --test-people 24 --poses-per-test-person 2 $(VARIED) --seed $*
+	$(BIN)/shapespace preprocess synthetic data/humans_$* $@ --points 100000 --jobs 2
+
+runs/humans/trained: data/humans.h5
+	if test -f runs/humans/checkpoint.pt; then OMP_NUM_THREADS=1 $(BIN)/shapespace train --resume runs/humans; \
+	else OMP_NUM_THREADS=1 $(BIN)/shapespace train data/humans.h5 --config articulated --split train --out runs/humans --model.code-dim 256 --model.num-parts 104 --model.hand-density 40 --optim.max-steps 1000000 --optim.max-minutes $(MINUTES); fi
+	@touch $@
+
+runs/humans/test_%/scores.json: runs/humans/trained data/humans_%.h5
+	$(BIN)/shapespace evaluate runs/humans data/humans_$*.h5 --splits unseen_people --metrics surface_distance part_distance vertex_distance --group-by data/humans_$*/captures.json --out runs/humans/test_$*
+	$(BIN)/shapespace evaluate runs/humans data/humans_$*.h5 --splits unseen_people --method encode --out runs/humans/test_$*/encode
 
 licenses: $(VENV)/ready  ## the licenses of what is installed here
 	$(BIN)/pip-licenses --format=markdown --with-urls

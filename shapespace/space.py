@@ -17,7 +17,7 @@ from trimesh import Trimesh
 
 from shapespace.data.registration import are_registered
 from shapespace.data.store import ScanSource
-from shapespace.fitting.checks import MAX_RETRIED_SCORE, check_scan, warn, with_quality
+from shapespace.fitting.checks import MAX_RETRIED_SHARE, check_scan, warn, with_quality
 from shapespace.fitting.clutter import Clutter, QuickFit, remove_clutter
 from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, CodeMethod, encode, fit_adam, fit_lm
 from shapespace.fitting.levenberg_marquardt import LMOptions
@@ -51,6 +51,10 @@ STD_CALIBRATION = 3.0
 # code can represent. Chosen on tuning scans: of the ground truth, 95.6 % is within 1.645 standard deviations for
 # complete scans and 88 % for views of one camera (90 % of a Gaussian); 93.7 and 84.7 % on test scans
 # (docs/results/robustness.md).
+
+PARTS_STD_CALIBRATION = 1.0
+# The same for fits of both levels: of the ground truth of eight tuning scans, 99.5 % for complete scans and 90.6 % for
+# views of one camera is within 1.645 standard deviations.
 
 COARSE_RESOLUTION = 48  # cells along the model cube, of the mesh from which coverage and stature are estimated
 VERTEX_CHUNK = 4096  # vertices whose code Jacobians are in memory at a time
@@ -107,8 +111,8 @@ class ShapeSpace:
             raise ValueError(f"{file}: cannot restore the model ({reason}). Copy the file again, or retrain.") from None
         return cls(model.to(device).eval(), config, scale=scale, metadata=metadata)
 
-    def save(self, path: str | Path) -> None:
-        """Write weights, settings and metadata to one safetensors file.
+    def save(self, path: str | Path, *, compact: bool = False) -> None:
+        """Write weights, settings and metadata to one safetensors file; `compact` halves its size and its precision.
 
         Raises `ValueError` for a refined space, whose detail is in the scan and not in the weights.
         """
@@ -117,7 +121,9 @@ class ShapeSpace:
                 f"{path}: a space refined to {self.metadata['refined']} cannot be saved. Save its mesh, or refine "
                 "again."
             )
-        registry.save_model(Path(path), self.model, self.config, scale=self.scale, metadata=self.metadata)
+        registry.save_model(
+            Path(path), self.model, self.config, scale=self.scale, metadata=self.metadata, compact=compact
+        )
 
     # --------------------------------------------------------------------------------------------------- scan to code
 
@@ -245,12 +251,14 @@ class ShapeSpace:
 
     def _turned(self, fit: Fit, scan: Scan, lm: LMOptions | None, seed: int, outliers: Clutter) -> Fit:
         """The fit, or, if it is out of distribution, one with another heading that is in distribution."""
-        if ood_score(fit.code, self._prior("cannot be judged")) <= OOD_THRESHOLD:
+        prior = self._prior("cannot be judged")
+        if ood_score(fit.code, prior) <= prior.ood_limit:
             return fit
         yaw = replace(lm or LMOptions(), alignment="yaw")
         (turned,) = self._fit_scans([scan], lm=yaw, seed=seed, outliers=outliers)
-        score = ood_score(turned.code, self._prior("cannot be judged"))
-        if score > MAX_RETRIED_SCORE or np.median(turned.residuals) > np.median(fit.residuals):
+        if ood_score(turned.code, prior) > MAX_RETRIED_SHARE * prior.ood_limit or np.median(
+            turned.residuals
+        ) > np.median(fit.residuals):
             return fit
         degrees = similarity.heading(turned.frame)
         return replace(turned, findings=(*turned.findings, Finding("heading-found", {"degrees": round(degrees, 1)})))
@@ -355,7 +363,8 @@ class ShapeSpace:
                     values = model.field(self._to_model(points, fit.frame), fit.code)[0]
                 return (values.abs().cpu() * fit.frame.scale).numpy()
 
-            return QuickFit(ood_score(fit.code, model.prior), distance)
+            # on the scale of the limit of one vector, for which the constants of the clutter are
+            return QuickFit(ood_score(fit.code, model.prior) * OOD_THRESHOLD / model.prior.ood_limit, distance)
 
         return [remove_clutter(scan, quick_fit, seed=seed) for scan in scans]
 
@@ -455,8 +464,8 @@ class ShapeSpace:
     def uncertainty(self, fit: Fit, mesh: Trimesh) -> Float[np.ndarray, "v"]:
         """Standard deviation of the surface along its normal, in meters, at each vertex of the mesh of a fit.
 
-        It follows from the covariance of the code to first order, times a calibration factor of 3. Measured coverage
-        and limits: docs/results/robustness.md. Raises `ValueError` for a fit without a covariance.
+        It follows from the covariance of the code to first order, times a calibration factor. Measured coverage and
+        limits: docs/results/robustness.md. Raises `ValueError` for a fit without a covariance.
         """
         root = self._covariance_root(fit).to(self.device)
         assert isinstance(self.model, SDFModel)  # other models have no covariance
@@ -475,7 +484,7 @@ class ShapeSpace:
             local = model.linearize_parts(vertices, model.states(fit.code))
             by_part = torch.einsum("vnp,vnpq,vnq->vn", local.jacobian[0], covariance[local.part[0]], local.jacobian[0])
             # The correlation of the parts is not stored: the sum of deviations bounds that of the sum.
-            variance = variance + (STD_CALIBRATION * by_part.clamp(min=0).sqrt().sum(dim=1)).square()
+            variance = variance + (_calibration(fit) * by_part.clamp(min=0).sqrt().sum(dim=1)).square()
         return variance.sqrt() / field.gradient[0].norm(dim=1).clamp(min=1e-3)
 
     def sample_posterior(self, fit: Fit, count: int, *, seed: int = 0) -> list[Fit]:
@@ -499,7 +508,7 @@ class ShapeSpace:
         """Cholesky factor of the calibrated covariance of the fit's code vector, on the CPU."""
         if fit.covariance is None:
             raise ValueError(f"{fit.name}: the fit has no covariance. Fit by Levenberg-Marquardt (--method lm).")
-        return STD_CALIBRATION * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
+        return _calibration(fit) * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
 
     def interpolate(
         self, a: Fit | Code, b: Fit | Code, steps: int, *, path: InterpolationPath = "auto", resolution: int = 128
@@ -655,6 +664,11 @@ def _model_with_parts(space: ShapeSpace, path: str | Path, store: ScanSource) ->
             f"Preprocess the scans with --scale {space.scale:g}."
         )
     return model
+
+
+def _calibration(fit: Fit) -> float:
+    """Factor of the standard deviations that follow from the covariances of a fit."""
+    return STD_CALIBRATION if fit.part_covariance is None else PARTS_STD_CALIBRATION
 
 
 def _to_world(points: Float[np.ndarray, "n 3"], frame: Frame) -> Float[np.ndarray, "n 3"]:

@@ -19,6 +19,7 @@ from shapespace.models import igr, registry, voxel
 from shapespace.models.code import Code
 from shapespace.models.igr import IGR
 from shapespace.training.config import LossWeights
+from shapespace.training.run import find_model
 
 
 def sphere(radius: float, center: tuple[float, float, float], count: int = 2000) -> Scan:
@@ -103,11 +104,12 @@ def test_points_that_cannot_be_fitted_are_refused(space: ShapeSpace) -> None:
 
 def test_a_space_comes_with_the_package() -> None:
     humans = ShapeSpace.load("humans")
-    assert humans.metadata["scans"] == 2730
+    assert humans.metadata["scans"] == 1440
+    assert find_model("humans").stat().st_size < 16e6
     mesh = humans.mesh(Code((humans.model.prior.mean[None],)), resolution=64)
     assert mesh.is_watertight
     assert 1.4 < np.ptp(mesh.vertices[:, 1]) < 2.1
-    with pytest.raises(FileNotFoundError, match=r"no model at humens: .* nor a packaged model \(humans\)\."):
+    with pytest.raises(FileNotFoundError, match=r"no model at humens: .* nor a packaged model \(humans, humans_v1\)\."):
         ShapeSpace.load("humens")
 
 
@@ -176,7 +178,7 @@ def test_an_encoded_scan_has_no_uncertainty(space: ShapeSpace) -> None:
 
 def test_posterior_samples_deviate_by_the_uncertainty_and_more_where_nothing_was_seen() -> None:
     """Along the normal, surfaces of drawn codes differ by `uncertainty`; a scan of the legs leaves the rest open."""
-    humans = ShapeSpace.load("humans")
+    humans = ShapeSpace.load("humans_v1")
     assert isinstance(humans.model, IGR)
     mesh = humans.mesh(Code((humans.model.prior.mean[None],)), resolution=48)
     whole = Scan("p/s/0", np.array(mesh.vertices, dtype=np.float32), faces=np.asarray(mesh.faces)).sample(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from PIL import Image
 from tqdm import tqdm
 from trimesh import Trimesh
 
@@ -26,6 +27,8 @@ from shapespace.models.base import FieldModel
 from shapespace.rendering.colors import color_by_distance, signed_colors
 from shapespace.rendering.renderer import render, scan_to_mesh
 from shapespace.space import ShapeSpace
+from shapespace.synthetic.body import Body
+from shapespace.synthetic.people import SynthesisConfig, list_captures, posed_body
 from shapespace.synthetic.scanner import VirtualScanner
 
 LIMIT = 20.0  # mm, end of the color scale of errors
@@ -54,10 +57,40 @@ def main(store: Path, out: Path) -> None:
     space, packed = ShapeSpace.load("humans"), ScanStore(store)
     names = packed.scan_names("unseen_people")
     architecture(out / "architecture.svg")
+    wide_poses(out / "wide_poses.png")
     draw = {"overview": overview, "results": results, "interpolation": interpolation, "robustness": robustness}
     for name in tqdm(draw, desc="figures", unit="figure"):
         draw[name](space, packed, names, out / f"{name}.png")
     print(f"figures in {out}")
+
+
+def wide_poses(path: Path) -> None:
+    """Sixty varied people in wide poses, every second row from behind."""
+    config = SynthesisConfig(
+        people=60,
+        poses=1,
+        test_people=0,
+        poses_per_test_person=1,
+        test_poses=0,
+        motion_fraction=0.25,
+        seed=60,
+        poses_from="wide",
+        appearance="varied",
+        scanners="varied",
+    )
+    faces = Body.load().faces
+    bodies = [
+        Trimesh(posed_body(config, capture)[1].vertices, faces, process=False)
+        for capture in tqdm(list(list_captures(config)), desc="wide poses", unit="body")
+    ]
+    rows = [
+        render(bodies[start : start + 12], size=230, azimuth=25.0 if row % 2 == 0 else 155.0)
+        for row, start in enumerate(range(0, 60, 12))
+    ]
+    width = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), mode="edge") for row in rows]
+    with replacing(path) as part:
+        Image.fromarray(np.concatenate(padded)).save(part, format="png", optimize=True)
 
 
 def overview(space: ShapeSpace, store: ScanStore, names: Sequence[str], path: Path) -> None:

@@ -16,7 +16,7 @@ from trimesh import Trimesh
 
 from shapespace.evaluation import metrics, scores
 from shapespace.fitting.checks import quality_findings
-from shapespace.fitting.quality import OOD_THRESHOLD, FitQuality, assess, estimate_stature
+from shapespace.fitting.quality import FitQuality, assess, estimate_stature
 from shapespace.fitting.result import Fit, save_fits
 from shapespace.geometry.scan import Scan
 from shapespace.interpolation import InterpolationPath, choose_path
@@ -196,7 +196,7 @@ def warn_about_fits(records: Sequence[Mapping[str, Any]], *, strict: bool = Fals
     The first two are an error if `strict`. `can_rotate`: the command has the option `--lm.alignment`.
     """
     outside = [
-        f"{record['name']} ({record.get('ood_score', np.inf):.0f})"
+        f"{record['name']} ({record.get('ood_score', np.inf):.1f})"
         for record in records
         if not record["in_distribution"]
     ]
@@ -205,7 +205,7 @@ def warn_about_fits(records: Sequence[Mapping[str, Any]], *, strict: bool = Fals
     if outside:
         notes.append(
             f"{len(outside)} of {len(records)} scans are out of distribution: {listed(outside)} (ood score; training "
-            f"scans are near 1, limit {OOD_THRESHOLD:g}). They are probably not people alone, or not upright: "
+            f"scans are near 1). They are probably not people alone, or not upright: "
             f"--up names another vertical axis, {'' if can_rotate else 'the command fit with '}"
             f"{'--lm.alignment full' if can_rotate else 'an alignment'} fits rotated scans."
         )
@@ -231,6 +231,7 @@ def _record(fit: Fit, quality: FitQuality, source: ScanInput) -> dict[str, Any]:
         "residual_median_mm": round(quality.median * 1000, 3),
         "residual_p95_mm": round(quality.p95 * 1000, 3),
         "ood_score": round(quality.ood_score, 2),
+        "ood_limit": quality.ood_limit,
         "coverage": round(quality.coverage, 3),
         "stature": round(quality.stature, 3),
     }

@@ -9,11 +9,11 @@ import numpy as np
 
 from shapespace.evaluation.metrics import summarize
 
-Labels = Mapping[str, Mapping[str, str | float]]
+ScanLabels = Mapping[str, Mapping[str, str | float]]
 """Labels of scans by their name: `{name: {label: value}}`, as in `captures.json`; numbers are divided into thirds."""
 
 
-def read_labels(path: Path) -> Labels:
+def read_labels(path: Path) -> ScanLabels:
     """Read labels of scans. Raises `ValueError` for a file of another kind."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -25,7 +25,7 @@ def read_labels(path: Path) -> Labels:
     return dict(content)
 
 
-def group_rows(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+def group_rows(rows: Sequence[Mapping[str, Any]], labels: ScanLabels) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
     """Rows of scores by label and value, `{label: {value: rows}}`; labels with one value only are left out.
 
     Raises:
@@ -48,7 +48,7 @@ def group_rows(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, d
     return groups
 
 
-def summarize_groups(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, Any]:
+def summarize_groups(rows: Sequence[Mapping[str, Any]], labels: ScanLabels) -> dict[str, Any]:
     """Statistics of each group, `{label: {value: {metric: {column: statistics}}}}` as those of `summarize`."""
     return {
         label: {value: summarize([{**row, "split": value} for row in own])[value] for value, own in values.items()}

@@ -17,7 +17,7 @@ from trimesh import Trimesh
 from shapespace.data.store import ScanStore
 from shapespace.evaluation import metrics
 from shapespace.evaluation.baselines import screened_poisson
-from shapespace.evaluation.groups import Labels, group_lines, summarize_groups
+from shapespace.evaluation.groups import ScanLabels, group_lines, summarize_groups
 from shapespace.evaluation.metrics import METRICS
 from shapespace.fitting.fit import AdamOptions, CodeMethod, FitMethod
 from shapespace.fitting.levenberg_marquardt import LMOptions
@@ -270,7 +270,10 @@ def require_ground_truth(store: ScanStore, name: str) -> Trimesh:
 
 
 def make_score_report(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str], settings: Mapping[str, Any], labels: Labels | None = None
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    labels: ScanLabels | None = None,
 ) -> ScoreReport:
     """Report of rows by the named metrics, with their summary, and that of the groups by labels.
 

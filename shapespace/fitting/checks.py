@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shapespace.fitting.quality import OOD_THRESHOLD, FitQuality
+from shapespace.fitting.quality import FitQuality
 from shapespace.fitting.result import Fit
 from shapespace.geometry.findings import Finding, ScanWarning
 from shapespace.geometry.orientation import check_orientation
@@ -15,9 +15,7 @@ from shapespace.io.scan_arrays import check_arrays
 
 MIN_STATURE, MAX_STATURE = 1.25, 2.2  # meters: adults; a body outside is a child, or has another scale
 USUAL_STATURE = 1.7  # meters: for the factor that a finding offers
-MAX_RETRIED_SCORE = (
-    6.0  # ood score of a fit with another heading that replaces one out of distribution (people: 1 to 4)
-)
+MAX_RETRIED_SHARE = 0.75  # of the ood limit: a fit with another heading replaces one out of distribution below it
 
 
 def check_scan(scan: Scan) -> Scan:
@@ -33,7 +31,7 @@ def quality_findings(quality: FitQuality) -> tuple[Finding, ...]:
     """Findings about a fit by its quality."""
     found = []
     if not quality.in_distribution:
-        values = {"ood_score": round(quality.ood_score, 1), "limit": OOD_THRESHOLD}
+        values = {"ood_score": round(quality.ood_score, 1), "limit": quality.ood_limit}
         found.append(Finding("out-of-distribution", values))
     if quality.low_confidence:
         values = {"ood_score": round(quality.ood_score, 1), "coverage": round(quality.coverage, 3)}

@@ -14,12 +14,12 @@ from trimesh import Trimesh
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
 from shapespace.models.code import Code
-from shapespace.nn.latent import GaussianPrior
+from shapespace.nn.latent import OOD_LIMIT, GaussianPrior
 
 SEEN_DISTANCE = 0.020  # meters: surface within this distance of a scan point counts as seen; arbitrary
 
-OOD_THRESHOLD = 8.0
-# Fits of `humans` (docs/results/robustness.md): unseen people 1.2 to 3.0; a table, cylinder, chair, ball, torus, box
+OOD_THRESHOLD = OOD_LIMIT
+# Fits of `humans_v1` (docs/results/robustness.md): unseen people 1.2 to 3.0; a table, cylinder, chair, ball, torus, box
 # and a person upside down 8.04 to 18.6.
 
 OOD_PER_COVERAGE = 13.0
@@ -45,11 +45,13 @@ class FitQuality:
     """Share of the vertices of the fitted mesh within 20 mm of a scan point, 0 to 1."""
     stature: float = float("nan")
     """Estimated stature of the fitted body (m), see `estimate_stature`."""
+    ood_limit: float = OOD_THRESHOLD
+    """Largest ood score that is in distribution."""
 
     @property
     def in_distribution(self) -> bool:
-        """Whether the ood score is at most 8, or not defined."""
-        return not self.ood_score > OOD_THRESHOLD
+        """Whether the ood score is at most its limit, or not defined."""
+        return not self.ood_score > self.ood_limit
 
     @property
     def low_confidence(self) -> bool:
@@ -57,7 +59,8 @@ class FitQuality:
 
         Such a fit may be close to the scan and have another body shape or pose where nothing was seen.
         """
-        return self.in_distribution and bool(self.ood_score > np.maximum(1, OOD_PER_COVERAGE * self.coverage))
+        allowed = self.ood_limit / OOD_THRESHOLD * OOD_PER_COVERAGE * self.coverage
+        return self.in_distribution and bool(self.ood_score > np.maximum(1, allowed))
 
     @property
     def summary(self) -> str:
@@ -68,7 +71,7 @@ class FitQuality:
                 f"Half of the scan is within {1e3 * self.median:.1f} mm, 95 % within {1e3 * self.p95:.1f} mm."
             )
         if np.isfinite(self.ood_score):
-            score = f"score {self.ood_score:.1f} (training scans are near 1, limit {OOD_THRESHOLD:g})"
+            score = f"score {self.ood_score:.1f} (training scans are near 1, limit {self.ood_limit:g})"
             sentences.append(
                 f"In distribution: {score}."
                 if self.in_distribution
@@ -97,7 +100,8 @@ def assess(
         stature = estimate_stature(mesh)
         coverage = float((proximity.nearest_point(np.asarray(mesh.vertices), scan.points)[0] < SEEN_DISTANCE).mean())
     score = np.nan if prior is None else ood_score(code, prior)
-    return FitQuality(float(median), float(p95), score, coverage, stature)
+    limit = OOD_THRESHOLD if prior is None else prior.ood_limit
+    return FitQuality(float(median), float(p95), score, coverage, stature, limit)
 
 
 def estimate_stature(mesh: Trimesh) -> float:

@@ -88,7 +88,7 @@ FINDINGS: dict[str, str] = {
     ),
     "out-of-distribution": (
         "{name} is out of distribution (ood score {ood_score:g}, limit {limit:g}): probably not a person alone, or not "
-        "upright. --up names another vertical axis, --lm.alignment full fits rotated scans."
+        "upright. --up names another vertical axis, and a fit with the alignment `full` searches the rotation."
     ),
     "low-confidence": (
         "fit of {name} has low confidence: the scan covers {coverage:.0%} of the surface for an unusual code "

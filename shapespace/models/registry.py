@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -57,11 +58,18 @@ def build_model(config: ModelConfig, *, num_scans: int = 0) -> ShapeModel:
 
 
 def save_model(
-    path: Path, model: ShapeModel, config: ModelConfig, *, scale: float, metadata: Mapping[str, Any]
+    path: Path,
+    model: ShapeModel,
+    config: ModelConfig,
+    *,
+    scale: float,
+    metadata: Mapping[str, Any],
+    compact: bool = False,
 ) -> None:
     """Write the weights and what `restore_model` needs to one safetensors file.
 
     `scale` is the length of a model unit in meters; `metadata` has the data, their license and the loss weights.
+    `compact` writes matrices in half precision; they are restored in single precision.
     """
     description = {
         "kind": "model",
@@ -70,7 +78,16 @@ def save_model(
         "scale": scale,
         "metadata": metadata,
     }
-    save_tensors(path, model.state_dict(), description)
+    tensors = model.state_dict()
+    if compact:
+        tensors = {name: _halve(name, tensor) for name, tensor in tensors.items()}
+    save_tensors(path, tensors, description)
+
+
+def _halve(name: str, tensor: Tensor) -> Tensor:
+    """A matrix in half precision, but for the covariance of the prior, which would not stay positive definite."""
+    is_matrix = tensor.dtype == torch.float32 and tensor.ndim > 1
+    return tensor.half() if is_matrix and not name.startswith("prior.") else tensor
 
 
 def restore_model(

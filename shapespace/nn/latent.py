@@ -24,14 +24,22 @@ class CodeTable(nn.Module):
         return torch.where((scan_index >= 0)[:, None], known, self.codes.mean(dim=0, keepdim=True))
 
 
+OOD_LIMIT = 8.0
+"""Limit of the out-of-distribution score, where one vector and one network hold the whole body."""
+
+
 class GaussianPrior(nn.Module):
-    """Mean and covariance of the training codes, as buffers: they are saved with the weights."""
+    """Mean and covariance of the training codes, as buffers: they are saved with the weights.
+
+    A code whose squared Mahalanobis distance over its dimension is above `ood_limit` is out of distribution.
+    """
 
     mean: Tensor
     covariance: Tensor
 
-    def __init__(self, *, code_dim: int) -> None:
+    def __init__(self, *, code_dim: int, ood_limit: float = OOD_LIMIT) -> None:
         super().__init__()
+        self.ood_limit = ood_limit
         self.register_buffer("mean", torch.zeros(code_dim))
         self.register_buffer("covariance", torch.eye(code_dim))
 

@@ -56,6 +56,10 @@ def test_undefined_values_are_nan_and_give_no_warning() -> None:
 def test_the_limit_of_low_confidence_falls_with_coverage() -> None:
     seen = [FitQuality(0.002, 0.007, 5.0, coverage) for coverage in (0.1, 0.38, 0.39, 0.9, math.nan)]
     assert [quality.low_confidence for quality in seen] == [True, True, False, False, False]
+    assert not FitQuality(0.002, 0.007, 3.0, 0.9, ood_limit=2.0).in_distribution
+    assert FitQuality(0.002, 0.007, 3.0, 0.9, ood_limit=8.0).in_distribution
+    assert FitQuality(0.002, 0.007, 3.0, 0.35, ood_limit=3.5).low_confidence
+    assert not FitQuality(0.002, 0.007, 3.0, 0.35, ood_limit=8.0).low_confidence
     assert not FitQuality(0.002, 0.007, 12.0, 0.4).low_confidence  # out of distribution, which is reported already
     assert not FitQuality(0.002, 0.007, math.nan, 0.1).low_confidence
     assert not FitQuality(0.002, 0.007, 0.9, 0.0).low_confidence  # no higher than training codes

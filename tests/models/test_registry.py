@@ -65,7 +65,7 @@ def test_names_in_the_state_dict_are_frozen() -> None:
 
 
 def test_the_packaged_model_has_its_fingerprint() -> None:
-    tensors, description = load_tensors(find_model("humans"), "model")
+    tensors, description = load_tensors(find_model("humans_v1"), "model")
     _, model = registry.restore_model(description["family"], description["config"], tensors)
     assert model.fingerprint() == "a493e259e29fb08e"
 
@@ -80,6 +80,25 @@ def test_a_saved_model_is_restored(config: ModelConfig, tmp_path: Path) -> None:
     stored, restored = registry.restore_model(description["family"], description["config"], tensors)
     assert stored == config
     assert restored.fingerprint() == model.fingerprint()
+
+
+@pytest.mark.parametrize("config", [SMALL, PARTS])
+def test_a_compact_file_has_matrices_of_half_the_size_and_nearly_the_same_weights(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = registry.build_model(config, num_scans=2)
+    registry.save_model(tmp_path / "m.safetensors", model, config, scale=1.25, metadata={"weights": {}}, compact=True)
+    tensors, description = load_tensors(tmp_path / "m.safetensors", "model")
+    halved = {name for name, tensor in tensors.items() if tensor.dtype == torch.float16}
+    assert {name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and tensor.ndim > 1} == {
+        *halved,
+        *(name for name in tensors if name == "prior.covariance"),
+    }
+    _, restored = registry.restore_model(description["family"], description["config"], tensors)
+    for name, tensor in restored.state_dict().items():
+        assert tensor.dtype == model.state_dict()[name].dtype
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
