@@ -94,8 +94,7 @@ gallery: $(VENV)/ready  ## the pictures of docs/guide/pictures.md and docs/guide
 	$(BIN)/shapespace render runs/gallery/interpolation/*.obj --play --turn 0 --size 240 --out docs/images/pictures/interpolation.gif
 	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest -q -m slow tests/report/test_browser.py tests/viewer/test_browser.py -k "light_and_dark or docs"
 
-# The packaged model: data (a quarter of an hour on 2 cores), training (MINUTES of one core), tests (half an hour).
-# docs/results/humans.md quotes these lines, and a test compares them
+# The packaged model: data (a quarter of an hour on 2 cores), training (MINUTES of one core), tests (half an hour)
 MINUTES ?= 70
 VARIED := --motion-fraction 0.25 --poses-from wide --appearance varied --scanners varied
 DRAWS := 4001 4002 4003
