@@ -21,7 +21,7 @@ from shapespace.fitting.checks import MAX_RETRIED_SHARE, check_scan, warn, with_
 from shapespace.fitting.clutter import Clutter, QuickFit, remove_clutter
 from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, CodeMethod, encode, fit_adam, fit_lm
 from shapespace.fitting.levenberg_marquardt import LMOptions
-from shapespace.fitting.quality import OOD_THRESHOLD, assess, ood_score
+from shapespace.fitting.quality import assess, ood_score
 from shapespace.fitting.refine import DetailedModel, RefineOptions, refine
 from shapespace.fitting.registration import Registration, register
 from shapespace.fitting.result import Fit
@@ -41,7 +41,7 @@ from shapespace.models import registry
 from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF
 from shapespace.models.base import FieldModel, ModelConfig, SDFModel, ShapeModel
 from shapespace.models.code import Code
-from shapespace.nn.latent import GaussianPrior
+from shapespace.nn.latent import OOD_THRESHOLD, GaussianPrior
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run, find_model
 from shapespace.training.train import train_model, training_device

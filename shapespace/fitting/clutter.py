@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from shapespace.fitting.quality import OOD_THRESHOLD
 from shapespace.geometry import proximity, segmentation
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.scan import MIN_POINTS, Scan
+from shapespace.nn.latent import OOD_THRESHOLD
 
 Clutter = Literal["remove", "keep"]
 """What happens to planes and parts of a scan that do not belong to the person."""

@@ -19,7 +19,7 @@ from shapespace.data.store import ScanSource
 from shapespace.fitting.fit import BatchFit, fit_lm
 from shapespace.fitting.joints import Border
 from shapespace.fitting.levenberg_marquardt import LMOptions
-from shapespace.fitting.quality import OOD_THRESHOLD, ood_score
+from shapespace.fitting.quality import ood_score
 from shapespace.fitting.registration import Registration, register
 from shapespace.fitting.residuals import resample
 from shapespace.geometry.scan import Scan
@@ -27,6 +27,7 @@ from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.code import Code
 from shapespace.nn.hypernetwork import ROTATION_WEIGHT, rotation_from_6d, rotation_to_6d
+from shapespace.nn.latent import OOD_THRESHOLD
 from shapespace.nn.part_mlp import PartStates
 
 CHUNK_SIZE = 16  # scans of a file

@@ -14,13 +14,9 @@ from trimesh import Trimesh
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
 from shapespace.models.code import Code
-from shapespace.nn.latent import OOD_LIMIT, GaussianPrior
+from shapespace.nn.latent import OOD_THRESHOLD, GaussianPrior
 
 SEEN_DISTANCE = 0.020  # meters: surface within this distance of a scan point counts as seen; arbitrary
-
-OOD_THRESHOLD = OOD_LIMIT
-# Fits of `humans_v1` (docs/results/robustness.md): unseen people 1.2 to 3.0; a table, cylinder, chair, ball, torus, box
-# and a person upside down 8.04 to 18.6.
 
 OOD_PER_COVERAGE = 13.0
 # The prior completes what the scan did not see, so a correct code has a lower score when less was seen. Chosen on

@@ -18,7 +18,7 @@ from torch import Tensor
 from shapespace.fitting import tridiagonal
 from shapespace.fitting.articulated import fit_parts_of
 from shapespace.fitting.levenberg_marquardt import LMOptions, LMState, levenberg_marquardt
-from shapespace.fitting.quality import OOD_THRESHOLD, ood_score
+from shapespace.fitting.quality import ood_score
 from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
@@ -26,6 +26,7 @@ from shapespace.geometry.scan import Scan
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
+from shapespace.nn.latent import OOD_THRESHOLD
 
 MIN_COST_DECREASE = 0.02  # relative decrease of the cost for which a frame is fitted from its neighbor's code
 MAX_MISSING_FRAMES = 10  # in a row; arbitrary: neighbors predict a motion for a fraction of a second

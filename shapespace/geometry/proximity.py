@@ -64,6 +64,14 @@ def area_vectors(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3
     return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
 
 
+def vertex_normals(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> Float[np.ndarray, "v 3"]:
+    """Unit normals of the vertices: the mean of those of their faces by area; zero where there is none (float64)."""
+    vectors, normals = area_vectors(vertices.astype(np.float64), faces), np.zeros(vertices.shape)
+    for corner in range(3):
+        np.add.at(normals, faces[:, corner], vectors)
+    return np.asarray(normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12))
+
+
 def nearest_point(
     points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"]
 ) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:

@@ -349,10 +349,10 @@ def rest_of(
         return vertices, 1.0
     regions = body.parts()
     weight = np.where(regions["hands"], density.hands, np.where(regions["feet"], density.feet, 1.0))
-    main = body.weight_joint[np.arange(len(body.weight)), body.weight.argmax(axis=1)]
-    is_head = np.array([joint.startswith(HEAD) for joint in body.joints])[main]
     rest = body.mean[: -len(body.joints)]
-    return torch.from_numpy((rest - rest.mean(axis=0)) / scale).float(), np.where(is_head, density.head, weight)
+    return torch.from_numpy((rest - rest.mean(axis=0)) / scale).float(), np.where(
+        body.moved_by(*HEAD), density.head, weight
+    )
 
 
 def chain(local: PartLinearization, by_code: Float[Tensor, "b k p z"]) -> Float[Tensor, "b q z"]:

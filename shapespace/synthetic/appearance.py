@@ -6,9 +6,9 @@ The scanned surface is the displaced one, and so is its registration: topology a
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from shapespace.geometry.proximity import area_vectors
+from shapespace.geometry.proximity import vertex_normals
 from shapespace.synthetic.body import Body
 from shapespace.synthetic.scanner import smooth_noise
 
@@ -59,12 +59,12 @@ def sample_dressed(rng: np.random.Generator) -> Person:
     clothes = CLOTHES[1 + int(rng.integers(3))] if rng.random() < DRESSED_SHARE else CLOTHES[0]
     rest, _ = body.rest_pose(coefficients)
     height = _asymmetry(body, rest, rng) + _hair(body, rest, hair, rng) + _clothes(body, rest, clothes, rng)
-    return Person(coefficients, size, height[:, None] * _vertex_normals(rest, body), hair, clothes)
+    return Person(coefficients, size, height[:, None] * vertex_normals(rest, body.faces), hair, clothes)
 
 
 def _asymmetry(body: Body, rest: Float[np.ndarray, "v 3"], rng: np.random.Generator) -> Float[np.ndarray, "v"]:
     """Waves in random directions; a third of them at the hands, the feet and the head, whose detail is finer."""
-    fine = _moved_by(body, ("wrist", "metacarpal", "finger", "foot", "toe", "head", "eye"))
+    fine = body.moved_by("wrist", "metacarpal", "finger", "foot", "toe", "head", "eye")
     return smooth_noise(rest, _ASYMMETRY, _WAVELENGTHS, rng) * np.where(fine, 1 / 3, 1)
 
 
@@ -72,7 +72,7 @@ def _hair(body: Body, rest: Float[np.ndarray, "v 3"], hair: str, rng: np.random.
     """Height of hair above the scalp: above a plane from the forehead to the nape, thin at its line."""
     if hair == "none":
         return np.zeros(len(rest))
-    head = _moved_by(body, ("head", "eye"))
+    head = body.moved_by("head", "eye")
     low, high = rest[head].min(axis=0), rest[head].max(axis=0)
     tilt = np.deg2rad(rng.uniform(35, 55))
     up = np.array([0.0, np.cos(tilt), -np.sin(tilt)])
@@ -94,7 +94,7 @@ def _clothes(
     """Thickness of tight clothes: even, with small folds, ending at hems."""
     place = dict(zip(body.joints, body.mean[-len(body.joints) :], strict=True))
     height = np.zeros(len(rest))
-    arms = _moved_by(body, ("upperarm", "lowerarm", "wrist", "metacarpal", "finger"))
+    arms = body.moved_by("upperarm", "lowerarm", "wrist", "metacarpal", "finger")
     if clothes in ("shirt", "both"):
         inside = _step(rest[:, 1] - place["root"][1] - rng.uniform(-0.12, 0.08), _HEM)
         inside *= _step(place["neck01"][1] + rng.uniform(-0.05, 0.03) - rest[:, 1], _HEM)
@@ -119,17 +119,3 @@ def _step(distance: Float[np.ndarray, "n"], width: float) -> Float[np.ndarray, "
     """Smooth step: 0 below 0, 1 above a width."""
     share = np.clip(distance / width, 0, 1)
     return np.asarray(share**2 * (3 - 2 * share))
-
-
-def _moved_by(body: Body, names: tuple[str, ...]) -> Bool[np.ndarray, "v"]:
-    """Vertices whose largest skinning weight is that of a joint with one of the prefixes."""
-    main = body.weight_joint[np.arange(len(body.weight)), body.weight.argmax(axis=1)]
-    return np.array([joint.startswith(names) for joint in body.joints])[main]
-
-
-def _vertex_normals(rest: Float[np.ndarray, "v 3"], body: Body) -> Float[np.ndarray, "v 3"]:
-    cross = area_vectors(rest, body.faces)
-    normal = np.zeros(rest.shape)
-    for corner in range(3):
-        np.add.at(normal, body.faces[:, corner], cross)
-    return np.asarray(normal / np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-12))

@@ -93,21 +93,21 @@ class Body:
 
     def parts(self) -> dict[str, Bool[np.ndarray, "v"]]:
         """Vertex masks of the hands, the feet (with toes) and the rest, by the joint of the largest skinning weight."""
-        main = self.weight_joint[np.arange(len(self.weight)), self.weight.argmax(axis=1)]
-        masks = {
-            part: np.array([joint.startswith(names) for joint in self.joints])[main] for part, names in _PARTS.items()
-        }
+        masks = {part: self.moved_by(*names) for part, names in _PARTS.items()}
         return {**masks, "rest": ~np.logical_or.reduce(list(masks.values()))}
+
+    def moved_by(self, *prefixes: str) -> Bool[np.ndarray, "v"]:
+        """Mask of the vertices whose joint of the largest skinning weight has a name with one of the prefixes."""
+        main = self.weight_joint[np.arange(len(self.weight)), self.weight.argmax(axis=1)]
+        return np.array([joint.startswith(prefixes) for joint in self.joints])[main]
 
     def face(self) -> Bool[np.ndarray, "v"]:
         """Mask of the face: the head in front of its joint, as far as it is seen from the front, left or right.
 
         It leaves out the inside of the mouth. Its vertices count as rest, too.
         """
-        main = self.weight_joint[np.arange(len(self.weight)), self.weight.argmax(axis=1)]
-        is_head = np.array([joint.startswith(("head", "eye")) for joint in self.joints])[main]
         rest, joint = self.mean[: -len(self.joints)], self.mean[-len(self.joints) :][self.joints.index("head")]
-        front = np.flatnonzero(is_head & (rest[:, 2] > joint[2] + FACE_DEPTH))
+        front = np.flatnonzero(self.moved_by("head", "eye") & (rest[:, 2] > joint[2] + FACE_DEPTH))
         raycaster, seen = Raycaster(rest, self.faces), np.zeros(len(rest), dtype=np.bool_)
         for view in ((0.0, 0.0, 1.0), (0.7, 0.0, 0.7), (-0.7, 0.0, 0.7)):
             towards = np.tile(np.array(view) / np.linalg.norm(view), (len(front), 1))

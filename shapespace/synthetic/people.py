@@ -128,12 +128,6 @@ def read_synthesis(out: Path) -> SynthesisConfig:
     return SynthesisConfig(**{field.name: stored[field.name] for field in fields(SynthesisConfig)})
 
 
-def read_captures(out: Path) -> dict[str, dict[str, str | float]]:
-    """What each scan of a dataset shows, by its name `subject/sequence/frame`: see `describe_capture`."""
-    content: dict[str, dict[str, str | float]] = json.loads((out / CAPTURES).read_text())
-    return content
-
-
 def list_captures(config: SynthesisConfig) -> Iterator[Capture]:
     """All captures of a dataset, by subject; the last poses of the training people are test poses."""
     clips = PoseLibrary.load(Body.load()).clips

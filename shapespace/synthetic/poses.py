@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
-from shapespace.geometry.proximity import area_vectors
+from shapespace.geometry.proximity import area_vectors, vertex_normals
 from shapespace.geometry.raycast import Raycaster
 from shapespace.synthetic.body import Body, read_asset
 
@@ -153,12 +153,9 @@ def self_penetration(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, 
     behind. The winding number gives the same in twice the time, and slightly more where several layers nest.
     """
     cross = area_vectors(vertices.astype(np.float64), faces)
-    area = np.linalg.norm(cross, axis=1)
-    normal, share = np.zeros(vertices.shape), np.zeros(len(vertices))
+    normal, share = vertex_normals(vertices, faces), np.zeros(len(vertices))
     for corner in range(3):
-        np.add.at(normal, faces[:, corner], cross)
-        np.add.at(share, faces[:, corner], area)
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-12)
+        np.add.at(share, faces[:, corner], np.linalg.norm(cross, axis=1))
     _, face = Raycaster(vertices, faces).first_hit(vertices + 1e-4 * normal, normal)
     inside = (face >= 0) & (np.einsum("vd,vd->v", cross[face], normal) > 0)
     return float(share[inside].sum() / share.sum())

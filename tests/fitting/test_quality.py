@@ -7,10 +7,10 @@ import pytest
 import torch
 from trimesh import creation
 
-from shapespace.fitting.quality import OOD_THRESHOLD, FitQuality, assess
+from shapespace.fitting.quality import FitQuality, assess
 from shapespace.geometry.scan import Scan
 from shapespace.models.code import Code
-from shapespace.nn.latent import GaussianPrior
+from shapespace.nn.latent import OOD_THRESHOLD, GaussianPrior
 
 BALL = creation.icosphere(subdivisions=3, radius=0.5)
 

@@ -52,14 +52,14 @@ def test_surfaces_stay_closed_and_hardly_fold(people: list[Person], body: Body) 
 
 def test_hair_is_on_the_head_and_clothes_are_not(body: Body) -> None:
     rest, rng = body.rest_pose(np.zeros(len(body.components)))[0], np.random.default_rng(2)
-    head = appearance._moved_by(body, ("head", "eye"))
+    head = body.moved_by("head", "eye")
     for hair in ("cap", "bun"):
         height = appearance._hair(body, rest, hair, rng)
         assert np.abs(height[~head]).max() == 0
         assert 0.005 < height.max() < 0.09
         front = head & (rest[:, 2] > np.quantile(rest[head, 2], 0.8)) & (rest[:, 1] < rest[head, 1].mean())
         assert np.abs(height[front]).max() == 0  # the face stays free
-    hands_and_feet = appearance._moved_by(body, ("finger", "toe"))
+    hands_and_feet = body.moved_by("finger", "toe")
     for clothes in ("shirt", "trousers", "both"):
         for _ in range(10):
             height = appearance._clothes(body, rest, clothes, rng)
@@ -73,7 +73,7 @@ def test_clothes_end_at_hems(body: Body) -> None:
     height = appearance._clothes(body, rest, "trousers", np.random.default_rng(3))
     place = dict(zip(body.joints, body.mean[-len(body.joints) :], strict=True))
     assert (height[rest[:, 1] > place["root"][1] + 0.14] == 0).all()
-    thighs = appearance._moved_by(body, ("upperleg",)) & (rest[:, 1] < place["upperleg01.L"][1] - 0.05)
+    thighs = body.moved_by("upperleg") & (rest[:, 1] < place["upperleg01.L"][1] - 0.05)
     assert (height[thighs & (rest[:, 1] > place["lowerleg01.L"][1] + 0.2)] > 0).mean() > 0.95
 
 

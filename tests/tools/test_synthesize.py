@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import trimesh
 
+from shapespace.evaluation.groups import read_labels
 from shapespace.geometry import proximity
 from shapespace.io.scan_files import read_scan
 from shapespace.synthetic.people import (
@@ -19,7 +20,6 @@ from shapespace.synthetic.people import (
     SynthesisConfig,
     list_captures,
     posed_body,
-    read_captures,
     read_synthesis,
 )
 from shapespace.synthetic.wide_poses import KINDS
@@ -166,7 +166,7 @@ def test_varied_people_poses_and_scanners_are_described(tmp_path: Path) -> None:
     varied = {"poses_from": "wide", "appearance": "varied", "scanners": "varied"}
     options = {"people": 3, "poses": 2, "test_poses": 0, "test_people": 1, "poses_per_test_person": 2, "seed": 5}
     main(tmp_path / "data", **options, **varied, motion_fraction=0.5, jobs=1)
-    described = read_captures(tmp_path / "data")
+    described = read_labels(tmp_path / "data" / "captures.json")
     config = read_synthesis(tmp_path / "data")
     captures = {capture.name: capture for capture in list_captures(config)}
     assert (config.poses_from, config.appearance, config.scanners) == ("wide", "varied", "varied")
@@ -191,7 +191,7 @@ def test_datasets_of_before_are_narrow_and_bare(tiny: Path, tmp_path: Path) -> N
     older = {key: value for key, value in settings.items() if key not in ("poses_from", "appearance", "scanners")}
     (tmp_path / "synthesis.json").write_text(json.dumps(older))
     assert read_synthesis(tmp_path) == read_synthesis(tiny)
-    assert {shows["scanner"] for shows in read_captures(tiny).values()} == {"ring"}
+    assert {shows["scanner"] for shows in read_labels(tiny / "captures.json").values()} == {"ring"}
 
 
 @pytest.mark.parametrize(
