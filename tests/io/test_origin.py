@@ -12,7 +12,7 @@ from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_mesh, read_scan, read_scans, write_mesh, write_scan
 
 RNG = np.random.default_rng(0)
-BODY = RNG.normal(size=(800, 3)) * (0.2, 0.5, 0.1)
+BODY = RNG.normal(size=(800, 3)) * (0.2, 0.4, 0.1)
 PLACE = np.array([500_123.4, 4_649_776.2, 121.3])
 
 
