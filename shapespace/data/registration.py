@@ -181,7 +181,7 @@ def segment_by_motion(template: PartTemplate, moved: Sequence[Float[Tensor, "v 3
     vertices, faces = template.vertices.numpy().astype(np.float64), template.faces.numpy()
     for _ in range(MOTION_ROUNDS if len(moved) else 0):
         center = template.center.numpy()
-        distance, near = cKDTree(center).query(vertices, min(_CANDIDATES, len(center)))
+        distance, near = map(np.asarray, cKDTree(center).query(vertices, min(_CANDIDATES, len(center))))
         near = near.reshape(len(vertices), -1)
         cost = _COMPACTNESS * distance.reshape(near.shape) ** 2
         local = vertices[:, None] - center[near]

@@ -75,6 +75,8 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
     Soles of feet have the rest of the feet above them. Points of even density.
     """
     wide = points.astype(np.float64)
+    if not len(wide):
+        return None
     low = float(np.quantile(wide[:, 1], 0.001))
     bottom = wide[wide[:, 1] < low + _PLATFORM_HEIGHT]
     bottom = bottom[rng.permutation(len(bottom))[:_PLATFORM_SAMPLE]]

@@ -67,7 +67,7 @@ def check_arrays(scan: Scan) -> Scan:
     return _near_origin(_without_zero_normals(scan))
 
 
-def _numbers(what: str, values: Any, kinds: str = "fiu") -> Float[np.ndarray, "..."]:
+def _numbers(what: str, values: Any, kinds: str = "fiu") -> np.ndarray:
     """A NumPy array of numbers; floats have at least single precision."""
     if hasattr(values, "detach"):  # a tensor, on any device and with any gradient
         values = values.detach().cpu()

@@ -119,7 +119,8 @@ class ArticulatedSDF(SDFModel):
         vertices, faces = next(registrations(store, names[:1]))
         vertices, weight = rest_of(vertices, faces, self.density, store.scale)
         some = names[:: max(len(names) // MOTION_REGISTRATIONS, 1)][:MOTION_REGISTRATIONS]
-        moved = [registration for registration, _ in registrations(store, some, faces)]
+        few = len(names) < MOTION_REGISTRATIONS  # they say too little about the joints
+        moved = [] if few else [registration for registration, _ in registrations(store, some, faces)]
         template = make_template(vertices, faces, self.decoder.num_parts, weight, moved=moved)
         targets = registration_targets(store, names, template)
         self.decoder.radius.copy_(template.radius)

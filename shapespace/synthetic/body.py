@@ -110,7 +110,7 @@ class Body:
         front = np.flatnonzero(is_head & (rest[:, 2] > joint[2] + FACE_DEPTH))
         raycaster, seen = Raycaster(rest, self.faces), np.zeros(len(rest), dtype=np.bool_)
         for view in ((0.0, 0.0, 1.0), (0.7, 0.0, 0.7), (-0.7, 0.0, 0.7)):
-            towards = np.tile(view / np.linalg.norm(view), (len(front), 1))
+            towards = np.tile(np.array(view) / np.linalg.norm(view), (len(front), 1))
             _, face = raycaster.first_hit(rest[front] + 1e-4 * towards, towards)
             seen[front[face < 0]] = True
         return seen

@@ -147,7 +147,8 @@ def smooth_noise(
 ) -> Float[np.ndarray, "n"]:
     """Smooth random field with a standard deviation: 16 plane waves of wavelengths within limits (meters)."""
     directions = Rotation.random(16, random_state=rng).apply([1.0, 0.0, 0.0])
-    lengths = np.exp(rng.uniform(*np.log(wavelengths), size=16))
+    shortest, longest = np.log(wavelengths)
+    lengths = np.exp(rng.uniform(shortest, longest, size=16))
     phases = rng.uniform(0, 2 * np.pi, 16)
     waves = np.cos(points @ (2 * np.pi * directions / lengths[:, None]).T + phases)
     return np.asarray(std * np.sqrt(2 / 16) * waves.sum(axis=1))

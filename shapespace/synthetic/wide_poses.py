@@ -109,8 +109,8 @@ class WidePoses:
         """Random pose: trunk, head, arms, legs and hands, independent of each other."""
         local = self._trunk(rng) | self._neck(rng)
         alike, standing = rng.random() < ALIKE, rng.random() < STANDING
-        left = self._leg_angles(standing, rng)
-        local |= self._leg(left, "L") | self._leg(left if alike else self._leg_angles(standing, rng), "R")
+        leg = self._leg_angles(standing, rng)
+        local |= self._leg(leg, "L") | self._leg(leg if alike else self._leg_angles(standing, rng), "R")
         tilt = local.pop("pelvis")
         local["root"] = draw_heading(rng) * tilt
         for side in "LR":
@@ -125,7 +125,7 @@ class WidePoses:
     def sample_clip(self, clip: str, rng: np.random.Generator) -> Float[np.ndarray, "j 3 3"]:
         """Random pose of a motion clip, with hands that move."""
         rotations = self.library.sample_clip(clip, rng)
-        local = {}
+        local: dict[str, Rotation] = {}
         for side in "LR":
             local |= self._hand(self._hand_angles(rng), side)
         hands = rotate_joints(self.body.joints, local)

@@ -209,7 +209,8 @@ def test_the_unit_is_guessed_and_reported_and_meshes_are_written_in_it(
     assert code == 0, err
     assert ("note: unit of scan guessed as" in err) == (unit != "m")
     (record,) = json.loads((tmp_path / "a" / "fits.json").read_text())
-    assert [found["unit"] for found in record["findings"]] == ([unit] if unit != "m" else [])
+    units = [found["unit"] for found in record["findings"] if found["code"] == "unit-guessed"]
+    assert units == ([unit] if unit != "m" else [])
     mesh = trimesh.load(tmp_path / "a" / "scan.ply", process=False)
     np.testing.assert_allclose(mesh.bounds.mean(axis=0) * meters, [4, 5, 6], atol=0.6)
     other = {"mm": "cm", "in": "mm", "m": "mm"}[unit]
@@ -312,8 +313,9 @@ def test_a_scan_of_a_map_grid_is_fitted_and_written_at_its_place(
     records = {record["name"]: record for record in json.loads((tmp_path / "a" / "fits.json").read_text())}
     moved = np.subtract(records["far"]["model_to_file"]["translation"], records["near"]["model_to_file"]["translation"])
     np.testing.assert_allclose(moved, place, atol=0.03)
-    assert [found["code"] for found in records["far"]["findings"]] == ["origin-moved"]
-    assert records["near"]["findings"] == []
+    # The person of these tests is an ellipsoid: about the fit there is more to find.
+    codes = {name: [found["code"] for found in record["findings"]] for name, record in records.items()}
+    assert codes["far"] == ["origin-moved", *codes["near"]]
     code, _, err = inside("mesh", model, "a/codes.safetensors", "--out", "b", "--resolution", 16)
     assert code == 0, err
     again = trimesh.load(tmp_path / "b" / "far.ply", process=False)
@@ -337,7 +339,7 @@ def test_a_floor_is_removed_and_reported(
         assert ("note: removed 5" in err) == noted  # 4,000 of 7,000
         assert ("[clutter-removed]" in err) == noted
         (record,) = json.loads((tmp_path / clutter / "fits.json").read_text())
-        assert [found["code"] for found in record["findings"]] == (["clutter-removed"] if noted else [])
+        assert ("clutter-removed" in [found["code"] for found in record["findings"]]) == noted
         meshes[clutter] = trimesh.load(tmp_path / clutter / "scan.ply", process=False)
     away = {name: abs(mesh.bounds.mean(axis=0)[1] - 5) for name, mesh in meshes.items()}
     assert away["remove"] < 0.1 < away["keep"]

@@ -371,7 +371,7 @@ MISTAKES = {
     "register {other} {place}/fitted/codes.safetensors": "the codes belong to model",
     "register {place}/run {place}/fitted/codes.safetensors --out -": "standard output takes a scan, not codes.",
     "register {place}/run {place}/fitted/codes.safetensors {place}/fitted/codes.safetensors": "have the same output",
-    "register {place}/run example --method refine": "--surface template: surfaces of --method refine are in no",
+    "register {place}/run example --method refine": "template: surfaces of --method refine are in no",
     "register {place}/run example --as-sequence --shard 1/2": "--shard 1/2: the frames of --as-sequence",
     "fit {place}/run example --surface template --method refine": "surfaces of --method refine are in no template",
     "evaluate {place}/run {place}/store.h5 --surface template --method poisson": "surfaces of --method poisson are in",
