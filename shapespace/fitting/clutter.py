@@ -22,6 +22,7 @@ Clutter = Literal["remove", "keep"]
 MAX_PART_DISTANCE = 0.03  # meters: at most the median distance of a person's part from the surface of the fit
 MIN_PART_SHARE = 0.05  # of the points: smaller parts are judged by the fit of the others
 MIN_ASKED_SHARE = 0.002  # of the points: still smaller parts are specks, which alone are no reason for a quick fit
+MIN_REMOVED_SHARE = 0.005  # of the points: the robust loss tolerates fewer
 MIN_TOLD_POINTS = 8  # of a sample: fewer are no thing of which a size can be told
 MIN_ASKED_SHARE_UNEVEN = MIN_PART_SHARE  # where thinly measured limbs fall to pieces, small parts are kept
 MAX_LIMB_DISTANCE = 0.015  # meters: the same for a small part away from the fit of the others, once it is fitted too
@@ -72,6 +73,8 @@ def remove_clutter(scan: Scan, quick_fit: Callable[[Scan], QuickFit] | None, *, 
     _, nearest = proximity.nearest_point(scan.points, sample.points)
     person = scan.mask(on & is_person[parts[nearest]])
     if len(person) < MIN_POINTS:
+        return scan
+    if not planes and platform is None and len(person) > (1 - MIN_REMOVED_SHARE) * len(scan):
         return scan
     found = [Finding("clutter-removed", {"share": round(1 - len(person) / len(scan), 4)})]
     if platform is not None:
