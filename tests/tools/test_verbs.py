@@ -230,7 +230,7 @@ MISTAKES = {
     "shapespace preprocess folder {bad}/unit out.h5": "size 1,660 m, .* --unit mm",
     "shapespace preprocess folder {bad}/nan out.h5": "1 of 500 points have NaN",
     "shapespace preprocess folder {bad}/alone out.h5": ": 1 points, at least 100 are required",
-    "shapespace preprocess folder {bad}/normals out.h5 --normals require": "500 of 500 normals have length zero",
+    "shapespace preprocess folder {bad}/normals out.h5 --normals require": "500 points without faces or normals",
     "shapespace preprocess folder {bad}/bare out.h5 --normals require": r"faces or normals \(--normals require\)",
 }
 
