@@ -57,6 +57,8 @@ PARTS_STD_CALIBRATION = 1.0
 # views of one camera is within 1.645 standard deviations.
 
 COARSE_RESOLUTION = 48  # cells along the model cube, of the mesh from which coverage and stature are estimated
+QUICK_FAR_SHARE = 0.1  # share of far points above which a quick fit searches the pose: a limb, not a thing beside it
+MIN_TURN = 30.0  # degrees of another heading; less is within reach of the first fit
 VERTEX_CHUNK = 4096  # vertices whose code Jacobians are in memory at a time
 
 Components = Literal["largest", "all"]
@@ -261,6 +263,8 @@ class ShapeSpace:
         ) > np.median(fit.residuals):
             return fit
         degrees = similarity.heading(turned.frame)
+        if abs(degrees) < MIN_TURN:
+            return fit
         return replace(turned, findings=(*turned.findings, Finding("heading-found", {"degrees": round(degrees, 1)})))
 
     def fit_sequence(
@@ -348,6 +352,7 @@ class ShapeSpace:
         if not isinstance(model, SDFModel):
             return [remove_clutter(scan, None, seed=seed) for scan in scans]
         quick = replace(lm or LMOptions(), num_points=512, free_space_points=256, max_steps=6, trial_steps=3)
+        quick = replace(quick, levels=1, max_far_share=QUICK_FAR_SHARE)
         if quick.alignment == "fixed":
             quick = replace(quick, alignment="local")  # the center of a part is not that of the person
 

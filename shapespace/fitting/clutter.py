@@ -22,9 +22,13 @@ Clutter = Literal["remove", "keep"]
 MAX_PART_DISTANCE = 0.03  # meters: at most the median distance of a person's part from the surface of the fit
 MIN_PART_SHARE = 0.05  # of the points: smaller parts are judged by the fit of the others
 MIN_ASKED_SHARE = 0.002  # of the points: still smaller parts are specks, which alone are no reason for a quick fit
+MIN_REMOVED_SHARE = 0.005  # of the points: the robust loss tolerates fewer
+MIN_TOLD_POINTS = 8  # of a sample: fewer are no thing of which a size can be told
 MIN_ASKED_SHARE_UNEVEN = MIN_PART_SHARE  # where thinly measured limbs fall to pieces, small parts are kept
 MAX_LIMB_DISTANCE = 0.015  # meters: the same for a small part away from the fit of the others, once it is fitted too
 LIMB_SCORE = 2.5  # ood score of a fit with a limb beyond a gap: people have 1 to 3
+LIMB_QUANTILE = 0.97  # of the distances of the person's points: a limb has some per cent of them, and with a true part
+MAX_LOSS = 1.25  # they may grow by this factor
 MAX_LIMBS = 3  # small parts that are fitted together with the person
 MIN_PERSON_SHARE = 0.25  # of the points of the largest part: a leg alone has a low ood score too
 OUTLIER_POINTS = 50_000  # points among which outliers are searched; fewer would be too far apart
@@ -70,11 +74,13 @@ def remove_clutter(scan: Scan, quick_fit: Callable[[Scan], QuickFit] | None, *, 
     person = scan.mask(on & is_person[parts[nearest]])
     if len(person) < MIN_POINTS:
         return scan
+    if not planes and platform is None and len(person) > (1 - MIN_REMOVED_SHARE) * len(scan):
+        return scan
     found = [Finding("clutter-removed", {"share": round(1 - len(person) / len(scan), 4)})]
     if platform is not None:
         values = {"area": round(platform.free_area, 3), "share": round(float((above & ~on).mean()), 4)}
         found.append(Finding("platform-removed", values))
-    if not is_person.all():
+    if np.bincount(parts)[~is_person].max(initial=0) >= max(MIN_ASKED_SHARE * len(parts), MIN_TOLD_POINTS):
         found.append(_left_out(sample, parts, is_person))
     return person.with_findings(*found)
 
@@ -137,10 +143,13 @@ def parts_of_person(
     judged = small if least <= MIN_ASKED_SHARE else asked
     far = [part for part in judged if not explains(fit, [part])]
     is_person[[part for part in small if part not in far]] = True
+    own = scan.points[is_person[parts]]
+    allowed = MAX_LOSS * float(np.quantile(fit.distance(own), LIMB_QUANTILE)) + MAX_PART_DISTANCE / 10
     for part in [part for part in far if part in asked][:MAX_LIMBS]:
         extended = fit_parts([*person, part])
         distance = float(np.median(extended.distance(scan.points[parts == part])))
-        if distance < MAX_LIMB_DISTANCE and extended.ood_score <= max(fit.ood_score, LIMB_SCORE):
+        loses = float(np.quantile(extended.distance(own), LIMB_QUANTILE)) > allowed
+        if distance < MAX_LIMB_DISTANCE and extended.ood_score <= max(fit.ood_score, LIMB_SCORE) and not loses:
             is_person[part] = True
     return is_person
 

@@ -28,11 +28,15 @@ MIN_NEIGHBORS = 0.93  # share of neighbors on the same side (0.95 to 1; 20 mm no
 MIN_NEIGHBORS_NOISY = 0.86  # the same where nothing else tells the side
 MIN_NEIGHBORS_FEW = 0.68  # the same for few points (400 points: 0.85, 150: 0.69; random signs 0.5)
 MIN_CONVEX = 0.72  # share of convex points (0.76 to 0.97; outward to one direction 0.39 to 0.61)
-MAX_INWARD = 0.28  # the same for normals that all point inward (0.03 to 0.24)
-MAX_CONCAVE_REGION = 0.12  # share of points in mostly concave regions (at most 0.07, one side 0.16; 20 % flipped 0.17)
+MAX_CONCAVE_REGION = (
+    0.045  # share of points in mostly concave regions (whole 0.03, part 0.07, one side 0.16; it is judged)
+)
 MIN_CONVEX_FACES = 0.55  # share of convex points of faces that agree with their neighbors
 MAX_INCONSISTENT = 0.01  # share of edges between faces of different sides
-MIN_AGREEMENT = 0.93  # share of signs that agree with visibility (clean: 0.95 to 1)
+MAX_CONCAVE_REGION_INWARD = 0.2  # the same of inward normals, once they are turned
+MIN_AGREEMENT = 0.945  # share of signs that agree with visibility (5,000 points and more: 0.98 to 1, of a part 0.95)
+MIN_AGREEMENT_FEW = 0.93  # the same for fewer points (2,000: 0.95 to 1), and of vertex normals with faces
+MANY_POINTS = 5000
 MIN_FACING = 0.9  # share of normals that face their sensor (clean: 1)
 
 
@@ -63,7 +67,8 @@ class Look(NamedTuple):
     @property
     def is_inward(self) -> bool:
         """Whether nearly all point into a body."""
-        return self.neighbors > MIN_NEIGHBORS_FEW and self.convex < MAX_INWARD
+        concave = 1 - self.concave_region
+        return self.is_consistent and self.convex < 1 - MIN_CONVEX and concave < MAX_CONCAVE_REGION_INWARD
 
 
 def look(points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]) -> Look:
@@ -139,7 +144,7 @@ def _check_vertex_normals(scan: Scan, seed: int) -> Scan:
     assert of_faces.normals is not None
     assert of_vertices.normals is not None
     agree = float(((of_faces.normals * of_vertices.normals).sum(axis=1) > 0).mean())
-    if agree > MIN_AGREEMENT:
+    if agree > MIN_AGREEMENT_FEW:
         return scan
     found = Finding("normals-ignored", {"share": round(1 - agree, 3)})
     return replace(scan, normals=None).with_findings(found)
@@ -194,7 +199,8 @@ def _orient(scan: Scan, seen: Look) -> Scan:
 
 def _chosen(scan: Scan, oriented: Float[np.ndarray, "n 3"]) -> Scan:
     """The scan with these normals, unless its own are nearly the same."""
-    return scan if _agrees(scan, oriented).mean() > MIN_AGREEMENT else replace(scan, normals=oriented)
+    least = MIN_AGREEMENT if len(scan) >= MANY_POINTS else MIN_AGREEMENT_FEW
+    return scan if _agrees(scan, oriented).mean() > least else replace(scan, normals=oriented)
 
 
 def _agrees(scan: Scan, oriented: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:

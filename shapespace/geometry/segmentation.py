@@ -14,12 +14,13 @@ from shapespace.geometry import proximity
 
 MIN_AREA = 0.6  # square meters of a plane; people of the tuning set have at most 0.41 in a plane that bounds them
 MIN_GAP = 0.05  # meters between two parts
-MIN_PLATFORM = 0.022  # square meters of a level surface on which nothing stands (people alone: at most 0.016)
-MIN_PLATFORM_FEW = 0.05  # the same for few points (1,000 points of people alone: at most 0.04)
+MIN_PLATFORM = 0.045  # square meters of a level surface on which nothing stands (people alone: at most 0.043)
+MIN_PLATFORM_FEW = 0.06  # the same for few points
 _MANY = 2500
 _PLATFORM_HEIGHT = 0.35  # meters above the lowest point: the top of a platform is below
 _PLATFORM_CELL = 0.03  # meters
-_PLATFORM_SAMPLE = 1500  # points from which its planes are drawn
+_MIN_SHARE = 0.08  # of the lowest points: a plane with fewer is no platform
+_PLATFORM_SAMPLE = 600  # points from which its planes are drawn
 _MIN_LEVEL = 0.99  # cosine of the tilt of a platform: 8 degrees
 _MAX_PLANES = 4  # a floor and three walls
 _NUM_HYPOTHESES = 500
@@ -89,6 +90,7 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
     planes = [Plane(-p.normal, -p.offset, p.thickness) if p.normal[1] < 0 else p for p in planes]
     planes.sort(key=lambda plane: int((np.abs(plane.height(bottom)) < _MIN_THICKNESS).sum()))
     middle = bottom.mean(axis=0)
+    planes = [plane for plane in planes if (np.abs(plane.height(bottom)) < _MIN_THICKNESS).mean() > _MIN_SHARE]
     by_height = {round(float(plane.height(middle[None])[0]) / _MIN_THICKNESS): plane for plane in planes}
     found = [Platform(plane, _free_area(wide, plane, cell)) for plane in by_height.values()]
     best = max(found, key=lambda platform: platform.free_area, default=None)

@@ -1,0 +1,39 @@
+"""A level surface under the feet on which nothing stands is a platform; soles are none."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from trimesh import Trimesh, creation, transformations
+
+from shapespace.fitting.clutter import remove_clutter
+from shapespace.geometry.scan import Scan
+from shapespace.geometry.segmentation import find_platform
+
+
+def points_of(mesh: Trimesh, density: float = 3000) -> np.ndarray:
+    return Scan.from_mesh(mesh).sample(int(density * mesh.area), np.random.default_rng(0)).points
+
+
+@pytest.fixture
+def person(make_body: Callable[..., Trimesh]) -> np.ndarray:
+    return points_of(make_body(1.0, -0.8))
+
+
+def test_a_turntable_goes_and_the_person_stays(person: np.ndarray) -> None:
+    level = transformations.rotation_matrix(np.pi / 2, (1, 0, 0))
+    disc = points_of(creation.cylinder(0.4, 0.04).apply_transform(level)) - [0, 0.02, 0]
+    both = np.concatenate([person, disc])
+    platform = find_platform(both, np.random.default_rng(1))
+    assert platform is not None
+    assert platform.plane.normal[1] > 0.99
+    assert platform.plane.offset == pytest.approx(0.0, abs=0.01)
+    assert 0.3 < platform.free_area < np.pi * 0.4**2
+    alone = remove_clutter(Scan("anna", both), None)
+    assert "platform-removed" in [found.code for found in alone.findings]
+    assert alone.points[:, 1].min() > -0.01
+    assert len(alone) == pytest.approx(len(person), rel=0.02)
+
+
+def test_a_person_alone_stands_on_no_platform(person: np.ndarray) -> None:
+    assert find_platform(person, np.random.default_rng(1)) is None
