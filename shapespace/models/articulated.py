@@ -36,6 +36,7 @@ from shapespace.nn.hypernetwork import PartHypernetwork, rotation_to_6d
 from shapespace.nn.latent import CodeTable, GaussianPrior
 from shapespace.nn.mlp import Linearization
 from shapespace.nn.part_mlp import PartLinearization, PartMLP, PartStates, nearest_parts
+from shapespace.nn.part_pointnet import PartPointNet
 from shapespace.nn.pointnet import PointNet
 from shapespace.synthetic.body import Body
 
@@ -188,7 +189,7 @@ class ArticulatedSDF(SDFModel):
 
     def encode(self, batch: Batch) -> Code:
         """Encode a batch."""
-        return self.encoder(batch)
+        return self.encoder(batch, self.hypernetwork, self.decoder.radius)
 
     def states(self, code: Code) -> PartStates:
         """States of the parts: given, or from the global code."""
@@ -401,15 +402,21 @@ class ArticulatedConfig(ModelConfig):
     loss_points: int = 128
     """Surface points of each scan in the loss of a step, of those of the batch; small parts have more of them."""
     encoder_points: int = 512
-    """Points of a scan that the encoder reads."""
+    """Points of a scan that the PointNet reads."""
     encoder_width: int = 128
     """Units of the middle layer on each point."""
     encoder_features: int = 256
-    """Features of which the encoder takes the maximum over the points."""
+    """Features of which the PointNet takes the maximum over the points."""
+    encoder_corrections: int = 0
+    """Corrections of the PointNet's code by a small PointNet in the frame of each part."""
+    correction_points: int = 1024
+    """Points of a scan that the corrections read."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a number out of range."""
         for name, value in asdict(self).items():
+            if name == "encoder_corrections" and value == 0:
+                continue
             if not 0 < value < math.inf:
                 least = "at least 1" if isinstance(value, int) else "above 0"
                 raise ValueError(f"--model.{name.replace('_', '-')} {value:g}: must be {least}.")
@@ -426,6 +433,9 @@ def build_articulated(config: ArticulatedConfig, *, num_scans: int = 0) -> Artic
         width=config.encoder_width,
         features=config.encoder_features,
     )
+    corrections = [
+        PartPointNet(code_dim=config.code_dim, num_parts=config.num_parts) for _ in range(config.encoder_corrections)
+    ]
     table = CodeTable(num_scans=num_scans, code_dim=config.code_dim)
     decoder = PartMLP(
         num_parts=config.num_parts,
@@ -435,7 +445,7 @@ def build_articulated(config: ArticulatedConfig, *, num_scans: int = 0) -> Artic
         beta=config.beta,
     )
     return ArticulatedSDF(
-        SeparateEncoder(pointnet, table),
+        SeparateEncoder(pointnet, corrections, config.correction_points, table),
         hypernetwork,
         decoder,
         GaussianPrior(code_dim=config.code_dim, ood_limit=PARTS_OOD_LIMIT),

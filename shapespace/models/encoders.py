@@ -1,11 +1,17 @@
 """Encoders: modules from a batch to codes, by a network or a table of free codes."""
 
+from collections.abc import Iterable, Iterator
+from typing import cast
+
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from shapespace.data.loader import Batch
 from shapespace.models.code import Code
+from shapespace.nn.hypernetwork import PartHypernetwork
 from shapespace.nn.latent import CodeTable
+from shapespace.nn.part_pointnet import PartPointNet
 from shapespace.nn.pointnet import PointNet, kl_divergence, sample_normal
 from shapespace.nn.resnet import ResidualPointNet
 
@@ -56,19 +62,55 @@ class DistilledEncoder(nn.Module):
 
 
 class SeparateEncoder(nn.Module):
-    """Free codes for the training scans, and a PointNet that is trained after all else; it encodes unseen scans."""
+    """Free codes for the training scans, and a network for other scans that is trained after all else.
 
-    def __init__(self, pointnet: PointNet, table: CodeTable) -> None:
+    The network is a PointNet, whose code is corrected by part PointNets one after the other.
+    """
+
+    def __init__(self, pointnet: PointNet, corrections: Iterable[PartPointNet], num_points: int, table: CodeTable):
         super().__init__()
-        self.pointnet, self.table = pointnet, table
+        self.pointnet, self.corrections, self.table = pointnet, nn.ModuleList(corrections), table
+        self.num_points = num_points
 
-    def forward(self, batch: Batch) -> Code:
-        """Codes of a batch: free ones of training scans, those of the PointNet of other scans."""
+    @property
+    def count(self) -> int:
+        """Points of a scan that the network reads."""
+        return max(self.pointnet.count, self.num_points if len(self.corrections) else 0)
+
+    @property
+    def part_pointnets(self) -> Iterable[PartPointNet]:
+        """The corrections, in their order."""
+        return cast(Iterable[PartPointNet], self.corrections)
+
+    def train_network(self, trained: bool) -> None:
+        """Set whether the weights of the network get gradients; the free codes are not concerned."""
+        self.pointnet.requires_grad_(trained)
+        self.corrections.requires_grad_(trained)
+
+    def forward(self, batch: Batch, hypernetwork: PartHypernetwork, radius: Float[Tensor, "k"]) -> Code:
+        """Codes of a batch: free ones of training scans, those of the network of other scans."""
         known = (batch.scan_index >= 0)[:, None]
         if known.all():
             return Code((self.table(batch.scan_index),))
-        predicted, _ = self.pointnet(batch.points)
-        return Code((torch.where(known, self.table(batch.scan_index), predicted),))
+        code, _ = self.pointnet(batch.points)
+        for corrected in self.corrected(batch.points, code, hypernetwork, radius):
+            code = corrected
+        return Code((torch.where(known, self.table(batch.scan_index), code),))
+
+    def corrected(
+        self,
+        points: Float[Tensor, "b n 3"],
+        code: Float[Tensor, "b z"],
+        hypernetwork: PartHypernetwork,
+        radius: Float[Tensor, "k"],
+    ) -> Iterator[Float[Tensor, "b z"]]:
+        """The code after each correction; the gradient of a code is that of its own correction."""
+        points = points[:, : self.num_points]
+        for correction in self.part_pointnets:
+            with torch.no_grad():
+                states = hypernetwork(code)
+            code = correction(points, code, states, radius)
+            yield code
 
 
 Encoder = PointNetEncoder | AutoDecoder | DistilledEncoder

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +20,16 @@ from shapespace.nn.hypernetwork import ROTATION_WEIGHT
 from shapespace.nn.part_mlp import BLEND_SHARPNESS, NEAREST, PartStates
 from shapespace.training.optimizers import cosine, make_optimizers
 
-BATCH = 32  # scans of a step
-CARRIED = 0.5  # share of a batch whose limbs are exchanged
+CARRIED = 0.25  # share of a batch whose limbs are exchanged
 EXCHANGES = 4  # limbs of a carried body that have the pose of another scan
 TURN_STD = 0.1  # of a further turn of every joint of a carried body (radians)
 HEADING, SHIFT_STD = 0.35, 0.03  # largest heading (radians) and deviation of the center (model units) of every scan
 CUT = 0.25  # share of a batch of which a random half is cut away, so that partial scans are known
 LOCAL_WEIGHT = 0.02  # of the local codes, in units of their deviations, beside distances in model units
-LEARNING_RATE, MUON_RATE, WARMUP = 1e-3, 1e-2, 50
+POINTNET = 32, 1e-3, 1e-2  # scans of a step, learning rate, and that of Muon
+CORRECTIONS = 16, 3e-3, None
+CORRECTIONS_SHARE = 0.7  # of the budget
+WARMUP = 50
 _STREAM = 7  # of the random numbers of this module, beside those of the batches
 
 
@@ -37,51 +40,56 @@ class EncoderBudget:
     steps: int
     minutes: float | None
 
+    def part(self, share: float) -> "EncoderBudget":
+        """A share of both."""
+        return EncoderBudget(round(share * self.steps), None if self.minutes is None else share * self.minutes)
+
+    def fraction(self, step: int, seconds: float) -> float:
+        """What is over of it after some steps and seconds."""
+        return max(step / self.steps, 0.0 if self.minutes is None else seconds / 60 / self.minutes)
+
+
+class _Stage(NamedTuple):
+    """A module that is trained: for how long, scans of a step, and learning rates (Adam's, and Muon's or None)."""
+
+    name: str
+    module: nn.Module
+    budget: EncoderBudget
+    batch: int
+    rate: float
+    muon_rate: float | None
+
 
 def train_encoder(
     model: ArticulatedSDF, store: ScanSource, names: Sequence[str], budget: EncoderBudget, *, seed: int
 ) -> None:
     """Train the encoder alone; its codes shall put the parts where they are, and give them their local codes.
 
-    The loss is on the parts and not on the codes, most of whose numbers hardly move anything. A few scans teach many
-    poses: half of a batch are bodies whose limbs have the joint angles of other scans, with the points carried by the
-    parts.
+    First the PointNet is trained, then what corrects its code. The loss is on the parts and not on the codes, most of
+    whose numbers hardly move anything. A few scans teach many poses: a part of a batch are bodies whose limbs have the
+    joint angles of other scans, with the points carried by the parts.
     """
     if not budget.steps:
         return
-    device = model.decoder.radius.device
-    model.encoder.pointnet.requires_grad_(True)
-    frozen = [p for name, p in model.named_parameters() if name not in model.encoder_parameters() and p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    encoder = model.encoder
+    corrected = len(encoder.corrections) > 0
+    stages = [_Stage("PointNet", encoder.pointnet, budget.part(1 - CORRECTIONS_SHARE if corrected else 1.0), *POINTNET)]
+    if corrected:
+        components, precision = model.hypernetwork.weights(), model.prior.precision()
+        for correction in encoder.part_pointnets:
+            correction.set_projection(components, precision)
+        stages.append(_Stage("corrections", encoder.corrections, budget.part(CORRECTIONS_SHARE), *CORRECTIONS))
+    learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
+    model.train()
     try:
         bodies = _Bodies(model)
-        optimizers = make_optimizers(model, lr=LEARNING_RATE, lr_codes=0.0, lr_muon=MUON_RATE)
-        rates = [group["lr"] for group in optimizers.param_groups]
-        schedule, began = cosine(warmup_steps=WARMUP), time.monotonic()
-        pointnet = model.encoder.pointnet
-        model.train()
-        for step in tqdm(range(budget.steps), desc="train encoder", unit="step"):
-            minutes = (time.monotonic() - began) / 60
-            fraction = max(step / budget.steps, 0.0 if budget.minutes is None else minutes / budget.minutes)
-            if fraction >= 1:
-                break
-            for group, rate in zip(optimizers.param_groups, rates, strict=True):
-                group["lr"] = rate * schedule(step, fraction)
-            generator = torch.Generator().manual_seed(derive_seed(seed, step, _STREAM))
-            rows = torch.randint(len(names), (BATCH,), generator=generator)
-            rng = np.random.default_rng((seed, step, _STREAM))
-            drawn = [store.sample(names[row], pointnet.count, rng).points for row in rows.tolist()]
-            points, states = bodies.draw(torch.from_numpy(np.stack(drawn)).float().to(device), rows, generator)
-            code, _ = pointnet(points)
-            loss = _distance(model.hypernetwork(code), states, model.local_std)
-            optimizers.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(pointnet.parameters(), 10.0)  # others have the gradients of their own last step
-            optimizers.step()
+        for number, stage in enumerate(stages):
+            _train_stage(model, stage, bodies, store, names, (seed, number))
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(learned[name])
+        encoder.train_network(True)
         model.eval()
 
 
@@ -145,6 +153,42 @@ class _Bodies:
         shift = ((poses.center - before) * area).sum(dim=1, keepdim=True)
         device = self.states.center.device
         return PartPoses((poses.center - shift).to(device), poses.rotation.to(device))
+
+
+def _train_stage(
+    model: ArticulatedSDF,
+    stage: _Stage,
+    bodies: _Bodies,
+    store: ScanSource,
+    names: Sequence[str],
+    seeds: tuple[int, int],
+) -> None:
+    encoder, device = model.encoder, model.decoder.radius.device
+    stage.module.requires_grad_(True)
+    optimizers = make_optimizers(model, lr=stage.rate, lr_codes=0.0, lr_muon=stage.muon_rate)
+    rates = [group["lr"] for group in optimizers.param_groups]
+    schedule, began = cosine(warmup_steps=WARMUP), time.monotonic()
+    for step in tqdm(range(stage.budget.steps), desc=f"train {stage.name}", unit="step"):
+        fraction = stage.budget.fraction(step, time.monotonic() - began)
+        if fraction >= 1:
+            break
+        for group, rate in zip(optimizers.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(step, fraction)
+        generator = torch.Generator().manual_seed(derive_seed(*seeds, step, _STREAM))
+        rows = torch.randint(len(names), (stage.batch,), generator=generator)
+        rng = np.random.default_rng((*seeds, step, _STREAM))
+        drawn = np.stack([store.sample(names[row], encoder.count, rng).points for row in rows.tolist()])
+        points, states = bodies.draw(torch.from_numpy(drawn).float().to(device), rows, generator)
+        code, _ = encoder.pointnet(points)
+        codes = [code]
+        if stage.module is encoder.corrections:
+            codes = list(encoder.corrected(points, code, model.hypernetwork, model.decoder.radius))
+        loss = torch.stack([_distance(model.hypernetwork(one), states, model.local_std) for one in codes]).sum()
+        optimizers.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(stage.module.parameters(), 10.0)
+        optimizers.step()
+    stage.module.requires_grad_(False)
 
 
 def carry(

@@ -100,7 +100,7 @@ def train_model(
         encoder_budget = EncoderBudget(steps, config.optim.max_minutes)
     elif isinstance(model, ArticulatedSDF):
         config, encoder_budget = split_budget(config, len(names))
-        model.encoder.pointnet.requires_grad_(False)  # trained below
+        model.encoder.train_network(False)  # below
     optimizers = make_optimizers(
         model, lr=config.optim.lr, lr_codes=config.optim.lr_codes, lr_muon=config.optim.lr_muon
     )

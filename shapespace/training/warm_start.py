@@ -76,12 +76,14 @@ def replace_codes(model: ArticulatedSDF, former: Float[Tensor, "n z"]) -> None:
     for tensor in (net.correction, net.pose.out.weight, net.pose.out.bias):
         tensor.zero_()
     first = net.local.first
-    matrix, offset = affine_map(codes, former)
+    backward = matrix, offset = affine_map(codes, former)
     first.bias.add_(first.weight @ offset)
     first.weight.copy_(first.weight @ matrix.T)
     matrix, offset = affine_map(former, codes)
     last.bias.copy_(last.bias @ matrix + offset)
     last.weight.copy_(matrix.T @ last.weight)
+    for correction in model.encoder.part_pointnets:
+        correction.replace_codes(matrix, *backward)
     model.template.vertex_local.zero_()
 
 

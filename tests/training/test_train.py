@@ -226,13 +226,30 @@ def test_a_training_starts_from_the_parts_of_another_one(
 
 def test_the_encoder_of_parts_is_trained_alone(store: ScanStore, tmp_path: Path) -> None:
     first = learn(store, tmp_path / "run", "--optim.max-steps", "5", "--optim.encoder-share", "0", config=parts)
-    settings = ("--trainable", "encoder", "--init-from", str(tmp_path / "run"), "--optim.max-steps", "3")
+    settings = ("--trainable", "encoder", "--init-from", str(tmp_path / "run"), "--optim.max-steps", "6")
     second = learn(store, tmp_path / "second", *settings, config=parts)
     assert first.keys() == second.keys()
     moved = {name for name, tensor in second.items() if not torch.equal(tensor, first[name])}
-    assert moved == {name for name in second if name.startswith("encoder.pointnet.")}
+    assert moved == {name for name in second if name.startswith(("encoder.pointnet.", "encoder.corrections."))}
     with pytest.raises(ValueError, match=r"--optim\.encoder-share 1: must be at least 0 and below 1"):
         learn(store, tmp_path / "none", "--optim.encoder-share", "1", config=parts)
+
+
+def test_corrections_bring_the_parts_nearer(store: ScanStore, tmp_path: Path) -> None:
+    settings = ("--optim.max-steps", "150", "--optim.max-epochs", "400", "--optim.encoder-share", "0.9")
+    learn(store, tmp_path / "run", *settings, "--model.encoder-corrections", "2", config=parts)
+    model = ShapeSpace.load(tmp_path / "run").model
+    assert isinstance(model, ArticulatedSDF)
+    names, encoder = store.scan_names("train"), model.encoder
+    points = torch.stack([torch.from_numpy(store.sample(n, 1024, np.random.default_rng(1)).points) for n in names])
+    truth = model.training_states().center
+    with torch.no_grad():
+        code, _ = encoder.pointnet(points)
+        codes = [code, *encoder.corrected(points, code, model.hypernetwork, model.decoder.radius)]
+        first, second, third = ((model.hypernetwork(c).center - truth).norm(dim=-1).mean() for c in codes)
+    assert max(second, third) < 0.8 * first
+    unseen = collate([Scan(name, own.numpy()) for name, own in zip(names, points, strict=True)])
+    torch.testing.assert_close(model.encode(unseen).flat, codes[-1])
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -259,7 +276,7 @@ def _gradients(store: ScanStore, ranks: list[int], world: int) -> dict[str, torc
     model = model.double().train()
     for weight in (model.hypernetwork.correction, model.hypernetwork.pose.out.weight):  # away from the targets
         torch.nn.init.normal_(weight, std=0.1)
-    model.encoder.pointnet.requires_grad_(False)
+    model.encoder.train_network(False)
     sizes = {"scans": 4, "points": 128, "surface_points": 64, "near_std": 0.01, "half_extent": 1.0, "seed": 0}
     shares = [_double(StepDataset(store, names, **sizes, rank=rank, world_size=2)[3]) for rank in ranks]
     values = {field.name: [getattr(share, field.name) for share in shares] for field in fields(Batch)}
