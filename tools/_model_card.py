@@ -133,13 +133,15 @@ def _correspondence(draws: Sequence[Draw]) -> str:
             scans.append(
                 RegisteredScan(row["name"], row["split"], np.asarray(mesh.vertices), np.asarray(truth.vertices))
             )
-        report = make_correspondence_report(scans, body.faces, pairs=PAIRS)
+        report = make_correspondence_report(scans, body.faces, regions=body.parts(), pairs=PAIRS)
         errors += [row["carried_error"] for row in report.rows if "carried_error" in row]
-    cells = [f"{np.mean([error[column] for error in errors]):.1f}" for column in ("median", "mean", "p95")]
-    lines = [["pairs", "median", "mean", "95 %"], [str(len(errors)), *cells]]
+    columns = ("median", "mean", "p95", *body.parts())
+    cells = [f"{np.mean([error[column] for error in errors]):.1f}" for column in columns]
+    lines = [["pairs", "median", "mean", "95 %", *body.parts()], [str(len(errors)), *cells]]
     return (
         "A point of one person, carried by the registered template to another one in another pose, against its true "
-        "place: statistics over the vertices of each pair, means over the pairs.\n\n" + markdown_table(lines, 1)
+        "place (mm): statistics over the area, and means in regions; means over the pairs.\n\n"
+        + markdown_table(lines, 1)
     )
 
 

@@ -1,8 +1,8 @@
 """Score registered templates against true registrations: vertex to vertex, from person to person, joint to joint.
 
 A registered template has its vertices in the order of the template, so each has one true place. All inputs are in world
-meters, all errors in millimeters. Every vertex counts the same, so that dense regions (hands, face) weigh more than
-their area.
+meters, all errors in millimeters. Points that are carried from person to person count by their area; in the other
+scores every vertex counts the same, so that dense regions (hands, face) weigh more than their area.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from trimesh import Trimesh
 
 from shapespace.evaluation.metrics import MILLIMETERS, Row, summarize
 from shapespace.evaluation.scores import ScoreReport
-from shapespace.geometry.proximity import closest_point
+from shapespace.geometry.proximity import area_vectors, closest_point
 
 METRICS = {
     "vertex_error": "Distance from each vertex of the registered template to its true place.",
@@ -109,9 +109,13 @@ def carried_errors(
 
 
 def score_errors(
-    errors: Float[np.ndarray, "*s v"], regions: Mapping[str, Bool[np.ndarray, "v"]] | None = None
+    errors: Float[np.ndarray, "v"],
+    regions: Mapping[str, Bool[np.ndarray, "v"]] | None = None,
+    areas: Float[np.ndarray, "v"] | None = None,
 ) -> CorrespondenceScores:
-    """Scores of errors (mm) by vertex, of one scan or of several at once; regions are masks of the vertices.
+    """Scores of errors (mm) by vertex; regions are masks of the vertices.
+
+    A vertex counts by its share of `areas`. By default all count the same.
 
     Raises:
         ValueError: A region has no vertex.
@@ -120,9 +124,16 @@ def score_errors(
     for name, mask in (regions or {}).items():
         if not mask.any():
             raise ValueError(f"correspondence: region {name!r} has 0 of {len(mask):,} vertices. Leave it out.")
-    median, p95 = np.percentile(errors, [50, 95])
-    by_region = {name: float(errors[..., mask].mean()) for name, mask in (regions or {}).items()}
-    return CorrespondenceScores(float(errors.mean()), float(median), float(p95), by_region)
+    by_region = {
+        name: float(np.average(errors[mask], weights=None if areas is None else areas[mask]))
+        for name, mask in (regions or {}).items()
+    }
+    mean = float(np.average(errors, weights=areas))
+    if areas is None:
+        median, p95 = np.percentile(errors, [50, 95])
+    else:
+        median, p95 = _percentiles(errors, areas, [50.0, 95.0])
+    return CorrespondenceScores(mean, float(median), float(p95), by_region)
 
 
 def choose_carried_pairs(
@@ -168,11 +179,30 @@ def make_correspondence_report(
         if scan.predicted_joints is not None and scan.joints is not None:
             rows[-1]["joint_error"] = score_errors(vertex_errors(scan.predicted_joints, scan.joints)).row()
     for source, target in choose_carried_pairs(scans, pairs, seed):
-        carried = score_errors(carried_errors(source, target, faces), regions)
+        areas = vertex_areas(source.truth, faces)
+        carried = score_errors(carried_errors(source, target, faces), regions, areas)
         rows.append({"name": f"{source.name} to {target.name}", "split": source.split, "carried_error": carried.row()})
     present = {name: sentence for name, sentence in METRICS.items() if any(name in row for row in rows)}
     columns = {name: dict.fromkeys(next(row[name] for row in rows if name in row), "mm") for name in present}
     return ScoreReport(present, columns, rows, summarize(rows), {"pairs": pairs, "seed": seed, **(settings or {})})
+
+
+def vertex_areas(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> Float[np.ndarray, "v"]:
+    """Area of each vertex: a third of its faces' (square meters)."""
+    thirds = np.linalg.norm(area_vectors(vertices.astype(np.float64), faces), axis=1) / 6
+    return np.bincount(faces.ravel(), weights=thirds.repeat(3), minlength=len(vertices))
+
+
+def _percentiles(
+    values: Float[np.ndarray, "v"], weights: Float[np.ndarray, "v"], percentages: Sequence[float]
+) -> Float[np.ndarray, "p"]:
+    """Least values at or below which this percentage of the weight is; NaN if a value is."""
+    if np.isnan(values).any():
+        return np.full(len(percentages), np.nan)
+    order = values.argsort()
+    share = weights[order].cumsum()
+    places = np.searchsorted(share, np.asarray(percentages) / 100 * share[-1])
+    return values[order[places.clip(max=len(values) - 1)]].astype(np.float64)
 
 
 def _centered(vertices: Float[np.ndarray, "v 3"]) -> Float[np.ndarray, "v 3"]:

@@ -67,8 +67,20 @@ def test_scores_are_mean_median_percentile_and_the_mean_by_region() -> None:
     assert (scores.mean, scores.median, scores.p95) == (50, 50, 95)
     assert scores.regions == {"low": 5, "high": 55.5}
     assert list(scores.row()) == ["mean", "median", "p95", "low", "high"]
-    several = correspondence.score_errors(np.stack([errors, errors + 10]), {"low": low})
-    assert (several.mean, several.regions["low"]) == (55, 10)
+
+
+def test_vertices_count_by_their_area() -> None:
+    """As if every vertex was there as often as its area says."""
+    errors, areas = np.array([5.0, 1, 3, 2]), np.array([1.0, 6, 1, 12])
+    scores = correspondence.score_errors(errors, {"last": np.arange(4) >= 2}, areas)
+    plain = errors.repeat(areas.astype(int))
+    assert (scores.mean, scores.median, scores.p95) == (plain.mean(), 2, 3)
+    assert scores.regions["last"] == pytest.approx(27 / 13)
+    assert np.isnan(correspondence.score_errors(np.full(4, np.nan), areas=areas).median)
+    mesh = sphere()
+    of_vertices = correspondence.vertex_areas(np.asarray(mesh.vertices), np.asarray(mesh.faces))
+    assert of_vertices.sum() == pytest.approx(mesh.area)
+    assert of_vertices[0] == pytest.approx(mesh.area_faces[(mesh.faces == 0).any(axis=1)].sum() / 3)
 
 
 def test_a_region_without_vertices_is_refused() -> None:
