@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from trimesh import creation
+from trimesh import Trimesh, creation
 
 from shapespace.fitting.quality import FitQuality, assess
 from shapespace.geometry.scan import Scan
@@ -44,6 +44,23 @@ def test_coverage_and_residuals_are_in_meters() -> None:
     found = assess(Code((codes[:1],)), made, np.linspace(0, 0.1, 101), half(), BALL)
     assert found.coverage == pytest.approx(0.5, abs=0.07)
     assert (found.median, found.p95) == (pytest.approx(0.05), pytest.approx(0.095))
+
+
+def test_coverage_counts_area_not_vertices() -> None:
+    seen, dense = creation.box((1, 1, 1)), creation.box((1, 1, 1)).subdivide().subdivide().subdivide()
+    dense.apply_translation((5, 0, 0))
+    both = Trimesh(
+        np.concatenate([seen.vertices, dense.vertices]),
+        np.concatenate([seen.faces, dense.faces + len(seen.vertices)]),
+        process=False,
+    )
+    assert (both.vertices[:, 0] < 2).mean() < 0.05
+    scan = Scan("seen", seen.sample(30_000, seed=0))
+    found = [assess(Code((torch.zeros(1, 4),)), None, np.empty(0), scan, both).coverage for _ in range(2)]
+    assert found[0] == pytest.approx(0.5, abs=0.02)
+    assert found[0] == found[1]
+    nothing = Scan("none", np.empty((0, 3), np.float32))
+    assert math.isnan(assess(Code((torch.zeros(1, 4),)), None, np.empty(0), nothing, both).coverage)
 
 
 def test_undefined_values_are_nan_and_give_no_warning() -> None:
