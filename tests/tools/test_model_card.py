@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from trimesh import Trimesh, creation
 
+from shapespace.data.store import ScanStore
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import write_mesh
 from shapespace.tools import _model_card
@@ -20,7 +21,7 @@ SHIFTS = {"00": 0.0, "01": 1.0}  # meters, of the people; what is carried betwee
 ERRORS = {"first": (1.0, 2.0), "second": (3.0, 40.0)}  # mm, of the two people of each draw
 
 
-class Store:
+class Store(ScanStore):
     """Ground truth and scans of the two people."""
 
     def __init__(self, path: Path) -> None:

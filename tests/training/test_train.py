@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ from shapespace.datasets import get_dataset
 from shapespace.geometry.proximity import contains
 from shapespace.geometry.scan import Scan
 from shapespace.io.checkpoints import load_tensors, save_tensors
-from shapespace.models import articulated, igr
-from shapespace.models.articulated import ArticulatedSDF
+from shapespace.models import articulated, igr, registry
+from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF
 from shapespace.space import ShapeSpace
 from shapespace.tools._config import config_class, expand_config_option
 from shapespace.training import optimizers, train
 from shapespace.training.config import OptimConfig, TrainConfig
 from shapespace.training.objective import Objective
 from shapespace.training.run import Run, describe_hardware
+from shapespace.training.warm_start import load_pretrained
 
 
 @pytest.fixture
