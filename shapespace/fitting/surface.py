@@ -44,7 +44,7 @@ def registered_mesh(model: ArticulatedSDF, fit: Fit, registration: Registration)
 
 
 def posed_mesh(model: ArticulatedSDF, fit: Fit) -> Trimesh:
-    """The template in the pose and shape of a fit in the world: a few millimeters off its surface."""
+    """The template in the pose and shape of a fit in the world, without a registration."""
     with torch.no_grad():
         (vertices,) = model.template(model.states(fit.code)).cpu()
     return Trimesh(to_world(vertices.numpy(), fit.frame), model.template.faces.cpu().numpy(), process=False)
@@ -58,7 +58,7 @@ def joint_positions(model: ArticulatedSDF, fit: Fit) -> dict[str, Float[np.ndarr
 
 
 def coarse_mesh(model: ShapeModel, fit: Fit) -> Trimesh:
-    """A fast mesh of a fit in the world, at most a centimeter or so off its surface."""
+    """A fast mesh of a fit in the world, for its quality: the posed template, or a coarse one of the field."""
     if isinstance(model, ArticulatedSDF) and choose_surface(model, "auto") == "template":
         return posed_mesh(model, fit)
     return field_mesh(model, fit, resolution=COARSE_RESOLUTION)
