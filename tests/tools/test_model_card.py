@@ -21,7 +21,7 @@ SHIFTS = {"00": 0.0, "01": 1.0}  # meters, of the people; what is carried betwee
 ERRORS = {"first": (1.0, 2.0), "second": (3.0, 40.0)}  # mm, of the two people of each draw
 
 
-class Store(ScanStore):
+class TwoPeople(ScanStore):
     """Ground truth and scans of the two people."""
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ def write_scores(folder: Path, errors: tuple[float, float], method: str) -> None
 @pytest.fixture
 def draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two draws of the same two people; every fit is 10 mm too high, but for the second person's of the second draw."""
-    monkeypatch.setattr(_model_card, "ScanStore", Store)
+    monkeypatch.setattr(_model_card, "ScanStore", TwoPeople)
     monkeypatch.setattr(_model_card.Body, "load", lambda: SimpleNamespace(faces=BALL.faces))
     monkeypatch.setattr(_model_card, "PAIRS", 2)
     given = []
@@ -72,7 +72,7 @@ def draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         write_scores(folder, errors, "lm")
         for name in NAMES:
             up = 0.03 if (draw, name[:2]) == ("second", "01") else 0.01
-            mesh = Store(Path("x.h5")).ground_truth(name)
+            mesh = TwoPeople(Path("x.h5")).ground_truth(name)
             mesh.vertices += (0, up, 0)
             write_mesh(folder / f"meshes/unseen_people/{name.replace('/', '_')}.ply", mesh)
         labels = {
