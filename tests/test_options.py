@@ -22,6 +22,7 @@ SHARED = {
     "shapespace/io/depth_images.py": READERS,
     "shapespace/space.py": ("fit", "register"),
     "shapespace/fitting/fit.py": ("fit", "register"),
+    "shapespace/fitting/fitter.py": ("fit", "register"),
     "tools/_inputs.py": ("fit", "encode", "register", "view"),
     "tools/_outputs.py": ("fit", "encode", "register"),
 }
@@ -32,8 +33,6 @@ ELSEWHERE = {
     ("tools/_outputs.py", "--lm.alignment"),  # notes about fits
     ("tools/_outputs.py", "--posterior-samples"),  # of `fit` and `encode` alone
     ("tools/_outputs.py", "--resolution"),  # the same
-    ("shapespace/space.py", "--scale"),  # for `preprocess`, which the message names
-    ("shapespace/space.py", "--init-from"),  # of `train`
 }
 RUN_OTHERS = ("ablate", "benchmark", "reproduce", "train")  # they run or name other commands
 

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,9 +15,10 @@ from tqdm import tqdm
 from trimesh import Trimesh
 
 from shapespace.evaluation import metrics, scores
-from shapespace.fitting.checks import quality_findings
-from shapespace.fitting.quality import FitQuality, assess, estimate_stature
+from shapespace.fitting.checks import assess_fit, quality_findings
+from shapespace.fitting.quality import FitQuality
 from shapespace.fitting.result import Fit, save_fits
+from shapespace.fitting.surface import Components, Surface
 from shapespace.geometry.scan import Scan
 from shapespace.interpolation import InterpolationPath, choose_path
 from shapespace.io import scan_files, units
@@ -27,14 +28,13 @@ from shapespace.models import registry
 from shapespace.rendering import sheet
 from shapespace.rendering.animation import write_animated_glb
 from shapespace.rendering.colors import color_by_value
-from shapespace.space import Components, ShapeSpace, Surface
+from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import MAX_LISTED, PIPE, ScanInput, listed
 from shapespace.training.run import Run
 
 ANIMATION = "sequence.glb"
 UNCERTAINTY_LIMIT = 30.0  # mm: end of the color scale
 STATURE = "unlikely-stature"
-COVERAGE_POINTS = 20_000  # drawn from a registered template
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,7 @@ def write_meshes(
             mesh = color_by_value(mesh, space.uncertainty(fit, mesh), limit=UNCERTAINTY_LIMIT)
         if mesh is not None and fps is not None:
             frames.append(mesh)
-        evenly = mesh if mesh is None or space.choose_surface(meshing.surface) == "field" else _evenly(mesh)
-        quality = assess(fit.code, space.model.prior, fit.residuals, scan, evenly)
-        if mesh is not None:
-            quality = replace(quality, stature=estimate_stature(mesh))
-        records.append(_record(fit, quality, source))
+        records.append(_record(fit, assess_fit(space.model, fit, scan), source))
         if mesh is not None and out == Path(PIPE):
             data = scan_files.mesh_bytes(mesh, Path(f"mesh.{format}"), unit=unit, up=up, origin=fit.origin)
             sys.stdout.buffer.write(data)
@@ -155,12 +151,6 @@ def write_meshes(
 
 def _mesh(space: ShapeSpace, fit: Fit, meshing: MeshOptions) -> Trimesh:
     return space.mesh(fit, resolution=meshing.resolution, components=meshing.components, surface=meshing.surface)
-
-
-def _evenly(mesh: Trimesh) -> Trimesh:
-    """Points spread over the area of a mesh, as its vertices: those of a template are dense on hands and face."""
-    points = Scan.from_mesh(mesh).sample(COVERAGE_POINTS, np.random.default_rng(0)).points
-    return Trimesh(points, process=False)
 
 
 def _write_samples(space: ShapeSpace, fit: Fit, out: Path, source: ScanInput, meshing: MeshOptions, seed: int) -> None:

@@ -41,9 +41,10 @@ from shapespace.fitting.fit import AdamOptions
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
 from shapespace.fitting.result import save_fits
+from shapespace.fitting.surface import Components, Surface
 from shapespace.io import scan_files
 from shapespace.rendering import colors, renderer, sheet
-from shapespace.space import Components, ShapeSpace, Surface
+from shapespace.space import ShapeSpace
 from shapespace.tools._outputs import choose_surface, fit_provenance, model_folder, model_provenance
 from shapespace.tools._resume import Chunk, resumable
 from shapespace.training.run import describe_hardware

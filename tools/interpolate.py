@@ -21,10 +21,11 @@ import tyro
 
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.result import Fit, load_fits
+from shapespace.fitting.surface import Surface
 from shapespace.interpolation import InterpolationPath, choose_path, has_parts
 from shapespace.io.errors import did_you_mean
 from shapespace.models import registry
-from shapespace.space import ShapeSpace, Surface
+from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import ScanInput, read_scans
 from shapespace.tools._outputs import choose_surface, write_interpolation
 

@@ -13,9 +13,10 @@ import tyro
 from tqdm import tqdm
 
 from shapespace.fitting.result import load_fits
+from shapespace.fitting.surface import Components, Surface
 from shapespace.io import scan_files
 from shapespace.io.scan_files import MeshFormat, file_name
-from shapespace.space import Components, ShapeSpace, Surface
+from shapespace.space import ShapeSpace
 from shapespace.tools._outputs import choose_surface
 
 

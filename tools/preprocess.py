@@ -19,7 +19,8 @@ from typing import Annotated
 
 import tyro
 
-from shapespace.data.preprocess import GroundTruth, PreprocessOptions, preprocess
+from shapespace.data.preparation import GroundTruth
+from shapespace.data.preprocess import PreprocessOptions, preprocess
 from shapespace.data.scan_dataset import ScanDataset
 from shapespace.datasets import get_dataset
 from shapespace.datasets.folder import Folder

@@ -20,7 +20,7 @@ from shapespace.data.store import ScanStore
 from shapespace.space import ShapeSpace
 from shapespace.tools._inputs import ScanInput, read_scans
 from shapespace.viewer.app import HOST, PORT, Viewer
-from shapespace.viewer.scene import ScanCollection
+from shapespace.viewer.fitted_scans import ScanCollection
 
 
 def main(

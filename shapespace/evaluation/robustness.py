@@ -15,8 +15,9 @@ from shapespace.data.store import ScanStore
 from shapespace.evaluation import corruptions, metrics
 from shapespace.evaluation.corruptions import COMPLETE, CORRUPTIONS, CorruptedScan, Corruption
 from shapespace.evaluation.scores import require_ground_truth
+from shapespace.fitting.checks import assess_fit
 from shapespace.fitting.levenberg_marquardt import LMOptions
-from shapespace.fitting.quality import FitQuality, assess
+from shapespace.fitting.quality import FitQuality
 from shapespace.fitting.result import Fit
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
@@ -123,7 +124,7 @@ def _score(
     """Scores against the complete ground truth; the quality is that of the fit to the scan without clutter."""
     mesh = space.mesh(fit, resolution=options.resolution)
     scores = metrics.score(["surface_distance"], mesh, ground_truth, scan)["surface_distance"]
-    quality = assess(fit.code, space.model.prior, fit.residuals, fitted, mesh)
+    quality = assess_fit(space.model, fit, fitted)
     row = {**{column: scores[column] for column in COLUMNS}, "ood_score": quality.ood_score, "seconds": fit.seconds}
     return {**row, "in_interval": _in_interval(space, fit, mesh, ground_truth)} if calibration else row
 
@@ -182,8 +183,7 @@ def run_non_people(space: ShapeSpace, store: ScanStore, names: Sequence[str], op
     rows = []
     for kind, scans in (("people", people), ("others", others)):
         for fit, scan in zip(space.fit_scans(scans, lm=options.lm, seed=options.seed), scans, strict=True):
-            mesh = space.mesh(fit, resolution=options.resolution)
-            quality = assess(fit.code, space.model.prior, fit.residuals, scan, mesh)
+            quality = assess_fit(space.model, fit, scan)
             rows.append(
                 {"kind": kind, "name": fit.name, "residual_mm": 1000 * quality.median, "ood_score": quality.ood_score}
             )
@@ -261,7 +261,7 @@ def fit_as_file(
     (fit,) = space.fit_scans([scan], lm=options.lm)
     mesh = space.mesh(fit, resolution=options.resolution)
     scores = metrics.score(["surface_distance"], mesh, case.ground_truth, None)["surface_distance"]
-    quality = assess(fit.code, space.model.prior, fit.residuals, scan, mesh)
+    quality = assess_fit(space.model, fit, scan)
     return float(np.mean([scores["completeness"], scores["accuracy"]])), quality
 
 

@@ -23,11 +23,12 @@ from shapespace.fitting.fit import AdamOptions, CodeMethod, FitMethod
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.refine import RefineOptions
 from shapespace.fitting.result import Fit
+from shapespace.fitting.surface import Components, Surface
 from shapespace.geometry.scan import Scan
 from shapespace.io.atomic import replacing
 from shapespace.io.migration import FORMATS
 from shapespace.io.scan_files import file_name
-from shapespace.space import Components, ShapeSpace, Surface
+from shapespace.space import ShapeSpace
 
 STATISTICS = ("median", "mean", "p5", "p95")
 VISIBILITY_POINTS = 50_000  # points of a scan that decide which ground truth is visible

@@ -5,13 +5,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+from trimesh import Trimesh
 
-from shapespace.fitting.quality import FitQuality
+from shapespace.fitting.quality import FitQuality, assess
 from shapespace.fitting.result import Fit
+from shapespace.fitting.surface import coarse_mesh
 from shapespace.geometry.findings import Finding, ScanWarning
 from shapespace.geometry.orientation import check_orientation
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_arrays import check_arrays
+from shapespace.models.base import ShapeModel
 
 MIN_STATURE, MAX_STATURE = 1.25, 2.2  # meters: adults; a body outside is a child, or has another scale
 USUAL_STATURE = 1.7  # meters: for the factor that a finding offers
@@ -25,6 +28,16 @@ def check_scan(scan: Scan) -> Scan:
     """
     scan = check_arrays(scan)
     return check_orientation(scan) if np.isfinite(scan.points).all() else scan
+
+
+def assess_fit(model: ShapeModel, fit: Fit, scan: Scan, mesh: Trimesh | None = None) -> FitQuality:
+    """Quality of a fit by its scan (meters, y up).
+
+    Coverage and stature are those of a coarse mesh of the fit (`coarse_mesh`), unless a mesh (meters) is given.
+    """
+    if mesh is None:
+        mesh = coarse_mesh(model, fit)
+    return assess(fit.code, model.prior, fit.residuals, scan, mesh)
 
 
 def quality_findings(quality: FitQuality) -> tuple[Finding, ...]:

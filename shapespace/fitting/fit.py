@@ -195,7 +195,7 @@ def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, se
             for frame in search_alignment(model, one.scan, options.alignment, options, seed)
         ]
     count = options.max_starts if options.alignment in ("yaw", "full") else 1
-    first = _first_level(model, candidates, options, seed, count)
+    first = _first_level(Trials(model, candidates, options, seed, count))
     if isinstance(model, ArticulatedSDF):
         first = _retry(model, first, options, seed)
     code, part_covariance = first.code, None
@@ -209,6 +209,20 @@ StartCodes = Callable[[Scan, Float[Tensor, "k"]], Float[Tensor, "s k"]]
 """Codes from which a scan is fitted, equally many for all; the second argument is that of the encoder."""
 
 
+@dataclass(frozen=True)
+class Trials:
+    """What is tried in the first level of a fit."""
+
+    model: SDFModel
+    candidates: Sequence[Start]
+    options: LMOptions
+    seed: int
+    count: int
+    """Number of starts of each scan, the best after the trial steps, that are fitted to the end."""
+    start_codes: StartCodes | None = None
+    """By default those of `starts.start_codes`."""
+
+
 class FirstLevel(NamedTuple):
     """Fitted codes, as many scans in the frames of their fits, and the cost and the covariance of each code."""
 
@@ -218,16 +232,10 @@ class FirstLevel(NamedTuple):
     covariance: Float[Tensor, "b k k"]
 
 
-def _first_level(
-    model: SDFModel,
-    candidates: Sequence[Start],
-    options: LMOptions,
-    seed: int,
-    count: int,
-    codes_of: StartCodes | None = None,
-) -> FirstLevel:
-    """Fit the codes: trial steps of all candidates, then the `count` best of each scan to the end."""
-    starts, codes = _run_trials(model, candidates, options, seed, count, codes_of)
+def _first_level(trials: Trials) -> FirstLevel:
+    """Fit the codes: trial steps of all candidates, then the best of each scan to the end."""
+    model, options, seed = trials.model, trials.options, trials.seed
+    starts, codes = _run_trials(trials)
     if options.levels == 2 and isinstance(model, ArticulatedSDF):
         options = options.before_parts()
     starts = [one._replace(scan=estimate_normals(one.scan, seed)) for one in starts]
@@ -266,7 +274,7 @@ def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: i
     def searched(scan: Scan, encoded: Float[Tensor, "k"]) -> Float[Tensor, "s k"]:
         return search_codes(model, scan, encoded, options.search_starts, seed)
 
-    second = _first_level(model, again, options, seed, options.max_starts, searched)
+    second = _first_level(Trials(model, again, options, seed, options.max_starts, searched))
     starts, tensors = list(first.starts), [first.code.flat.clone(), first.cost.clone(), first.covariance.clone()]
     for row, (place, cost) in enumerate(zip(poor, second.cost, strict=True)):
         if cost < first.cost[place]:
@@ -277,18 +285,12 @@ def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: i
     return FirstLevel(first.code.unflatten(flat), starts, cost, covariance)
 
 
-def _run_trials(
-    model: SDFModel,
-    candidates: Sequence[Start],
-    options: LMOptions,
-    seed: int,
-    count: int,
-    codes_of: StartCodes | None = None,
-) -> tuple[list[Start], Code]:
-    """The `count` best of each scan after the trial steps from some codes, as they are aligned then; their codes."""
+def _run_trials(trials: Trials) -> tuple[list[Start], Code]:
+    """The best of each scan after the trial steps from some codes, as they are aligned then; their codes."""
+    model, candidates, options, seed = trials.model, trials.candidates, trials.options, trials.seed
     coarse = options.coarse()
     encoded = encode(model, [one.scan for one in candidates], seed=seed)
-    codes_of = codes_of or (lambda scan, code: start_codes(model, scan, code, options.num_starts, seed))
+    codes_of = trials.start_codes or (lambda scan, code: start_codes(model, scan, code, options.num_starts, seed))
     starts_of = [codes_of(one.scan, code) for one, code in zip(candidates, encoded.flat, strict=True)]
     samples = [resample(one.scan, coarse.num_points, seed) for one in candidates]
     problem = FitProblem(model, samples, encoded, coarse, seed)
@@ -298,7 +300,7 @@ def _run_trials(
         problem.objective(rows), problem.with_identity(flat), max_steps=options.trial_steps, ftol=options.ftol
     )
     scan_index = [candidates[row].scan_index for row in rows.tolist()]
-    best = best_per_scan(state.cost, scan_index, count, options.max_cost_ratio)
+    best = best_per_scan(state.cost, scan_index, trials.count, options.max_cost_ratio)
     flat, alignments = problem.split(state.x[best])
     starts = [candidates[row % len(candidates)] for row in best]
     return _align(starts, alignments) if problem.has_alignment else starts, encoded.unflatten(flat)

@@ -27,7 +27,6 @@ from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.code import Code
 from shapespace.nn.hypernetwork import ROTATION_WEIGHT, rotation_from_6d, rotation_to_6d
-from shapespace.nn.latent import OOD_THRESHOLD
 from shapespace.nn.part_mlp import PartStates
 
 CHUNK_SIZE = 16  # scans of a file
@@ -64,10 +63,9 @@ class PartFits:
     gap: Float[Tensor, "n k"]
     """Mean distance between the points of the part's borders as it and as its neighbors place them."""
 
-    @property
-    def usable(self) -> Bool[Tensor, "n"]:
-        """Whether a fit is finite and in distribution."""
-        return self.center.flatten(1).isfinite().all(dim=1) & (self.ood_score <= OOD_THRESHOLD)
+    def usable(self, ood_limit: float) -> Bool[Tensor, "n"]:
+        """Whether a fit is finite and in distribution, by the limit of the prior."""
+        return self.center.flatten(1).isfinite().all(dim=1) & (self.ood_score <= ood_limit)
 
     def weights(self) -> Float[Tensor, "n k"]:
         """Weight of each part pose, from 1 down to 0; small where nothing was seen, and where a limb was lost.
@@ -120,13 +118,14 @@ def fit_targets(
 
     """
     fits = fit_scans(model, store, names, folder, rank=rank, world_size=world_size)
-    usable = fits.usable
+    limit = model.prior.ood_limit
+    usable = fits.usable(limit)
     left_out = [name for name, keep in zip(names, usable.tolist(), strict=True) if not keep]
     if (count := int(usable.sum())) < max(2, MIN_USABLE * len(names)):
         score = float(fits.ood_score.nan_to_num(nan=np.inf).median())
         raise ValueError(
             f"{store.path}: {count:,} of {len(names):,} scans can be fitted by the space of --init-from (median "
-            f"out-of-distribution score {score:.1f}, limit {OOD_THRESHOLD:g}), and at least half are needed. Check the "
+            f"out-of-distribution score {score:.1f}, limit {limit:g}), and at least half are needed. Check the "
             "unit and the up axis of the scans (preprocess --unit --up), or start from a space of more people."
         )
     if left_out and rank == 0:

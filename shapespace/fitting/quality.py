@@ -16,6 +16,7 @@ from shapespace.geometry.scan import Scan
 from shapespace.models.code import Code
 from shapespace.nn.latent import OOD_THRESHOLD, GaussianPrior
 
+COVERAGE_POINTS = 20_000  # over the area of a mesh: the vertices of a template are dense on hands and face
 SEEN_DISTANCE = 0.020  # meters: surface within this distance of a scan point counts as seen; arbitrary
 
 OOD_PER_COVERAGE = 13.0
@@ -38,7 +39,7 @@ class FitQuality:
     ood_score: float
     """Squared Mahalanobis distance of the code from the prior over its dimension; near 1 for training scans."""
     coverage: float
-    """Share of the vertices of the fitted mesh within 20 mm of a scan point, 0 to 1."""
+    """Share of the surface of the fitted mesh within 20 mm of a scan point, 0 to 1."""
     stature: float = float("nan")
     """Estimated stature of the fitted body (m), see `estimate_stature`."""
     ood_limit: float = OOD_THRESHOLD
@@ -88,13 +89,16 @@ def assess(
 ) -> FitQuality:
     """Quality of a fit from its code (a batch of one) and its residuals, scan and mesh in meters, in the world.
 
-    The ood score is NaN without a prior, the percentiles without residuals, the coverage without a mesh.
+    The ood score is NaN without a prior, the percentiles without residuals, coverage and stature without a mesh, the
+    coverage also without points of the scan.
     """
     median, p95 = np.percentile(residuals, [50, 95]) if len(residuals) else (np.nan, np.nan)
     coverage, stature = np.nan, np.nan
-    if mesh is not None and len(mesh.vertices) and len(scan):
+    if mesh is not None and len(mesh.faces):
         stature = estimate_stature(mesh)
-        coverage = float((proximity.nearest_point(np.asarray(mesh.vertices), scan.points)[0] < SEEN_DISTANCE).mean())
+        if len(scan):
+            points = Scan.from_mesh(mesh).sample(COVERAGE_POINTS, np.random.default_rng(0)).points
+            coverage = float((proximity.nearest_point(points, scan.points)[0] < SEEN_DISTANCE).mean())
     score = np.nan if prior is None else ood_score(code, prior)
     limit = OOD_THRESHOLD if prior is None else prior.ood_limit
     return FitQuality(float(median), float(p95), score, coverage, stature, limit)

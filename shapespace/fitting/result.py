@@ -14,6 +14,7 @@ from shapespace.fitting.articulated import POSE_SIZE
 from shapespace.fitting.quality import FitQuality
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
+from shapespace.geometry.scan import Scan
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.base import ShapeModel
 from shapespace.models.code import Code
@@ -45,6 +46,33 @@ class Fit:
     """Findings about the scan and the fit."""
     quality: FitQuality | None = None
     """Residuals, ood score, coverage and stature; None if the fit was not assessed (`ShapeSpace.assess`)."""
+
+    @classmethod
+    def of_scan(
+        cls,
+        scan: Scan,
+        code: Code,
+        frame: Frame,
+        *,
+        seconds: float,
+        residual: Float[Tensor, "n"] | None = None,
+        covariance: Float[Tensor, "k k"] | None = None,
+        part_covariance: Float[Tensor, "j p p"] | None = None,
+        interpolated: bool = False,
+    ) -> "Fit":
+        """The fit of a scan, with its name, origin and findings; `residual` is |f| in model units."""
+        return cls(
+            code,
+            frame,
+            np.empty(0) if residual is None else residual.cpu().numpy() * float(frame.scale),
+            None if covariance is None else covariance.cpu().numpy(),
+            scan.name,
+            seconds,
+            None if part_covariance is None else part_covariance.cpu().numpy(),
+            interpolated,
+            scan.origin,
+            scan.findings,
+        )
 
     @property
     def in_distribution(self) -> bool | None:

@@ -1,22 +1,67 @@
 """Train the articulated family on raw scans alone: fit them by a model that has parts, train on the fits, repeat."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from shapespace.data.registration import are_registered
 from shapespace.data.store import ScanSource
 from shapespace.fitting.part_targets import fit_targets, learn_template
 from shapespace.models import registry
-from shapespace.models.articulated import ArticulatedSDF
+from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import Run
-from shapespace.training.train import TrainedModel, num_steps, train_model
+from shapespace.training.train import num_steps, train_model, training_device
+from shapespace.training.trained import TrainedModel, load_trained
 
 FITS = "part_poses"  # folder of the fits in that of a run
+
+
+def train(
+    config: TrainConfig[Any],
+    store: ScanSource,
+    names: Sequence[str],
+    run: Run,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    resume: bool = False,
+) -> TrainedModel:
+    """Train on the scans `names` of a store as `train_model` does, or on fits of them.
+
+    The articulated family takes the poses of its parts from registrations. Scans without registrations of the template
+    of `config.init_from` are fitted by that space first (`train_on_fits`). Raises as both do, and `ValueError` for a
+    space that cannot fit the scans.
+    """
+    process: dict[str, Any] = {"rank": rank, "world_size": world_size, "resume": resume}
+    if isinstance(config.model, ArticulatedConfig) and config.trainable == "all" and config.init_from is not None:
+        space = load_trained(config.init_from, device=str(training_device(config.device)))
+        start = model_with_parts(space, config.init_from, store)
+        if not are_registered(store, names, start.template.faces.long().cpu()):
+            assert isinstance(space.config, ArticulatedConfig)  # that of its model
+            config = replace(config, model=replace(space.config, loss_points=config.model.loss_points))
+            return train_on_fits(start, config, store, names, run, **process)
+    return train_model(config, store, names, run, **process)
+
+
+def model_with_parts(space: TrainedModel, path: str | Path, store: ScanSource) -> ArticulatedSDF:
+    """The model of a space, to start a training on a store; `ValueError` if it has no parts, or another scale."""
+    model = space.model
+    if not isinstance(model, ArticulatedSDF) or not len(model.template.vertices):
+        raise ValueError(
+            f"--init-from {path}: a space without parts (family {registry.family_name(space.config)}). Start from a "
+            "trained space of family articulated."
+        )
+    if abs(space.scale - store.scale) > 1e-6 * space.scale:
+        raise ValueError(
+            f"--init-from {path}: its model unit is {space.scale:g} m, and that of {store.path} {store.scale:g} m. "
+            f"Preprocess the scans with --scale {space.scale:g}."
+        )
+    return model
 
 
 def train_on_fits(
@@ -25,7 +70,6 @@ def train_on_fits(
     store: ScanSource,
     names: Sequence[str],
     run: Run,
-    load: Callable[[Path], ArticulatedSDF],
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -34,8 +78,8 @@ def train_on_fits(
     """Train on scans without registrations, in `config.rounds` rounds; each fits the scans and trains on the fits.
 
     `start` is the model `config.init_from`, from which the first round starts; its settings must be `config.model`. A
-    later round starts from the model of the round before, `roundN.safetensors` in the folder of the run, which `load`
-    reads. Finished fits and rounds are kept, and an interrupted training continues with `resume`.
+    later round starts from the model of the round before, `roundN.safetensors` in the folder of the run. Finished fits
+    and rounds are kept, and an interrupted training continues with `resume`.
 
     Raises:
         ValueError: There are no rounds, or too few fits can be used (`fit_targets`).
@@ -54,15 +98,16 @@ def train_on_fits(
         if not done.exists():
             trained = data.train(model, config, number, Run(run.folder / f"round{number}"))
             if rank == 0:
-                _save(done, trained)
+                trained.save(done)
             if dist.is_initialized():
                 dist.barrier()  # the first process writes the model
-        config, model = replace(config, init_from=str(done)), load(done)
+        former = load_trained(done, device=str(training_device(config.device)))
+        config, model = replace(config, init_from=str(done)), model_with_parts(former, done, store)
     trained = data.train(model, config, config.rounds, run)
     if rank == 0:
         assert isinstance(trained.model, ArticulatedSDF)
         learn_template(trained.model)
-        _save(run.weights, trained)
+        trained.save(run.weights)
     return trained
 
 
@@ -90,10 +135,6 @@ class _Data:
                 f"stopped in round {number} of {config.rounds}; resume with: shapespace train --resume "
                 f"{self.run.folder}"
             ) from None
-
-
-def _save(path: Path, trained: TrainedModel) -> None:
-    registry.save_model(path, trained.model, trained.config, scale=trained.scale, metadata=trained.metadata)
 
 
 def has_rounds(run: Run) -> bool:

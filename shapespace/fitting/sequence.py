@@ -26,7 +26,6 @@ from shapespace.geometry.scan import Scan
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
-from shapespace.nn.latent import OOD_THRESHOLD
 
 MIN_COST_DECREASE = 0.02  # relative decrease of the cost for which a frame is fitted from its neighbor's code
 MAX_MISSING_FRAMES = 10  # in a row; arbitrary: neighbors predict a motion for a fraction of a second
@@ -61,7 +60,7 @@ class SequenceFit(NamedTuple):
     residual: list[Float[Tensor, "m"]]
     """|f| at points of each scan, in model units; empty for interpolated frames."""
     interpolated: list[bool]
-    part_covariance: list[Float[np.ndarray, "j p p"] | None]
+    part_covariance: list[Float[Tensor, "j p p"] | None]
     """Covariance of the unknowns of each frame's parts; None without a second level, and for interpolated frames."""
 
 
@@ -125,7 +124,8 @@ def fit_jointly(
     }
     _check_count(len(alone), len(scans))
     alone = retry_from_neighbors(model, alone, lm, seed)
-    fitted = {index: fit for index, fit in alone.items() if ood_score(fit.code, model.prior) <= OOD_THRESHOLD}
+    prior = model.prior
+    fitted = {index: fit for index, fit in alone.items() if ood_score(fit.code, prior) <= prior.ood_limit}
     _check_count(len(fitted), len(scans))
     sequence = [fitted[index] if index in fitted else _interpolated(fitted, index) for index in range(len(scans))]
     rows = sorted(fitted)
@@ -139,13 +139,13 @@ def fit_jointly(
             frame.compose(similarity.frame_of(alignment))
             for frame, alignment in zip(result, alignments.cpu(), strict=True)
         ]
-    by_part: list[Float[np.ndarray, "j p p"] | None] = [None] * len(scans)
+    by_part: list[Float[Tensor, "j p p"] | None] = [None] * len(scans)
     if lm.levels == 2 and isinstance(model, ArticulatedSDF):
         moved = [fitted[index].scan.to_model(result[index]) for index in rows]
         parts, part_covariance = fit_parts_of(model, moved, code[torch.tensor(rows)], lm, seed)
         code = model.expand(code)
         for place, index in enumerate(rows):
-            by_part[index] = part_covariance[place].cpu().numpy()
+            by_part[index] = part_covariance[place]
             for whole, own in zip(code.parts, parts.parts, strict=True):
                 whole[index] = own[place]
     residual = [

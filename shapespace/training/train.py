@@ -20,7 +20,7 @@ from shapespace.data.registration import PartTargets
 from shapespace.data.store import ScanSource
 from shapespace.models import registry
 from shapespace.models.articulated import ArticulatedSDF
-from shapespace.models.base import ModelConfig, ShapeModel
+from shapespace.models.base import ShapeModel
 from shapespace.training.config import OptimConfig, TrainConfig
 from shapespace.training.encoder import EncoderBudget, train_encoder
 from shapespace.training.monitor import DivergenceMonitor
@@ -33,6 +33,7 @@ from shapespace.training.objective import (
 from shapespace.training.optimizers import OptimizerGroup, make_optimizers, make_schedule
 from shapespace.training.run import MACHINE, Run, describe_hardware
 from shapespace.training.tensorboard import record_codes, record_meshes, record_scalars
+from shapespace.training.trained import TrainedModel
 from shapespace.training.warm_start import (
     init_codes_from_encoder,
     load_pretrained,
@@ -41,16 +42,6 @@ from shapespace.training.warm_start import (
 )
 
 MIN_STEPS = 2000  # steps below which `max_epochs` does not end a training
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained model with what its file contains (see `registry.save_model`)."""
-
-    model: ShapeModel
-    config: ModelConfig
-    scale: float
-    metadata: dict[str, Any]
 
 
 def train_model(
@@ -77,7 +68,7 @@ def train_model(
     metadata: dict[str, Any] = {"weights": asdict(config.weights), "data": store.metadata, "scans": len(names)}
     loaded: set[str] = set()
     if config.init_from is not None:
-        loaded, weights = load_pretrained(config.init_from, model, trainable=config.trainable)
+        loaded, weights = load_pretrained(config.init_from, model, config.model, trainable=config.trainable)
         if config.trainable == "encoder":  # the decoder is that of the other training, and so is its loss
             metadata["weights"] = weights
     if config.trainable == "all":

@@ -1,5 +1,6 @@
 """Start a training from the weights of another model."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from shapespace.data.loader import StepDataset
 from shapespace.io.checkpoints import load_tensors
 from shapespace.models import registry
 from shapespace.models.articulated import ArticulatedSDF
-from shapespace.models.base import ShapeModel
+from shapespace.models.base import ModelConfig, ShapeModel
 from shapespace.training.config import TrainConfig
 from shapespace.training.run import find_model
 
@@ -20,9 +21,9 @@ RIDGE = 1e-3  # of the linear map between two codes, in units of the mean varian
 
 
 def load_pretrained(
-    path: str, model: ShapeModel, *, trainable: Literal["all", "encoder"]
+    path: str, model: ShapeModel, config: ModelConfig, *, trainable: Literal["all", "encoder"]
 ) -> tuple[set[str], dict[str, float]]:
-    """Load the weights of another model into `model`, as far as they fit.
+    """Load the weights of another model into `model`, which has the settings `config`, as far as they fit.
 
     Returns the names of the loaded tensors, and the loss weights of that model. An encoder of another size and the
     codes of other scans keep their initial values. A wider decoder, or one that is modulated now, gets the same field:
@@ -44,13 +45,34 @@ def load_pretrained(
             if name.startswith("decoder.") and _fits_into(tensors[name], own[name]):
                 loaded[name] = grow_tensor(tensors[name], own[name])
     if missing := [name for name in own if name not in loaded and name not in optional]:
-        scans_or_width = "and the scans" if trainable == "encoder" else "or a larger --model.width"
-        raise ValueError(
-            f"--init-from {path}: {missing[0]} has another size in this training. "
-            f"Use the --model settings {scans_or_width} of that training."
-        )
+        sizes = size_settings(description, model, config, missing)
+        given = " ".join(f"--model.{name.replace('_', '-')} {value}" for name, value in sizes.items())
+        remedy = f"Pass {given}" if given else "Use the --model settings and the scans of that training"
+        larger = ", or a larger --model.width" if trainable == "all" and "width" in sizes else ""
+        raise ValueError(f"--init-from {path}: {missing[0]} has another size in this training. {remedy}{larger}.")
     model.load_state_dict({**own, **loaded})
     return set(loaded), description["metadata"]["weights"]
+
+
+def size_settings(
+    description: Mapping[str, Any], model: ShapeModel, config: ModelConfig, names: Sequence[str]
+) -> dict[str, Any]:
+    """Settings of a file's model that give some of these tensors of `model` another size; none for another family."""
+    if description["family"] != registry.family_name(config):
+        return {}
+    tensors, codes, found = model.state_dict(), model.codes_parameter, dict[str, Any]()
+    for key, value in description["config"].items():
+        if getattr(config, key) == value:
+            continue
+        try:
+            other = replace(config, **{key: value})
+        except ValueError:  # not without another one of the settings
+            found[key] = value
+            continue
+        built = registry.build_model(other, num_scans=0 if codes is None else len(codes)).state_dict()
+        if any(name not in built or built[name].shape != tensors[name].shape for name in names):
+            found[key] = value
+    return found
 
 
 @torch.no_grad()

@@ -26,8 +26,9 @@ from shapespace.rendering import renderer
 from shapespace.viewer.access import check_address, limit_uploads, same_site
 from shapespace.viewer.background import LatestRequest
 from shapespace.viewer.controls import Controls, Upload
+from shapespace.viewer.fitted_scans import ScanCollection
 from shapespace.viewer.request import InterpolatedShape, ViewRequest
-from shapespace.viewer.scene import ScanCollection, Scene, SceneBuilder
+from shapespace.viewer.scene import Scene, SceneBuilder
 from shapespace.viewer.scene_view import VIEW_DIRECTION, SceneView
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from torch import Tensor
 from trimesh import Trimesh
 
 from shapespace.fitting.result import Fit
+from shapespace.fitting.surface import posed_mesh
 from shapespace.geometry import articulation
 from shapespace.geometry.articulation import PartPoses, PartTree
 from shapespace.io.errors import did_you_mean
@@ -77,11 +78,7 @@ class BodyParts:
 
     def template_mesh(self, shape: Fit) -> Trimesh:
         """The template in the pose and shape of a body, in meters at the position of its scan."""
-        template = self._model.template
-        with torch.no_grad():
-            (vertices,) = template(self._model.states(shape.code)).cpu()
-        world = shape.frame.to_world(vertices).double().numpy()
-        return Trimesh(world, template.faces.cpu().numpy(), process=False)
+        return posed_mesh(self._model, shape)
 
     def color(self, mesh: Trimesh, shape: Fit, *, is_template: bool) -> Trimesh:
         """Copy of a mesh of the body, colored by part: by the labels of the template, or by the nearest parts."""

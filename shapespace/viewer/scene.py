@@ -6,10 +6,8 @@ for the newest request only.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -17,13 +15,11 @@ from jaxtyping import Float, UInt8
 from trimesh import Trimesh
 
 from shapespace.evaluation import metrics
-from shapespace.fitting.quality import assess
+from shapespace.fitting.checks import assess_fit
 from shapespace.fitting.result import Fit
 from shapespace.geometry.proximity import closest_point
 from shapespace.geometry.scan import Scan
-from shapespace.interpolation import has_parts
 from shapespace.io import scan_files, units
-from shapespace.io.errors import did_you_mean
 from shapespace.io.units import UnitName
 from shapespace.models.base import FieldModel
 from shapespace.models.registry import family_name
@@ -31,6 +27,7 @@ from shapespace.rendering import colors, renderer
 from shapespace.space import ShapeSpace
 from shapespace.viewer.background import CancellableField, Cancelled, StillWanted
 from shapespace.viewer.body_parts import BodyParts
+from shapespace.viewer.fitted_scans import FittedScan, ScanCollection
 from shapespace.viewer.request import (
     COARSE,
     MEAN,
@@ -47,7 +44,6 @@ from shapespace.viewer.slices import Slice, slice_field
 
 MAX_COMPONENTS = 6  # sliders; in `humans` they hold most of the variation between bodies
 STEPS = 41  # shapes of an interpolation between two codes
-MAX_POINTS = 30_000  # points of a scan that are sent to the page: more make no visible difference
 MAX_UPLOAD = 64_000_000  # bytes: ten raw scans of D-FAUST; a scan of a million points with normals has 24
 POINT_GRAY = (170, 167, 163)  # of a fully lit point
 
@@ -88,68 +84,6 @@ class Scene:
         points = np.asarray(mesh.vertices) if self.scan is None else self.scan.points
         low, high = np.percentile(points, [0.5, 99.5], axis=0)  # scans have outliers
         return np.array([0.5 * (low[0] + high[0]), low[1], 0.5 * (low[2] + high[2])])
-
-
-# ---------------------------------------------------------------------------------------------------------------- scans
-
-
-@dataclass(frozen=True)
-class FittedScan:
-    """A scan (meters), its fit, and its ground truth if there is one."""
-
-    scan: Scan
-    fit: Fit
-    ground_truth: Trimesh | None = None
-
-    @cached_property
-    def displayed(self) -> Scan:
-        """At most `MAX_POINTS` points of the scan, with normals for shading (oriented or not)."""
-        stride = -(-len(self.scan) // MAX_POINTS)
-        return self.scan.select(np.arange(0, len(self.scan), stride)).estimate_normals()
-
-
-class ScanCollection:
-    """The scans that all visitors see; each is fitted on its first use, one at a time."""
-
-    def __init__(
-        self,
-        space: ShapeSpace,
-        scans: Sequence[Scan] = (),
-        ground_truth: Callable[[str], Trimesh | None] = lambda name: None,
-    ) -> None:
-        self.space, self._scans, self._ground_truth = space, {scan.name: scan for scan in scans}, ground_truth
-        self.parts = BodyParts(space.model) if has_parts(space.model) else None
-        self._fitted: dict[str, FittedScan] = {}
-        self._lock = Lock()
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the scans, in their order."""
-        return list(self._scans)
-
-    def fitted_scan(self, name: str) -> FittedScan:
-        """The scan of that name with its fit.
-
-        Raises:
-            ValueError: There is no such scan, or it cannot be fitted.
-
-        """
-        if name not in self._scans:
-            raise ValueError(f"there is no scan {name!r}. {did_you_mean(name, self.names)}")
-        with self._lock:
-            if name not in self._fitted:
-                scan = self._scans[name]
-                self._fitted[name] = FittedScan(scan, self.space.fit_scans([scan])[0], self._ground_truth(name))
-            return self._fitted[name]
-
-    def is_fitted(self, name: str) -> bool:
-        """Whether the scan of that name has been fitted."""
-        return name in self._fitted
-
-    def fit(self, scan: Scan) -> FittedScan:
-        """Fit an uploaded scan, which only its visitor sees, after the fits that have begun."""
-        with self._lock:
-            return FittedScan(scan, self.space.fit_scans([scan])[0])
 
 
 class SceneBuilder:
@@ -365,11 +299,9 @@ class SceneBuilder:
 
     def _with_scores(self, scene: Scene, fitted: FittedScan) -> Scene:
         """The scene with the quality of the fit, and its metric if there is ground truth."""
-        fit, mesh = fitted.fit, scene.mesh
-        quality = assess(fit.code, self.space.model.prior, fit.residuals, fitted.scan, mesh)
-        summary = [*scene.summary, quality.summary]
+        summary = [*scene.summary, assess_fit(self.space.model, fitted.fit, fitted.scan).summary]
         if fitted.ground_truth is not None:
-            row = metrics.score(["surface_distance"], mesh, fitted.ground_truth)["surface_distance"]
+            row = metrics.score(["surface_distance"], scene.mesh, fitted.ground_truth)["surface_distance"]
             summary.append(
                 f"Metric surface_distance: completeness {row['completeness']:.2f} mm, "
                 f"accuracy {row['accuracy']:.2f} mm."

@@ -159,7 +159,7 @@ def test_a_reading_process_that_dies_is_said_and_the_rest_goes_on(do, monkeypatc
             return super().submit(work, entry)
 
     with monkeypatch.context() as patched:
-        patched.setattr("shapespace.data.preprocess.ProcessPoolExecutor", Dying)
+        patched.setattr("shapespace.data.preparation.ProcessPoolExecutor", Dying)
         with pytest.raises(
             OSError, match=r"--jobs 2: a reading process died, .*Run the same command with fewer --jobs"
         ):

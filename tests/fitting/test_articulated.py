@@ -492,7 +492,7 @@ def test_both_levels_are_nearer_an_unseen_figure_than_the_code_alone(model: Arti
     assert [tuple(part.shape[1:]) for part in both.code.parts] == list(model.code_shapes)
     alone = fit.fit_lm(model, [scan], replace(LM, max_far_share=1.0))
     start = fit.Start(0, scan.infer_sensor(), None)
-    assert torch.equal(alone.code.parts[0], fit._first_level(model, [start], LM, 0, 1).code.flat)
+    assert torch.equal(alone.code.parts[0], fit._first_level(fit.Trials(model, [start], LM, 0, 1)).code.flat)
     assert both.part_covariance is not None
     assert both.part_covariance.shape == (1, 10, 9, 9)
     assert both.residual.mean() < 0.85 * first.residual.mean()

@@ -261,7 +261,8 @@ def test_scans_out_of_distribution_are_left_out(
     model: ArticulatedSDF, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fits = random_fits(torch.Generator().manual_seed(0), parts=10)
-    fits.ood_score[3], fits.center[7, 0, 0] = 9.0, float("nan")
+    assert model.prior.ood_limit == 3.5
+    fits.ood_score[1], fits.ood_score[3], fits.center[7, 0, 0] = 3.4, 3.6, float("nan")
     monkeypatch.setattr(part_targets, "fit_scans", lambda *args, **options: fits)
     names = [f"scan{index}" for index in range(12)]
     targets, usable = fit_targets(model, Figures({}), names, tmp_path)
@@ -272,8 +273,8 @@ def test_scans_out_of_distribution_are_left_out(
     assert (
         "2 of 12 scans are left out, since their fits are out of distribution: scan3, scan7" in capsys.readouterr().err
     )
-    fits.ood_score[:7] = 9.0
-    with pytest.raises(ValueError, match=r"figures: 4 of 12 scans can be fitted.*limit 8\), and at least half.*--unit"):
+    fits.ood_score[:7] = 3.6
+    with pytest.raises(ValueError, match=r"figures: 4 of 12 scans can be fitted.*limit 3\.5\), and at.*--unit"):
         fit_targets(model, Figures({}), names, tmp_path)
 
 
@@ -435,9 +436,9 @@ def test_an_interruption_names_the_folder_of_the_run(
 
     monkeypatch.setattr(rounds, "fit_targets", stop)
     with pytest.raises(KeyboardInterrupt, match=r"stopped in round 1 of 2; resume with: .*--resume .*/raw$"):
-        rounds.train_on_fits(model, CONFIG, Figures({}), [], Run(tmp_path / "raw"), lambda path: model)
+        rounds.train_on_fits(model, CONFIG, Figures({}), [], Run(tmp_path / "raw"))
     with pytest.raises(ValueError, match=r"--rounds 0: must be at least 1"):
-        rounds.train_on_fits(model, replace(CONFIG, rounds=0), Figures({}), [], Run(tmp_path), lambda path: model)
+        rounds.train_on_fits(model, replace(CONFIG, rounds=0), Figures({}), [], Run(tmp_path))
 
 
 def test_rounds_share_steps_and_minutes() -> None:
@@ -458,7 +459,7 @@ def test_registrations_are_used_if_all_scans_have_one(
     def fitted(*arguments: object, **options: object) -> None:
         raise StoppedError
 
-    monkeypatch.setattr("shapespace.space.train_on_fits", fitted)
+    monkeypatch.setattr("shapespace.fitting.rounds.train_on_fits", fitted)
     space = ShapeSpace.train(Figures(meshes, names), names, Run(tmp_path / "registered"), config)
     model, start = space.model, ShapeSpace.load(trained).model
     assert isinstance(model, ArticulatedSDF)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from trimesh import creation
+from trimesh import Trimesh, creation
 
 from shapespace.fitting.quality import FitQuality, assess
 from shapespace.geometry.scan import Scan
@@ -16,7 +16,7 @@ BALL = creation.icosphere(subdivisions=3, radius=0.5)
 
 
 def half() -> Scan:
-    points = np.asarray(BALL.vertices, dtype=np.float32)
+    points = BALL.sample(20_000, seed=0).astype(np.float32)
     return Scan("half", points[points[:, 2] > 0])
 
 
@@ -42,8 +42,25 @@ def test_training_codes_have_an_ood_score_of_one_and_distant_ones_are_out_of_dis
 def test_coverage_and_residuals_are_in_meters() -> None:
     made, codes = prior()
     found = assess(Code((codes[:1],)), made, np.linspace(0, 0.1, 101), half(), BALL)
-    assert found.coverage == pytest.approx(0.5, abs=0.07)
+    assert found.coverage == pytest.approx(0.52, abs=0.01)  # half, and 20 mm beyond its rim of 0.5 m
     assert (found.median, found.p95) == (pytest.approx(0.05), pytest.approx(0.095))
+
+
+def test_coverage_counts_area_not_vertices() -> None:
+    seen, dense = creation.box((1, 1, 1)), creation.box((1, 1, 1)).subdivide().subdivide().subdivide()
+    dense.apply_translation((5, 0, 0))
+    both = Trimesh(
+        np.concatenate([seen.vertices, dense.vertices]),
+        np.concatenate([seen.faces, dense.faces + len(seen.vertices)]),
+        process=False,
+    )
+    assert (both.vertices[:, 0] < 2).mean() < 0.05
+    scan = Scan("seen", seen.sample(30_000, seed=0))
+    found = [assess(Code((torch.zeros(1, 4),)), None, np.empty(0), scan, both).coverage for _ in range(2)]
+    assert found[0] == pytest.approx(0.5, abs=0.02)
+    assert found[0] == found[1]
+    nothing = Scan("none", np.empty((0, 3), np.float32))
+    assert math.isnan(assess(Code((torch.zeros(1, 4),)), None, np.empty(0), nothing, both).coverage)
 
 
 def test_undefined_values_are_nan_and_give_no_warning() -> None:

@@ -10,8 +10,8 @@ import trimesh
 from shapespace.data.loader import collate
 from shapespace.evaluation.surface_benchmarks import known_surfaces
 from shapespace.fitting import fit
+from shapespace.fitting.detail import DetailedModel
 from shapespace.fitting.refine import (
-    DetailedModel,
     RefineOptions,
     distance_to_halfspaces,
     error_weights,

@@ -151,7 +151,8 @@ def test_bad_frames_are_interpolated_and_too_few_are_refused(
     space: ShapeSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scans = [ellipsoid(0.45, seed=t) for t in range(4)]
-    odd = iter([1.0, 99.0, 1.0, 1.0])
+    odd = iter([1.0, 3.6, 3.4, 1.0])
+    monkeypatch.setattr(space.model.prior, "ood_limit", 3.5)
     monkeypatch.setattr(sequence, "ood_score", lambda code, prior: next(odd))
     assert [one.interpolated for one in space.fit_sequence(scans, lm=LM)] == [False, True, False, False]
     monkeypatch.setattr(sequence, "ood_score", lambda code, prior: 99.0)

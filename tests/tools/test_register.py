@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from trimesh import Trimesh
-from trimesh.creation import box
 
 from shapespace import ShapeSpace
 from shapespace.data.registration import PartTemplate, vertex_areas
 from shapespace.data.store import ScanStore
-from shapespace.fitting.refine import DetailedModel
+from shapespace.fitting.detail import DetailedModel
+from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions
 from shapespace.fitting.result import Fit, load_fits, save_fits
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
@@ -30,7 +29,10 @@ from shapespace.models.code import Code
 from shapespace.models.template import rest_joints
 from shapespace.synthetic.body import Body
 from shapespace.tools.__main__ import cli
-from shapespace.tools._outputs import _evenly, model_provenance, write_interpolation
+from shapespace.tools._outputs import model_provenance, write_interpolation
+from shapespace.viewer.fitted_scans import FittedScan, ScanCollection
+from shapespace.viewer.request import POSED, REGISTERED, ScanShape, ViewRequest
+from shapespace.viewer.scene import SceneBuilder
 
 SIZES = {"code_dim": 4, "num_parts": 8, "local_dim": 3, "width": 16, "depth": 3, "hyper_width": 16}
 ENCODER = {"encoder_points": 96, "encoder_width": 32, "encoder_features": 32}
@@ -233,16 +235,30 @@ def test_fit_writes_registered_templates_with_samples_and_uncertainty(
     assert all(0.8 < record["coverage"] <= 1 for record in json.loads((fitted / "fits.json").read_text()))
 
 
-def test_coverage_of_a_template_counts_area_not_vertices() -> None:
-    seen, dense = box((1, 1, 1)), box((1, 1, 1)).subdivide().subdivide().subdivide()
-    dense.apply_translation((5, 0, 0))
-    both = Trimesh(
-        np.concatenate([seen.vertices, dense.vertices]),
-        np.concatenate([seen.faces, dense.faces + len(seen.vertices)]),
-        process=False,
-    )
-    assert (both.vertices[:, 0] < 2).mean() < 0.05
-    assert (_evenly(both).vertices[:, 0] < 2).mean() == pytest.approx(0.5, abs=0.02)
+@pytest.mark.parametrize("meshing", ["--surface template", "--surface field --resolution 16", "--resolution 0"])
+def test_a_fit_has_one_verdict(place: Path, space: ShapeSpace, tmp_path: Path, meshing: str) -> None:
+    """In Python, in fits.json and in the viewer, whatever is meshed; the scan is half a body."""
+    whole = read_scan(place / "people/scans/p000/poses/poses.000000.ply")
+    scan = whole.mask(whole.points[:, 2] > np.median(whole.points[:, 2]))
+    write_scan(tmp_path / "half.ply", scan)
+    scan = read_scan(tmp_path / "half.ply", name="half")
+    call(f"fit {place / 'run'} {tmp_path / 'half.ply'} {QUICK} {meshing} --out {tmp_path / 'out'}")
+    (record,) = json.loads((tmp_path / "out/fits.json").read_text())
+    parts = PartOptions(num_points=256, max_steps=4)
+    (fit,) = space.fit_scans([scan], lm=LMOptions(num_points=256, max_steps=8, parts=parts), outliers="keep")
+    quality = space.assess(fit, scan).quality
+    assert quality is not None
+    assert 0.3 < quality.coverage < 0.9
+    assert record["coverage"] == round(quality.coverage, 3)
+    assert record["stature"] == round(quality.stature, 3)
+    assert record["ood_score"] == round(quality.ood_score, 2)
+    assert record["in_distribution"] == quality.in_distribution
+    assert record["low_confidence"] == quality.low_confidence
+    collection = ScanCollection(space, [scan])
+    collection._fitted[scan.name] = FittedScan(scan, fit)
+    for detail in (POSED, REGISTERED, 16):
+        *_, scene = SceneBuilder(collection).build(ViewRequest(ScanShape(scan.name), detail=detail))
+        assert scene.summary == (quality.summary,)
 
 
 def test_the_field_is_meshed_on_request(fitted: Path, space: ShapeSpace, fits: list[Fit], tmp_path: Path) -> None:

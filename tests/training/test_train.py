@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ from shapespace.datasets import get_dataset
 from shapespace.geometry.proximity import contains
 from shapespace.geometry.scan import Scan
 from shapespace.io.checkpoints import load_tensors, save_tensors
-from shapespace.models import articulated, igr
-from shapespace.models.articulated import ArticulatedSDF
+from shapespace.models import articulated, igr, registry
+from shapespace.models.articulated import ArticulatedConfig, ArticulatedSDF
 from shapespace.space import ShapeSpace
 from shapespace.tools._config import config_class, expand_config_option
 from shapespace.training import optimizers, train
 from shapespace.training.config import OptimConfig, TrainConfig
 from shapespace.training.objective import Objective
 from shapespace.training.run import Run, describe_hardware
+from shapespace.training.warm_start import load_pretrained
 
 
 @pytest.fixture
@@ -433,9 +434,26 @@ def test_a_larger_decoder_goes_on_from_the_same_field(store: ScanStore, tmp_path
         torch.testing.assert_close(grown.model.field(x, code), small.model.field(x, code), atol=1e-5, rtol=0)
 
 
+def test_the_sizes_of_a_start_are_named(tmp_path: Path) -> None:
+    config = ArticulatedConfig(encoder_points=64, encoder_width=16)  # an encoder of another size is no obstacle
+    model = registry.build_model(config, num_scans=3)
+    with pytest.raises(
+        ValueError, match=r"has another size in this training\. Pass --model.code-dim 256 --model.num-parts 104\.$"
+    ):
+        load_pretrained("humans", model, config, trainable="all")
+    fitting = replace(config, code_dim=256, num_parts=104)
+    loaded, _ = load_pretrained("humans", registry.build_model(fitting, num_scans=3), fitting, trainable="all")
+    assert "prior.mean" in loaded
+    other = igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1)
+    with pytest.raises(ValueError, match=r"Use the --model settings and the scans of that training\.$"):
+        load_pretrained("humans", registry.build_model(other, num_scans=3), other, trainable="all")
+
+
 def test_a_start_that_does_not_fit_is_refused(store: ScanStore, tmp_path: Path) -> None:
     learn(store, tmp_path / "run", "--optim.max-steps", "2", *DISTILLED)
-    with pytest.raises(ValueError, match=r"--init-from .*run: decoder\..* has another size in this training"):
+    with pytest.raises(
+        ValueError, match=r"run: decoder\..* has another size in this training\. Pass --model\.width 48, or a l"
+    ):
         learn(store, tmp_path / "wider", "--init-from", str(tmp_path / "run"), "--model.width", "40", *DISTILLED)
     with pytest.raises(FileNotFoundError, match="no model at"):
         learn(store, tmp_path / "nothing", "--init-from", str(tmp_path / "none"), *DISTILLED)

@@ -20,9 +20,10 @@ from shapespace.viewer.access import same_site
 from shapespace.viewer.app import Viewer
 from shapespace.viewer.body_parts import BodyParts
 from shapespace.viewer.controls import escape_text
+from shapespace.viewer.fitted_scans import FittedScan, ScanCollection
 from shapespace.viewer.pose_controls import MAX_ANGLE
 from shapespace.viewer.request import JointTurn
-from shapespace.viewer.scene import MAX_UPLOAD, FittedScan, ScanCollection
+from shapespace.viewer.scene import MAX_UPLOAD
 
 viser = pytest.importorskip("viser", reason="the extra `view` is not installed")
 msgspec = pytest.importorskip("msgspec")

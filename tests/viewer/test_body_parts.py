@@ -17,6 +17,7 @@ from shapespace.geometry.scan import Scan
 from shapespace.models import igr
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.viewer.body_parts import MAIN_JOINTS, BodyParts, turn_others
+from shapespace.viewer.fitted_scans import FittedScan, ScanCollection
 from shapespace.viewer.request import (
     COARSE,
     MEAN,
@@ -28,7 +29,7 @@ from shapespace.viewer.request import (
     ScanShape,
     ViewRequest,
 )
-from shapespace.viewer.scene import FittedScan, ScanCollection, SceneBuilder
+from shapespace.viewer.scene import SceneBuilder
 from shapespace.viewer.slices import SlicePlane
 
 SUBJECT = PrincipalShape((0.5, -0.5))

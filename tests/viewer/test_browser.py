@@ -25,7 +25,7 @@ from shapespace.models import igr
 from shapespace.synthetic.body import Body
 from shapespace.synthetic.scanner import VirtualScanner
 from shapespace.viewer.app import PANEL_WIDTH, Viewer
-from shapespace.viewer.scene import ScanCollection
+from shapespace.viewer.fitted_scans import ScanCollection
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("viser", reason="the extra `view` is not installed")

@@ -18,8 +18,9 @@ from shapespace.io import scan_files
 from shapespace.models import atlas, convolutional, igr, occupancy, registry, voxel
 from shapespace.rendering import colors, renderer
 from shapespace.viewer.background import Cancelled, LatestRequest, StillWanted
+from shapespace.viewer.fitted_scans import ScanCollection
 from shapespace.viewer.request import COARSE, MEAN, InterpolatedShape, PrincipalShape, ScanShape, ViewRequest
-from shapespace.viewer.scene import STEPS, ScanCollection, Scene, SceneBuilder
+from shapespace.viewer.scene import STEPS, Scene, SceneBuilder
 from shapespace.viewer.slices import LEVELS, SlicePlane
 
 
