@@ -17,7 +17,7 @@ from trimesh import Trimesh
 
 from shapespace.data.registration import are_registered
 from shapespace.data.store import ScanSource
-from shapespace.fitting.checks import MAX_RETRIED_SHARE, check_scan, warn, with_quality
+from shapespace.fitting.checks import MAX_RETRIED_SHARE, body_parts, check_scan, warn, with_quality
 from shapespace.fitting.clutter import Clutter, QuickFit, remove_clutter
 from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, CodeMethod, encode, fit_adam, fit_lm
 from shapespace.fitting.levenberg_marquardt import LMOptions
@@ -215,14 +215,18 @@ class ShapeSpace:
         seed: int = 0,
         outliers: Clutter = "remove",
         check: bool = False,
+        center: Float[np.ndarray, "3"] | None = None,
     ) -> list[Fit]:
-        """The fits of `fit_scans` without warnings; with `check` scans are checked and other headings are tried."""
+        """The fits of `fit_scans` without warnings; with `check` scans are checked and other placements are tried.
+
+        `center`: of the person (meters); that of each scan by default.
+        """
         if not scans:
             return []
         if method == "auto" and not isinstance(self.model, SDFModel):
             method, adam = "adam", ADAM_FROM_ENCODER
         checked = [check_scan(scan) for scan in scans] if check else scans
-        placed = [self._place(scan, outliers) for scan in checked]
+        placed = [self._place(scan, outliers, center) for scan in checked]
         model_scans = [scan for scan, _ in placed]
         start = time.perf_counter()
         if method != "adam":
@@ -249,18 +253,25 @@ class ShapeSpace:
         ]
         if not check or method == "adam" or (lm or LMOptions()).alignment != "local":
             return fits
-        return [self._turned(fit, scan, lm, seed, outliers) for fit, scan in zip(fits, checked, strict=True)]
+        return [self._placed_anew(fit, scan, lm, seed, outliers) for fit, scan in zip(fits, checked, strict=True)]
 
-    def _turned(self, fit: Fit, scan: Scan, lm: LMOptions | None, seed: int, outliers: Clutter) -> Fit:
-        """The fit, or, if it is out of distribution, one with another heading that is in distribution."""
+    def _placed_anew(self, fit: Fit, scan: Scan, lm: LMOptions | None, seed: int, outliers: Clutter) -> Fit:
+        """The fit, or, if it is out of distribution, one as a part of a body or with another heading that is in it."""
         prior = self._prior("cannot be judged")
         if ood_score(fit.code, prior) <= prior.ood_limit:
             return fit
+
+        def is_better(other: Fit) -> bool:
+            is_usual = ood_score(other.code, prior) <= MAX_RETRIED_SHARE * prior.ood_limit
+            return is_usual and bool(np.median(other.residuals) <= np.median(fit.residuals))
+
+        for part in body_parts(scan):
+            (moved,) = self._fit_scans([scan], lm=lm, seed=seed, outliers=outliers, center=part.center)
+            if is_better(moved):
+                return replace(moved, findings=(*moved.findings, part.finding))
         yaw = replace(lm or LMOptions(), alignment="yaw")
         (turned,) = self._fit_scans([scan], lm=yaw, seed=seed, outliers=outliers)
-        if ood_score(turned.code, prior) > MAX_RETRIED_SHARE * prior.ood_limit or np.median(
-            turned.residuals
-        ) > np.median(fit.residuals):
+        if not is_better(turned):
             return fit
         degrees = similarity.heading(turned.frame)
         if abs(degrees) < MIN_TURN:
@@ -633,7 +644,9 @@ class ShapeSpace:
             )
         return self.model
 
-    def _place(self, scan: Scan, outliers: Clutter = "remove") -> tuple[Scan, Frame]:
+    def _place(
+        self, scan: Scan, outliers: Clutter = "remove", center: Float[np.ndarray, "3"] | None = None
+    ) -> tuple[Scan, Frame]:
         """The scan without isolated points in the model frame, and the frame; `ValueError` if it cannot be fitted."""
         is_finite = np.isfinite(scan.points).all(axis=1)
         if len(scan) < MIN_POINTS or not is_finite.all():
@@ -644,6 +657,8 @@ class ShapeSpace:
         scan = scan.even_out(keep_outliers=outliers == "keep", repeat=True)
         check_size(scan, scale=self.scale)
         frame = scan.frame(self.scale)
+        if center is not None:
+            frame = replace(frame, center=torch.from_numpy(center).to(frame.center))
         return scan.to_model(frame), frame
 
     def _frame(self) -> Frame:
