@@ -43,7 +43,7 @@ def test_three_points_have_normals() -> None:
 
 def test_normals_of_few_points_of_a_limb_are_unknown_or_right() -> None:
     mesh, rng = capsule(height=0.5, radius=0.04), np.random.default_rng(2)
-    for count, least, most in ((2000, 0.9, 1.0), (60, 0.0, 0.7)):
+    for count, least, most in ((2000, 0.9, 1.0), (150, 0.05, 0.7)):
         sample = Scan.from_mesh(mesh).sample(count, rng)
         assert sample.normals is not None
         lines = estimate_where_flat(sample.points)
@@ -51,8 +51,6 @@ def test_normals_of_few_points_of_a_limb_are_unknown_or_right() -> None:
         assert least <= is_known.mean() <= most
         np.testing.assert_allclose(np.linalg.norm(lines[is_known], axis=1), 1, atol=1e-6)
         assert (np.abs((lines * sample.normals).sum(axis=1)[is_known]) > 0.7).mean() > 0.8
-    known = np.abs((estimate(sample.points) * sample.normals).sum(axis=1))
-    assert (known > 0.7).mean() < 0.8  # without the test of flatness
 
 
 def body(count: int) -> Scan:
