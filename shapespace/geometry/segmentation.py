@@ -178,11 +178,11 @@ def _hypotheses(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> l
     size = np.linalg.norm(cross, axis=1)
     good = size > 1e-4  # a square centimeter
     normals, offsets = cross[good] / size[good, None], ((cross * a).sum(axis=1) / size.clip(1e-12))[good]
-    planes = []
-    for normal, offset in zip(normals, offsets, strict=True):
-        side = 1.0 if np.mean(points @ normal > offset) >= 0.5 else -1.0
-        planes.append(Plane(side * normal, float(side * offset), _MIN_THICKNESS))
-    return planes
+    sides = np.where((points @ normals.T > offsets).mean(axis=0) >= 0.5, 1.0, -1.0)
+    return [
+        Plane(side * normal, float(side * offset), _MIN_THICKNESS)
+        for side, normal, offset in zip(sides, normals, offsets, strict=True)
+    ]
 
 
 def _refit(points: Float[np.ndarray, "n 3"], plane: Plane) -> Plane:
