@@ -172,8 +172,11 @@ def _hypotheses(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> l
     """Planes through triples of points, oriented to the side of most points."""
     first = rng.integers(len(points), size=_NUM_HYPOTHESES)
     around = cKDTree(points).query_ball_point(points[first], _TRIPLE_RADIUS)
-    triples = np.array([[a, *rng.choice(near, 2)] for a, near in zip(first, around, strict=True)])
-    a, b, c = points[triples].swapaxes(0, 1)
+    counts = np.array([len(near) for near in around])
+    starts = np.cumsum(counts) - counts
+    drawn = (rng.random((2, len(first))) * counts).astype(int)  # two of the points around each, or one twice
+    second, third = np.concatenate(around).astype(int)[starts + drawn]
+    a, b, c = points[first], points[second], points[third]
     cross = np.cross(b - a, c - a)
     size = np.linalg.norm(cross, axis=1)
     good = size > 1e-4  # a square centimeter
