@@ -3,8 +3,10 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from trimesh import Trimesh
 
 from shapespace.fitting.quality import FitQuality, assess
@@ -19,6 +21,33 @@ from shapespace.models.base import ShapeModel
 MIN_STATURE, MAX_STATURE = 1.25, 2.2  # meters: adults; a body outside is a child, or has another scale
 USUAL_STATURE = 1.7  # meters: for the factor that a finding offers
 MAX_RETRIED_SHARE = 0.75  # of the ood limit: a fit with another heading replaces one out of distribution below it
+
+MIN_PART_HEIGHT = 0.3  # meters: lower scans are no half of a body
+CENTER_BELOW_TOP = 0.75  # meters from the top of the head to the center of the surface of an adult, in a usual pose
+CENTER_ABOVE_SOLES = 0.9  # meters, the same from the soles
+
+
+class BodyPart(NamedTuple):
+    """The center of a person (meters) of whom a scan is the upper or the lower part, and the finding about it."""
+
+    center: Float[np.ndarray, "3"]
+    finding: Finding
+
+
+def body_parts(scan: Scan) -> list[BodyPart]:
+    """The parts of an upright adult that a scan (meters, y up) can be, if it is lower than one; else none.
+
+    The center of its points is then not that of the person, and often too far from it for a fit.
+    """
+    low, high = np.quantile(scan.points[:, 1], [0.001, 0.999]).tolist()
+    if not MIN_PART_HEIGHT < high - low < MIN_STATURE:
+        return []
+    center = scan.even_out().points.mean(axis=0, dtype=np.float64)
+    found = []
+    for part, height in (("upper", high - CENTER_BELOW_TOP), ("lower", low + CENTER_ABOVE_SOLES)):
+        finding = Finding("part-of-body", {"part": part, "height": round(high - low, 2)})
+        found.append(BodyPart(np.array([center[0], height, center[2]]), finding))
+    return found
 
 
 def check_scan(scan: Scan) -> Scan:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from shapespace.fitting.checks import MAX_RETRIED_SHARE, check_scan
+from shapespace.fitting.checks import MAX_RETRIED_SHARE, body_parts, check_scan
 from shapespace.fitting.clutter import Clutter, QuickFit, remove_clutter
 from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, CodeMethod, encode, fit_adam, fit_lm
 from shapespace.fitting.levenberg_marquardt import LMOptions
@@ -50,8 +50,13 @@ class ScanFitter:
             )
         return self.model
 
-    def place(self, scan: Scan, outliers: Clutter = "remove") -> tuple[Scan, Frame]:
-        """The scan without isolated points in the model frame, and the frame; `ValueError` if it cannot be fitted."""
+    def place(
+        self, scan: Scan, outliers: Clutter = "remove", center: Float[np.ndarray, "3"] | None = None
+    ) -> tuple[Scan, Frame]:
+        """The scan without isolated points in the model frame, and the frame; `ValueError` if it cannot be fitted.
+
+        `center`: of the person (meters); that of the scan by default.
+        """
         is_finite = np.isfinite(scan.points).all(axis=1)
         if len(scan) < MIN_POINTS or not is_finite.all():
             raise ValueError(
@@ -61,6 +66,8 @@ class ScanFitter:
         scan = scan.even_out(keep_outliers=outliers == "keep", repeat=True)
         check_size(scan, scale=self.scale)
         frame = scan.frame(self.scale)
+        if center is not None:
+            frame = replace(frame, center=torch.from_numpy(center).to(frame.center))
         return scan.to_model(frame), frame
 
     def encode(self, scans: Sequence[Scan], *, seed: int = 0) -> list[Fit]:
@@ -81,13 +88,13 @@ class ScanFitter:
         seed: int = 0,
         outliers: Clutter = "remove",
     ) -> list[Fit]:
-        """Fits of scans, which are checked; one by `lm` out of distribution is tried with other headings."""
+        """Fits of scans, which are checked; one by `lm` out of distribution is tried at other places."""
         checked = [check_scan(scan) for scan in scans]
         fits = self.fit(checked, method=method, lm=lm, adam=adam, seed=seed, outliers=outliers)
         is_lm = method == "lm" or (method == "auto" and isinstance(self.model, SDFModel))
         if not is_lm or (lm or LMOptions()).alignment != "local":
             return fits
-        return [self._turned(fit, scan, lm, seed, outliers) for fit, scan in zip(fits, checked, strict=True)]
+        return [self._placed_anew(fit, scan, lm, seed, outliers) for fit, scan in zip(fits, checked, strict=True)]
 
     def fit(
         self,
@@ -98,13 +105,17 @@ class ScanFitter:
         adam: AdamOptions | None = None,
         seed: int = 0,
         outliers: Clutter = "remove",
+        center: Float[np.ndarray, "3"] | None = None,
     ) -> list[Fit]:
-        """Fits of scans as they are; `[]` for no scans. The settings are those of `ShapeSpace.fit_scans`."""
+        """Fits of scans as they are; `[]` for no scans. The settings are those of `ShapeSpace.fit_scans`.
+
+        `center`: of the person (meters); that of each scan by default.
+        """
         if not scans:
             return []
         if method == "auto" and not isinstance(self.model, SDFModel):
             method, adam = "adam", ADAM_FROM_ENCODER
-        placed = [self.place(scan, outliers) for scan in scans]
+        placed = [self.place(scan, outliers, center) for scan in scans]
         model_scans = [scan for scan, _ in placed]
         start = time.perf_counter()
         if method != "adam":
@@ -128,17 +139,24 @@ class ScanFitter:
             for index, scan in enumerate(model_scans)
         ]
 
-    def _turned(self, fit: Fit, scan: Scan, lm: LMOptions | None, seed: int, outliers: Clutter) -> Fit:
-        """The fit, or, if it is out of distribution, one with another heading that is in distribution."""
+    def _placed_anew(self, fit: Fit, scan: Scan, lm: LMOptions | None, seed: int, outliers: Clutter) -> Fit:
+        """The fit, or, if it is out of distribution, one as a part of a body or with another heading that is in it."""
         prior = self.model.prior
         assert prior is not None  # that of an SDF
         if ood_score(fit.code, prior) <= prior.ood_limit:
             return fit
+
+        def is_better(other: Fit) -> bool:
+            is_usual = ood_score(other.code, prior) <= MAX_RETRIED_SHARE * prior.ood_limit
+            return is_usual and bool(np.median(other.residuals) <= np.median(fit.residuals))
+
+        for part in body_parts(scan):
+            (moved,) = self.fit([scan], lm=lm, seed=seed, outliers=outliers, center=part.center)
+            if is_better(moved):
+                return replace(moved, findings=(*moved.findings, part.finding))
         yaw = replace(lm or LMOptions(), alignment="yaw")
         (turned,) = self.fit([scan], lm=yaw, seed=seed, outliers=outliers)
-        if ood_score(turned.code, prior) > MAX_RETRIED_SHARE * prior.ood_limit or np.median(
-            turned.residuals
-        ) > np.median(fit.residuals):
+        if not is_better(turned):
             return fit
         degrees = similarity.heading(turned.frame)
         if abs(degrees) < MIN_TURN:

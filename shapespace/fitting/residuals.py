@@ -187,14 +187,20 @@ def estimate_normals(scan: Scan, seed: int) -> Scan:
 
 
 def orient_normals(model: SDFModel, scan: Scan, code: Code) -> Scan:
-    """The scan (model frame) with its unoriented normals turned to the side on which the field of the code rises."""
+    """The scan (model frame) with its unoriented normals turned to the side on which the field of the code rises.
+
+    Where even their line is unknown (zeros), they are the direction in which it rises.
+    """
     if scan.normals is not None or scan.unoriented_normals is None:
         return scan
     points, normals = (
         torch.from_numpy(array).float()[None].to(code.flat.device) for array in (scan.points, scan.unoriented_normals)
     )
-    oriented = losses.orient_normals(normals, model.linearize(points, code).gradient)[0].cpu().numpy()
-    return replace(scan, normals=oriented)
+    gradient = model.linearize(points, code).gradient
+    oriented = losses.orient_normals(normals, gradient)
+    is_unknown = (normals == 0).all(dim=-1, keepdim=True)
+    oriented = torch.where(is_unknown, torch.nn.functional.normalize(gradient, dim=-1), oriented)
+    return replace(scan, normals=oriented[0].cpu().numpy())
 
 
 def residuals(model: SDFModel, scans: Sequence[Scan], code: Code, seed: int, count: int = 2048) -> Float[Tensor, "b n"]:

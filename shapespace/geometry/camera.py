@@ -7,9 +7,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from trimesh import Trimesh
 
+from shapespace.geometry.findings import Finding
 from shapespace.geometry.scan import Scan
 
 MAX_DEPTH_JUMP = 0.03  # meters between neighboring pixels: above that of a slanted surface, below arm to trunk
+
+# Background of a depth image. Arbitrary values, but for the area: a person covers at most 1 square meter.
+BACKGROUND_GAP = 0.15  # meters without depths between the person and what is behind
+MIN_BACKGROUND = 1.2  # square meters
+MIN_FOREGROUND = 0.1  # square meters
+_DEPTH_BIN = 0.01  # meters
+_STRAY_SHARE = 0.003  # of the depths in the gap: pixels on edges are between both sides
+_MAX_BINS = 10_000
 
 UPRIGHT_CAMERA = np.diag([1.0, -1.0, -1.0, 1.0])  # from x right, y down, z forward to x right, y up, z backward
 
@@ -130,3 +139,39 @@ def triangulate(
     used = np.zeros(seen.size, dtype=np.bool_)
     used[triangles] = True
     return np.flatnonzero(used), (np.cumsum(used, dtype=np.int32) - 1)[triangles].astype(np.int32)
+
+
+def find_background(images: Sequence[DepthImage]) -> Finding | None:
+    """The finding about depths behind a gap that cover more than a person does; None if an image has no such depths.
+
+    Its value `depth` (meters) is in the farthest of these gaps, so that what is nearer remains.
+    """
+    limits = [_background_limit(image) for image in images]
+    found = [limit for limit in limits if limit is not None]
+    if not found or len(found) < len(images):
+        return None
+    depth = round(max(found), 2)
+    depths = np.concatenate([image.depth[image.seen] for image in images])
+    return Finding("depth-background", {"share": round(float((depths > depth).mean()), 3), "depth": depth})
+
+
+def _background_limit(image: DepthImage) -> float | None:
+    """Middle of the farthest gap (meters) with a background behind it and something before it."""
+    depth = image.depth[image.seen].astype(np.float64)
+    if not len(depth) or depth.max() > _MAX_BINS * _DEPTH_BIN:
+        return None
+    # Each pixel covers the square of its depth over the focal lengths.
+    index = (depth / _DEPTH_BIN).astype(int)
+    area = np.cumsum(np.bincount(index, depth**2)) / (image.camera.fx * image.camera.fy)
+    below = np.cumsum(np.bincount(index))
+    width = round(BACKGROUND_GAP / _DEPTH_BIN)
+    start = np.arange(max(len(below) - width, 0))  # a gap is the bins after its start
+    between = below[start + width] - below[start]
+    is_gap = between <= _STRAY_SHARE * len(depth)
+    is_gap &= (area[start] > MIN_FOREGROUND) & (area[-1] - area[start + width] > MIN_BACKGROUND)
+    if not is_gap.any():
+        return None
+    first = last = int(np.flatnonzero(is_gap)[-1])
+    while first > 0 and is_gap[first - 1]:
+        first -= 1
+    return float((0.5 * (first + last + width) + 1) * _DEPTH_BIN)

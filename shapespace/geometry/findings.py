@@ -42,6 +42,10 @@ FINDINGS: dict[str, str] = {
     ),
     "pose-applied": "vertices of {name} are in the pose of its file ({what}), not in its bind pose.",
     "trailing-data-ignored": "{count:,} bytes after the last element of {name} are ignored.",
+    "depth-background": (
+        "{share:.0%} of the depths of {name} are behind a gap at {depth:g} m and cover more than a person. --max-depth "
+        "{depth:g} leaves them out."
+    ),
     # How a scan is understood
     "unit-guessed": "unit of {name} guessed as {unit} (confidence {confidence:.0%}). --unit overrides it.",
     "clutter-removed": (
@@ -85,6 +89,10 @@ FINDINGS: dict[str, str] = {
     "heading-found": (
         "{name} faces another way: fitted after a rotation by {degrees:.0f} degrees about the vertical axis, since it "
         "was out of distribution as it is."
+    ),
+    "part-of-body": (
+        "{name} is {height:.2f} m high: fitted as the {part} part of a person, since it was out of distribution as a "
+        "whole one. The other part is a guess; add a scan of it."
     ),
     "out-of-distribution": (
         "{name} is out of distribution (ood score {ood_score:g}, limit {limit:g}): probably not a person alone, or not "

@@ -24,8 +24,9 @@ class Scan:
     """Points of one capture; meters (or model units after `to_model`), y up.
 
     `normals`: unit vectors that point out of the body. `unoriented_normals`: unit vectors of unknown sign, for scans
-    whose outside is unknown (see `estimate_normals`). `sensors`: for each point, the origin of the sensor that measured
-    it. `faces`: triangles where the file has them, so that the surface can be sampled evenly.
+    whose outside is unknown (see `estimate_normals`); zeros where the line is unknown, too.
+    `sensors`: for each point, the origin of the sensor that measured it. `faces`: triangles where the file has them, so
+    that the surface can be sampled evenly.
 
     `origin`: what must be added to points and sensors for their place in the file (meters, y up, float64); None for no
     shift. Only scans far from the origin of their file have one. `findings`: what was unusual (`geometry.findings`).
@@ -155,8 +156,8 @@ class Scan:
         if not repeat:
             return scan.select(density.thin_evenly(distance, rng)).with_findings(found)
         if scan.normals is None and scan.unoriented_normals is None:
-            # Lines: thin parts are no surface that hides the inside from a viewer.
-            scan = replace(scan, unoriented_normals=normals.estimate(scan.points))
+            # Lines: thin parts are no surface that hides the inside from a viewer. None where neighbors are too far.
+            scan = replace(scan, unoriented_normals=normals.estimate_where_flat(scan.points))
         return scan.select(density.draw_evenly(distance, rng)).with_findings(found)
 
     def estimate_normals(self) -> "Scan":

@@ -17,6 +17,7 @@ from shapespace.geometry.camera import (
     UPRIGHT_CAMERA,
     Camera,
     DepthImage,
+    find_background,
     merge_depth_images,
     triangulate,
 )
@@ -373,9 +374,10 @@ def scan_of_depth_images(path: Path, views: list[DepthImage], name: str, unit: f
     moved: dict[str, Any] = {
         key: transform(path, getattr(scan, key) - shift, np.eye(3)) for key, shift in shifts.items()
     }
+    background = find_background(views)
     return replace(
         scan,
         origin=None if origin is None else start,
-        findings=() if origin is None else origin.findings,
+        findings=(*(origin.findings if origin else ()), *([background] if background else [])),
         **moved,
     )

@@ -1,5 +1,7 @@
 """Fits: derivatives against autograd, recovery of a known code, prior, free space, alignment."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,12 @@ def test_unoriented_normals_are_oriented_by_the_field_of_the_code(model: IGR) ->
     cosine = (found.normals * scan.normals).sum(axis=1)
     assert (cosine > 0.9).mean() > 0.99
     assert ((bare.unoriented_normals * scan.normals).sum(axis=1) < 0).mean() > 0.2  # signs that changed
+    assert bare.unoriented_normals is not None
+    unknown = replace(bare, unoriented_normals=np.zeros_like(bare.points))
+    of_field = residuals.orient_normals(model, unknown, fit.encode(model, [scan])).normals
+    assert of_field is not None
+    np.testing.assert_allclose(np.linalg.norm(of_field, axis=1), 1, atol=1e-5)
+    assert ((of_field * scan.normals).sum(axis=1) > 0.9).mean() > 0.95
 
 
 def test_the_prior_determines_what_was_not_seen(model: IGR) -> None:

@@ -8,7 +8,13 @@ from scipy.spatial.transform import Rotation
 from trimesh import Trimesh
 from trimesh.creation import capsule
 
-from shapespace.geometry.normals import estimate, orient_outward, orient_towards, single_view_direction
+from shapespace.geometry.normals import (
+    estimate,
+    estimate_where_flat,
+    orient_outward,
+    orient_towards,
+    single_view_direction,
+)
 from shapespace.geometry.scan import Scan
 from shapespace.synthetic.scanner import VirtualScanner
 
@@ -33,6 +39,18 @@ def test_normals_of_a_noisy_plane_are_perpendicular_to_it() -> None:
 def test_three_points_have_normals() -> None:
     unoriented = estimate(np.array([[0.0, 0, 1], [1, 0, 1], [0, 1, 1]]))
     np.testing.assert_allclose(np.abs(unoriented), [[0, 0, 1]] * 3, atol=1e-9)
+
+
+def test_normals_of_few_points_of_a_limb_are_unknown_or_right() -> None:
+    mesh, rng = capsule(height=0.5, radius=0.04), np.random.default_rng(2)
+    for count, least, most in ((2000, 0.9, 1.0), (150, 0.05, 0.7)):
+        sample = Scan.from_mesh(mesh).sample(count, rng)
+        assert sample.normals is not None
+        lines = estimate_where_flat(sample.points)
+        is_known = lines.any(axis=1)
+        assert least <= is_known.mean() <= most
+        np.testing.assert_allclose(np.linalg.norm(lines[is_known], axis=1), 1, atol=1e-6)
+        assert (np.abs((lines * sample.normals).sum(axis=1)[is_known]) > 0.7).mean() > 0.8
 
 
 def body(count: int) -> Scan:

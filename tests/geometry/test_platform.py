@@ -8,7 +8,7 @@ from trimesh import Trimesh, creation, transformations
 
 from shapespace.fitting.clutter import remove_clutter
 from shapespace.geometry.scan import Scan
-from shapespace.geometry.segmentation import find_platform
+from shapespace.geometry.segmentation import MIN_PLATFORM, find_platform
 
 
 def points_of(mesh: Trimesh, density: float = 3000) -> np.ndarray:
@@ -37,3 +37,18 @@ def test_a_turntable_goes_and_the_person_stays(person: np.ndarray) -> None:
 
 def test_a_person_alone_stands_on_no_platform(person: np.ndarray) -> None:
     assert find_platform(person, np.random.default_rng(1)) is None
+
+
+def test_scales_are_a_platform_and_feet_are_none(person: np.ndarray) -> None:
+    """Two feet cover most of small scales; without scales there is a gap between them."""
+    rng = np.random.default_rng(2)
+    foot = points_of(creation.box((0.09, 0.08, 0.25)))
+    feet = [foot + np.array([x, 0.04, 0.0]) for x in (-0.09, 0.09)]
+    body = np.concatenate([*feet, person + np.array([0, 0.05 - person[:, 1].min(), 0])])
+    board = points_of(creation.box((0.31, 0.03, 0.31))) - [0, 0.015, 0]
+    covered = (np.abs(np.abs(board[:, 0]) - 0.09) < 0.045) & (np.abs(board[:, 2]) < 0.125) & (board[:, 1] > -0.01)
+    platform = find_platform(np.concatenate([body, board[~covered]]), rng)
+    assert platform is not None
+    assert platform.plane.offset == pytest.approx(0.0, abs=0.01)
+    assert platform.free_area < MIN_PLATFORM  # found by its covered hull alone
+    assert find_platform(body, rng) is None
