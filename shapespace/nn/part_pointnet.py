@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from shapespace.nn.hypernetwork import POSE_NUMBERS, ROTATION_WEIGHT
 from shapespace.nn.part_mlp import PartStates
 
-NEAR = 16  # points that a part sees
+NEIGHBORS = 16  # points that a part sees
 BEND = 0.1  # of the local coordinates: a point at 10 radii comes to 5, one at infinity to 10
 POSE_STD = 0.02  # of the numbers of the poses, from which a code is taken back (model units)
 LAYER_1, LAYER_2, MIXED = 32, 16, 128  # units of the layers of a part, and of the layer over all parts
@@ -58,9 +58,9 @@ class PartPointNet(nn.Module):
         self, forward: Float[Tensor, "z z"], backward: Float[Tensor, "z z"], offset: Float[Tensor, "z"]
     ) -> None:
         """Adapt to other codes: changes of a code c become `c @ forward`; `c @ backward + offset` is a former code."""
-        of_code = self.body.weight[:, -len(backward) :]
-        self.body.bias.add_(of_code @ offset)
-        of_code.copy_(of_code @ backward.T)
+        from_code = self.body.weight[:, -len(backward) :]
+        self.body.bias.add_(from_code @ offset)
+        from_code.copy_(from_code @ backward.T)
         self.projection.copy_(self.projection @ forward)
         self.direct.weight.copy_(forward.T @ self.direct.weight)
         self.direct.bias.copy_(self.direct.bias @ forward)
@@ -95,7 +95,7 @@ def _local_points(
     points: Float[Tensor, "b n 3"], states: PartStates, radius: Float[Tensor, "k"]
 ) -> Float[Tensor, "k b m 3"]:
     """The nearest points of each part in its frame, in units of its radius; far ones are drawn near."""
-    count = min(NEAR, points.shape[1])
+    count = min(NEIGHBORS, points.shape[1])
     index = torch.cdist(states.center, points).topk(count, dim=2, largest=False, sorted=False).indices
     body = torch.arange(len(points), device=points.device)[:, None, None]
     local = (points[body, index] - states.center[:, :, None]) @ states.rotation / radius[:, None, None]

@@ -6,7 +6,7 @@ from torch import Tensor
 from shapespace.geometry.articulation import rotation_matrices
 from shapespace.nn.hypernetwork import PartHypernetwork
 from shapespace.nn.part_mlp import PartStates
-from shapespace.nn.part_pointnet import BEND, LAYER_1, LAYER_2, MIXED, NEAR, PartPointNet
+from shapespace.nn.part_pointnet import BEND, LAYER_1, LAYER_2, MIXED, NEIGHBORS, PartPointNet
 
 CODE, PARTS = 6, 5
 
@@ -35,7 +35,7 @@ def test_a_correction_is_that_of_loops_over_bodies_and_parts() -> None:
         features = torch.zeros(PARTS, LAYER_2)
         for part in range(PARTS):
             center, rotation = states.center[body, part], states.rotation[body, part]
-            order = (points[body] - center).norm(dim=1).argsort()[:NEAR]
+            order = (points[body] - center).norm(dim=1).argsort()[:NEIGHBORS]
             local = torch.stack([rotation.T @ (p - center) / radius[part] for p in points[body, order]])
             local = local / (1 + BEND * local.norm(dim=1, keepdim=True))
             hidden = (local @ net.first[part] + net.first_bias[part]).relu()

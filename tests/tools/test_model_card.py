@@ -64,7 +64,11 @@ def write_scores(folder: Path, errors: tuple[float, float], method: str) -> None
 def draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two draws of the same two people; every fit is 10 mm too high, but for the second person's of the second draw."""
     monkeypatch.setattr(_model_card, "ScanStore", TwoPeople)
-    monkeypatch.setattr(_model_card.Body, "load", lambda: SimpleNamespace(faces=BALL.faces))
+    monkeypatch.setattr(
+        _model_card.Body,
+        "load",
+        lambda: SimpleNamespace(faces=BALL.faces, parts=lambda: {"lower": BALL.vertices[:, 1] < 0}),
+    )
     monkeypatch.setattr(_model_card, "PAIRS", 2)
     given = []
     for draw, errors in ERRORS.items():
@@ -115,6 +119,7 @@ def test_the_page_says_what_the_scores_say(draws: list[str], tmp_path: Path, mon
     assert cells(text, "pose", "upright")[:2] == ["21.00", "42.00"]
     assert "scanner" not in text.split("By group")[1].split("carried")[0]  # one value only
     carried = cells(text, "4")
+    assert len(carried) == 4  # median, mean, 95 % and the region
     assert all(5 < float(value) < 35 for value in carried)
     assert drawn["path"] == picture
     labels = [label for label, _ in drawn["rows"]]
