@@ -94,8 +94,11 @@ gallery: $(VENV)/ready  ## the pictures of docs/guide/pictures.md and docs/guide
 	$(BIN)/shapespace render runs/gallery/interpolation/*.obj --play --turn 0 --size 240 --out docs/images/pictures/interpolation.gif
 	SHAPESPACE_SCREENSHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest -q -m slow tests/report/test_browser.py tests/viewer/test_browser.py -k "light_and_dark or docs"
 
-# The packaged model: data (a quarter of an hour on 2 cores), training (MINUTES of one core), tests (half an hour)
+# The packaged model: data (a quarter of an hour on 2 cores), a training and one that goes on from it (MINUTES and
+# MORE_MINUTES of one core), tests (half an hour)
 MINUTES ?= 70
+MORE_MINUTES ?= 102
+HUMANS := --config articulated --split train --model.code-dim 256 --model.num-parts 104 --model.hand-density 40 --optim.max-steps 1000000
 VARIED := --motion-fraction 0.25 --poses-from wide --appearance varied --scanners varied
 DRAWS := 4001 4002 4003
 .SECONDARY: $(DRAWS:%=data/humans_%.h5)
@@ -112,9 +115,14 @@ data/humans_%.h5: $(VENV)/ready
 	$(BIN)/shapespace synthesize data/humans_$* --people 1 --poses 1 --test-poses 0 --test-people 24 --poses-per-test-person 2 $(VARIED) --seed $*
 	$(BIN)/shapespace preprocess synthetic data/humans_$* $@ --points 100000 --jobs 2
 
-runs/humans/trained: data/humans.h5
+runs/humans_start/trained: data/humans.h5
+	if test -f runs/humans_start/checkpoint.pt; then OMP_NUM_THREADS=1 $(BIN)/shapespace train --resume runs/humans_start; \
+	else OMP_NUM_THREADS=1 $(BIN)/shapespace train data/humans.h5 $(HUMANS) --out runs/humans_start --optim.max-minutes $(MINUTES); fi
+	@touch $@
+
+runs/humans/trained: runs/humans_start/trained
 	if test -f runs/humans/checkpoint.pt; then OMP_NUM_THREADS=1 $(BIN)/shapespace train --resume runs/humans; \
-	else OMP_NUM_THREADS=1 $(BIN)/shapespace train data/humans.h5 --config articulated --split train --out runs/humans --model.code-dim 256 --model.num-parts 104 --model.hand-density 40 --optim.max-steps 1000000 --optim.max-minutes $(MINUTES); fi
+	else OMP_NUM_THREADS=1 $(BIN)/shapespace train data/humans.h5 $(HUMANS) --init-from runs/humans_start --out runs/humans --optim.max-minutes $(MORE_MINUTES) --optim.encoder-share 0.12; fi
 	@touch $@
 
 runs/humans/test_%/scores.json: runs/humans/trained data/humans_%.h5

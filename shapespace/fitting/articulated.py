@@ -19,6 +19,7 @@ from shapespace.models.code import Code
 from shapespace.nn.parallel import parallel_map
 from shapespace.nn.part_mlp import PartStates
 
+DRAWN_FROM = 4  # points of a scan for each that is drawn by the parts
 POSE_SIZE = 6  # unknowns of a part before its local code: translation (3), rotation vector (3)
 
 
@@ -54,17 +55,30 @@ def fit_parts_of(
 
     The scans are in the frames of the codes.
     """
-    states, options = model.states(code), replace(options, num_points=options.parts.num_points)
+    states = model.states(code)
+    options = replace(options, num_points=options.parts.num_points, normal_offset=options.parts.normal_offset)
 
     def fit(row: int) -> PartFit:
-        drawn = resample(estimate_normals(scans[row], seed), options.num_points, seed)
+        own = states.select(slice(row, row + 1))
+        drawn = draw_by_part(model, estimate_normals(scans[row], seed), own, options.num_points, seed)
         oriented = orient_normals(model, drawn, code[row])
-        return fit_parts(model, oriented, states.select(slice(row, row + 1)), options, seed)
+        return fit_parts(model, oriented, own, options, seed)
 
     with torch.no_grad():
         fits = list(parallel_map(fit, range(len(scans))))
     parts = (torch.cat(tensors) for tensors in zip(*(fit.states for fit in fits), strict=True))
     return Code((code.parts[0], *parts)), torch.stack([fit.covariance for fit in fits])
+
+
+def draw_by_part(model: ArticulatedSDF, scan: Scan, states: PartStates, count: int, seed: int) -> Scan:
+    """`count` points of a scan (model frame), more of them where the parts of its body (a batch of one) are small.
+
+    By area, a finger would have a handful.
+    """
+    many = resample(scan, DRAWN_FROM * count, seed)
+    points = torch.from_numpy(many.points).float()[None].to(states.center.device)
+    uniform = torch.rand(1, len(many), generator=torch.Generator().manual_seed(seed)).to(points)
+    return many.select(model.draw_by_part(points, states, uniform, count)[0].cpu().numpy())
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ class PartOptions:
     """Settings of the second level of a fit: the parts, from the result of the first. Lengths are in model units."""
 
     num_points: int = 2048
-    """Number of points that are drawn from the scan."""
+    """Number of points that are drawn from the scan, more of them where parts are small."""
+    normal_offset: float = 0.003
+    """As for the first level; fingers and toes are thin, and here the surface is near."""
     max_steps: int = 12
     """Maximum number of steps."""
     border_std: float = 0.004

@@ -295,25 +295,40 @@ class ArticulatedSDF(SDFModel):
         return terms
 
     @torch.no_grad()
+    def draw_by_part(
+        self,
+        points: Float[Tensor, "b n 3"],
+        states: PartStates,
+        uniform: Float[Tensor, "b n"],
+        count: int,
+    ) -> Int[Tensor, "b c"]:
+        """Indices of `count` points of each body, in their order; small parts have more of them than their share.
+
+        A point's chance is in proportion to n^(-3/4), n the number of points that its part has. The draw is that of
+        exponential keys (Efraimidis & Spirakis 2006), from `uniform` random numbers in [0, 1].
+        """
+        part = self.nearest_parts(points, states.center)[..., 0]
+        share = torch.nn.functional.one_hot(part, self.decoder.num_parts).sum(dim=1).gather(1, part)
+        keys = -uniform.clamp(1e-6, 1).log() * share.pow(0.75)
+        return keys.topk(count, dim=1, largest=False).indices.sort(dim=1).values
+
+    @torch.no_grad()
     def _balance(self, batch: Batch, states: PartStates) -> Batch:
         """The batch with `loss_points` of the surface points of each scan, so that small parts have more of them.
 
-        A point's chance is in proportion to n^(-3/4), n the number of points that its part has. The draw is that of
-        exponential keys (Efraimidis & Spirakis 2006); its random numbers are the directions of the near points.
+        The random numbers of the draw are the directions of the near points.
         """
         count = self.loss_points
         if batch.surface.shape[1] <= count:
             return batch
-        part = self.nearest_parts(batch.surface, states.center)[..., 0]
-        share = torch.nn.functional.one_hot(part, self.decoder.num_parts).sum(dim=1).gather(1, part)
         x, y, _ = (batch.near_points - batch.surface).unbind(dim=-1)
-        keys = -(torch.atan2(y, x) / (2 * torch.pi) + 0.5).clamp(1e-6, 1).log() * share.pow(0.75)
-        chosen = keys.topk(count, dim=1, largest=False).indices.sort(dim=1).values[..., None].expand(-1, -1, 3)
+        uniform = torch.atan2(y, x) / (2 * torch.pi) + 0.5
+        chosen = self.draw_by_part(batch.surface, states, uniform, count)[..., None].expand(-1, -1, 3)
         vectors = ("surface", "near_points", "normals", "unoriented_normals")
         present = {name: tensor for name in vectors if (tensor := getattr(batch, name)) is not None}
-        uniform = batch.uniform_points[:, : max(1, count // UNIFORM_SHARE)]
+        anywhere = batch.uniform_points[:, : max(1, count // UNIFORM_SHARE)]
         kept: dict[str, Any] = {name: tensor.gather(1, chosen) for name, tensor in present.items()}
-        return replace(batch, uniform_points=uniform, **kept)
+        return replace(batch, uniform_points=anywhere, **kept)
 
     def _into_domain(self, points: Float[Tensor, "b m 3"], states: PartStates) -> Float[Tensor, "b m 3"]:
         """Points of cubes around the parts from uniform points of a cube about the origin.
