@@ -51,7 +51,7 @@ class LMOptions:
     """Number of points that are drawn from the scan."""
     max_steps: int = 20
     """Maximum number of steps."""
-    normal_offset: float = 0.02
+    normal_offset: float = 0.01
     """Distance of the off-surface points along the normals, on both sides, where f is fitted to +-offset (Carr et al.
     2001). Scans without normals get estimated ones; if the points do not show which side is outside, it is the side
     on which the field increases after the trial steps."""

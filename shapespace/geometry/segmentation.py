@@ -125,7 +125,7 @@ def _is_covered(points: Float[np.ndarray, "n 3"], plane: Plane) -> bool:
     inside = places[(places @ hull.equations[:, :2].T + hull.equations[:, 2] < 0).all(axis=1)]
     near = points[(height > -plane.thickness) & (height < _FILLED_HEIGHT)][:, [0, 2]]
     gap = cKDTree(near).query(inside)[0]
-    return bool((gap < 0.75 * _FILLED_CELL).mean() > _MIN_FILLED)
+    return float(np.mean(gap < 0.75 * _FILLED_CELL)) > _MIN_FILLED
 
 
 def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
