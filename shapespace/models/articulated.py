@@ -36,7 +36,7 @@ from shapespace.nn.hypernetwork import PartHypernetwork, rotation_to_6d
 from shapespace.nn.latent import CodeTable, GaussianPrior
 from shapespace.nn.mlp import Linearization
 from shapespace.nn.part_mlp import PartLinearization, PartMLP, PartStates, nearest_parts
-from shapespace.nn.part_pointnet import PartPointNet
+from shapespace.nn.part_pointnet import PartCorrections
 from shapespace.nn.pointnet import PointNet
 from shapespace.synthetic.body import Body
 
@@ -448,9 +448,12 @@ def build_articulated(config: ArticulatedConfig, *, num_scans: int = 0) -> Artic
         width=config.encoder_width,
         features=config.encoder_features,
     )
-    corrections = [
-        PartPointNet(code_dim=config.code_dim, num_parts=config.num_parts) for _ in range(config.encoder_corrections)
-    ]
+    corrections = PartCorrections(
+        code_dim=config.code_dim,
+        num_parts=config.num_parts,
+        count=config.encoder_corrections,
+        num_points=config.correction_points,
+    )
     table = CodeTable(num_scans=num_scans, code_dim=config.code_dim)
     decoder = PartMLP(
         num_parts=config.num_parts,
@@ -460,7 +463,7 @@ def build_articulated(config: ArticulatedConfig, *, num_scans: int = 0) -> Artic
         beta=config.beta,
     )
     return ArticulatedSDF(
-        SeparateEncoder(pointnet, corrections, config.correction_points, table),
+        SeparateEncoder(pointnet, corrections, table),
         hypernetwork,
         decoder,
         GaussianPrior(code_dim=config.code_dim, ood_limit=PARTS_OOD_LIMIT),

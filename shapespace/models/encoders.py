@@ -1,8 +1,5 @@
 """Encoders: modules from a batch to codes, by a network or a table of free codes."""
 
-from collections.abc import Iterable, Iterator
-from typing import cast
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,7 +8,7 @@ from shapespace.data.loader import Batch
 from shapespace.models.code import Code
 from shapespace.nn.hypernetwork import PartHypernetwork
 from shapespace.nn.latent import CodeTable
-from shapespace.nn.part_pointnet import PartPointNet
+from shapespace.nn.part_pointnet import PartCorrections
 from shapespace.nn.pointnet import PointNet, kl_divergence, sample_normal
 from shapespace.nn.resnet import ResidualPointNet
 
@@ -67,20 +64,14 @@ class SeparateEncoder(nn.Module):
     The network is a PointNet, whose code is corrected by part PointNets one after the other.
     """
 
-    def __init__(self, pointnet: PointNet, corrections: Iterable[PartPointNet], num_points: int, table: CodeTable):
+    def __init__(self, pointnet: PointNet, corrections: PartCorrections, table: CodeTable) -> None:
         super().__init__()
-        self.pointnet, self.corrections, self.table = pointnet, nn.ModuleList(corrections), table
-        self.num_points = num_points
+        self.pointnet, self.corrections, self.table = pointnet, corrections, table
 
     @property
     def count(self) -> int:
         """Points of a scan that the network reads."""
-        return max(self.pointnet.count, self.num_points if len(self.corrections) else 0)
-
-    @property
-    def part_pointnets(self) -> Iterable[PartPointNet]:
-        """The corrections, in their order."""
-        return cast(Iterable[PartPointNet], self.corrections)
+        return max(self.pointnet.count, self.corrections.num_points)
 
     def train_network(self, trained: bool) -> None:
         """Set whether the weights of the network get gradients; the free codes are not concerned."""
@@ -93,24 +84,8 @@ class SeparateEncoder(nn.Module):
         if known.all():
             return Code((self.table(batch.scan_index),))
         code, _ = self.pointnet(batch.points)
-        for corrected in self.corrected(batch.points, code, hypernetwork, radius):
-            code = corrected
+        code = [code, *self.corrections(batch.points, code, hypernetwork, radius)][-1]
         return Code((torch.where(known, self.table(batch.scan_index), code),))
-
-    def corrected(
-        self,
-        points: Float[Tensor, "b n 3"],
-        code: Float[Tensor, "b z"],
-        hypernetwork: PartHypernetwork,
-        radius: Float[Tensor, "k"],
-    ) -> Iterator[Float[Tensor, "b z"]]:
-        """The code after each correction; the gradient of a code is that of its own correction."""
-        points = points[:, : self.num_points]
-        for correction in self.part_pointnets:
-            with torch.no_grad():
-                states = hypernetwork(code)
-            code = correction(points, code, states, radius)
-            yield code
 
 
 Encoder = PointNetEncoder | AutoDecoder | DistilledEncoder

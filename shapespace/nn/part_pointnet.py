@@ -1,10 +1,12 @@
 """Small PointNets in the frames of the parts, which correct a code."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shapespace.nn.hypernetwork import POSE_NUMBERS, ROTATION_WEIGHT
+from shapespace.nn.hypernetwork import POSE_NUMBERS, ROTATION_WEIGHT, PartHypernetwork
 from shapespace.nn.part_mlp import PartStates
 
 NEIGHBORS = 16  # points that a part sees
@@ -25,8 +27,6 @@ class PartPointNet(nn.Module):
     looked at in its own frame.
     """
 
-    projection: Tensor
-
     def __init__(self, *, code_dim: int, num_parts: int) -> None:
         super().__init__()
         self.first = nn.Parameter(0.5 * torch.randn(num_parts, 3, LAYER_1))
@@ -39,11 +39,60 @@ class PartPointNet(nn.Module):
         self.direct = nn.Linear(MIXED, code_dim)
         nn.init.zeros_(self.direct.weight)
         nn.init.zeros_(self.direct.bias)
-        self.register_buffer("projection", torch.zeros(num_parts * POSE_NUMBERS, code_dim))
+
+    @torch.no_grad()
+    def replace_codes(
+        self, forward: Float[Tensor, "z z"], backward: Float[Tensor, "z z"], offset: Float[Tensor, "z"]
+    ) -> None:
+        """Adapt to other codes: changes of a code c become `c @ forward`; `c @ backward + offset` is a former code."""
+        from_code = self.body.weight[:, -len(backward) :]
+        self.body.bias.add_(from_code @ offset)
+        from_code.copy_(from_code @ backward.T)
+        self.direct.weight.copy_(forward.T @ self.direct.weight)
+        self.direct.bias.copy_(self.direct.bias @ forward)
+
+    def forward(
+        self,
+        points: Float[Tensor, "b n 3"],
+        code: Float[Tensor, "b z"],
+        states: PartStates,
+        radius: Float[Tensor, "k"],
+        projection: Float[Tensor, "p z"],
+    ) -> Float[Tensor, "b z"]:
+        """The corrected code; `states` are those of the parts by `code`. Their gradients end here.
+
+        `projection` is how a code follows the weighted changes of the poses (`PartCorrections`).
+        """
+        local = _local_points(points, states, radius)
+        parts, bodies, near = local.shape[:3]
+        hidden = torch.baddbmm(self.first_bias, local.flatten(1, 2), self.first).relu()
+        hidden = torch.baddbmm(self.second_bias, hidden, self.second)
+        feature = hidden.view(parts, bodies, near, LAYER_2).amax(dim=2)
+        body = self.body(torch.cat([feature.transpose(0, 1).flatten(1), code.detach()], dim=1)).relu()
+        both = torch.cat([feature, body.expand(parts, -1, -1)], dim=2)
+        motion = torch.baddbmm(self.motion_bias, both, self.motion).transpose(0, 1)
+        return code.detach() + _pose_change(motion, states, radius).flatten(1) @ projection + self.direct(body)
+
+
+class PartCorrections(nn.Module):
+    """Corrections of a code by part PointNets, one after the other."""
+
+    projection: Tensor
+
+    def __init__(self, *, code_dim: int, num_parts: int, count: int, num_points: int) -> None:
+        super().__init__()
+        self.num_points = num_points if count else 0
+        self.nets = nn.ModuleList(PartPointNet(code_dim=code_dim, num_parts=num_parts) for _ in range(count))
+        projection = torch.zeros(num_parts * POSE_NUMBERS, code_dim)
+        self.register_buffer("projection", projection, persistent=count > 0)
+
+    def __len__(self) -> int:
+        """Number of corrections."""
+        return len(self.nets)
 
     @torch.no_grad()
     def set_projection(self, components: Float[Tensor, "z p"], precision: Float[Tensor, "z z"]) -> None:
-        """Set how the code follows the motions of the parts.
+        """Set how a code follows the motions of the parts: by least squares under the prior.
 
         `components` are the changes of the poses (numbers of a part: center, then two columns of the rotation) by the
         code, `precision` is the inverse covariance of the prior. A deviation counts as much as `POSE_STD`.
@@ -58,30 +107,25 @@ class PartPointNet(nn.Module):
         self, forward: Float[Tensor, "z z"], backward: Float[Tensor, "z z"], offset: Float[Tensor, "z"]
     ) -> None:
         """Adapt to other codes: changes of a code c become `c @ forward`; `c @ backward + offset` is a former code."""
-        from_code = self.body.weight[:, -len(backward) :]
-        self.body.bias.add_(from_code @ offset)
-        from_code.copy_(from_code @ backward.T)
         self.projection.copy_(self.projection @ forward)
-        self.direct.weight.copy_(forward.T @ self.direct.weight)
-        self.direct.bias.copy_(self.direct.bias @ forward)
+        for net in self.nets:
+            cast(PartPointNet, net).replace_codes(forward, backward, offset)
 
     def forward(
         self,
         points: Float[Tensor, "b n 3"],
         code: Float[Tensor, "b z"],
-        states: PartStates,
+        hypernetwork: PartHypernetwork,
         radius: Float[Tensor, "k"],
-    ) -> Float[Tensor, "b z"]:
-        """The corrected code; `states` are those of the parts by `code`. Their gradients end here."""
-        local = _local_points(points, states, radius)
-        parts, bodies, near = local.shape[:3]
-        hidden = torch.baddbmm(self.first_bias, local.flatten(1, 2), self.first).relu()
-        hidden = torch.baddbmm(self.second_bias, hidden, self.second)
-        feature = hidden.view(parts, bodies, near, LAYER_2).amax(dim=2)
-        body = self.body(torch.cat([feature.transpose(0, 1).flatten(1), code.detach()], dim=1)).relu()
-        both = torch.cat([feature, body.expand(parts, -1, -1)], dim=2)
-        motion = torch.baddbmm(self.motion_bias, both, self.motion).transpose(0, 1)
-        return code.detach() + _pose_change(motion, states, radius).flatten(1) @ self.projection + self.direct(body)
+    ) -> list[Float[Tensor, "b z"]]:
+        """The code after each correction; the gradient of a code is that of its own correction."""
+        codes, points = [], points[:, : self.num_points]
+        for net in self.nets:
+            with torch.no_grad():
+                states = hypernetwork(code)
+            code = net(points, code, states, radius, self.projection)
+            codes.append(code)
+        return codes
 
 
 def _weights(like: Tensor) -> Float[Tensor, "9"]:

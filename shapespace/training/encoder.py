@@ -75,9 +75,7 @@ def train_encoder(
     corrected = len(encoder.corrections) > 0
     stages = [_Stage("PointNet", encoder.pointnet, budget.part(1 - CORRECTIONS_SHARE if corrected else 1.0), *POINTNET)]
     if corrected:
-        components, precision = model.hypernetwork.weights(), model.prior.precision()
-        for correction in encoder.part_pointnets:
-            correction.set_projection(components, precision)
+        encoder.corrections.set_projection(model.hypernetwork.weights(), model.prior.precision())
         stages.append(_Stage("corrections", encoder.corrections, budget.part(CORRECTIONS_SHARE), *CORRECTIONS))
     learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(False)
@@ -182,7 +180,7 @@ def _train_stage(
         code, _ = encoder.pointnet(points)
         codes = [code]
         if stage.module is encoder.corrections:
-            codes = list(encoder.corrected(points, code, model.hypernetwork, model.decoder.radius))
+            codes = encoder.corrections(points, code, model.hypernetwork, model.decoder.radius)
         loss = torch.stack([_distance(model.hypernetwork(one), states, model.local_std) for one in codes]).sum()
         optimizers.zero_grad()
         loss.backward()

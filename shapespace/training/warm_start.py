@@ -104,8 +104,7 @@ def replace_codes(model: ArticulatedSDF, former: Float[Tensor, "n z"]) -> None:
     matrix, offset = affine_map(former, codes)
     last.bias.copy_(last.bias @ matrix + offset)
     last.weight.copy_(matrix.T @ last.weight)
-    for correction in model.encoder.part_pointnets:
-        correction.replace_codes(matrix, *backward)
+    model.encoder.corrections.replace_codes(matrix, *backward)
     model.template.vertex_local.zero_()
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from shapespace.geometry.articulation import rotation_matrices
 from shapespace.nn.hypernetwork import PartHypernetwork
 from shapespace.nn.part_mlp import PartStates
-from shapespace.nn.part_pointnet import BEND, LAYER_1, LAYER_2, MIXED, NEIGHBORS, PartPointNet
+from shapespace.nn.part_pointnet import BEND, LAYER_1, LAYER_2, MIXED, NEIGHBORS, PartCorrections, PartPointNet
 
 CODE, PARTS = 6, 5
 
@@ -16,8 +16,11 @@ def trained_net() -> PartPointNet:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.normal_(std=0.3)
-        net.projection.normal_(std=0.1)
     return net
+
+
+def corrections(count: int = 1) -> PartCorrections:
+    return PartCorrections(code_dim=CODE, num_parts=PARTS, count=count, num_points=40)
 
 
 def bodies(count: int) -> tuple[Tensor, Tensor, PartStates, Tensor]:
@@ -29,7 +32,7 @@ def bodies(count: int) -> tuple[Tensor, Tensor, PartStates, Tensor]:
 
 def test_a_correction_is_that_of_loops_over_bodies_and_parts() -> None:
     torch.manual_seed(0)
-    net = trained_net()
+    net, projection = trained_net(), 0.1 * torch.randn(PARTS * 9, CODE)
     points, code, states, radius = bodies(3)
     for body in range(3):
         features = torch.zeros(PARTS, LAYER_2)
@@ -50,17 +53,22 @@ def test_a_correction_is_that_of_loops_over_bodies_and_parts() -> None:
             turn = rotation @ motion[3:]
             change[part, 3:6] = 0.125 * torch.linalg.cross(turn, rotation[:, 0])
             change[part, 6:] = 0.125 * torch.linalg.cross(turn, rotation[:, 1])
-        expected = code[body] + change.flatten() @ net.projection + net.direct(mixed)
-        torch.testing.assert_close(net(points, code, states, radius)[body], expected, atol=1e-5, rtol=1e-5)
+        expected = code[body] + change.flatten() @ projection + net.direct(mixed)
+        torch.testing.assert_close(net(points, code, states, radius, projection)[body], expected, atol=1e-5, rtol=1e-5)
     assert net.first.shape[-1] == LAYER_1
 
 
 def test_the_code_stays_as_long_as_nothing_was_learned() -> None:
     torch.manual_seed(0)
-    net = PartPointNet(code_dim=CODE, num_parts=PARTS)
-    net.set_projection(torch.randn(CODE, PARTS * 9), torch.eye(CODE))
-    points, code, states, radius = bodies(2)
-    assert torch.equal(net(points, code, states, radius), code)
+    points, code, _, radius = bodies(2)
+    hypernetwork = PartHypernetwork(code_dim=CODE, num_parts=PARTS, local_dim=2)
+    nets = corrections(2)
+    nets.set_projection(torch.randn(CODE, PARTS * 9), torch.eye(CODE))
+    first, second = nets(points, code, hypernetwork, radius)
+    assert torch.equal(first, code)
+    assert torch.equal(second, code)
+    assert corrections(0)(points, code, hypernetwork, radius) == []
+    assert not corrections(0).state_dict()  # as files of models without corrections
 
 
 def test_motions_of_the_components_give_their_codes() -> None:
@@ -69,22 +77,23 @@ def test_motions_of_the_components_give_their_codes() -> None:
     hypernetwork = PartHypernetwork(code_dim=CODE, num_parts=PARTS, local_dim=2)
     poses = torch.randn(30, PARTS, 9)
     codes = hypernetwork.initialize(poses)
-    net = PartPointNet(code_dim=CODE, num_parts=PARTS)
-    net.set_projection(hypernetwork.weights(), 1e-3 * torch.eye(CODE))
+    nets = corrections()
+    nets.set_projection(hypernetwork.weights(), 1e-3 * torch.eye(CODE))
     scale = torch.cat([torch.ones(3), torch.full((6,), 0.125)])
     change = ((hypernetwork.poses(codes[1:2]) - hypernetwork.poses(codes[:1])) * scale).flatten(1)
-    torch.testing.assert_close(change @ net.projection, codes[1:2] - codes[:1], atol=1e-3, rtol=1e-3)
-    net.set_projection(hypernetwork.weights(), 1e9 * torch.eye(CODE))
-    assert (change @ net.projection).abs().max() < 1e-3
+    torch.testing.assert_close(change @ nets.projection, codes[1:2] - codes[:1], atol=1e-3, rtol=1e-3)
+    nets.set_projection(hypernetwork.weights(), 1e9 * torch.eye(CODE))
+    assert (change @ nets.projection).abs().max() < 1e-3
 
 
 def test_other_codes_of_the_same_bodies_are_corrected_alike() -> None:
     torch.manual_seed(0)
-    net = trained_net()
+    nets = corrections()
+    nets.nets[0], nets.projection = trained_net(), 0.1 * torch.randn(PARTS * 9, CODE)
     points, code, states, radius = bodies(4)
     matrix, offset = torch.randn(CODE, CODE), torch.randn(CODE)
-    before = net(points, code, states, radius)
+    before = nets.nets[0](points, code, states, radius, nets.projection)
     inverse = torch.linalg.inv(matrix)
-    net.replace_codes(matrix, inverse, -offset @ inverse)
-    after = net(points, code @ matrix + offset, states, radius)
+    nets.replace_codes(matrix, inverse, -offset @ inverse)
+    after = nets.nets[0](points, code @ matrix + offset, states, radius, nets.projection)
     torch.testing.assert_close(after, before @ matrix + offset, atol=1e-3, rtol=1e-3)

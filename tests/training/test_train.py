@@ -246,7 +246,7 @@ def test_corrections_bring_the_parts_nearer(store: ScanStore, tmp_path: Path) ->
     truth = model.training_states().center
     with torch.no_grad():
         code, _ = encoder.pointnet(points)
-        codes = [code, *encoder.corrected(points, code, model.hypernetwork, model.decoder.radius)]
+        codes = [code, *encoder.corrections(points, code, model.hypernetwork, model.decoder.radius)]
         first, second, third = ((model.hypernetwork(c).center - truth).norm(dim=-1).mean() for c in codes)
     assert max(second, third) < 0.8 * first
     unseen = collate([Scan(name, own.numpy()) for name, own in zip(names, points, strict=True)])
