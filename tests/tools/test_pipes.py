@@ -237,9 +237,8 @@ def test_out_of_distribution_scans_are_named_and_strictly_an_error(
     fine = ("--lm.effective-samples", 0.01, "--strict", "--out", "fine")
     code, _, _ = inside("fit", model, "scan.ply", "--resolution", 16, *fine)
     assert code == 0
-    code, _, err = inside(
-        "fit", *words, "--lm.max-steps", 5, "--lm.effective-samples", 1e9, "--strict", "--out", "strict"
-    )
+    far = ("--lm.max-steps", 5, "--lm.effective-samples", 1e9, "--lm.normal-offset", 0.02)
+    code, _, err = inside("fit", *words, *far, "--strict", "--out", "strict")
     assert code == 2
     assert "are out of distribution: scan (" in err
     assert (tmp_path / "strict" / "scan.ply").exists()
