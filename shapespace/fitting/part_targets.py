@@ -30,6 +30,7 @@ from shapespace.nn.hypernetwork import ROTATION_WEIGHT, rotation_from_6d, rotati
 from shapespace.nn.part_mlp import PartStates
 
 CHUNK_SIZE = 16  # scans of a file
+OOD_LIMIT = 8.0  # wider than the prior's: people unlike those of the space are what is to be learned
 SCAN_POINTS = 20_000  # that are read of a scan
 RESIDUAL_POINTS = 4096  # of a scan, by which its parts are judged
 MAX_RESIDUAL = 0.1  # model units, of a point: it may be clutter
@@ -63,9 +64,10 @@ class PartFits:
     gap: Float[Tensor, "n k"]
     """Mean distance between the points of the part's borders as it and as its neighbors place them."""
 
-    def usable(self, ood_limit: float) -> Bool[Tensor, "n"]:
-        """Whether a fit is finite and in distribution, by the limit of the prior."""
-        return self.center.flatten(1).isfinite().all(dim=1) & (self.ood_score <= ood_limit)
+    @property
+    def usable(self) -> Bool[Tensor, "n"]:
+        """Whether a fit is finite and its score below `OOD_LIMIT`."""
+        return self.center.flatten(1).isfinite().all(dim=1) & (self.ood_score <= OOD_LIMIT)
 
     def weights(self) -> Float[Tensor, "n k"]:
         """Weight of each part pose, from 1 down to 0; small where nothing was seen, and where a limb was lost.
@@ -118,14 +120,13 @@ def fit_targets(
 
     """
     fits = fit_scans(model, store, names, folder, rank=rank, world_size=world_size)
-    limit = model.prior.ood_limit
-    usable = fits.usable(limit)
+    usable = fits.usable
     left_out = [name for name, keep in zip(names, usable.tolist(), strict=True) if not keep]
     if (count := int(usable.sum())) < max(2, MIN_USABLE * len(names)):
         score = float(fits.ood_score.nan_to_num(nan=np.inf).median())
         raise ValueError(
             f"{store.path}: {count:,} of {len(names):,} scans can be fitted by the space of --init-from (median "
-            f"out-of-distribution score {score:.1f}, limit {limit:g}), and at least half are needed. Check the "
+            f"out-of-distribution score {score:.1f}, limit {OOD_LIMIT:g}), and at least half are needed. Check the "
             "unit and the up axis of the scans (preprocess --unit --up), or start from a space of more people."
         )
     if left_out and rank == 0:

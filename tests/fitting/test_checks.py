@@ -10,6 +10,7 @@ from trimesh import Trimesh
 
 from shapespace import ShapeSpace
 from shapespace.fitting.checks import body_parts
+from shapespace.fitting.fitter import ScanFitter
 from shapespace.fitting.result import Fit
 from shapespace.geometry.scan import Scan
 
@@ -51,16 +52,17 @@ def test_a_fit_of_a_part_replaces_one_out_of_distribution(body: Trimesh, monkeyp
     def fitted(code: Any, residual: float) -> Fit:
         return replace(encoded, code=encoded.code.unflatten(code[None]), residuals=np.full(10, residual), findings=())
 
-    def fit_scans(*_: Any, center: Any = None, **__: Any) -> list[Fit]:
+    def fit_as_told(*_: Any, center: Any = None, **__: Any) -> list[Fit]:
         centers.append(center)
         return [fitted(usual if center is not None else unusual, 0.001)]
 
-    monkeypatch.setattr(space, "_fit_scans", fit_scans)
-    moved = space._placed_anew(fitted(unusual, 0.003), scan, None, 0, "remove")
+    monkeypatch.setattr(ScanFitter, "fit", fit_as_told)
+    fitter = ScanFitter(space.model, space.config, space.scale, {})
+    moved = fitter._placed_anew(fitted(unusual, 0.003), scan, None, 0, "remove")
     assert [found.code for found in moved.findings] == ["part-of-body"]
     assert len(centers) == 1
-    whole = space._placed_anew(fitted(usual, 0.003), scan, None, 0, "remove")
+    whole = fitter._placed_anew(fitted(usual, 0.003), scan, None, 0, "remove")
     assert not whole.findings
     assert len(centers) == 1  # no second fit of what is in distribution
     closer = fitted(unusual, 0.0005)
-    assert space._placed_anew(closer, scan, None, 0, "remove") is closer
+    assert fitter._placed_anew(closer, scan, None, 0, "remove") is closer

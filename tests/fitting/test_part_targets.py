@@ -261,8 +261,7 @@ def test_scans_out_of_distribution_are_left_out(
     model: ArticulatedSDF, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fits = random_fits(torch.Generator().manual_seed(0), parts=10)
-    assert model.prior.ood_limit == 3.5
-    fits.ood_score[1], fits.ood_score[3], fits.center[7, 0, 0] = 3.4, 3.6, float("nan")
+    fits.ood_score[1], fits.ood_score[3], fits.center[7, 0, 0] = 7.9, 8.1, float("nan")
     monkeypatch.setattr(part_targets, "fit_scans", lambda *args, **options: fits)
     names = [f"scan{index}" for index in range(12)]
     targets, usable = fit_targets(model, Figures({}), names, tmp_path)
@@ -273,8 +272,8 @@ def test_scans_out_of_distribution_are_left_out(
     assert (
         "2 of 12 scans are left out, since their fits are out of distribution: scan3, scan7" in capsys.readouterr().err
     )
-    fits.ood_score[:7] = 3.6
-    with pytest.raises(ValueError, match=r"figures: 4 of 12 scans can be fitted.*limit 3\.5\), and at.*--unit"):
+    fits.ood_score[:7] = 8.1
+    with pytest.raises(ValueError, match=r"figures: 4 of 12 scans can be fitted.*limit 8\), and at.*--unit"):
         fit_targets(model, Figures({}), names, tmp_path)
 
 
