@@ -15,7 +15,8 @@ from shapespace.training.run import Run
 
 SIZES = (
     "--model.code-dim 6 --model.num-parts 12 --model.local-dim 3 --model.width 16 --model.depth 3 "
-    "--model.hyper-width 16 --model.encoder-points 96 --model.encoder-width 32 --model.encoder-features 32"
+    "--model.hyper-width 16 --model.encoder-points 96 --model.encoder-width 32 --model.encoder-features 32 "
+    "--model.encoder-corrections 0"
 )
 LENGTH = (
     "--batch.scans 4 --batch.points 128 --batch.surface-points 96 --optim.max-epochs 1 --optim.warmup-steps 5 "
