@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from trimesh import Trimesh
 
+from shapespace.data.registration import vertex_areas
 from shapespace.evaluation.metrics import MILLIMETERS, Row, summarize
 from shapespace.evaluation.scores import ScoreReport
-from shapespace.geometry.proximity import area_vectors, closest_point
+from shapespace.geometry.proximity import closest_point
 
 METRICS = {
     "vertex_error": "Distance from each vertex of the registered template to its true place.",
@@ -179,18 +180,12 @@ def make_correspondence_report(
         if scan.predicted_joints is not None and scan.joints is not None:
             rows[-1]["joint_error"] = score_errors(vertex_errors(scan.predicted_joints, scan.joints)).row()
     for source, target in choose_carried_pairs(scans, pairs, seed):
-        areas = vertex_areas(source.truth, faces)
+        areas = vertex_areas(source.truth.astype(np.float64), faces)
         carried = score_errors(carried_errors(source, target, faces), regions, areas)
         rows.append({"name": f"{source.name} to {target.name}", "split": source.split, "carried_error": carried.row()})
     present = {name: sentence for name, sentence in METRICS.items() if any(name in row for row in rows)}
     columns = {name: dict.fromkeys(next(row[name] for row in rows if name in row), "mm") for name in present}
     return ScoreReport(present, columns, rows, summarize(rows), {"pairs": pairs, "seed": seed, **(settings or {})})
-
-
-def vertex_areas(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> Float[np.ndarray, "v"]:
-    """Area of each vertex: a third of its faces' (square meters)."""
-    thirds = np.linalg.norm(area_vectors(vertices.astype(np.float64), faces), axis=1) / 6
-    return np.bincount(faces.ravel(), weights=thirds.repeat(3), minlength=len(vertices))
 
 
 def _percentiles(

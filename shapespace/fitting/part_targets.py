@@ -26,7 +26,7 @@ from shapespace.geometry.scan import Scan
 from shapespace.io.checkpoints import load_tensors, save_tensors
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.code import Code
-from shapespace.nn.hypernetwork import ROTATION_WEIGHT, rotation_from_6d, rotation_to_6d
+from shapespace.nn.hypernetwork import pose_weights, rotation_from_6d, rotation_to_6d
 from shapespace.nn.part_mlp import PartStates
 
 CHUNK_SIZE = 16  # scans of a file
@@ -87,7 +87,7 @@ class PartFits:
 
         `known` are bodies of the space, beside which those of the fits show how parts move together.
         """
-        weight, scale = self.weights(), torch.tensor([1.0] * 3 + [ROTATION_WEIGHT] * 6)
+        weight, scale = self.weights(), pose_weights(self.center.cpu())
         own, others = (
             torch.cat([center, rotation_to_6d(rotation)], dim=-1) * scale
             for center, rotation in ((self.center, self.rotation), (known.center.cpu(), known.rotation.cpu()))

@@ -15,7 +15,7 @@ from shapespace.geometry.scan import Scan
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import SDFModel
 from shapespace.models.code import Code
-from shapespace.nn.hypernetwork import POSE_NUMBERS, ROTATION_WEIGHT, rotation_to_6d
+from shapespace.nn.hypernetwork import pose_weights, rotation_to_6d
 
 SCORED_POINTS = 256  # points of a scan that compare codes
 SCORED_CODES = 8  # training codes whose field is evaluated, at least; those whose spheres are the nearest
@@ -181,9 +181,7 @@ def _codes_of_poses(
 ) -> Float[Tensor, "b z"]:
     """Codes of least deviation from poses and from the prior, by Newton's steps with the linear components."""
     network, prior = model.hypernetwork, model.prior
-    scale = torch.ones(POSE_NUMBERS).to(start)
-    scale[3:] = ROTATION_WEIGHT
-    scale = scale.repeat(network.num_parts) / POSE_STD
+    scale = pose_weights(start).repeat(network.num_parts) / POSE_STD
     rows, precision = network.weights() * scale, prior.precision()
     factor = torch.linalg.cholesky((rows @ rows.T + precision).double())
     target = torch.cat([poses.center, rotation_to_6d(poses.rotation)], dim=-1)

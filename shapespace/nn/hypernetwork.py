@@ -43,8 +43,7 @@ class PartHypernetwork(nn.Module):
         The variance of a code's number is the standard deviation of its component, relative to the first one.
         """
         count = len(self.components)
-        scale = torch.ones(POSE_NUMBERS, device=poses.device)
-        scale[3:] = ROTATION_WEIGHT
+        scale = pose_weights(poses)
         mean = poses.mean(dim=0)
         scaled = ((poses - mean) * scale).flatten(1)
         u, s, vh = torch.linalg.svd(scaled.double(), full_matrices=False)
@@ -84,6 +83,13 @@ class PartHypernetwork(nn.Module):
         turn = rotation_vector_jacobian(pose[..., 3:]) @ by_code[:, :, 3:]
         by_local = self.local.jacobian(code).view(bodies, self.num_parts, self.local_dim, code.shape[1])
         return torch.cat([by_code[:, :, :3], turn, by_local], dim=2)
+
+
+def pose_weights(like: Tensor) -> Float[Tensor, "9"]:
+    """Weights of the numbers of a pose in the principal components."""
+    weights = torch.full((POSE_NUMBERS,), ROTATION_WEIGHT).to(like)
+    weights[:3] = 1
+    return weights
 
 
 class _TwoLayers(nn.Module):

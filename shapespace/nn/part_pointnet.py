@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shapespace.nn.hypernetwork import POSE_NUMBERS, ROTATION_WEIGHT, PartHypernetwork
+from shapespace.nn.hypernetwork import POSE_NUMBERS, PartHypernetwork, pose_weights
 from shapespace.nn.part_mlp import PartStates
 
 NEIGHBORS = 16  # points that a part sees
@@ -97,7 +97,7 @@ class PartCorrections(nn.Module):
         `components` are the changes of the poses (numbers of a part: center, then two columns of the rotation) by the
         code, `precision` is the inverse covariance of the prior. A deviation counts as much as `POSE_STD`.
         """
-        scaled = (components.view(len(components), -1, POSE_NUMBERS) * _weights(components)).flatten(1).double()
+        scaled = (components.view(len(components), -1, POSE_NUMBERS) * pose_weights(components)).flatten(1).double()
         evidence = scaled / POSE_STD**2
         matrix = evidence @ scaled.T + precision.double()
         self.projection.copy_(torch.linalg.solve(matrix, evidence).T)
@@ -128,12 +128,6 @@ class PartCorrections(nn.Module):
         return codes
 
 
-def _weights(like: Tensor) -> Float[Tensor, "9"]:
-    weights = torch.full((POSE_NUMBERS,), ROTATION_WEIGHT).to(like)
-    weights[:3] = 1
-    return weights
-
-
 @torch.no_grad()
 def _local_points(
     points: Float[Tensor, "b n 3"], states: PartStates, radius: Float[Tensor, "k"]
@@ -154,4 +148,4 @@ def _pose_change(
     rotation = states.rotation.detach()
     shift, turn = (rotation @ motion.view(*motion.shape[:2], 2, 3).mT).mT.unbind(dim=2)
     columns = torch.linalg.cross(turn[:, :, None].expand(-1, -1, 2, -1), rotation.mT[:, :, :2])
-    return torch.cat([shift * radius[:, None], columns.flatten(2)], dim=2) * _weights(motion)
+    return torch.cat([shift * radius[:, None], columns.flatten(2)], dim=2) * pose_weights(motion)

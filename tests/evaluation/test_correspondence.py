@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 from trimesh import Trimesh
 
+from shapespace.data.registration import vertex_areas
 from shapespace.evaluation import correspondence
 from shapespace.evaluation.correspondence import RegisteredScan
 
@@ -78,7 +79,7 @@ def test_vertices_count_by_their_area() -> None:
     assert scores.regions["last"] == pytest.approx(27 / 13)
     assert np.isnan(correspondence.score_errors(np.full(4, np.nan), areas=areas).median)
     mesh = sphere()
-    of_vertices = correspondence.vertex_areas(np.asarray(mesh.vertices), np.asarray(mesh.faces))
+    of_vertices = vertex_areas(np.asarray(mesh.vertices), np.asarray(mesh.faces))
     assert of_vertices.sum() == pytest.approx(mesh.area)
     assert of_vertices[0] == pytest.approx(mesh.area_faces[(mesh.faces == 0).any(axis=1)].sum() / 3)
 
