@@ -17,12 +17,13 @@ from shapespace.data.store import ScanSource
 from shapespace.fitting.checks import assess_fit, warn, with_quality
 from shapespace.fitting.clutter import Clutter
 from shapespace.fitting.detail import DetailedModel
+from shapespace.fitting.displacement import mix_displacements
 from shapespace.fitting.fit import AdamOptions, CodeMethod
 from shapespace.fitting.fitter import ScanFitter
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.posterior import sample_posterior, surface_std
 from shapespace.fitting.refine import RefineOptions, refine
-from shapespace.fitting.registration import Registration
+from shapespace.fitting.registration import Registration, registration_of
 from shapespace.fitting.result import Fit
 from shapespace.fitting.rounds import train
 from shapespace.fitting.sequence import SequenceOptions
@@ -258,11 +259,10 @@ class ShapeSpace:
         """
         return joint_positions(self._articulated_model(), self._placed(shape))
 
-    @cached_property
+    @property
     def registration(self) -> Registration:
         """What `register` prepares once for all shapes; errors are the same."""
-        template = self._articulated_model().template
-        return Registration(template.vertices, template.faces)
+        return self._fitter.registration or registration_of(self._articulated_model())  # raises
 
     def _articulated_model(self) -> ArticulatedSDF:
         """The model if it has a template with parts; otherwise `ValueError`."""
@@ -313,10 +313,16 @@ class ShapeSpace:
         start, end = self._placed(a), self._placed(b)
         both = start.frame, end.relative_to(start.origin).frame
         codes = interpolate(self.model, start.code, end.code, steps, path, frames=both)
-        frames = [similarity.interpolate_frames(*both, float(t)) for t in np.linspace(0, 1, steps)]
         return [
-            Fit(codes[index], frame, np.empty(0), name=f"interpolated_{index / (steps - 1):.2f}", origin=start.origin)
-            for index, frame in enumerate(frames)
+            Fit(
+                codes[index],
+                similarity.interpolate_frames(*both, share),
+                np.empty(0),
+                name=f"interpolated_{share:.2f}",
+                displacement=mix_displacements(start.displacement, end.displacement, share),
+                origin=start.origin,
+            )
+            for index, share in enumerate(np.linspace(0, 1, steps).tolist())
         ]
 
     def transfer_pose(self, pose: Fit | Code, person: Fit | Code) -> Fit:
@@ -329,7 +335,7 @@ class ShapeSpace:
         code = transfer_pose(self.model, taken.code, sizes.code)
         frame = replace(taken.frame, scale=sizes.frame.scale)
         name = f"{sizes.name or 'person'} in the pose of {taken.name or 'another'}"
-        return Fit(code, frame, np.empty(0), name=name, origin=taken.origin)
+        return Fit(code, frame, np.empty(0), name=name, displacement=sizes.displacement, origin=taken.origin)
 
     def sample(self, count: int, *, seed: int = 0) -> Code:
         """`count` codes drawn from the prior, a Gaussian over the training codes; the same seed gives the same codes.
@@ -386,7 +392,7 @@ class ShapeSpace:
         trained = train(config, store, names, run, rank=rank, world_size=world_size, resume=resume)
         return cls(trained.model, trained.config, scale=trained.scale, metadata=trained.metadata)
 
-    @property
+    @cached_property
     def _fitter(self) -> ScanFitter:
         return ScanFitter(self.model, self.config, self.scale, self.metadata.get("weights", {}))
 

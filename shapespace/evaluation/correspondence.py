@@ -16,7 +16,7 @@ from trimesh import Trimesh
 from shapespace.data.registration import vertex_areas
 from shapespace.evaluation.metrics import MILLIMETERS, Row, summarize
 from shapespace.evaluation.scores import ScoreReport
-from shapespace.geometry.proximity import closest_point
+from shapespace.geometry.proximity import barycentric, closest_point
 
 METRICS = {
     "vertex_error": "Distance from each vertex of the registered template to its true place.",
@@ -104,7 +104,7 @@ def carried_errors(
         return np.full(len(source.truth), np.nan)
     mesh = Trimesh(source.predicted.astype(np.float64), faces, process=False)
     _, face, closest = closest_point(source.truth.astype(np.float64), mesh)
-    weights = _barycentric(closest, source.predicted.astype(np.float64)[faces[face]])
+    weights = barycentric(closest, source.predicted.astype(np.float64)[faces[face]])
     carried = np.einsum("vc,vcd->vd", weights, target.predicted.astype(np.float64)[faces[face]])
     return vertex_errors(carried, target.truth)
 
@@ -202,21 +202,3 @@ def _percentiles(
 
 def _centered(vertices: Float[np.ndarray, "v 3"]) -> Float[np.ndarray, "v 3"]:
     return vertices.astype(np.float64) - vertices.astype(np.float64).mean(axis=0)
-
-
-def _barycentric(points: Float[np.ndarray, "n 3"], corners: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n 3"]:
-    """Weights of the corners that give points of triangles; of the nearest corner alone in a triangle without area.
-
-    Ericson, Real-Time Collision Detection, 2005, section 3.4.
-    """
-    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    inside = points - corners[:, 0]
-    ff, fs, ss = ((a * b).sum(axis=1) for a, b in ((first, first), (first, second), (second, second)))
-    fi, si = (first * inside).sum(axis=1), (second * inside).sum(axis=1)
-    determinant = ff * ss - fs * fs
-    flat = determinant <= 1e-12 * (ff * ss)
-    u, v = (ss * fi - fs * si, ff * si - fs * fi) / np.where(flat, 1, determinant)
-    weights = np.stack([1 - u - v, u, v], axis=1).clip(0)
-    nearest = np.linalg.norm(corners - points[:, None], axis=2).argmin(axis=1)
-    weights[flat] = np.eye(3)[nearest[flat]]
-    return weights / weights.sum(axis=1, keepdims=True)

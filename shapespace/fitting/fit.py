@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from shapespace.data.loader import collate, derive_seed
 from shapespace.fitting.articulated import fit_parts_of
+from shapespace.fitting.displacement import fit_displacements
 from shapespace.fitting.levenberg_marquardt import LMOptions, cholesky, levenberg_marquardt
+from shapespace.fitting.registration import Registration
 from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
 from shapespace.fitting.starts import search_codes, start_codes
 from shapespace.geometry import similarity
@@ -73,6 +75,9 @@ class BatchFit:
     """Alignment of each scan: from the model frame in which it was given to that of its code; None if it is fixed."""
     part_covariance: Float[Tensor, "b j p p"] | None = None
     """Covariance of the unknowns of each part, given the code; None without a second level."""
+    displacement: Float[Tensor, "b v"] | None = None
+    """Displacement of the vertices of the registered template along their normals (model units); None without a third
+    level."""
 
 
 def encode(
@@ -92,21 +97,27 @@ def encode(
 
 
 def fit_lm(
-    model: SDFModel, scans: Sequence[Scan], options: LMOptions | None = None, *, seed: int = 0, chunk: int = 16
+    model: SDFModel,
+    scans: Sequence[Scan],
+    options: LMOptions | None = None,
+    *,
+    registration: Registration | None = None,
+    seed: int = 0,
+    chunk: int = 16,
 ) -> BatchFit:
     """Fit the codes of scans (model frame, at least one) by Levenberg-Marquardt, `chunk` scans at a time.
 
     Each scan has two starts, the code of its encoder and the mean of the training codes; with the alignments `yaw` and
     `full`, two for each candidate of `search_alignment`. After the trial steps the best starts are fitted to the end.
     Families that have parts have more starts (`start_codes`), and searched ones (`search_codes`) for a scan that is far
-    from its first fit.
+    from its first fit. The third level needs the `registration` of the model's template.
     """
     options = options or LMOptions()
     parts = []
     with tqdm(total=len(scans), desc="fit", unit="scan", disable=len(scans) < 2) as bar:
         for first in range(0, len(scans), chunk):
             some = scans[first : first + chunk]
-            parts.append(_fit_lm_chunk(model, some, options, seed))
+            parts.append(_fit_lm_chunk(model, some, options, registration, seed))
             bar.update(len(some))
     return _concatenate_fits(parts)
 
@@ -184,7 +195,9 @@ class Start(NamedTuple):
         )
 
 
-def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, seed: int) -> BatchFit:
+def _fit_lm_chunk(
+    model: SDFModel, scans: Sequence[Scan], options: LMOptions, registration: Registration | None, seed: int
+) -> BatchFit:
     """Fit a few scans at once: candidates of their alignment, trial steps of all, the rest of the steps of the best."""
     model.eval()
     candidates = [Start(index, scan.infer_sensor(), None) for index, scan in enumerate(scans)]
@@ -198,11 +211,15 @@ def _fit_lm_chunk(model: SDFModel, scans: Sequence[Scan], options: LMOptions, se
     first = _first_level(Trials(model, candidates, options, seed, count))
     if isinstance(model, ArticulatedSDF):
         first = _retry(model, first, options, seed)
-    code, part_covariance = first.code, None
-    if isinstance(model, ArticulatedSDF) and options.levels == 2:
-        code, part_covariance = fit_parts_of(model, [one.scan for one in first.starts], code, options, seed)
-    residual = residuals(model, [one.scan for one in first.starts], code, seed)
-    return BatchFit(code, first.covariance, residual, [one.frame for one in first.starts], part_covariance)
+    moved = [one.scan for one in first.starts]
+    code, part_covariance, displacement = first.code, None, None
+    if isinstance(model, ArticulatedSDF) and options.levels >= 2:
+        code, part_covariance = fit_parts_of(model, moved, code, options, seed)
+    residual = residuals(model, moved, code, seed)
+    if isinstance(model, ArticulatedSDF) and options.levels == 3 and registration is not None:
+        displacement = fit_displacements(model, moved, code, registration, options.displacement, seed)
+    frames = [one.frame for one in first.starts]
+    return BatchFit(code, first.covariance, residual, frames, part_covariance, displacement)
 
 
 StartCodes = Callable[[Scan, Float[Tensor, "k"]], Float[Tensor, "s k"]]
@@ -236,7 +253,7 @@ def _first_level(trials: Trials) -> FirstLevel:
     """Fit the codes: trial steps of all candidates, then the best of each scan to the end."""
     model, options, seed = trials.model, trials.options, trials.seed
     starts, codes = _run_trials(trials)
-    if options.levels == 2 and isinstance(model, ArticulatedSDF):
+    if options.levels >= 2 and isinstance(model, ArticulatedSDF):
         options = options.before_parts()
     starts = [one._replace(scan=estimate_normals(one.scan, seed)) for one in starts]
     samples = [resample(one.scan, options.num_points, seed) for one in starts]
@@ -362,10 +379,12 @@ def best_per_scan(
 def _concatenate_fits(parts: Sequence[BatchFit]) -> BatchFit:
     covariances = [part.covariance for part in parts if part.covariance is not None]
     by_part = [part.part_covariance for part in parts if part.part_covariance is not None]
+    displacements = [part.displacement for part in parts if part.displacement is not None]
     return BatchFit(
         Code.concatenate([part.code for part in parts]),
         torch.cat(covariances) if len(covariances) == len(parts) else None,
         torch.cat([part.residual for part in parts]),
         [frame for part in parts for frame in part.frames],
         torch.cat(by_part) if len(by_part) == len(parts) else None,
+        torch.cat(displacements) if len(displacements) == len(parts) else None,
     )

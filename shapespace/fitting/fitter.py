@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from shapespace.fitting.clutter import Clutter, QuickFit, remove_clutter
 from shapespace.fitting.fit import ADAM_FROM_ENCODER, AdamOptions, CodeMethod, encode, fit_adam, fit_lm
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.quality import ood_score
+from shapespace.fitting.registration import Registration, registration_of
 from shapespace.fitting.result import Fit
 from shapespace.fitting.sequence import SequenceOptions, fit_jointly
-from shapespace.fitting.surface import to_model
+from shapespace.fitting.surface import choose_surface, to_model
 from shapespace.geometry import similarity
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
@@ -23,6 +25,7 @@ from shapespace.geometry.orientation import check_orientation
 from shapespace.geometry.scan import MIN_POINTS, Scan
 from shapespace.io.units import check_size
 from shapespace.models import registry
+from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import ModelConfig, SDFModel, ShapeModel
 from shapespace.nn.latent import OOD_THRESHOLD
 
@@ -40,6 +43,14 @@ class ScanFitter:
     """Length of a model unit in meters."""
     weights: Mapping[str, float]
     """Weights of the loss terms, for fits by Adam."""
+
+    @cached_property
+    def registration(self) -> Registration | None:
+        """What the registration of the model's template prepares once for all shapes; None without a template."""
+        if choose_surface(self.model, "auto") == "field":
+            return None
+        assert isinstance(self.model, ArticulatedSDF)  # it has a template
+        return registration_of(self.model)
 
     def sdf_model(self, option: str, remedy: str) -> SDFModel:
         """The model if it is an SDF with a vector as the code; otherwise `ValueError` for the option that needs it."""
@@ -120,7 +131,7 @@ class ScanFitter:
         start = time.perf_counter()
         if method != "adam":
             model = self.sdf_model("--method lm", "Use --method adam, or the command encode.")
-            fitted = fit_lm(model, model_scans, lm, seed=seed)
+            fitted = fit_lm(model, model_scans, lm, registration=self.registration, seed=seed)
         else:
             fitted = fit_adam(self.model, model_scans, self.weights, adam, seed=seed)
         seconds = (time.perf_counter() - start) / len(scans)
@@ -135,6 +146,7 @@ class ScanFitter:
                 residual=fitted.residual[index],
                 covariance=None if fitted.covariance is None else fitted.covariance[index],
                 part_covariance=None if fitted.part_covariance is None else fitted.part_covariance[index],
+                displacement=None if fitted.displacement is None else fitted.displacement[index],
             )
             for index, scan in enumerate(model_scans)
         ]
@@ -206,6 +218,7 @@ class ScanFitter:
             [None if fit is None else fit.frame for fit in fits],
             lm or LMOptions(),
             options or SequenceOptions(),
+            registration=self.registration,
             seed=seed,
         )
         seconds = (time.perf_counter() - start) / len(scans)
@@ -218,6 +231,7 @@ class ScanFitter:
                 residual=joint.residual[index],
                 covariance=joint.covariance[index],
                 part_covariance=joint.part_covariance[index],
+                displacement=None if joint.displacement is None else joint.displacement[index],
                 interpolated=joint.interpolated[index],
             )
             for index, (scan, fit, frame) in enumerate(zip(scans, fits, joint.frames, strict=True))

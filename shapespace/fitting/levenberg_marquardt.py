@@ -44,6 +44,24 @@ class PartOptions:
 
 
 @dataclass(frozen=True)
+class DisplacementOptions:
+    """Settings of the third level of a fit: the vertices of the registered template. Lengths are in model units."""
+
+    num_points: int = 20_000
+    """Maximum number of points that are drawn from the scan."""
+    std: float = 0.0024
+    """Standard deviation of the displacement of a vertex along its normal."""
+    correlation_length: float = 0.08
+    """Distance along the template at which two displacements have a correlation of 0.1."""
+    noise_std: float = 0.002
+    """Least standard deviation of the noise of a point; that of each scan is estimated."""
+    max_distance: float = 0.012
+    """Distance of a point from the surface at which its weight is a quarter."""
+    rounds: int = 2
+    """Number of times that the closest points on the surface are determined."""
+
+
+@dataclass(frozen=True)
 class LMOptions:
     """Settings of a fit by Levenberg-Marquardt. Lengths are in model units."""
 
@@ -97,10 +115,13 @@ class LMOptions:
     joint_weight: float = 1.0
     """Weight of the gaps between neighboring parts beside their spread in training bodies, at the first level of
     families that have parts; it is six times as large in the trial steps."""
-    levels: Literal[1, 2] = 2
-    """Levels of a fit: the code alone (1), or then the body parts too (2), for families that have parts."""
+    levels: Literal[1, 2, 3] = 3
+    """Levels of a fit: the code alone (1), then the body parts (2), then the vertices of the registered template (3),
+    for spaces that have them."""
     parts: PartOptions = field(default_factory=PartOptions)
     """Settings of the second level."""
+    displacement: DisplacementOptions = field(default_factory=DisplacementOptions)
+    """Settings of the third level."""
 
     def before_parts(self) -> "LMOptions":
         """The settings of the first level if the second follows: half of the points, and ten times `ftol`."""

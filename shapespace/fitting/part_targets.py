@@ -20,7 +20,7 @@ from shapespace.fitting.fit import BatchFit, fit_lm
 from shapespace.fitting.joints import Border
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.quality import ood_score
-from shapespace.fitting.registration import Registration, register
+from shapespace.fitting.registration import register, registration_of
 from shapespace.fitting.residuals import resample
 from shapespace.geometry.scan import Scan
 from shapespace.io.checkpoints import load_tensors, save_tensors
@@ -243,7 +243,7 @@ def learn_template(model: ArticulatedSDF) -> None:
     table = model.codes_parameter
     assert table is not None  # the family has free codes
     rows = torch.linspace(0, len(table) - 1, min(TEMPLATE_BODIES, len(table))).long().tolist()
-    registration = Registration(model.template.vertices, model.template.faces)
+    registration = registration_of(model)
     bodies = tqdm(rows, desc="template", unit="body")
     registered = (register(model, Code((table[row : row + 1],)), registration)[0] for row in bodies)
     model.template.fit((model.states(Code((table[row : row + 1],))) for row in rows), registered)

@@ -62,7 +62,14 @@ def sample_posterior(model: ShapeModel, fit: Fit, count: int, *, seed: int = 0) 
     same = Code(tuple(part.expand(count, *part.shape[1:]) for part in fit.code.parts))
     codes = model.replace_vector(same, moved)
     return [
-        Fit(codes[index], fit.frame, np.empty(0), name=f"{fit.name}.sample{index}", origin=fit.origin)
+        Fit(
+            codes[index],
+            fit.frame,
+            np.empty(0),
+            name=f"{fit.name}.sample{index}",
+            displacement=fit.displacement,
+            origin=fit.origin,
+        )
         for index in range(count)
     ]
 

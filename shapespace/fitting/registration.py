@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.sparse import coo_matrix, csc_matrix, diags_array
-from scipy.sparse.linalg import splu
+from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 from torch.nn import functional
 
@@ -75,21 +75,18 @@ class Registration:
             )
         self.options = options or RegistrationOptions()
         self.faces = faces.long().cpu()
-        stiffness, area = laplacian(vertices.double().cpu().numpy(), self.faces.numpy())
-        self.precision = matern_precision(
-            stiffness, area, self.options.displacement_std, self.options.correlation_length
-        )
+        self.stiffness, self.area = laplacian(vertices.double().cpu().numpy(), self.faces.numpy())
+        self.precision = self.precision_of(self.options.displacement_std, self.options.correlation_length)
         count = max(1, round(self.options.share * len(vertices)))
         self.sample = np.sort(np.random.default_rng(0).permutation(len(vertices))[:count])
-        weight = area / (self.options.patch_size * self.options.noise_std) ** 2
+        weight = self.area / (self.options.patch_size * self.options.noise_std) ** 2
         self.weight = weight[self.sample] * (weight.sum() / weight[self.sample].sum())
         # A third of the data's weight is the mean of (normal . direction)^2 over all directions.
-        self.preconditioner = splu(
-            (self.precision + diags_array(weight / 3)).tocsc(),
-            permc_spec="MMD_AT_PLUS_A",
-            diag_pivot_thresh=0.0,
-            options={"SymmetricMode": True},
-        )
+        self.preconditioner = factorize(self.precision + diags_array(weight / 3))
+
+    def precision_of(self, std: float, correlation_length: float) -> csc_matrix:
+        """`matern_precision` on this template."""
+        return matern_precision(self.stiffness, self.area, std, correlation_length)
 
     def __call__(self, field: FieldWithGradient, start: Float[Tensor, "v 3"]) -> Float[Tensor, "v 3"]:
         """Vertices on the zero level set of a field, from the posed template."""
@@ -151,6 +148,11 @@ class Registration:
         return x
 
 
+def registration_of(model: ArticulatedSDF) -> Registration:
+    """The registration of a model's template; `ValueError` if it has none."""
+    return Registration(model.template.vertices, model.template.faces)
+
+
 @torch.no_grad()
 def register(model: ArticulatedSDF, code: Code, registration: Registration | None = None) -> Float[Tensor, "b v 3"]:
     """Registered vertices (model units) of the bodies of a code, in the order of the template.
@@ -161,7 +163,7 @@ def register(model: ArticulatedSDF, code: Code, registration: Registration | Non
         ValueError: The model has no template mesh.
 
     """
-    registration = registration or Registration(model.template.vertices, model.template.faces)
+    registration = registration or registration_of(model)
     states = model.states(code)
     posed = model.template(states)
 
@@ -212,6 +214,11 @@ def matern_precision(
     operator = diags_array(kappa**2 * area) + stiffness
     scale = 1 / (4 * np.pi * kappa**2 * std**2)
     return csc_matrix(scale * (operator.T @ diags_array(1 / area) @ operator))
+
+
+def factorize(matrix: csc_matrix) -> SuperLU:
+    """Factors of a sparse, symmetric, positive definite matrix."""
+    return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
 
 
 def vertex_normals(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) -> Float[Tensor, "v 3"]:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from shapespace.fitting import tridiagonal
 from shapespace.fitting.articulated import fit_parts_of
+from shapespace.fitting.displacement import fit_displacements
 from shapespace.fitting.levenberg_marquardt import LMOptions, LMState, levenberg_marquardt
 from shapespace.fitting.quality import ood_score
+from shapespace.fitting.registration import Registration
 from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
@@ -62,6 +64,8 @@ class SequenceFit(NamedTuple):
     interpolated: list[bool]
     part_covariance: list[Float[Tensor, "j p p"] | None]
     """Covariance of the unknowns of each frame's parts; None without a second level, and for interpolated frames."""
+    displacement: Float[Tensor, "n v"] | None
+    """Displacements of each frame's registered template; None without a third level."""
 
 
 def order_frames(scans: Sequence[Scan]) -> list[Scan]:
@@ -110,6 +114,7 @@ def fit_jointly(
     lm: LMOptions,
     options: SequenceOptions,
     *,
+    registration: Registration | None = None,
     seed: int = 0,
 ) -> SequenceFit:
     """Fit the frames of a sequence jointly; scans in meters, codes and frames from the fits of each alone.
@@ -140,7 +145,7 @@ def fit_jointly(
             for frame, alignment in zip(result, alignments.cpu(), strict=True)
         ]
     by_part: list[Float[Tensor, "j p p"] | None] = [None] * len(scans)
-    if lm.levels == 2 and isinstance(model, ArticulatedSDF):
+    if lm.levels >= 2 and isinstance(model, ArticulatedSDF):
         moved = [fitted[index].scan.to_model(result[index]) for index in rows]
         parts, part_covariance = fit_parts_of(model, moved, code[torch.tensor(rows)], lm, seed)
         code = model.expand(code)
@@ -148,12 +153,17 @@ def fit_jointly(
             by_part[index] = part_covariance[place]
             for whole, own in zip(code.parts, parts.parts, strict=True):
                 whole[index] = own[place]
+    displacement = None
+    if lm.levels == 3 and isinstance(model, ArticulatedSDF) and registration is not None:
+        moved = [fitted[index].scan.to_model(result[index]) for index in rows]
+        own = fit_displacements(model, moved, code[torch.tensor(rows)], registration, lm.displacement, seed)
+        displacement = _at_all_frames(rows, own, len(scans))
     residual = [
         residuals(model, [fit.scan.to_model(frame)], code[index], seed)[0] if index in fitted else flat.new_zeros(0)
         for index, (fit, frame) in enumerate(zip(sequence, result, strict=True))
     ]
     interpolated = [index not in fitted for index in range(len(scans))]
-    return SequenceFit(code, covariance, result, residual, interpolated, by_part)
+    return SequenceFit(code, covariance, result, residual, interpolated, by_part, displacement)
 
 
 def _check_count(fitted: int, frames: int) -> None:
@@ -228,6 +238,14 @@ def _interpolated(fitted: Mapping[int, FrameFit], index: int) -> FrameFit:
     a, b = fitted[before], fitted[after]
     code = a.code.unflatten(torch.lerp(a.code.flat, b.code.flat, t))
     return FrameFit(Scan("", np.empty((0, 3), np.float32)), code, similarity.interpolate_frames(a.frame, b.frame, t))
+
+
+def _at_all_frames(rows: Sequence[int], values: Float[Tensor, "m v"], count: int) -> Float[Tensor, "n v"]:
+    """Values of some frames (at least two, in order) at all: linear between them, the nearest before and after."""
+    known, frames = torch.tensor(rows), torch.arange(count)
+    after = torch.searchsorted(known, frames).clamp(1, len(rows) - 1)
+    share = ((frames - known[after - 1]) / (known[after] - known[after - 1])).clamp(0, 1)
+    return torch.lerp(values[after - 1], values[after], share[:, None].to(values))
 
 
 def solve_sequence(

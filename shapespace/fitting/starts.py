@@ -39,18 +39,21 @@ POSE_STD = 0.01  # of a number of a pose from that of a code
 def start_codes(
     model: SDFModel, scan: Scan, encoded: Float[Tensor, "k"], count: int, seed: int
 ) -> Float[Tensor, "s k"]:
-    """Codes from which a fit of a scan (model frame) starts: that of the encoder, and others.
+    """Codes from which a fit of a scan (model frame) starts: that of the encoder, and the mean of the training codes.
 
-    The others are the mean of the training codes; for a model with parts, the best `count - 1` of the mean and the
-    training codes whose parts explain the scan best, by the field at some of its points.
+    For a model with parts, the others are the best `count - 1` of the mean and the training codes whose parts explain
+    the scan best, by the field at some of its points. If there is one start only, it is the best of all of them.
     """
     mean = model.prior.mean
     if not isinstance(model, ArticulatedSDF) or (table := model.codes_parameter) is None or not len(table):
         return torch.stack([encoded, mean])
     points = _points(model, scan, seed)
     nearest = sphere_distance(model, points, model.training_states().center).argsort()[: max(SCORED_CODES, 2 * count)]
-    others = torch.cat([mean[None], table[nearest]])
-    return torch.cat([encoded[None], others[_field_distance(model, points, others).argsort()[: count - 1]]])
+    codes = torch.cat([encoded[None], mean[None], table[nearest]])
+    best = _field_distance(model, points, codes).argsort()
+    if count > 1:
+        best = torch.cat([best.new_zeros(1), best[best > 0]])  # the encoder's first
+    return codes[best[:count]]
 
 
 @torch.no_grad()

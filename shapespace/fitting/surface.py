@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from trimesh import Trimesh
 
+from shapespace.fitting.displacement import displaced
 from shapespace.fitting.registration import Registration, register
 from shapespace.fitting.result import Fit
 from shapespace.geometry.frame import Frame
@@ -38,9 +39,11 @@ def field_mesh(model: ShapeModel, fit: Fit, *, resolution: int, components: Comp
 
 
 def registered_mesh(model: ArticulatedSDF, fit: Fit, registration: Registration) -> Trimesh:
-    """The template on the surface of a fit in the world."""
+    """The template on the surface of a fit in the world, with the displacement of the fit if there is one."""
     (vertices,) = register(model, fit.code, registration)
-    return Trimesh(to_world(vertices.cpu().numpy(), fit.frame), registration.faces.numpy(), process=False)
+    faces = registration.faces.numpy()
+    moved = displaced(vertices.cpu().numpy(), faces, fit.displacement)
+    return Trimesh(to_world(moved, fit.frame), faces, process=False)
 
 
 def posed_mesh(model: ArticulatedSDF, fit: Fit) -> Trimesh:

@@ -72,6 +72,24 @@ def vertex_normals(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f
     return np.asarray(normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12))
 
 
+def barycentric(points: Float[np.ndarray, "n 3"], corners: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n 3"]:
+    """Weights of the corners that give points of triangles; of the nearest corner alone in a triangle without area.
+
+    Ericson, Real-Time Collision Detection, 2005, section 3.4.
+    """
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    inside = points - corners[:, 0]
+    ff, fs, ss = ((a * b).sum(axis=1) for a, b in ((first, first), (first, second), (second, second)))
+    fi, si = (first * inside).sum(axis=1), (second * inside).sum(axis=1)
+    determinant = ff * ss - fs * fs
+    flat = determinant <= 1e-12 * (ff * ss)
+    u, v = (ss * fi - fs * si, ff * si - fs * fi) / np.where(flat, 1, determinant)
+    weights = np.stack([1 - u - v, u, v], axis=1).clip(0)
+    nearest = np.linalg.norm(corners - points[:, None], axis=2).argmin(axis=1)
+    weights[flat] = np.eye(3)[nearest[flat]]
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
 def nearest_point(
     points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"]
 ) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:

@@ -143,13 +143,6 @@ def test_a_failed_registration_carries_nothing(bad: int) -> None:
     assert np.isnan(correspondence.carried_errors(source, target, faces)).all()
 
 
-def test_barycentric_weights_give_the_points_back() -> None:
-    rng = np.random.default_rng(0)
-    corners, weights = rng.normal(size=(100, 3, 3)), rng.dirichlet(np.ones(3), size=100)
-    points = np.einsum("nc,ncd->nd", weights, corners)
-    np.testing.assert_allclose(correspondence._barycentric(points, corners), weights, atol=1e-9)
-
-
 def some_scans() -> list[RegisteredScan]:
     vertices, _ = grid(3)
     names = ["p/walk/0", "p/walk/1", "q/walk/0", "r/walk/0"]

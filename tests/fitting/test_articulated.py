@@ -513,6 +513,34 @@ def test_many_scans_equal_each_alone(model: ArticulatedSDF) -> None:
             torch.testing.assert_close(part[index : index + 1], own, atol=3e-3, rtol=0.02)
 
 
+# -------------------------------------------------------------------------------------------------------- third level
+
+
+def test_the_third_level_is_nearer_the_scan_than_the_first_two(space: ShapeSpace, fits: list[Fit]) -> None:
+    scan = sampled(figure(0.4, -0.3))
+    distance, before = (
+        closest_point(scan.points.astype(np.float64), space.mesh(fit))[0]
+        for fit in (fits[0], replace(fits[0], displacement=None))
+    )
+    assert distance.mean() < 0.8 * before.mean()
+    (two,) = space.fit_scans([scan], lm=replace(LM, levels=2))
+    assert two.displacement is None
+    for part, own in zip(two.code.parts, fits[0].code.parts, strict=True):
+        torch.testing.assert_close(part, own)
+
+
+def test_displacements_are_mixed_on_a_path_and_stay_with_the_person(space: ShapeSpace, fits: list[Fit]) -> None:
+    a, b = fits
+    assert a.displacement is not None
+    assert b.displacement is not None
+    first, middle, last = (fit.displacement for fit in space.interpolate_codes(a, b, 3))
+    np.testing.assert_array_equal(first, a.displacement)
+    np.testing.assert_allclose(middle, (a.displacement + b.displacement) / 2)
+    np.testing.assert_array_equal(last, b.displacement)
+    np.testing.assert_array_equal(space.transfer_pose(a, b).displacement, b.displacement)
+    np.testing.assert_array_equal(space.sample_posterior(a, 1)[0].displacement, a.displacement)
+
+
 # -------------------------------------------------------------------------------------------------------------- files
 
 
@@ -530,7 +558,8 @@ def test_codes_of_both_levels_come_back_from_a_file(
         assert one.name == other.name
         for part, own in zip(one.code.parts, other.code.parts, strict=True):
             assert torch.equal(part, own)
-        for array, own in ((one.covariance, other.covariance), (one.part_covariance, other.part_covariance)):
+        for name in ("covariance", "part_covariance", "displacement"):
+            array, own = getattr(one, name), getattr(other, name)
             assert array is not None
             np.testing.assert_array_equal(array, own)
         np.testing.assert_array_equal(
@@ -569,6 +598,7 @@ def test_codes_that_do_not_fit_the_model_are_refused(model: ArticulatedSDF, fits
         ({"code.3": None}, "it has 3 tensors of codes"),
         ({"code.2": None}, r"tensor code\.2 is missing"),
         ({"part_covariance": torch.zeros(2, 10, 8, 8)}, r"tensor part_covariance has shape \(2, 10, 8, 8\)"),
+        ({"displacement": torch.zeros(2, 7)}, r"tensor displacement has shape \(2, 7\)"),
         ({"part_covariance": torch.zeros(2, 9, 9, 9)}, r"tensor part_covariance has shape \(2, 9, 9, 9\)"),
     ]
     for changes, sentence in wrong:
@@ -592,6 +622,9 @@ def test_a_sequence_has_parts_in_all_frames(
     joint = space.fit_sequence(scans, SequenceOptions(acceleration_std=0.3), lm=lm)
     assert [one.interpolated for one in joint] == [False, False, True, False]
     assert [one.part_covariance is None for one in joint] == [False, False, True, False]
+    moved = np.stack([np.zeros(0) if one.displacement is None else one.displacement for one in joint])
+    np.testing.assert_allclose(moved[2], (moved[1] + moved[3]) / 2, atol=1e-7)
+    assert len(np.unique(moved, axis=0)) == 4
     for one in joint:
         assert [tuple(part.shape[1:]) for part in one.code.parts] == list(model.code_shapes)
     states = [model.states(one.code) for one in joint]
@@ -678,6 +711,9 @@ def test_a_fit_starts_from_the_training_body_that_explains_the_scan(model: Artic
         assert len(codes) == 4
         torch.testing.assert_close(codes[0], model.prior.mean + 9)  # that of the encoder
         assert (codes[1:] == table[row]).all(dim=1).any()
+        one = start_codes(model, scan, model.prior.mean + 9, 1, seed=0)
+        torch.testing.assert_close(one, table[row][None])
+        torch.testing.assert_close(start_codes(model, scan, table[row], 1, seed=0), one)
 
 
 @torch.no_grad()

@@ -148,3 +148,10 @@ def test_kth_neighbor_distance() -> None:
     np.testing.assert_allclose(proximity.kth_neighbor_distance(points, neighbor=8), apart[:, 8])
     index = proximity.k_nearest(points[:5], points, 4)
     np.testing.assert_allclose(np.linalg.norm(points[:5, None] - points[index], axis=2), apart[:5, :4], atol=1e-12)
+
+
+def test_barycentric_weights_give_the_points_back() -> None:
+    rng = np.random.default_rng(0)
+    corners, weights = rng.normal(size=(100, 3, 3)), rng.dirichlet(np.ones(3), size=100)
+    points = np.einsum("nc,ncd->nd", weights, corners)
+    np.testing.assert_allclose(proximity.barycentric(points, corners), weights, atol=1e-9)
