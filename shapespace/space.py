@@ -284,7 +284,10 @@ class ShapeSpace:
         It follows from the covariance of the code to first order, times a calibration factor. Measured coverage and
         limits: docs/results/robustness.md. Raises `ValueError` for a fit without a covariance.
         """
-        return surface_std(self.model, fit, mesh.vertices)
+        is_template = isinstance(self.model, ArticulatedSDF) and np.array_equal(
+            mesh.faces, self.model.template.faces.cpu().numpy()
+        )
+        return surface_std(self.model, fit, mesh.vertices, of_template=is_template)
 
     def sample_posterior(self, fit: Fit, count: int, *, seed: int = 0) -> list[Fit]:
         """Draw `count` other shapes that the scan of a fit may show; the same seed gives the same shapes.

@@ -6,6 +6,7 @@ Gaussian field on the template (see `registration`) that is measured by the dist
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,24 @@ from shapespace.models.code import Code
 from shapespace.nn.parallel import parallel_map
 
 MAD_TO_STD = 1.4826  # of a Gaussian: standard deviation over the median of the absolute values
+DRAWS = 32  # of the posterior, for its variance: within an eighth
+
+
+class Displacement(NamedTuple):
+    """Displacements of the vertices of registered templates along their normals, in model units."""
+
+    value: Float[Tensor, "*b v"]
+    unseen: Float[Tensor, "*b v"]
+    """Share of the prior variance of each displacement that the scan leaves, 0 to 1."""
+
+    def select(self, row: int) -> "Displacement":
+        """Those of one body, without the dimension of the batch."""
+        return Displacement(self.value[row], self.unseen[row])
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Displacement]") -> "Displacement":
+        """Those of several batches."""
+        return cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def fit_displacements(
@@ -33,35 +52,34 @@ def fit_displacements(
     registration: Registration,
     options: DisplacementOptions,
     seed: int,
-) -> Float[Tensor, "b v"]:
-    """Displacements (model units) of the vertices of registered templates along their normals, onto their scans.
+) -> Displacement:
+    """Displacements of registered templates onto their scans, which are in the frames of the codes."""
 
-    The scans are in the frames of the codes.
-    """
-
-    def fit(row: int) -> Tensor:
+    def fit(row: int) -> tuple[Tensor, Tensor]:
         own = code[row]
         scan = estimate_normals(scans[row], seed).sample(options.num_points, np.random.default_rng(seed))
         scan = orient_normals(model, scan, own)
         (vertices,) = register(model, own, registration)
-        found = fit_displacement(registration, vertices.double().cpu().numpy(), scan, options)
-        return torch.from_numpy(found).float()
+        value, unseen = fit_displacement(registration, vertices.double().cpu().numpy(), scan, options)
+        return torch.from_numpy(value).float(), torch.from_numpy(unseen).float()
 
     with torch.no_grad():
-        return torch.stack(parallel_map(fit, range(len(scans))))
+        found = parallel_map(fit, range(len(scans)))
+    return Displacement(*(torch.stack(tensors) for tensors in zip(*found, strict=True)))
 
 
 def fit_displacement(
     registration: Registration, vertices: Float[np.ndarray, "v 3"], scan: Scan, options: DisplacementOptions
-) -> Float[np.ndarray, "v"]:
+) -> tuple[Float[np.ndarray, "v"], Float[np.ndarray, "v"]]:
     """Displacement d along the normals of least sum trust (J d - distance)^2 / noise^2 + d . precision d.
 
-    The scan has oriented normals; each of its points is on the tangent plane of its closest point of the surface. The
-    noise is that of the residuals of the round before, and not below that of the settings.
+    Returns d, and the share of its prior variance that the scan leaves. The scan has oriented normals; each of its
+    points is on the tangent plane of its closest point of the surface. The noise is that of the residuals of the round
+    before, and not below that of the settings.
     """
     assert scan.normals is not None
     faces, points = registration.faces.numpy(), scan.points.astype(np.float64)
-    precision = registration.precision_of(options.std, options.correlation_length)
+    root = registration.precision_root_of(options.std, options.correlation_length)
     normals = proximity.vertex_normals(vertices, faces)
     displacement, noise = np.zeros(len(vertices)), options.noise_std
     for _ in range(options.rounds):
@@ -75,11 +93,16 @@ def fit_displacement(
         trust = (1 + (length / options.max_distance) ** 2) ** -2 * agreement.clip(0) ** 2
         jacobian = _rows(weights * np.einsum("nkd,nd->nk", normals[corners], direction), corners, len(vertices))
         distance = ((points - closest) * direction).sum(axis=1) + jacobian @ displacement
-        weighted = jacobian.T @ diags_array(trust / noise**2)
-        displacement = factorize(precision + weighted @ jacobian).solve(weighted @ distance)
+        data_root = jacobian.T @ diags_array(np.sqrt(trust) / noise)
+        factors = factorize(root @ root.T + data_root @ data_root.T)
+        displacement = factors.solve(data_root @ (np.sqrt(trust) / noise * distance))
         residual = np.abs(distance - jacobian @ displacement)
         noise = max(options.noise_std, MAD_TO_STD * _weighted_median(residual, trust))
-    return displacement
+    # R e has the covariance of R R^T: the solutions for such right-hand sides are draws from the posterior.
+    rng = np.random.default_rng(0)
+    prior, data = (part @ rng.standard_normal((part.shape[1], DRAWS)) for part in (root, data_root))
+    draws = factors.solve(prior + data)
+    return displacement, (np.square(draws).mean(axis=1) / options.std**2).clip(max=1)
 
 
 def displaced(

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from shapespace.data.loader import collate, derive_seed
 from shapespace.fitting.articulated import fit_parts_of
-from shapespace.fitting.displacement import fit_displacements
+from shapespace.fitting.displacement import Displacement, fit_displacements
 from shapespace.fitting.levenberg_marquardt import LMOptions, cholesky, levenberg_marquardt
 from shapespace.fitting.registration import Registration
 from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
@@ -75,9 +75,8 @@ class BatchFit:
     """Alignment of each scan: from the model frame in which it was given to that of its code; None if it is fixed."""
     part_covariance: Float[Tensor, "b j p p"] | None = None
     """Covariance of the unknowns of each part, given the code; None without a second level."""
-    displacement: Float[Tensor, "b v"] | None = None
-    """Displacement of the vertices of the registered template along their normals (model units); None without a third
-    level."""
+    displacement: Displacement | None = None
+    """Displacements of the registered templates; None without a third level."""
 
 
 def encode(
@@ -386,5 +385,5 @@ def _concatenate_fits(parts: Sequence[BatchFit]) -> BatchFit:
         torch.cat([part.residual for part in parts]),
         [frame for part in parts for frame in part.frames],
         torch.cat(by_part) if len(by_part) == len(parts) else None,
-        torch.cat(displacements) if len(displacements) == len(parts) else None,
+        Displacement.concatenate(displacements) if len(displacements) == len(parts) else None,
     )

@@ -146,7 +146,7 @@ class ScanFitter:
                 residual=fitted.residual[index],
                 covariance=None if fitted.covariance is None else fitted.covariance[index],
                 part_covariance=None if fitted.part_covariance is None else fitted.part_covariance[index],
-                displacement=None if fitted.displacement is None else fitted.displacement[index],
+                displacement=None if fitted.displacement is None else fitted.displacement.select(index),
             )
             for index, scan in enumerate(model_scans)
         ]
@@ -231,7 +231,7 @@ class ScanFitter:
                 residual=joint.residual[index],
                 covariance=joint.covariance[index],
                 part_covariance=joint.part_covariance[index],
-                displacement=None if joint.displacement is None else joint.displacement[index],
+                displacement=None if joint.displacement is None else joint.displacement.select(index),
                 interpolated=joint.interpolated[index],
             )
             for index, (scan, fit, frame) in enumerate(zip(scans, fits, joint.frames, strict=True))

@@ -76,7 +76,8 @@ class Registration:
         self.options = options or RegistrationOptions()
         self.faces = faces.long().cpu()
         self.stiffness, self.area = laplacian(vertices.double().cpu().numpy(), self.faces.numpy())
-        self.precision = self.precision_of(self.options.displacement_std, self.options.correlation_length)
+        root = self.precision_root_of(self.options.displacement_std, self.options.correlation_length)
+        self.precision = csc_matrix(root @ root.T)
         count = max(1, round(self.options.share * len(vertices)))
         self.sample = np.sort(np.random.default_rng(0).permutation(len(vertices))[:count])
         weight = self.area / (self.options.patch_size * self.options.noise_std) ** 2
@@ -84,9 +85,9 @@ class Registration:
         # A third of the data's weight is the mean of (normal . direction)^2 over all directions.
         self.preconditioner = factorize(self.precision + diags_array(weight / 3))
 
-    def precision_of(self, std: float, correlation_length: float) -> csc_matrix:
-        """`matern_precision` on this template."""
-        return matern_precision(self.stiffness, self.area, std, correlation_length)
+    def precision_root_of(self, std: float, correlation_length: float) -> csc_matrix:
+        """`matern_root` on this template."""
+        return matern_root(self.stiffness, self.area, std, correlation_length)
 
     def __call__(self, field: FieldWithGradient, start: Float[Tensor, "v 3"]) -> Float[Tensor, "v 3"]:
         """Vertices on the zero level set of a field, from the posed template."""
@@ -203,17 +204,17 @@ def laplacian(
     return csc_matrix(stiffness), np.maximum(area, MIN_AREA * area.mean())
 
 
-def matern_precision(
+def matern_root(
     stiffness: csc_matrix, area: Float[np.ndarray, "v"], std: float, correlation_length: float
 ) -> csc_matrix:
-    """Sparse precision matrix of a Gaussian field on a mesh with this standard deviation.
+    """Sparse root R of the precision R R^T of a Gaussian field on a mesh with this standard deviation.
 
     Its covariance is Matérn's with smoothness 1 (far from borders): Lindgren et al. 2011, sections 2.1 and 2.3.
     """
     kappa = np.sqrt(8) / correlation_length
     operator = diags_array(kappa**2 * area) + stiffness
     scale = 1 / (4 * np.pi * kappa**2 * std**2)
-    return csc_matrix(scale * (operator.T @ diags_array(1 / area) @ operator))
+    return csc_matrix(operator.T @ diags_array(np.sqrt(scale / area)))
 
 
 def factorize(matrix: csc_matrix) -> SuperLU:

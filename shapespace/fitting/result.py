@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.fitting.articulated import POSE_SIZE
+from shapespace.fitting.displacement import Displacement
 from shapespace.fitting.quality import FitQuality
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
@@ -42,6 +43,8 @@ class Fit:
     displacement: Float[np.ndarray, "v"] | None = None
     """Displacement of the vertices of the registered template along their normals, in model units; None without a third
     level."""
+    unseen: Float[np.ndarray, "v"] | None = None
+    """Share of the variance of each displacement that the scan leaves, 0 to 1; None without a third level."""
     interpolated: bool = False
     """Whether it is a frame of a sequence without a usable scan, interpolated from the other frames."""
     origin: Float[np.ndarray, "3"] | None = None
@@ -62,7 +65,7 @@ class Fit:
         residual: Float[Tensor, "n"] | None = None,
         covariance: Float[Tensor, "k k"] | None = None,
         part_covariance: Float[Tensor, "j p p"] | None = None,
-        displacement: Float[Tensor, "v"] | None = None,
+        displacement: Displacement | None = None,
         interpolated: bool = False,
     ) -> "Fit":
         """The fit of a scan, with its name, origin and findings; `residual` is |f| in model units."""
@@ -74,7 +77,8 @@ class Fit:
             scan.name,
             seconds,
             None if part_covariance is None else part_covariance.cpu().numpy(),
-            None if displacement is None else displacement.cpu().numpy(),
+            None if displacement is None else displacement.value.cpu().numpy(),
+            None if displacement is None else displacement.unseen.cpu().numpy(),
             interpolated,
             scan.origin,
             scan.findings,
@@ -128,10 +132,10 @@ def save_fits(path: Path, fits: Sequence[Fit], model: ShapeModel) -> None:
         tensors["part_covariance"] = torch.from_numpy(
             np.stack([fit.part_covariance for fit in fits if fit.part_covariance is not None])
         )
-    if all(fit.displacement is not None for fit in fits):
-        tensors["displacement"] = torch.from_numpy(
-            np.stack([fit.displacement for fit in fits if fit.displacement is not None])
-        )
+    for name in ("displacement", "unseen"):
+        arrays = [array for fit in fits if (array := getattr(fit, name)) is not None]
+        if len(arrays) == len(fits):
+            tensors[name] = torch.from_numpy(np.stack(arrays))
     if any(fit.origin is not None for fit in fits):
         origins = np.stack([np.zeros(3) if fit.origin is None else fit.origin for fit in fits])
         tensors["origin"] = torch.from_numpy(origins)
@@ -154,8 +158,8 @@ def load_fits(path: Path, model: ShapeModel) -> list[Fit]:
     _check_codes(path, tensors, names, model)
     parts = tuple(tensors[f"code.{index}"] for index in range(sum(name.startswith("code.") for name in tensors)))
     code = Code(parts).to(next(model.parameters()).device)
-    optional = ("covariance", "rotation", "part_covariance", "displacement", "origin")
-    covariance, rotation, by_part, displacement, origin = (tensors.get(name) for name in optional)
+    optional = ("covariance", "rotation", "part_covariance", "displacement", "unseen", "origin")
+    covariance, rotation, by_part, displacement, unseen, origin = (tensors.get(name) for name in optional)
     return [
         Fit(
             code[index],
@@ -165,6 +169,7 @@ def load_fits(path: Path, model: ShapeModel) -> list[Fit]:
             name,
             part_covariance=None if by_part is None else by_part[index].numpy(),
             displacement=None if displacement is None else displacement[index].numpy(),
+            unseen=None if unseen is None else unseen[index].numpy(),
             origin=None if origin is None or not origin[index].any() else origin[index].double().numpy(),
         )
         for index, name in enumerate(names)
@@ -179,7 +184,7 @@ def _check_codes(path: Path, tensors: dict[str, Tensor], names: list[Any], model
         shapes |= {"covariance": (len(prior.mean), len(prior.mean))}
     shapes |= {f"code.{index}": shape for index, shape in enumerate(model.code_shapes)}
     if isinstance(model, ArticulatedSDF):
-        shapes["displacement"] = (len(model.template.vertices),)
+        shapes["displacement"] = shapes["unseen"] = (len(model.template.vertices),)
     if len(model.code_shapes) > 1:  # centers, rotations and local codes of parts
         num_parts, local_dim = model.code_shapes[-1]
         shapes["part_covariance"] = (num_parts, POSE_SIZE + local_dim, POSE_SIZE + local_dim)

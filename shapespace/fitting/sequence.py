@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shapespace.fitting import tridiagonal
 from shapespace.fitting.articulated import fit_parts_of
-from shapespace.fitting.displacement import fit_displacements
+from shapespace.fitting.displacement import Displacement, fit_displacements
 from shapespace.fitting.levenberg_marquardt import LMOptions, LMState, levenberg_marquardt
 from shapespace.fitting.quality import ood_score
 from shapespace.fitting.registration import Registration
@@ -64,8 +64,8 @@ class SequenceFit(NamedTuple):
     interpolated: list[bool]
     part_covariance: list[Float[Tensor, "j p p"] | None]
     """Covariance of the unknowns of each frame's parts; None without a second level, and for interpolated frames."""
-    displacement: Float[Tensor, "n v"] | None
-    """Displacements of each frame's registered template; None without a third level."""
+    displacement: Displacement | None
+    """Displacements of the registered templates; None without a third level."""
 
 
 def order_frames(scans: Sequence[Scan]) -> list[Scan]:
@@ -156,8 +156,8 @@ def fit_jointly(
     displacement = None
     if lm.levels == 3 and isinstance(model, ArticulatedSDF) and registration is not None:
         moved = [fitted[index].scan.to_model(result[index]) for index in rows]
-        own = fit_displacements(model, moved, code[torch.tensor(rows)], registration, lm.displacement, seed)
-        displacement = _at_all_frames(rows, own, len(scans))
+        some = fit_displacements(model, moved, code[torch.tensor(rows)], registration, lm.displacement, seed)
+        displacement = Displacement(*(_at_all_frames(rows, tensor, len(scans)) for tensor in some))
     residual = [
         residuals(model, [fit.scan.to_model(frame)], code[index], seed)[0] if index in fitted else flat.new_zeros(0)
         for index, (fit, frame) in enumerate(zip(sequence, result, strict=True))

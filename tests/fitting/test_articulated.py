@@ -26,6 +26,7 @@ from shapespace.fitting.articulated import (
 )
 from shapespace.fitting.joints import JointPrior
 from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions, levenberg_marquardt
+from shapespace.fitting.posterior import SCAN_STD
 from shapespace.fitting.result import Fit, load_fits, save_fits
 from shapespace.fitting.sequence import SequenceOptions
 from shapespace.fitting.starts import (
@@ -558,7 +559,7 @@ def test_codes_of_both_levels_come_back_from_a_file(
         assert one.name == other.name
         for part, own in zip(one.code.parts, other.code.parts, strict=True):
             assert torch.equal(part, own)
-        for name in ("covariance", "part_covariance", "displacement"):
+        for name in ("covariance", "part_covariance", "displacement", "unseen"):
             array, own = getattr(one, name), getattr(other, name)
             assert array is not None
             np.testing.assert_array_equal(array, own)
@@ -644,6 +645,13 @@ def test_the_uncertainty_of_fits_with_parts(space: ShapeSpace, fits: list[Fit]) 
     assert std.shape == (len(mesh.vertices),)
     assert (std > 0).all()
     assert (std < 0.1).all()
+    before = space.uncertainty(replace(fits[0], unseen=None), mesh)
+    assert fits[0].unseen is not None
+    np.testing.assert_allclose(std**2, (fits[0].unseen * before) ** 2 + SCAN_STD**2, rtol=1e-5)
+    field = space.mesh(fits[0], resolution=24, surface="field")  # it has no displacement
+    np.testing.assert_array_equal(
+        space.uncertainty(fits[0], field), space.uncertainty(replace(fits[0], unseen=None), field)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- joints, first level

@@ -44,7 +44,7 @@ def error(displacement: Float[np.ndarray, "v"]) -> float:
 def test_folds_are_found() -> None:
     """To the height of the sphere above its triangles, 4e-4."""
     assert error(np.zeros(len(VERTICES))) > 1.5e-3
-    assert error(fit_displacement(REGISTRATION, VERTICES, folded(), OPTIONS)) < 4e-4
+    assert error(fit_displacement(REGISTRATION, VERTICES, folded(), OPTIONS)[0]) < 4e-4
 
 
 def test_one_round_is_a_dense_least_squares_solution() -> None:
@@ -52,7 +52,7 @@ def test_one_round_is_a_dense_least_squares_solution() -> None:
     vertices, faces = np.array(ball.vertices), np.array(ball.faces)
     registration = Registration(torch.from_numpy(vertices).float(), torch.from_numpy(faces))
     scan, normals = folded(200), vertex_normals(vertices, faces)
-    found = fit_displacement(registration, vertices, scan, replace(OPTIONS, rounds=1))
+    found, unseen = fit_displacement(registration, vertices, scan, replace(OPTIONS, rounds=1))
     assert scan.normals is not None
     length, face, closest = closest_point(scan.points.astype(np.float64), ball)
     rows, right = np.zeros((200, len(vertices))), np.zeros(200)
@@ -64,18 +64,24 @@ def test_one_round_is_a_dense_least_squares_solution() -> None:
         root = 1 / (1 + (length[row] / OPTIONS.max_distance) ** 2) * max(0, direction @ normal) / OPTIONS.noise_std
         rows[row, corners] = root * weights * (normals[corners] @ direction)
         right[row] = root * (point - closest[row]) @ direction
-    precision = registration.precision_of(OPTIONS.std, OPTIONS.correlation_length).toarray()
-    np.testing.assert_allclose(found, np.linalg.solve(precision + rows.T @ rows, rows.T @ right), atol=1e-7)
+    root = registration.precision_root_of(OPTIONS.std, OPTIONS.correlation_length).toarray()
+    covariance = np.linalg.inv(root @ root.T + rows.T @ rows)
+    np.testing.assert_allclose(found, covariance @ rows.T @ right, atol=1e-7)
+    share = (covariance.diagonal() / OPTIONS.std**2).clip(max=1)
+    assert 0.8 < (unseen / share).mean() < 1.2
+    assert np.corrcoef(unseen, share)[0, 1] > 0.5
 
 
 def test_where_the_scan_ends_the_template_stays() -> None:
     scan = folded()
     seen = scan.points[:, 0] > 0
     half = Scan("half", scan.points[seen], None if scan.normals is None else scan.normals[seen])
-    found = np.abs(fit_displacement(REGISTRATION, VERTICES, half, OPTIONS))
+    found, unseen = fit_displacement(REGISTRATION, VERTICES, half, OPTIONS)
     x = VERTICES[:, 0]
-    assert found[x > 0].max() > 2e-3
-    assert found[x < -0.3].max() < 2e-4  # more than three correlation lengths away
+    assert np.abs(found[x > 0]).max() > 2e-3
+    assert np.abs(found[x < -0.3]).max() < 2e-4  # more than three correlation lengths away
+    assert unseen[x > 0.05].mean() < 0.5
+    assert unseen[x < -0.3].mean() > 0.8
 
 
 @pytest.mark.parametrize("other", ["inward normals", "a far surface"])
@@ -86,15 +92,16 @@ def test_another_surface_does_not_pull(other: str) -> None:
         scan = replace(scan, points=1.005 * scan.points, normals=-scan.normals)
     else:
         scan = replace(scan, points=1.2 * scan.points)
-    found = fit_displacement(REGISTRATION, VERTICES, scan, OPTIONS)
+    found, unseen = fit_displacement(REGISTRATION, VERTICES, scan, OPTIONS)
     assert np.abs(found).max() < 5e-4
+    assert unseen.min() > 0.3
 
 
 def test_noise_is_estimated() -> None:
     """With 6 thousandths of noise, fewer of its blobs come into the surface than with the noise of the settings."""
     scan = folded(noise=6e-3)
-    found = fit_displacement(REGISTRATION, VERTICES, scan, OPTIONS)
-    trusting = fit_displacement(REGISTRATION, VERTICES, scan, replace(OPTIONS, rounds=1))
+    found, _ = fit_displacement(REGISTRATION, VERTICES, scan, OPTIONS)
+    trusting, _ = fit_displacement(REGISTRATION, VERTICES, scan, replace(OPTIONS, rounds=1))
     assert error(found) < 0.8 * error(trusting)
     assert error(found) < error(np.zeros(len(VERTICES)))
 
