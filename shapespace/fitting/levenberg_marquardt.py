@@ -86,7 +86,7 @@ class LMOptions:
     scans; smaller values allow for unseen surface."""
     ftol: float = 1e-3
     """Relative decrease of the cost below which the fit stops."""
-    num_starts: int = 2
+    num_starts: int = 1
     """Number of codes from which a scan's trial steps start, for families that have parts; others have two."""
     search_starts: int = 62
     """Number of training bodies from which the pose is searched if too much of a scan is far from its first fit, for
