@@ -113,7 +113,7 @@ def overview(space: ShapeSpace, store: ScanStore, names: Sequence[str], path: Pa
     _arrow(figure, grid[0, 3], "")
     _slice(figure, grid[0, 4], space, fit)
     _arrow(figure, grid[0, 5], "")
-    _picture(figure, grid[0, 6], render([mesh], size=560), "mesh: zero level")
+    _picture(figure, grid[0, 6], render([mesh], size=560), "mesh: registered template")
     between = space.interpolate(fit, other, 5, resolution=CELLS)
     _picture(figure, grid[1, :], render([_at_origin(one) for one in between], size=360), "interpolated codes")
     _save(figure, path)
@@ -152,7 +152,7 @@ def interpolation(space: ShapeSpace, store: ScanStore, names: Sequence[str], pat
     for row, (pair, title) in enumerate(((same, "two poses of one person"), ((same[0], other), "two people"))):
         a, b = space.fit_scans([store.scan(name) for name in pair])
         meshes = [_at_origin(one) for one in space.interpolate(a, b, 9, resolution=CELLS)]
-        _picture(figure, grid[row, 0], render(meshes, size=360), f"{title}: linear path")
+        _picture(figure, grid[row, 0], render(meshes, size=360), f"{title}: path along the joints")
         _relative(figure, grid[row, 1], meshes)
     _save(figure, path)
 
