@@ -103,7 +103,11 @@ class BlockPattern:
         )
 
     def positions(self, pairs: Int[Tensor, "m 2"]) -> Int[Tensor, "m"]:
-        """Position in `self.pairs` of each of these pairs (j, k), j <= k; ValueError where the pattern lacks one."""
+        """Position in `self.pairs` of each of these pairs (j, k), j <= k; ValueError where the pattern lacks one.
+
+        The pattern is on the CPU, whatever the device of the matrix; so are the positions.
+        """
+        pairs = pairs.cpu()
         keys, wanted = (both[:, 0] * self.num_blocks + both[:, 1] for both in (self.pairs, pairs))
         found = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         if len(missing := pairs[(self.pairs[found] != pairs).any(dim=1)]):
@@ -143,7 +147,8 @@ class BlockPattern:
         own = torch.diag_embed(exact[self.diagonal].diagonal(dim1=-2, dim2=-1))
         for share in ROUNDING:
             try:
-                return BlockFactor(self, self._eliminate(exact.index_add(0, self.diagonal, share * own)))
+                raised = exact.index_add(0, self.diagonal.to(exact.device), share * own)
+                return BlockFactor(self, self._eliminate(raised))
             except LinAlgError as error:
                 failure = error
         raise failure
