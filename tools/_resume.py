@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from shapespace.fitting.result import Fit, load_fits, save_fits
-from shapespace.io.atomic import claimed, replacing
+from shapespace.io.atomic import claimed, make_folder, replacing
 from shapespace.space import ShapeSpace
 
 CHUNK_SIZE = 16  # scans; arbitrary. It is part of the result: fits of other batches differ by rounding
@@ -61,7 +61,7 @@ def resumable(
     key = json.dumps({"format": _FORMAT, **settings}, sort_keys=True, default=str)
     folder = out / "unfinished" / hashlib.sha256(key.encode()).hexdigest()[:16]
     files = [folder / f"{number:05d}.json" for number in range(len(parts))]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with claimed(folder, shared=shard is not None), _remove_if_empty(folder, folder.parent, out):
         done = sum(file.exists() for file in files)
         if done:

@@ -7,7 +7,6 @@ each writes a shard, `OUT.2of4`, and the last one, or a run without a shard, mer
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from shapespace.data.store_writer import (
     write_scan_group,
 )
 from shapespace.geometry.scan import MIN_POINTS
+from shapespace.io.atomic import replace_flushed
 from shapespace.io.checks import Normals
 
 _MAX_LISTED = 5  # rejected scans in an error
@@ -254,7 +254,7 @@ def _write_store(
         if not names:
             part.unlink()
         _check_rejected(rejected, len(names) + len(rejected), max_rejected)
-    os.replace(part, out)
+    replace_flushed(part, out)
 
 
 def _write_missing(file: h5py.File, plan: _Plan, options: PreprocessOptions) -> dict[str, str]:

@@ -21,6 +21,7 @@ from shapespace.data.store import FORMAT, ScanStore
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
+from shapespace.io.atomic import flush_to_disk, make_folder
 from shapespace.io.errors import damage_as_error
 from shapespace.io.hdf5 import get_member, has_member
 
@@ -98,7 +99,7 @@ def open_part(part: Path, metadata: dict[str, Any], overwrite: bool) -> h5py.Fil
         ValueError: It was begun with other settings and `overwrite` is false.
 
     """
-    part.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(part.parent)
     if part.exists():
         try:
             _walk(part)
@@ -188,6 +189,7 @@ def write_scan_group(file: h5py.File, prepared: PreparedScan, root: Path) -> Non
         findings=json.dumps([finding.record(prepared.entry.name) for finding in prepared.findings]),
     )
     file.flush()
+    flush_to_disk(Path(file.filename))  # after a power failure, a complete scan has all its data
     group.attrs["complete"] = True
     file.flush()
 

@@ -202,14 +202,15 @@ def _add_products(
     point = torch.arange(len(part), device=part.device)[:, None]
     pairs = torch.stack([part.gather(1, a), part.gather(1, b)], dim=-1).flatten(0, 1)
     left, right = ((point * nearest + column).flatten() for column in (a, b))
-    keys = pattern.pairs[:, 0] * pattern.num_blocks + pattern.pairs[:, 1]
+    known, diagonal = pattern.pairs.to(part.device), pattern.diagonal.to(part.device)
+    keys = known[:, 0] * pattern.num_blocks + known[:, 1]
     wanted = pairs[:, 0] * pattern.num_blocks + pairs[:, 1]
     place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
     missing = keys[place] != wanted
     if missing.any():
         # Parts that did not meet at the start: (a + b)^2 <= 2 a^2 + 2 b^2, so the matrix stays positive definite.
-        place[missing] = pattern.diagonal[pairs[missing, 0]]
-        place = torch.cat([place, pattern.diagonal[pairs[missing, 1]]])
+        place[missing] = diagonal[pairs[missing, 0]]
+        place = torch.cat([place, diagonal[pairs[missing, 1]]])
         upper = right[missing]
         left, right = torch.cat([left, upper]), torch.cat([torch.where(missing, left, right), upper])
     order = place.argsort()

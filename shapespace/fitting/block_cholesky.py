@@ -19,6 +19,11 @@ FRONT_COST = 2e6
 """Operations that take as long as the calls of one front. With 76 parts of a body and 30 unknowns each, values from 2e6
 to 8e6 made no difference beyond the noise."""
 
+ROUNDING = 0.0, 1e-6, 1e-5, 1e-4
+"""Shares of its diagonal that are added, in this order, to a matrix that was summed in float32. A number of it is exact
+to 6e-8 of the diagonal, an eigenvalue to that times the number of unknowns: small ones may have become negative.
+Variances that the rounding errors hide come out too small."""
+
 
 @dataclass(frozen=True, eq=False)
 class Move:
@@ -98,7 +103,11 @@ class BlockPattern:
         )
 
     def positions(self, pairs: Int[Tensor, "m 2"]) -> Int[Tensor, "m"]:
-        """Position in `self.pairs` of each of these pairs (j, k), j <= k; ValueError where the pattern lacks one."""
+        """Position in `self.pairs` of each of these pairs (j, k), j <= k; ValueError where the pattern lacks one.
+
+        The pattern is on the CPU, whatever the device of the matrix; so are the positions.
+        """
+        pairs = pairs.cpu()
         keys, wanted = (both[:, 0] * self.num_blocks + both[:, 1] for both in (self.pairs, pairs))
         found = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         if len(missing := pairs[(self.pairs[found] != pairs).any(dim=1)]):
@@ -119,7 +128,8 @@ class BlockPattern:
     def factorize(self, blocks: Float[Tensor, "p b b"]) -> "BlockFactor":
         """Factorize a positive definite matrix, in its precision; in float64 where float32 fails.
 
-        Raise torch.linalg.LinAlgError, as the dense factorization of torch, where it fails in float64.
+        Where float64 fails too, because the matrix itself was rounded to float32, the rounding errors are added to its
+        diagonal. Raise torch.linalg.LinAlgError, as the dense factorization of torch, where that is not enough.
         """
         expected = (len(self.pairs), self.block_size, self.block_size)
         if blocks.shape != expected:
@@ -129,10 +139,19 @@ class BlockPattern:
             )
         try:
             return BlockFactor(self, self._eliminate(blocks))
-        except LinAlgError:
+        except LinAlgError as error:
             if blocks.dtype == torch.float64:
                 raise
-        return BlockFactor(self, self._eliminate(blocks.double()))
+            failure = error
+        exact = blocks.double()
+        own = torch.diag_embed(exact[self.diagonal].diagonal(dim1=-2, dim2=-1))
+        for share in ROUNDING:
+            try:
+                raised = exact.index_add(0, self.diagonal.to(exact.device), share * own)
+                return BlockFactor(self, self._eliminate(raised))
+            except LinAlgError as error:
+                failure = error
+        raise failure
 
     def _eliminate(self, blocks: Float[Tensor, "p b b"]) -> tuple[tuple[Tensor, Tensor], ...]:
         """For each front: the factor of its pivots, and the rows of the factor below them."""

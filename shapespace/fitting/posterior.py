@@ -85,10 +85,15 @@ def sample_posterior(model: ShapeModel, fit: Fit, count: int, *, seed: int = 0) 
 
 
 def _covariance_root(fit: Fit) -> Float[Tensor, "k k"]:
-    """Cholesky factor of the calibrated covariance of the fit's code vector, on the CPU."""
+    """A root R of the calibrated covariance R R^T of the fit's code vector, on the CPU."""
     if fit.covariance is None:
         raise ValueError(f"{fit.name}: the fit has no covariance. Fit by Levenberg-Marquardt (--method lm).")
-    return _calibration(fit) * torch.linalg.cholesky(torch.from_numpy(fit.covariance).double()).float()
+    covariance = torch.from_numpy(fit.covariance).double()
+    root, info = torch.linalg.cholesky_ex(covariance)
+    if int(info):  # it is stored in float32: beside large variances, rounding makes small ones negative
+        variances, axes = torch.linalg.eigh(covariance)
+        root = axes * variances.clamp(min=0).sqrt()
+    return _calibration(fit) * root.float()
 
 
 def _calibration(fit: Fit) -> float:

@@ -1,5 +1,6 @@
 """Atomic writing of files, and locks that allow one writer at a time."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ _locks: set[int] = set()  # file descriptors of the locks of this process
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield `path.part` for writing, and rename it to `path` if the block succeeds.
+    """Yield `path.part` for writing, and rename it to `path` if the block succeeds (`replace_flushed`).
 
     If the block raises, `path.part` is removed. Missing folders are created. A `path.part` of a killed process is
     overwritten.
@@ -21,17 +22,53 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(path.name + ".part")
     with claimed(part):
         try:
             yield part
-            os.replace(part, path)
+            replace_flushed(part, path)
         except BaseException as error:
             part.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno is not None:
                 error.filename = error.filename or str(path)  # the error of a full disk has no file name
             raise
+
+
+def replace_flushed(part: Path, path: Path) -> None:
+    """Rename `part` to `path`. After a power failure, `path` is the old file or all of the new one.
+
+    A disk may write a name before the content: the content is flushed before the rename, the folder after it.
+    """
+    flush_to_disk(part)
+    os.replace(part, path)
+    flush_to_disk(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents, and flush their names to the disk."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        flush_to_disk(made.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when the content of a file, or the names in a folder, are on the disk.
+
+    What another program or library has written counts, if it has left that program's own buffers.
+    """
+    folder = path.is_dir()
+    if folder and os.name == "nt":  # Windows does not open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows flushes only what is open for writing
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot flush, as some networks'
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

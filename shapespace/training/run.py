@@ -12,7 +12,7 @@ import torch
 import yaml
 from jaxtyping import Float
 
-from shapespace.io.atomic import replacing
+from shapespace.io.atomic import make_folder, replacing
 from shapespace.io.checkpoints import read_checkpoint, read_metadata
 from shapespace.io.migration import FORMATS, upgrade_tag, upgrade_training
 from shapespace.io.settings import parse_settings
@@ -71,7 +71,7 @@ class Run:
                 f"{self.folder} already holds a run. Choose another --out, remove the folder, "
                 f"or resume: shapespace train --resume {self.folder}"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with replacing(self.config) as part:
             part.write_text(yaml.safe_dump(settings, sort_keys=False))
 

@@ -132,6 +132,21 @@ def test_float64_where_float32_fails() -> None:
     torch.testing.assert_close(factor.solve(right.float()), expected.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_a_matrix_that_rounding_made_indefinite_is_factorized() -> None:
+    """Sums of squares in float32: an eigenvalue is below the rounding errors of the matrix, and negative in float64."""
+    pattern, generator = BlockPattern.from_pairs(torch.tensor([[0, 1]]), 2, 16), torch.Generator().manual_seed(0)
+    root = 1e4 * torch.randn(12, 32, generator=generator, dtype=torch.float64)
+    exact = root.T @ root + torch.eye(32, dtype=torch.float64)
+    dense = exact.float()
+    assert torch.linalg.eigvalsh(dense.double()).min() < 0 < torch.linalg.eigvalsh(exact).min()
+    blocks = torch.stack([dense[:16, :16], dense[:16, 16:], dense[16:, 16:]])
+    inverse = pattern.to_dense(pattern.factorize(blocks).inverse())
+    assert torch.linalg.eigvalsh(inverse).min() > 0
+    measured = torch.linalg.svd(root).Vh[:12]  # directions that the rounding leaves as they were
+    expected = torch.linalg.inv(exact)
+    torch.testing.assert_close(measured @ inverse @ measured.T, measured @ expected @ measured.T, rtol=1e-3, atol=1e-14)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 def test_a_matrix_that_is_not_positive_definite_has_no_factor(dtype: torch.dtype, value: float) -> None:

@@ -38,7 +38,9 @@ def call(line: str) -> None:
 @pytest.mark.parametrize("config", SMALL)
 def test_every_verb_works(config: str, store: Path, tmp_path: Path) -> None:
     scans = "--batch.scans 4 --batch.points 512 --batch.surface-points 48"
-    count = 20 if config == "articulated" else 40 if config.endswith("scans") else 120
+    if config == "occupancy":
+        scans += " --batch.occupancy-points 256 --projector-codes 1"
+    count = 20 if config == "articulated" else 40 if config.endswith(("scans", "occupancy")) else 120
     steps = f"--optim.warmup-steps 5 --optim.lr 5e-3 --optim.max-steps {count}"
     call(f"train {store} --split train --config {config} {SMALL[config]} {scans} {steps} --out {tmp_path / 'run'}")
     a, b = ScanStore(store).scan_names("train")[:2]

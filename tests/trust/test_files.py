@@ -14,7 +14,7 @@ import h5py
 import pytest
 
 from shapespace.data.store import ScanStore
-from shapespace.io.atomic import claimed, replacing
+from shapespace.io.atomic import claimed, flush_to_disk, replacing
 from shapespace.tools import fit, preprocess, train
 from shapespace.tools.__main__ import cli, main
 
@@ -98,6 +98,99 @@ def test_a_failed_block_leaves_no_file(tmp_path: Path) -> None:
         failing()
     assert caught.value.filename == str(tmp_path / "made" / "file")
     assert not list((tmp_path / "made").iterdir())
+
+
+@pytest.fixture
+def disk_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, int]]:
+    """Flushes and renames below `tmp_path`, in their order: what, path (of a rename, the new one), bytes."""
+    calls: list[tuple[str, Path, int]] = []
+    fsync, rename = os.fsync, os.replace
+
+    def flushed(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        (path,) = (one for one in [tmp_path, *tmp_path.rglob("*")] if os.path.samestat(one.stat(), status))
+        fsync(descriptor)
+        calls.append(("flush", path, status.st_size))
+
+    def renamed(part: Path, path: Path) -> None:
+        calls.append(("rename", path, part.stat().st_size))
+        rename(part, path)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    return calls
+
+
+def test_content_is_on_the_disk_before_the_name_and_the_name_at_the_end(
+    tmp_path: Path, disk_calls: list[tuple[str, Path, int]]
+) -> None:
+    with replacing(tmp_path / "one" / "two" / "file") as part:
+        part.write_text("new")
+        assert [call[:2] for call in disk_calls] == [("flush", tmp_path / "one"), ("flush", tmp_path)]
+        disk_calls.clear()
+    folder = tmp_path / "one" / "two"
+    first, second, third = disk_calls
+    assert first == ("flush", folder / "file.part", 3)
+    assert second == ("rename", folder / "file", 3)
+    assert third[:2] == ("flush", folder)
+
+
+def test_a_file_system_without_flushes_is_tolerated_and_a_broken_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(text: str) -> None:
+        with replacing(tmp_path / "file") as part:
+            part.write_text(text)
+
+    def fail(number: int) -> Callable[[int], None]:
+        def fsync(_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fsync
+
+    monkeypatch.setattr(os, "fsync", fail(errno.EINVAL))
+    write("old")
+    monkeypatch.setattr(os, "fsync", fail(errno.EIO))
+    with pytest.raises(OSError, match="nput/output error"):
+        write("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "old"}
+
+
+def test_windows_flushes_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(os, "name", "nt")
+    flush_to_disk(tmp_path)
+    flush_to_disk(file)
+    monkeypatch.undo()
+    assert flushed == [1]
+
+
+def test_stores_checkpoints_and_fits_are_flushed_before_they_are_renamed(
+    people: Path, learned: Path, tmp_path: Path, disk_calls: list[tuple[str, Path, int]]
+) -> None:
+    store, run, fitted = tmp_path / "new" / "people.h5", tmp_path / "run", tmp_path / "fitted"
+    cli(preprocess.main, ["synthetic", str(people), str(store), "--points", "600", "--jobs", "1"])
+    parts = [size for what, path, size in disk_calls if what == "flush" and path.name == "people.h5.part"]
+    assert len(parts) == 9 + 1  # each scan before it counts as complete, and the whole
+    assert sorted(parts) == parts
+    cli(train.main, [str(store), *TRAINING, "--out", str(run)])
+    words = [str(learned), "--store", str(store), "--split", "unseen_poses", "--resolution", "16", "--out", str(fitted)]
+    cli(fit.main, [*words, *map(str, QUICK)])
+    files = [store, run / "config.yaml", run / "checkpoint.pt", run / "model.safetensors"]
+    files += [fitted / "codes.safetensors", fitted / "fits.json", *fitted.glob("*.ply")]
+    assert len(files) == 8
+    for file in files:
+        last = max(at for at, call in enumerate(disk_calls) if call[:2] == ("rename", file))
+        size = file.stat().st_size
+        assert disk_calls[last] == ("rename", file, size)
+        assert disk_calls[last - 1] == ("flush", file.with_name(file.name + ".part"), size)
+        assert disk_calls[last + 1][:2] == ("flush", file.parent)
+    for folder in (store.parent, run, fitted):
+        made = [at for at, call in enumerate(disk_calls) if call[:2] == ("flush", folder)]
+        assert ("flush", tmp_path) in [call[:2] for call in disk_calls[: made[0]]]
 
 
 @pytest.fixture
