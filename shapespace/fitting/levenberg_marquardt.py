@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shapespace.fitting.block_cholesky import ROUNDING
+
 INITIAL_DAMPING = 1e-2  # in units of the diagonal of the Hessian; arbitrary: the gain ratio adapts it in a few steps
 TRIAL_JOINT_WEIGHT = 6.0
 # Stiff joints first. Hands of five tuning people, in the worst fit: 58 mm without joints at the first level, 36 with a
@@ -190,12 +192,21 @@ DENSE = DenseCholesky()
 
 
 def cholesky(matrix: Float[Tensor, "s k k"]) -> Float[Tensor, "s k k"]:
-    """Cholesky factors, in float64 where float32 fails; raises `torch.linalg.LinAlgError` if that fails too.
+    """Cholesky factors, in float64 where float32 fails; raises `torch.linalg.LinAlgError` if nothing helps.
 
-    Rounding makes the matrix of a code indefinite where numbers of the code have very different variances.
+    Rounding makes the matrix of a code indefinite where numbers of the code have very different variances. Where
+    float64 fails too, the rounding errors are added to the diagonal (`block_cholesky.ROUNDING`).
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
-    return torch.linalg.cholesky(matrix.double()) if bool(info.any()) else factor
+    if not info.any():
+        return factor
+    exact = matrix.double()
+    own = torch.diag_embed(exact.diagonal(dim1=-2, dim2=-1))
+    for share in ROUNDING[:-1]:
+        factor, info = torch.linalg.cholesky_ex(exact + share * own)
+        if not info.any():
+            return factor
+    return torch.linalg.cholesky(exact + ROUNDING[-1] * own)
 
 
 def levenberg_marquardt(

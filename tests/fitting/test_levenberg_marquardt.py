@@ -141,3 +141,12 @@ def test_a_matrix_that_float32_cannot_factorize_is_factorized_in_float64() -> No
     assert factor.dtype == torch.float64
     with pytest.raises(torch.linalg.LinAlgError):
         cholesky(-torch.eye(2)[None])
+
+
+def test_a_matrix_that_rounding_made_indefinite_is_factorized() -> None:
+    """Of rank 3 and no more; rounded to float32, it has negative eigenvalues."""
+    rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 30
+    matrix = (rows @ rows.T)[None]
+    assert torch.linalg.cholesky_ex(matrix.double()).info.any()
+    factor = cholesky(matrix)
+    torch.testing.assert_close((factor @ factor.mT)[0].float(), matrix[0], rtol=1e-3, atol=1.0)
