@@ -110,7 +110,7 @@ def fit_targets(
     rank: int = 0,
     world_size: int = 1,
 ) -> tuple[PartTargets, list[str]]:
-    """Fit scans by both levels; return the targets and the names of the scans that can be trained on.
+    """Fit scans by code and parts; return the targets and the names of the scans that can be trained on.
 
     Every chunk of fits is stored in `folder`, and an interrupted call continues. With several processes, this is
     process `rank` of `world_size`; each works on its share of the chunks.
@@ -169,7 +169,7 @@ def _measure(model: ArticulatedSDF, scans: Sequence[Scan], fit: BatchFit) -> Par
             rotation[row] = frame.rotate_back(rotation[row].mT.cpu()).mT.to(rotation)
         placed.append(scans[row] if frame is None else scans[row].to_model(frame))
     covariance = fit.part_covariance
-    assert covariance is not None  # both levels were fitted
+    assert covariance is not None  # the parts were fitted
     std = covariance[:, :, range(3), range(3)].sum(dim=-1).clamp(min=0).sqrt()
     scores = [ood_score(fit.code[row], model.prior) for row in range(len(scans))]
     residual = torch.cat([part_residuals(model, scan, model.states(fit.code[row])) for row, scan in enumerate(placed)])

@@ -18,7 +18,7 @@ STD_CALIBRATION = 3.0
 # (docs/results/robustness.md).
 
 PARTS_STD_CALIBRATION = 1.0
-# The same for fits of both levels: of the ground truth of eight tuning scans, 99.5 % for complete scans and 90.6 % for
+# The same for fits of code and parts: of the ground truth of eight tuning scans, 99.5 % for complete scans and 90.6 % for
 # views of one camera is within 1.645 standard deviations.
 
 SCAN_STD = 0.0007  # meters
