@@ -186,7 +186,7 @@ class PartProblem:
         gradient[:, :POSE_SIZE].index_add_(0, parts.flatten(), pull.flatten(0, 1))
         product = weight * torch.einsum("madi,mbdj->mabij", jacobian, jacobian)
         for a, b in ((0, 0), (1, 1), (0, 1)):
-            place = self.pattern.positions(parts[:, [a, b]])
+            place = self.pattern.positions(parts[:, [a, b]]).to(blocks.device)
             blocks[:, :POSE_SIZE, :POSE_SIZE].index_add_(0, place, product[:, a, b])
         return 0.5 * weight * residual.square().sum()
 
