@@ -62,6 +62,12 @@ class DisplacementOptions:
     rounds: int = 2
     """Number of times that the closest points on the surface are determined."""
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for values that are not positive."""
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"--lm.displacement.{name.replace('_', '-')} {value:g}: must be above 0.")
+
 
 @dataclass(frozen=True)
 class LMOptions:

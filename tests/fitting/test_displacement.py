@@ -1,6 +1,6 @@
 """Displacements of a registered template: onto the points, and nowhere else."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -118,3 +118,12 @@ def test_displacements_of_two_fits_are_mixed() -> None:
     np.testing.assert_allclose(mix_displacements(a, None, 0.25), 0.75 * a)
     np.testing.assert_allclose(mix_displacements(None, b, 0.25), 0.25 * b)
     assert mix_displacements(None, None, 0.25) is None
+
+
+@pytest.mark.parametrize("name", [option.name for option in fields(OPTIONS)])
+def test_settings_that_are_not_positive_are_refused(name: str) -> None:
+    for value in (0, -1, float("nan")):
+        with pytest.raises(
+            ValueError, match=rf"--lm\.displacement\.{name.replace('_', '-')} {value:g}: must be above 0"
+        ):
+            replace(OPTIONS, **{name: value})
