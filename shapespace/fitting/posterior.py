@@ -18,8 +18,8 @@ STD_CALIBRATION = 3.0
 # (docs/results/robustness.md).
 
 PARTS_STD_CALIBRATION = 1.0
-# The same for fits of code and parts: of the ground truth of eight tuning scans, 99.5 % for complete scans and 90.6 % for
-# views of one camera is within 1.645 standard deviations.
+# The same for fits of code and parts: of the ground truth of eight tuning scans, 99.5 % for complete scans and 90.6 %
+# for views of one camera is within 1.645 standard deviations.
 
 SCAN_STD = 0.0007  # meters
 # Of the template where the scan has points: errors that they share, and folds that no displacement follows. Where it
