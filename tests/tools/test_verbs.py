@@ -293,7 +293,7 @@ def test_the_benchmark_compares_equals(
         assert done.returncode == 0, done.stderr
         out = done.stdout
     else:
-        tiny = replace(benchmark.QUICK, code_dim=8, width=32, people=1, poses=1, training=2, times=1, scans=2)
+        tiny = replace(benchmark.QUICK, code_dim=8, width=32, people=1, poses=2, training=2, times=1, scans=2)
         monkeypatch.setattr(benchmark, "QUICK", tiny)
         out = ok(f"shapespace {line}")
     figures = json.loads((tmp_path / "figures.json").read_text())
