@@ -93,9 +93,10 @@ def fit_displacement(
         trust = (1 + (length / options.max_distance) ** 2) ** -2 * agreement.clip(0) ** 2
         jacobian = _rows(weights * np.einsum("nkd,nd->nk", normals[corners], direction), corners, len(vertices))
         distance = ((points - closest) * direction).sum(axis=1) + jacobian @ displacement
-        data_root = jacobian.T @ diags_array(np.sqrt(trust) / noise)
+        root_weight = np.sqrt(trust) / noise
+        data_root = jacobian.T @ diags_array(root_weight)
         factors = factorize(root @ root.T + data_root @ data_root.T)
-        displacement = factors.solve(data_root @ (np.sqrt(trust) / noise * distance))
+        displacement = factors.solve(data_root @ (root_weight * distance))
         residual = np.abs(distance - jacobian @ displacement)
         noise = max(options.noise_std, MAD_TO_STD * _weighted_median(residual, trust))
     # R e has the covariance of R R^T: the solutions for such right-hand sides are draws from the posterior.
@@ -118,8 +119,9 @@ def mix_displacements(
     a: Float[np.ndarray, "v"] | None, b: Float[np.ndarray, "v"] | None, share: float
 ) -> Float[np.ndarray, "v"] | None:
     """Displacements between those of two fits, of which a fit without any has zeros; None if both have none."""
-    parts = [part * weight for part, weight in ((a, 1 - share), (b, share)) if part is not None]
-    return sum(parts[1:], parts[0]) if parts else None
+    if a is None:
+        return None if b is None else share * b
+    return (1 - share) * a if b is None else (1 - share) * a + share * b
 
 
 def _rows(weights: Float[np.ndarray, "n 3"], corners: Int[np.ndarray, "n 3"], size: int) -> csr_array:

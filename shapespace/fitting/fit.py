@@ -108,8 +108,8 @@ def fit_lm(
 
     Each scan has two starts, the code of its encoder and the mean of the training codes; with the alignments `yaw` and
     `full`, two for each candidate of `search_alignment`. After the trial steps the best starts are fitted to the end.
-    Families that have parts have more starts (`start_codes`), and searched ones (`search_codes`) for a scan that is far
-    from its first fit. The third level needs the `registration` of the model's template.
+    Families that have parts have `num_starts` of them (`start_codes`), and searched ones (`search_codes`) for a scan
+    that is far from its first fit. The third level needs the `registration` of the model's template.
     """
     options = options or LMOptions()
     parts = []
@@ -214,9 +214,9 @@ def _fit_lm_chunk(
     code, part_covariance, displacement = first.code, None, None
     if isinstance(model, ArticulatedSDF) and options.levels >= 2:
         code, part_covariance = fit_parts_of(model, moved, code, options, seed)
+        if options.levels == 3 and registration is not None:
+            displacement = fit_displacements(model, moved, code, registration, options.displacement, seed)
     residual = residuals(model, moved, code, seed)
-    if isinstance(model, ArticulatedSDF) and options.levels == 3 and registration is not None:
-        displacement = fit_displacements(model, moved, code, registration, options.displacement, seed)
     frames = [one.frame for one in first.starts]
     return BatchFit(code, first.covariance, residual, frames, part_covariance, displacement)
 

@@ -124,15 +124,7 @@ def save_fits(path: Path, fits: Sequence[Fit], model: ShapeModel) -> None:
     if any(fit.frame.rotation is not None for fit in fits):
         identity = torch.eye(3)
         tensors["rotation"] = torch.stack([identity if (r := fit.frame.rotation) is None else r for fit in fits])
-    if all(fit.covariance is not None for fit in fits):
-        tensors["covariance"] = torch.from_numpy(
-            np.stack([fit.covariance for fit in fits if fit.covariance is not None])
-        )
-    if all(fit.part_covariance is not None for fit in fits):
-        tensors["part_covariance"] = torch.from_numpy(
-            np.stack([fit.part_covariance for fit in fits if fit.part_covariance is not None])
-        )
-    for name in ("displacement", "unseen"):
+    for name in ("covariance", "part_covariance", "displacement", "unseen"):
         arrays = [array for fit in fits if (array := getattr(fit, name)) is not None]
         if len(arrays) == len(fits):
             tensors[name] = torch.from_numpy(np.stack(arrays))

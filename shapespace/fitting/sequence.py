@@ -145,6 +145,7 @@ def fit_jointly(
             for frame, alignment in zip(result, alignments.cpu(), strict=True)
         ]
     by_part: list[Float[Tensor, "j p p"] | None] = [None] * len(scans)
+    displacement = None
     if lm.levels >= 2 and isinstance(model, ArticulatedSDF):
         moved = [fitted[index].scan.to_model(result[index]) for index in rows]
         parts, part_covariance = fit_parts_of(model, moved, code[torch.tensor(rows)], lm, seed)
@@ -153,11 +154,9 @@ def fit_jointly(
             by_part[index] = part_covariance[place]
             for whole, own in zip(code.parts, parts.parts, strict=True):
                 whole[index] = own[place]
-    displacement = None
-    if lm.levels == 3 and isinstance(model, ArticulatedSDF) and registration is not None:
-        moved = [fitted[index].scan.to_model(result[index]) for index in rows]
-        some = fit_displacements(model, moved, code[torch.tensor(rows)], registration, lm.displacement, seed)
-        displacement = Displacement(*(_at_all_frames(rows, tensor, len(scans)) for tensor in some))
+        if lm.levels == 3 and registration is not None:
+            some = fit_displacements(model, moved, parts, registration, lm.displacement, seed)
+            displacement = Displacement(*(_at_all_frames(rows, tensor, len(scans)) for tensor in some))
     residual = [
         residuals(model, [fit.scan.to_model(frame)], code[index], seed)[0] if index in fitted else flat.new_zeros(0)
         for index, (fit, frame) in enumerate(zip(sequence, result, strict=True))

@@ -325,6 +325,11 @@ def test_what_the_docs_show(browser: Any, tmp_path: Path) -> None:
         seen(page, many(bluish), many(dots), inside)
         wait(page, "Metric surface_distance")
         keep(page, "errors")
+        limit = page.get_by_label("end of the color scale (mm)", exact=True)
+        for end, dark_pixels in (("1", many(dark, least=100)), ("20", few(dark))):  # the errors are about 0.5 mm
+            limit.fill(end)
+            limit.press("Enter")
+            seen(page, many(bluish), many(dots), dark_pixels, inside)
         page.get_by_role("tab", name="Slice").click()
         page.get_by_label("show slice", exact=True).click()
         seen(page, many(orange, least=5000))
