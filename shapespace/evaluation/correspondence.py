@@ -17,6 +17,7 @@ from shapespace.data.registration import vertex_areas
 from shapespace.evaluation.metrics import MILLIMETERS, Row, summarize
 from shapespace.evaluation.scores import ScoreReport
 from shapespace.geometry.proximity import barycentric, closest_point
+from shapespace.geometry.statistics import weighted_percentiles
 
 METRICS = {
     "vertex_error": "Distance from each vertex of the registered template to its true place.",
@@ -133,7 +134,7 @@ def score_errors(
     if areas is None:
         median, p95 = np.percentile(errors, [50, 95])
     else:
-        median, p95 = _percentiles(errors, areas, [50.0, 95.0])
+        median, p95 = weighted_percentiles(errors, areas, [50.0, 95.0])
     return CorrespondenceScores(mean, float(median), float(p95), by_region)
 
 
@@ -186,18 +187,6 @@ def make_correspondence_report(
     present = {name: sentence for name, sentence in METRICS.items() if any(name in row for row in rows)}
     columns = {name: dict.fromkeys(next(row[name] for row in rows if name in row), "mm") for name in present}
     return ScoreReport(present, columns, rows, summarize(rows), {"pairs": pairs, "seed": seed, **(settings or {})})
-
-
-def _percentiles(
-    values: Float[np.ndarray, "v"], weights: Float[np.ndarray, "v"], percentages: Sequence[float]
-) -> Float[np.ndarray, "p"]:
-    """Least values at or below which this percentage of the weight is; NaN if a value is."""
-    if np.isnan(values).any():
-        return np.full(len(percentages), np.nan)
-    order = values.argsort()
-    share = weights[order].cumsum()
-    places = np.searchsorted(share, np.asarray(percentages) / 100 * share[-1])
-    return values[order[places.clip(max=len(values) - 1)]].astype(np.float64)
 
 
 def _centered(vertices: Float[np.ndarray, "v 3"]) -> Float[np.ndarray, "v 3"]:

@@ -20,6 +20,7 @@ from shapespace.fitting.registration import Registration, factorize, register
 from shapespace.fitting.residuals import estimate_normals, orient_normals
 from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
+from shapespace.geometry.statistics import weighted_percentiles
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.code import Code
 from shapespace.nn.parallel import parallel_map
@@ -98,7 +99,8 @@ def fit_displacement(
         factors = factorize(root @ root.T + data_root @ data_root.T)
         displacement = factors.solve(data_root @ (root_weight * distance))
         residual = np.abs(distance - jacobian @ displacement)
-        noise = max(options.noise_std, MAD_TO_STD * _weighted_median(residual, trust))
+        (median,) = weighted_percentiles(residual, trust, [50.0])
+        noise = max(options.noise_std, MAD_TO_STD * float(median))
     # R e has the covariance of R R^T: the solutions for such right-hand sides are draws from the posterior.
     rng = np.random.default_rng(0)
     prior, data = (part @ rng.standard_normal((part.shape[1], DRAWS)) for part in (root, data_root))
@@ -128,9 +130,3 @@ def _rows(weights: Float[np.ndarray, "n 3"], corners: Int[np.ndarray, "n 3"], si
     """Sparse matrix (n, size) with these weights of three columns in each row."""
     row = np.repeat(np.arange(len(weights)), 3)
     return coo_array((weights.ravel(), (row, corners.ravel())), (len(weights), size)).tocsr()
-
-
-def _weighted_median(values: Float[np.ndarray, "n"], weights: Float[np.ndarray, "n"]) -> float:
-    order = values.argsort()
-    share = weights[order].cumsum()
-    return float(values[order[np.searchsorted(share, share[-1] / 2)]])

@@ -177,7 +177,6 @@ def _check_codes(path: Path, tensors: dict[str, Tensor], names: list[Any], model
     shapes |= {f"code.{index}": shape for index, shape in enumerate(model.code_shapes)}
     if isinstance(model, ArticulatedSDF):
         shapes["displacement"] = shapes["unseen"] = (len(model.template.vertices),)
-    if len(model.code_shapes) > 1:  # centers, rotations and local codes of parts
         num_parts, local_dim = model.code_shapes[-1]
         shapes["part_covariance"] = (num_parts, POSE_SIZE + local_dim, POSE_SIZE + local_dim)
     wrong = [
