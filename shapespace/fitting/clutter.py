@@ -27,6 +27,9 @@ MIN_TOLD_POINTS = 8  # of a sample: fewer are no thing of which a size can be to
 MIN_ASKED_SHARE_UNEVEN = MIN_PART_SHARE  # where thinly measured limbs fall to pieces, small parts are kept
 MAX_LIMB_DISTANCE = 0.015  # meters: the same for a small part away from the fit of the others, once it is fitted too
 LIMB_SCORE = 2.5  # ood score of a fit with a limb beyond a gap: people have 1 to 3
+# A limb of few points is approached less closely, but makes the fit no odder: hands and forearms beyond gaps 0.9 to 1.3
+# times, up to 19 mm away; bags, balls and boxes 1.6 times and more, or at least 80 mm away.
+MAX_ODDER = 1.4
 LIMB_QUANTILE = 0.97  # of the distances of the person's points: a limb has some per cent of them, and with a true part
 MAX_LOSS = 1.25  # they may grow by this factor
 MAX_LIMBS = 3  # small parts that are fitted together with the person
@@ -139,6 +142,8 @@ def parts_of_person(
     if len(large) < 2 and not asked:
         return np.ones(len(sizes), dtype=np.bool_)
     person, fit = _large_parts(large, sizes, fit_parts, explains)
+    if not np.isfinite(fit.ood_score):  # nothing has the size of a person, which the check of the size says
+        return np.ones(len(sizes), dtype=np.bool_)
     is_person = np.isin(np.arange(len(sizes)), person)
     judged = small if least <= MIN_ASKED_SHARE else asked
     far = [part for part in judged if not explains(fit, [part])]
@@ -149,7 +154,9 @@ def parts_of_person(
         extended = fit_parts([*person, part])
         distance = float(np.median(extended.distance(scan.points[parts == part])))
         loses = float(np.quantile(extended.distance(own), LIMB_QUANTILE)) > allowed
-        if distance < MAX_LIMB_DISTANCE and extended.ood_score <= max(fit.ood_score, LIMB_SCORE) and not loses:
+        is_near = distance < MAX_LIMB_DISTANCE and extended.ood_score <= max(fit.ood_score, LIMB_SCORE)
+        is_usual = distance < MAX_PART_DISTANCE and extended.ood_score <= MAX_ODDER * fit.ood_score
+        if (is_near or is_usual) and not loses:
             is_person[part] = True
     return is_person
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from trimesh import Trimesh, creation, util
 
-from shapespace.fitting.clutter import QuickFit, remove_clutter
+from shapespace.fitting.clutter import QuickFit, parts_of_person, remove_clutter
 from shapespace.geometry.scan import Scan
 
 
@@ -116,3 +116,30 @@ def test_without_quick_fits_only_planes_are_removed(body: Trimesh) -> None:
     alone = remove_clutter(of(util.concatenate([CABINET, body, FLOOR])), None)
     assert 0 < alone.points[:, 1].min() < 0.05
     assert alone.points[:, 0].max() > 1.3
+
+
+@pytest.mark.parametrize(
+    ("score", "distance", "stays"),
+    [(1.2, 0.019, True), (1.2, 0.04, False), (1.6, 0.019, False), (2.4, 0.01, True), (2.6, 0.01, False)],
+)
+def test_a_small_part_is_a_limb_if_a_fit_of_all_reaches_it_and_is_no_odder(
+    body: Trimesh, score: float, distance: float, stays: bool
+) -> None:
+    scan = of(body)
+    hand = (np.random.default_rng(0).normal(size=(80, 3)) * 0.02 + (0.9, 1.0, 0)).astype(np.float32)
+    apart = Scan("p/s/0", np.concatenate([scan.points, hand]))
+
+    def quick_fit(some: Scan) -> QuickFit:
+        with_hand = len(some) > len(scan)
+        far = distance if with_hand else 0.15
+        return QuickFit(score if with_hand else 1.0, lambda x: np.where(x[:, 0] > 0.8, far, 0.001))
+
+    assert len(remove_clutter(apart, quick_fit)) == len(scan) + stays * len(hand)
+
+
+@pytest.mark.filterwarnings("error")
+def test_parts_that_are_no_person_by_their_size_stay_for_the_check_of_the_size(body: Trimesh) -> None:
+    scan = of(body)
+    parts = np.repeat([0, 1], [len(scan) - 200, 200])
+    nothing = QuickFit(np.inf, lambda points: np.full(len(points), np.inf))
+    assert parts_of_person(scan, parts, lambda some: nothing).all()
