@@ -97,7 +97,7 @@ def test_points_that_cannot_be_fitted_are_refused(space: ShapeSpace) -> None:
     with pytest.raises(ValueError, match=r"scan scan: 5 of 5 points are finite\. At least 100 points are required"):
         space.fit(points[:5])
     with pytest.raises(ValueError, match=r"scan scan: 1999 of 2000 points are finite\. .* remove the invalid rows"):
-        space.fit(np.where(np.arange(2000)[:, None] == 7, np.nan, points).astype(np.float32))
+        space.fit_scans([Scan("scan", np.where(np.arange(2000)[:, None] == 7, np.nan, points).astype(np.float32))])
     with pytest.raises(ValueError, match=r"scan scan: size 1,9\d\d m, .*--unit mm"):
         space.fit(points * 1000)
 

@@ -18,7 +18,9 @@ FINDINGS: dict[str, str] = {
         "coordinates of {name} are multiples of {step:.2g} units: float32 is too coarse at {distance:,.0f} units from "
         "the origin. Export it in double precision, or relative to a nearer origin."
     ),
-    "unmeasured-points-dropped": "dropped {count:,} of {total:,} points of {name} that are not numbers (unmeasured).",
+    "unmeasured-points-dropped": (
+        "dropped {count:,} of {total:,} points of {name} that are NaN or infinite (unmeasured)."
+    ),
     "zero-points-dropped": "dropped {count:,} of {total:,} points of {name} at exactly (0, 0, 0) (unmeasured).",
     "repeated-points-dropped": (
         "dropped {count:,} of {total:,} points of {name} that all equal {point}: no surface has one point so often."
@@ -35,8 +37,12 @@ FINDINGS: dict[str, str] = {
     "colors-dropped": "ignored column {columns} of {name}: colors, not normals (by their range).",
     "columns-dropped": "ignored column {columns} of {name}: its meaning is unknown.",
     "array-transposed": "array of {name} has shape {shape}: read as {count:,} points in columns.",
-    "points-without-normals-dropped": "dropped {count:,} of {total:,} points of {name} whose normal has length zero.",
-    "normals-dropped": "{count:,} of {total:,} normals of {name} have length zero: all normals are ignored.",
+    "points-without-normals-dropped": (
+        "dropped {count:,} of {total:,} points of {name} whose normal has length zero or is NaN."
+    ),
+    "normals-dropped": (
+        "{count:,} of {total:,} normals of {name} have length zero or are NaN: all normals are ignored."
+    ),
     "transparent-splats-dropped": (
         "dropped {count:,} of {total:,} Gaussian splats of {name} with an opacity below {opacity:g}: no surface."
     ),
@@ -53,8 +59,8 @@ FINDINGS: dict[str, str] = {
     ),
     "frame-interpolated": "{name} is interpolated: {reason}",
     "unlikely-size": (
-        "{name} is {size:.2f} m large, which is unlikely for a person (0.8 to 2.5 m). Check --unit, or multiply the "
-        "coordinates by {factor:.3g} for 1.7 m."
+        "{name} is {size:.2f} m large, which is unlikely for a person (0.8 to 2.5 m). Check --unit (of depth images: "
+        "depth_unit_scale_factor), or multiply the coordinates by {factor:.3g} for 1.7 m."
     ),
     # Density and clutter
     "uneven-density": (
@@ -103,8 +109,8 @@ FINDINGS: dict[str, str] = {
         "(ood score {ood_score:g}). The unseen side may be wrong; add another view."
     ),
     "unlikely-stature": (
-        "the body of {name} is {stature:.2f} m tall, which is unlikely (1.25 to 2.2 m). Check --unit, or multiply the "
-        "coordinates by {factor:.3g} for 1.7 m."
+        "the body of {name} is {stature:.2f} m tall, which is unlikely (1.25 to 2.2 m). Check --unit (of depth "
+        "images: depth_unit_scale_factor), or multiply the coordinates by {factor:.3g} for 1.7 m."
     ),
 }
 """Sentence of each finding by its code; `{name}` is the scan, the other fields are the values of the finding."""

@@ -20,7 +20,7 @@ _FAR = 3.0  # sizes of the scan: a point is far from the others beyond this,
 _LONG_EDGE = 0.3  # or if all its edges are longer than this (sizes of the scan)
 _LONG_EDGE_RATIO = 30  # and than this many median edges;
 _MAX_FAR_SHARE = 0.002  # at most this share of the points: more are a part of the scene
-_MAX_WITHOUT_NORMAL = 0.05  # share of normals of length zero that are dropped with their points
+_MAX_WITHOUT_NORMAL = 0.05  # share of normals of length zero (or NaN) that are dropped with their points
 
 
 def clean(raw: RawScan) -> RawScan:
@@ -73,11 +73,11 @@ def _keep(raw: RawScan, kept: Bool[np.ndarray, "n"], code: str, **values: Any) -
 
 
 def _drop_unmeasured(raw: RawScan) -> RawScan:
-    """Rows that are NaN throughout: cameras mark missing measurements so. Other values are an error (`check_rows`)."""
-    if raw.points.dtype.kind != "f":
+    """Rows with a coordinate that is NaN or infinite: cameras and robots mark missing measurements so."""
+    measured = np.isfinite(raw.points).all(axis=1)
+    if measured.all() or (not measured.any() and np.isinf(raw.points).any()):  # check_rows refuses the latter
         return raw
-    missing = np.isnan(raw.points).all(axis=1)
-    return _keep(raw, ~missing, "unmeasured-points-dropped") if missing.any() else raw
+    return _keep(raw, measured, "unmeasured-points-dropped")
 
 
 def _drop_zeros(raw: RawScan) -> RawScan:
@@ -138,11 +138,13 @@ def _is_far(points: Float[np.ndarray, "n 3"]) -> tuple[Bool[np.ndarray, "n"], fl
 
 
 def _drop_without_normal(raw: RawScan) -> RawScan:
-    """Points whose normal has length zero, if they are few; otherwise the normals are no normals."""
+    """Points whose normal has length zero or is NaN, if they are few; otherwise the normals are no normals."""
     normals = np.asarray(raw.normals) if raw.normals is not None else np.zeros(0)
-    if normals.shape != raw.points.shape or normals.dtype.kind not in "fiu" or not np.isfinite(normals).all():
+    if normals.shape != raw.points.shape or normals.dtype.kind not in "fiu":
         return raw
-    short = np.linalg.norm(normals.astype(np.float64), axis=1) < 1e-6
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(normals.astype(np.float64), axis=1)
+    short = ~((lengths >= 1e-6) & (lengths < np.inf))
     if not short.any():
         return raw
     if short.mean() <= _MAX_WITHOUT_NORMAL:

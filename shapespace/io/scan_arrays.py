@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.scan import Scan
 from shapespace.io.checks import check_faces
+from shapespace.io.cleaning import clean
 from shapespace.io.columns import split_columns
+from shapespace.io.raw_scan import RawScan
 from shapespace.io.units import find_origin
 
 _MAX_WITHOUT_NORMAL = 0.05  # share of normals of length zero that are dropped with their points; as for files
@@ -21,11 +23,12 @@ def scan_of_arrays(points: Any, normals: Any = None, sensors: Any = None, name: 
     """Scan of arrays in meters, y up: NumPy arrays, torch tensors or nested lists of numbers of any type.
 
     `points` are (n, 3), or (n, 6) with normals; normals (n, 3) may have any length; sensors (n, 3), or (3,) for one
-    sensor that measured all points. Points far from the origin are moved near it in double precision (`Scan.origin`).
+    sensor that measured all points. What is no measurement is removed as in files (`clean`), and points far from the
+    origin are moved near it in double precision (`Scan.origin`).
 
     Raises:
-        ValueError: An array is no table of numbers, has the wrong shape or as many rows as no other, or holds normals
-            or sensors that are not finite.
+        ValueError: An array is no table of numbers, has the wrong shape or as many rows as no other, or holds sensors
+            that are not finite.
 
     """
     table = _numbers("points", points)
@@ -39,8 +42,9 @@ def scan_of_arrays(points: Any, normals: Any = None, sensors: Any = None, name: 
         raw = split_columns(Path("points"), table)
         table, found = np.asarray(raw.points), (*found, *raw.findings)
         normals = raw.normals if normals is None else normals
-    vectors, origins = _vectors(name, "normals", normals, len(table)), _sensors(name, sensors, len(table))
-    return check_arrays(Scan(name, table, vectors, origins, findings=found))
+    vectors = None if normals is None else _shaped(name, "normals", normals, len(table))
+    raw = clean(RawScan(table, None, vectors, _one_for_each(name, sensors, len(table)), findings=found))
+    return check_arrays(Scan(name, raw.points, raw.normals, raw.sensors, findings=raw.findings))
 
 
 def check_arrays(scan: Scan) -> Scan:
@@ -92,23 +96,33 @@ def _vectors(name: str, what: str, values: Any, count: int) -> Float[np.ndarray,
 
 
 def _sensors(name: str, values: Any, count: int) -> Float[np.ndarray, "n 3"] | None:
+    """One sensor for each point, all finite, or None."""
+    return None if values is None else _rows(name, "sensors", _one_for_each(name, values, count), count)
+
+
+def _one_for_each(name: str, values: Any, count: int) -> Float[np.ndarray, "n 3"] | None:
     """One sensor for each point, or None."""
     if values is None:
         return None
     array = _numbers("sensors", values)
-    return _rows(name, "sensors", np.tile(array.reshape(1, 3), (count, 1)) if array.size == 3 else array, count)
+    return _shaped(name, "sensors", np.tile(array.reshape(1, 3), (count, 1)) if array.size == 3 else array, count)
 
 
 def _rows(name: str, what: str, values: Any, count: int) -> Float[np.ndarray, "n 3"]:
+    array = _shaped(name, what, values, count)
+    bad = int((~np.isfinite(array)).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"{name}: {bad:,} of {count:,} {what} are not finite. Remove these rows.")
+    return array
+
+
+def _shaped(name: str, what: str, values: Any, count: int) -> Float[np.ndarray, "n 3"]:
     array = _numbers(what, values)
     if array.shape != (count, 3):
         hint = " or (3,) for one sensor of all points" if what == "sensors" else ""
         raise ValueError(
             f"{name}: {what} of shape {array.shape} for {count:,} points. Pass ({count}, 3), one for each point{hint}."
         )
-    bad = int((~np.isfinite(array)).any(axis=1).sum())
-    if bad:
-        raise ValueError(f"{name}: {bad:,} of {count:,} {what} are not finite. Remove these rows.")
     return array
 
 

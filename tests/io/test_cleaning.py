@@ -73,6 +73,26 @@ def test_few_normals_of_length_zero_are_dropped_with_their_points_many_with_all_
     assert codes(read_scan(tmp_path / "x.npz", normals="drop")) == []
 
 
+def test_rows_that_are_partly_nan_or_infinite_are_dropped(tmp_path: Path) -> None:
+    points = POINTS.copy()
+    points[3, 2], points[5], points[7, 0] = np.nan, np.inf, -np.inf
+    scan = read(tmp_path, points=points, normals=NORMALS)
+    np.testing.assert_allclose(scan.points, np.delete(POINTS, [3, 5, 7], axis=0), rtol=1e-6)
+    np.testing.assert_allclose(scan.normals, np.delete(NORMALS, [3, 5, 7], axis=0), atol=1e-6)
+    assert codes(scan) == [("unmeasured-points-dropped", {"count": 3, "total": 1000})]
+
+
+def test_normals_that_are_nan_are_none(tmp_path: Path) -> None:
+    some, many = NORMALS.copy(), NORMALS.copy()
+    some[[3, 5]], many[::2] = np.nan, np.nan
+    scan = read(tmp_path, points=POINTS, normals=some)
+    np.testing.assert_allclose(scan.points, np.delete(POINTS, [3, 5], axis=0), rtol=1e-6)
+    assert codes(scan) == [("points-without-normals-dropped", {"count": 2, "total": 1000})]
+    scan = read(tmp_path, points=POINTS, normals=many)
+    assert (len(scan), scan.normals) == (1000, None)
+    assert codes(scan) == [("normals-dropped", {"count": 500, "total": 1000})]
+
+
 def test_single_points_far_away_are_dropped_and_parts_of_a_scene_are_not(tmp_path: Path) -> None:
     scan = read(tmp_path, points=np.concatenate([POINTS, [[0, 90, 0]]]))
     assert len(scan) == 1000

@@ -61,6 +61,19 @@ def test_points_far_from_the_origin_keep_their_place() -> None:
     assert [found.code for found in scan.findings] == ["origin-moved"]
 
 
+def test_what_a_camera_did_not_measure_is_dropped() -> None:
+    points, normals = POINTS.copy(), NORMALS.copy()
+    points[:20], points[20:30], normals[20:30], normals[30:33] = 0, np.nan, np.nan, np.nan
+    scan = scan_of_arrays(points, normals, [0.0, 1.0, 3.0])
+    np.testing.assert_array_equal(scan.points, POINTS[33:])
+    assert scan.sensors is not None
+    assert [found.code for found in scan.findings] == [
+        "unmeasured-points-dropped",
+        "zero-points-dropped",
+        "points-without-normals-dropped",
+    ]
+
+
 def test_points_without_normals_are_dropped_if_they_are_few() -> None:
     normals = NORMALS.copy()
     normals[:4] = 0
@@ -83,7 +96,7 @@ def test_points_without_normals_are_dropped_if_they_are_few() -> None:
         ((POINTS.astype(str),), "Pass an array of numbers"),
         (([[0.0, 1.0], [2.0]],), "rows of different lengths"),
         ((3.0,), "Pass an array of numbers"),
-        ((POINTS, np.full_like(POINTS, np.nan)), "200 of 200 normals are not finite"),
+        ((POINTS, None, np.full_like(POINTS, np.nan)), "200 of 200 sensors are not finite"),
     ],
 )
 def test_everything_else_is_one_sentence(arguments: tuple[Any, ...], sentence: str) -> None:
