@@ -30,6 +30,7 @@ class Scan:
 
     `origin`: what must be added to points and sensors for their place in the file (meters, y up, float64); None for no
     shift. Only scans far from the origin of their file have one. `findings`: what was unusual (`geometry.findings`).
+    `is_metric`: the file itself is in meters, whatever the unit of others: depth images.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Scan:
     unoriented_normals: Float[np.ndarray, "n 3"] | None = None
     origin: Float[np.ndarray, "3"] | None = None
     findings: tuple[Finding, ...] = ()
+    is_metric: bool = False
 
     def __len__(self) -> int:
         return len(self.points)

@@ -33,13 +33,15 @@ _DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "coeffs", "d
 _MAX_JSON = 10_000_000  # bytes
 
 # Meters per value of depth cameras and datasets: millimeters, a quarter (Intel L515), 5000 per meter (TUM), an eighth
-# (Intel SR300) and a tenth of a millimeter (Intel D405).
-_DEPTH_UNITS = (0.001, 0.00025, 0.0002, 0.000125, 0.0001)
+# (Intel SR300) and a tenth of a millimeter (Intel D405); centimeters, and 256 per meter (KITTI).
+_DEPTH_UNITS = (0.001, 0.00025, 0.0002, 0.000125, 0.0001, 0.01, 1 / 256)
 _FAR_PERSON = 4.0  # meters: persons are nearer to a depth camera; arbitrary
+_NEAR_PERSON = 0.3  # meters: a camera that is nearer sees parts of a person; arbitrary
 _SMALLEST_PERSON, _LARGEST_PERSON = 1.0, 2.4  # meters
+_SMALLEST_SCAN = 0.3  # meters: smaller ones are not fitted
 _USUAL_DISTANCE = 2.5  # meters, for which the maximum depth jump was chosen
 _MAX_GUESSED = 1e6  # meters: larger values are no depths in any unit
-_MAX_EXR_DEPTH = 1e9  # meters: renderers write infinity or 1e10 (Blender) where nothing is visible
+_MAX_DEPTH = 1e9  # meters: renderers write infinity or 1e10 (Blender) where nothing is visible
 
 
 def camera_from_json(settings: Mapping[str, Any]) -> Camera:
@@ -231,6 +233,9 @@ def _read_depths(image: Path, json_file: Path, settings: dict[str, Any], camera:
         raise BadFileError(f"{image}: no such depth image, named by {json_file}. Correct depth_file_path.")
     with damage_as_error(image, "Copy it again, or export the depth again."):
         values = _DEPTH_READERS.get(image.suffix.lower(), _npy_values)(image, json_file, camera)
+    # The largest integer is what cameras write where they measured nothing, if it is not 0.
+    beyond = _MAX_DEPTH if values.dtype.kind == "f" else np.iinfo(values.dtype).max
+    values = np.where(values < beyond, values, 0)
     try:
         factor = meters_per_value(settings, integers=values.dtype.kind != "f")
     except ValueError as error:
@@ -243,13 +248,14 @@ def _read_depths(image: Path, json_file: Path, settings: dict[str, Any], camera:
 
 
 def _check_unit(image: Path, json_file: Path, depth: Float[np.ndarray, "r c"], camera: Camera, factor: float) -> None:
-    """Refuse an image whose unit is not given, if nothing in it is where and as large as a person can be.
+    """Refuse an image whose unit is not given, if the most that it shows is not where and as large as a person can be.
 
     The size is that of the largest connected surface; its neighboring pixels differ by little in any unit.
     """
     seen = np.isfinite(depth) & (depth > 0)
     near = float(np.percentile(depth[seen], 5)) if seen.any() else 0.0
-    if not _FAR_PERSON < near < _MAX_GUESSED:
+    is_near = 0 < near < _NEAR_PERSON
+    if not (is_near or _FAR_PERSON < near < _MAX_GUESSED):
         return
     jump = MAX_DEPTH_JUMP * float(np.median(depth[seen])) / _USUAL_DISTANCE
     pixels, faces = triangulate(seen, depth, jump)
@@ -261,14 +267,14 @@ def _check_unit(image: Path, json_file: Path, depth: Float[np.ndarray, "r c"], c
     _, part = csgraph.connected_components(edges, directed=False)
     points = DepthImage(depth, camera.in_world(np.eye(3), 1.0)).unproject(pixels[part == np.bincount(part).argmax()])
     size = float(np.ptp(np.percentile(points, [1, 99], axis=0), axis=0).max())
-    if size <= _LARGEST_PERSON:
+    if _SMALLEST_SCAN <= size <= _LARGEST_PERSON or (is_near and size > _LARGEST_PERSON):
         return
     sizes = {other: size * other / factor for other in _DEPTH_UNITS}
     likely = [f"{other:g} (a body of {meters:.2f} m)" for other, meters in sizes.items() if _in_range(meters)]
     remedy = " or ".join(likely) if likely else "the meters per value"
     raise BadFileError(
-        f"{image}: with {factor:g} m per value the nearest surface is at {near:.1f} m and the largest is {size:.1f} m "
-        f"high or wide, which is no person. Set depth_unit_scale_factor in {json_file} to {remedy}."
+        f"{image}: with {factor:g} m per value the nearest surface is at {near:,.2f} m and the largest is "
+        f"{size:,.2f} m high or wide, which is no person. Set depth_unit_scale_factor in {json_file} to {remedy}."
     )
 
 
@@ -289,6 +295,7 @@ def _png_values(image: Path, json_file: Path, camera: Camera) -> Shaped[np.ndarr
 
 def _npy_values(image: Path, json_file: Path, camera: Camera) -> Shaped[np.ndarray, "r c"]:
     mapped = np.load(image, mmap_mode="r", allow_pickle=False)
+    mapped = mapped.squeeze() if mapped.ndim > 2 else mapped
     if mapped.ndim != 2 or mapped.dtype.kind not in "fiu":
         raise BadFileError(
             f"{image}: array of {mapped.dtype} {mapped.shape}. Save an array of numbers of shape (rows, columns)."
@@ -298,7 +305,7 @@ def _npy_values(image: Path, json_file: Path, camera: Camera) -> Shaped[np.ndarr
 
 
 def _exr_values(image: Path, json_file: Path, camera: Camera) -> Float[np.ndarray, "r c"]:
-    """The only channel of an EXR image; 0 where nothing was measured."""
+    """The only channel of an EXR image."""
     try:
         import OpenEXR
     except ModuleNotFoundError as missing:
@@ -312,8 +319,7 @@ def _exr_values(image: Path, json_file: Path, camera: Camera) -> Float[np.ndarra
     if len(names) != 1:
         raise BadFileError(f"{image}: channels {', '.join(names)[:60]}; depth is one channel. Save that one alone.")
     with OpenEXR.File(str(image), separate_channels=True) as file:
-        values = np.array(file.channels()[names[0]].pixels)
-    return np.where(values < _MAX_EXR_DEPTH, values, 0)
+        return np.array(file.channels()[names[0]].pixels)
 
 
 _DEPTH_READERS = {".png": _png_values, ".exr": _exr_values}
@@ -379,5 +385,6 @@ def scan_of_depth_images(path: Path, views: list[DepthImage], name: str, unit: f
         scan,
         origin=None if origin is None else start,
         findings=(*(origin.findings if origin else ()), *([background] if background else [])),
+        is_metric=True,
         **moved,
     )

@@ -150,19 +150,26 @@ def guess_unit(scans: Sequence[Scan]) -> Unit:
 def to_meters(scans: Sequence[Scan]) -> tuple[list[Scan], Unit]:
     """Convert scans of one unknown unit to meters, by `guess_unit`.
 
-    Scans without points are converted too, and do not enter the guess. A unit that is not certainly meters is a finding
-    (`unit-guessed`); without confidence there is none, since the size is an error of the fit.
+    Scans without points are converted too, and do not enter the guess; depth images are metric, and neither. A unit
+    that is not certainly meters is a finding (`unit-guessed`); without confidence there is none, since the size is an
+    error of the fit.
     """
-    unit = guess_unit([scan for scan in scans if len(scan)])
+    unknown = [scan for scan in scans if len(scan) and not scan.is_metric]
+    unit = guess_unit(unknown) if unknown or not any(scan.is_metric for scan in scans) else Unit("m", 1.0)
     meters = UNITS[unit.name]
     frame = Frame(torch.zeros(3), torch.tensor(meters))
     found: tuple[Finding, ...] = ()
     if unit.confidence and (unit.name != "m" or unit.confidence < _CERTAIN):
         found = (Finding("unit-guessed", {"unit": unit.name, "confidence": round(unit.confidence, 4)}),)
-    converted = [
-        replace(scan.to_world(frame), origin=None if scan.origin is None else meters * scan.origin) for scan in scans
-    ]
-    return [scan.with_findings(*found) if len(scan) else scan for scan in converted], unit
+
+    def convert(scan: Scan) -> Scan:
+        if scan.is_metric:
+            return scan
+        origin = None if scan.origin is None else meters * scan.origin
+        converted = replace(scan.to_world(frame), origin=origin)
+        return converted.with_findings(*found) if len(scan) else converted
+
+    return [convert(scan) for scan in scans], unit
 
 
 def share_origin(scans: Sequence[Scan]) -> list[Scan]:
@@ -201,10 +208,15 @@ def check_size(scan: Scan, *, scale: float, unit: float = 1.0, remedy: str = "")
         return
     sizes = {name: size / unit * meters for name, meters in UNITS.items()}
     likely = min(sizes, key=lambda name: abs(np.log(max(sizes[name], 1e-30) / (_LIKELY_SIZE * scale))))
-    if least <= sizes[likely] <= most:
+    factor = _LIKELY_SIZE * scale / max(size, 1e-30)
+    if scan.is_metric:
+        remedy = (
+            "It is a depth image: limit its depth (far in the JSON of its camera) if it shows more than the person, or "
+            f"multiply depth_unit_scale_factor there by about {factor:.2g}."
+        )
+    elif least <= sizes[likely] <= most:
         remedy = f"If the files are in {likely}, pass --unit {likely}."
     elif not remedy:
-        factor = _LIKELY_SIZE * scale / max(size, 1e-30)
         remedy = (
             f"If it is a person, its lengths must be multiplied by about {factor:.2g}: check --unit, or scale the file."
         )

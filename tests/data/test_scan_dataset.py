@@ -360,3 +360,9 @@ def test_scans_of_one_unit_come_to_meters_together() -> None:
     np.testing.assert_allclose(scans[2].points, person(1.8).points, atol=1e-6)
     assert len(scans[1]) == 0
     assert to_meters([empty])[1] == ("m", 0)
+    depth = replace(person(90.0), is_metric=True)  # a room in a depth image
+    (same, converted), unit = to_meters([depth, person(170.0)])
+    assert (same, unit.name, to_meters([depth])[1]) == (depth, "cm", ("m", 1.0))
+    np.testing.assert_allclose(converted.points, person(1.7).points, atol=1e-6)
+    with pytest.raises(ValueError, match=r"size 89 m.* or multiply depth_unit_scale_factor there by about 0\.019"):
+        DATASETS["folder"].check_size(depth)

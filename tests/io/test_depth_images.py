@@ -127,8 +127,11 @@ def test_an_npy_of_meters_is_exact(tmp_path: Path, kind: type) -> None:
     np.save(tmp_path / "view.npy", np.where(depth > 0, depth, np.nan).astype(kind))
     check(read_scan(tmp_path / "view.npy"), [FRONT[:3, 3]], 2e-6)
     check(read_scan(tmp_path / "view.json"), [FRONT[:3, 3]], 2e-6)
-    np.save(tmp_path / "view.npy", np.round(depth * 1000).astype(np.uint16))
-    check(read_scan(tmp_path / "view.npy"), [FRONT[:3, 3]], 0.0006)
+    np.save(tmp_path / "view.npy", np.where(depth > 0, depth, 1e10).astype(kind)[None])  # as renderers and torch do
+    check(read_scan(tmp_path / "view.npy"), [FRONT[:3, 3]], 2e-6)
+    for nothing in (0, 65_535):
+        np.save(tmp_path / "view.npy", np.where(depth > 0, np.round(depth * 1000), nothing).astype(np.uint16))
+        check(read_scan(tmp_path / "view.npy", unit="auto"), [FRONT[:3, 3]], 0.0006)
 
 
 def save_exr(path: Path, **channels: np.ndarray) -> None:
