@@ -66,9 +66,10 @@ def check_faces(path: Path, values: Any, count: int) -> Int[np.ndarray, "m 3"] |
         )
     bad = int(((faces < 0) | (faces >= count)).any(axis=1).sum())
     if bad:
+        hint = ", with indices that start at 0" if faces.min() == 1 and faces.max() == count else ""
         raise ValueError(
             f"{path}: {bad:,} of {len(faces):,} faces have vertices outside 0..{count - 1:,} (lowest {faces.min()}, "
-            f"highest {faces.max()}). Export it again, with indices that start at 0."
+            f"highest {faces.max()}). Export it again{hint}."
         )
     triangles = np.concatenate([faces[:, [0, a - 1, a]] for a in range(2, faces.shape[1])])
     return np.asarray(triangles, dtype=np.int32)

@@ -12,6 +12,7 @@ from shapespace.io.errors import BadFileError
 from shapespace.io.raw_scan import RawScan
 
 _MAX_COLUMNS = 64  # more are no table of points
+MAX_CHANNELS = 12  # columns of an array that is points and not an image
 _LENGTH_SPREAD = 0.05  # of the lengths of normals about their median: they may be rounded, or scaled by one factor
 _BOTH_SIGNS = 0.1  # a component of normals is below and above this somewhere
 _UNIT = r"[\s_]*(?:\[.*\]|\(.*\)|mm|cm|m|meters?)?"
@@ -45,7 +46,7 @@ def split_columns(path: Path, table: Shaped[np.ndarray, "..."], names: Sequence[
     others are normals if their lengths agree and some are negative; 2 columns, and 4 with unit normals in the plane,
     are points of the plane z = 0. A first column that counts the rows is skipped. The rest is ignored, with a finding.
     """
-    if table.ndim == 3 and table.shape[2] in (3, 6):
+    if table.ndim == 3 and 3 <= table.shape[2] <= MAX_CHANNELS:
         table = table.reshape(-1, table.shape[2])  # an organized cloud: rows and columns of an image
     if table.dtype.kind not in "fiuV":
         raise BadFileError(f"{path}: array of {table.dtype} {table.shape}. Save an array of numbers of shape (n, 3).")
@@ -75,7 +76,8 @@ def split_columns(path: Path, table: Shaped[np.ndarray, "..."], names: Sequence[
 def are_normals(vectors: Float[np.ndarray, "n k"]) -> bool:
     """Whether vectors have one length and point to many sides; colors and other measurements do not.
 
-    All components but one have both signs: those of a scan from one side too.
+    In space all components but one have both signs: those of a scan from one side too. In the plane both have: a
+    coordinate beside a column of ones is no normal.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
@@ -85,7 +87,7 @@ def are_normals(vectors: Float[np.ndarray, "n k"]) -> bool:
     units = vectors[measured] / lengths[measured, None]
     both_signs = (units.min(axis=0) < -_BOTH_SIGNS) & (units.max(axis=0) > _BOTH_SIGNS)
     spread = np.abs(lengths[measured] / np.median(lengths[measured]) - 1)
-    return bool(both_signs.sum() >= vectors.shape[1] - 1 and (spread < _LENGTH_SPREAD).mean() > 0.95)
+    return bool(both_signs.sum() >= min(vectors.shape[1], 2) and (spread < _LENGTH_SPREAD).mean() > 0.95)
 
 
 def _counts_rows(column: Float[np.ndarray, "n"]) -> bool:

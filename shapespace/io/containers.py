@@ -17,7 +17,8 @@ _CHUNK = 1 << 20
 _STREAMS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 CONTAINERS = frozenset({*_STREAMS, ".zip"})
 _MAX_MEMBERS = 10_000
-_COMPANIONS = (".png", ".json", ".exr", ".bin", ".mtl")  # of a mesh in an archive: its textures, settings and buffers
+# Of a mesh in an archive: its textures, settings, buffers, and notes about it.
+_COMPANIONS = (".png", ".json", ".exr", ".bin", ".mtl", ".txt", ".csv", ".dat")
 
 
 @contextmanager

@@ -21,7 +21,8 @@ def damage_as_error(path: Path, remedy: str, *, kind: str = "") -> Iterator[None
     except (BadFileError, PermissionError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).strip("\"'").split())[:200] or type(error).__name__
+        first = str(error).strip().partition("\n\n")[0]  # libraries in C++ add where in their source it was
+        reason = " ".join(first.strip("\"'").split())[:200] or type(error).__name__
         kind = kind or f"{path.suffix.lower()[1:].upper()} file"
         raise BadFileError(f"{path}: not a valid {kind} ({reason}). {remedy}") from error
 

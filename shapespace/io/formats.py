@@ -9,6 +9,7 @@ import numpy as np
 import trimesh
 
 from shapespace.geometry.camera import DepthImage
+from shapespace.geometry.findings import Finding
 from shapespace.io.arrays import read_npy, read_npz
 from shapespace.io.colmap import read_points_binary
 from shapespace.io.containers import CONTAINERS, unpacked
@@ -17,7 +18,7 @@ from shapespace.io.errors import BadFileError, damage_as_error
 from shapespace.io.gltf import read_gltf
 from shapespace.io.pcd import read_pcd
 from shapespace.io.ply import read_ply
-from shapespace.io.raw_scan import COPY_AGAIN, RawScan
+from shapespace.io.raw_scan import COPY_AGAIN, NOT_A_NUMBER, RawScan
 from shapespace.io.splats import read_splat
 from shapespace.io.survey import read_e57, read_las
 from shapespace.io.tables import read_ptx, read_table
@@ -93,7 +94,10 @@ def is_scan_file(path: Path) -> bool:
 def _read_obj(path: Path) -> RawScan:
     """Vertices in file order, not split at texture seams; polygons become fans."""
     lines: dict[str, list[list[str]]] = {"v": [], "vn": [], "f": []}
-    for line in path.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ").splitlines():
+    text = path.read_text(encoding="utf-8-sig", errors="replace").replace("\\\n", " ")
+    for line in text.splitlines():
+        if "#" in line or "(" in line:
+            line = NOT_A_NUMBER.sub("nan", line).partition("#")[0]
         words = line.split()
         if words and words[0] in lines:
             lines[words[0]].append(words[1:])
@@ -109,6 +113,29 @@ def _read_obj(path: Path) -> RawScan:
     if (faces == 0).any():
         raise BadFileError(f"{path}: a face has corner 0, and OBJ indices start at 1. Export it again.")
     return RawScan(points, np.where(faces > 0, faces - 1, len(points) + faces))
+
+
+def _read_stl(path: Path) -> RawScan:
+    """Triangles of a binary STL, by its count; text is read by trimesh, which refuses a binary one with more bytes.
+
+    A count of zero was never filled in by the program that wrote the file: there are as many triangles as fit.
+    """
+    data = path.read_bytes()
+    count = int.from_bytes(data[80:84], "little") or (len(data) - _STL_HEADER) // _STL_TRIANGLE.itemsize
+    end = _STL_HEADER + count * _STL_TRIANGLE.itemsize
+    is_text = data[:100].lstrip().lower().startswith(b"solid") and b"facet" in data[:1000].lower()
+    if is_text and len(data) != end:
+        return _read_scene(path)
+    if len(data) < max(end, _STL_HEADER):  # a file of less than a header, too
+        raise BadFileError(
+            f"{path}: truncated. The header declares {count:,} triangles ({end:,} bytes), the file has {len(data):,} "
+            "bytes: copy it again."
+        )
+    triangles = np.frombuffer(data, _STL_TRIANGLE, count, _STL_HEADER)
+    rest = len(data) - end
+    findings = (Finding("trailing-data-ignored", {"count": rest}),) if rest else ()
+    points = triangles["corners"].astype(np.float32).reshape(-1, 3)
+    return RawScan(points, np.arange(len(points)).reshape(-1, 3) if count else None, findings=findings)
 
 
 def _read_scene(path: Path) -> RawScan:
@@ -153,6 +180,9 @@ _MAGIC = {
     b"\x89PNG": ".png",
 }
 
+_STL_HEADER = 84  # bytes: a comment, and the number of triangles
+_STL_TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+
 # Archives and drawings, and XYZ, which is read as a table.
 _NOT_SHAPES = {"zip", "bz2", "tar.gz", "tar.bz2", "dxf", "svg", "xyz"}
 
@@ -161,11 +191,12 @@ READERS: dict[str, Reader] = {
     **{f".{kind}": _read_scene for kind in trimesh.available_formats() - _NOT_SHAPES},
     ".ply": read_ply,
     ".obj": _read_obj,
+    ".stl": _read_stl,
     ".glb": read_gltf,
     ".gltf": read_gltf,
     ".npy": read_npy,
     ".npz": read_npz,
-    **dict.fromkeys((".xyz", ".txt", ".csv", ".tsv", ".asc", ".pts"), read_table),
+    **dict.fromkeys((".xyz", ".xyzn", ".xyzrgb", ".txt", ".dat", ".csv", ".tsv", ".asc", ".pts"), read_table),
     ".ptx": read_ptx,
     ".pcd": read_pcd,
     ".bin": read_points_binary,

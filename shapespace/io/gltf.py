@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -75,7 +76,9 @@ def _read_chunks(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _check(path: Path, tree: dict[str, Any]) -> None:
-    """Refuse arrays of impossible length, and extensions that change the geometry in an unknown way."""
+    """Refuse version 1, arrays of impossible length, and extensions that change the geometry in an unknown way."""
+    if isinstance(tree.get("meshes", []), dict):
+        raise BadFileError(f"{path}: glTF 1.0 is not read. Convert it to glTF 2.0 (Blender, or gltf-pipeline).")
     for accessor in tree.get("accessors", []):
         if not 0 <= accessor["count"] <= raw_scan.MAX_UNPACKED // 24:
             raise BadFileError(
@@ -255,9 +258,14 @@ class _Scene:
             return self.binary
         if uri.startswith("data:"):
             return base64.b64decode(uri.partition(",")[2])
-        name = Path(uri)
+        name = Path(unquote(uri))
         if "://" in uri or name.is_absolute() or ".." in name.parts:
             raise ValueError(f"buffer {uri[:60]} is outside its folder")
+        if not (self.path.parent / name).is_file():
+            raise BadFileError(
+                f"{self.path}: its buffer {str(name)[:60]} is missing. Copy it beside the file, or export GLB, which "
+                "is one file."
+            )
         return (self.path.parent / name).read_bytes()
 
 

@@ -4,7 +4,6 @@ Of the packages on PyPI only pypcd4 is maintained; it requires pydantic and an L
 of a header. h5py, which is installed anyway, contains LZF.
 """
 
-import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,11 +12,10 @@ import numpy as np
 
 from shapespace.io import raw_scan
 from shapespace.io.errors import BadFileError
-from shapespace.io.raw_scan import RawScan
+from shapespace.io.raw_scan import NOT_A_NUMBER_BYTES, RawScan
 
 _KINDS = {"F": "f", "I": "i", "U": "u"}
 _MAX_HEADER = 100  # lines
-_NOT_A_NUMBER = re.compile(rb"[+-]?(?:nan\([^)\s]*\)|\d+\.#\w+)", re.IGNORECASE)
 
 
 def read_pcd(path: Path) -> RawScan:
@@ -71,7 +69,7 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, list[str]]:
 
 def _text(path: Path, body: bytes, row: np.dtype, points: int) -> dict[str, np.ndarray]:
     if b"(" in body or b"#" in body:
-        body = _NOT_A_NUMBER.sub(b"nan", body)
+        body = NOT_A_NUMBER_BYTES.sub(b"nan", body)
     values = np.fromstring(body, np.float64, sep=" ")
     width = sum(kind[0].shape[0] for kind in (row.fields or {}).values())
     if len(values) < points * width:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from shapespace.geometry.findings import Finding
 from shapespace.io.errors import BadFileError
-from shapespace.io.raw_scan import RawScan
+from shapespace.io.raw_scan import NOT_A_NUMBER_BYTES, RawScan
 from shapespace.io.splats import splats_of_columns
 
 _TYPES = {
@@ -32,7 +32,6 @@ _TYPES = {
 }
 _ENCODINGS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _HEADER_CHUNK, _MAX_HEADER = 65_536, 10_000_000  # bytes
-_NOT_A_NUMBER = re.compile(rb"[+-]?(?:nan\([^)\s]*\)|\d+\.#\w+)", re.IGNORECASE)  # as programs for Windows print it
 
 
 @dataclass
@@ -87,6 +86,8 @@ def read_ply(path: Path) -> RawScan:
             f"{path}: compressed Gaussian splats (packed_position). Export them as uncompressed PLY (SuperSplat, or "
             "splat-transform)."
         )
+    if not {"x", "y", "z"} <= vertex.keys():
+        raise BadFileError(f"{path}: vertices with {', '.join(vertex)[:80]}, without x, y and z. Export it again.")
     points = _matrix(vertex, "x", "y", "z")
     normals = _matrix(vertex, "nx", "ny", "nz") if {"nx", "ny", "nz"} <= vertex.keys() else None
     scan = RawScan(points, _faces(content), normals, findings=findings)
@@ -184,7 +185,7 @@ class _Text:
 
     def __init__(self, path: Path, start: int) -> None:
         self.body = path.read_bytes()[start:]
-        text = _NOT_A_NUMBER.sub(b"nan", self.body) if b"#" in self.body or b"(" in self.body else self.body
+        text = NOT_A_NUMBER_BYTES.sub(b"nan", self.body) if b"#" in self.body or b"(" in self.body else self.body
         self.data = np.fromstring(text, np.float64, sep=" ")
         self.place, self.end = 0, len(self.data)
 

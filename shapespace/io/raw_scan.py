@@ -1,11 +1,15 @@
 """Contents of a scan file before they are checked and converted, and what all readers share."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from shapespace.geometry.findings import Finding
 
 COPY_AGAIN = "Copy it again, or export it as binary PLY with triangles."
+# NaN and infinity as programs for Windows print them
+NOT_A_NUMBER = re.compile(r"[+-]?(?:nan\([^)\s]*\)|\d+\.#\w+)", re.IGNORECASE)
+NOT_A_NUMBER_BYTES = re.compile(NOT_A_NUMBER.pattern.encode(), re.IGNORECASE)
 MAX_UNPACKED = 1_000_000_000  # bytes: a small compressed file can declare any size
 
 

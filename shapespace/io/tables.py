@@ -12,11 +12,10 @@ from jaxtyping import Float
 from shapespace.io.colmap import read_points_text
 from shapespace.io.columns import find_named, split_columns
 from shapespace.io.errors import BadFileError
-from shapespace.io.raw_scan import RawScan
+from shapespace.io.raw_scan import NOT_A_NUMBER, RawScan
 
 _PREAMBLE = 200  # lines in which a table must begin
 _COMMENT = ("#", "//", "%", "!", ";")
-_NOT_A_NUMBER = re.compile(r"[+-]?(?:nan\([^)\s]*\)|\d+\.#\w+)", re.IGNORECASE)  # as programs for Windows print it
 _MISSING = {"", "-", "na", "n/a", "null", "none", "nil"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:,\d+)?(?:[eE][+-]?\d+)?")
 _PTS_NAMES = ["x", "y", "z", "intensity", "red", "green", "blue"]
@@ -48,6 +47,8 @@ def read_table(path: Path) -> RawScan:
         head = list(islice(file, _PREAMBLE))
         if path.stem.lower() == "points3d" or any(_COLMAP in line for line in head):
             return read_points_text(chain(head, file))
+        if any(line.startswith(("# Camera list", "# Image list")) for line in head):
+            raise BadFileError(f"{path}: cameras or images of COLMAP. Pass its points: fused.ply, or points3D.txt.")
         start, names = _find_start(path, head)
         dialect = _dialect(head[start:])
         first = _numbers(dialect.plain(head[start]))
@@ -72,7 +73,7 @@ def _lines(path: Path, start: int) -> Iterator[str]:
     with path.open(encoding=_encoding(path), errors="replace") as file:
         for line in islice(file, start, None):
             if "#" in line or "(" in line:
-                line = _NOT_A_NUMBER.sub("nan", line)
+                line = NOT_A_NUMBER.sub("nan", line)
                 line = line.partition("#")[0]
             if "//" in line:
                 line = line.partition("//")[0]
@@ -84,7 +85,7 @@ def _find_start(path: Path, head: list[str]) -> tuple[int, str]:
     """Index of the first line of numbers, and the line above it that names x, y and z, if there is one."""
     names = ""
     for index, line in enumerate(head):
-        words = _NOT_A_NUMBER.sub("nan", line).strip()
+        words = NOT_A_NUMBER.sub("nan", line).strip()
         if words.lower().startswith("ncols"):
             raise BadFileError(f"{path}: a grid of heights (ncols, nrows) is no scan. Export it as points, x y z.")
         is_comment = words.startswith(_COMMENT)

@@ -344,6 +344,39 @@ def test_arrays_of_any_layout(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_scan(tmp_path / "unnamed.npz").normals, NORMALS[:160], atol=1e-6)
 
 
+def test_arrays_of_other_programs(tmp_path: Path) -> None:
+    count = 42 * 40
+    points = RNG.uniform(-1, 1, (count, 3))
+    image = np.column_stack([points, np.arange(count)]).reshape(42, 40, 4)
+    arrays = {
+        "batch": points[None],
+        "single": points[:, None],
+        "four channels": image,
+        "channels first": np.moveaxis(image, 2, 0),
+        "four rows": image.reshape(-1, 4).T,
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / "x.npy", array)
+        scan = read_scan(tmp_path / "x.npy")
+        np.testing.assert_allclose(scan.points, points, atol=1e-6)
+        assert {found.code for found in scan.findings} == {
+            *(["columns-dropped"] if "four" in name or "first" in name else []),
+            *(["array-transposed"] if "rows" in name or "first" in name else []),
+        }
+    archives: dict[str, dict[str, np.ndarray]] = {
+        "one table": {"cloud": points, "label": np.arange(count)},
+        "axes": dict(zip("xyz", points.T, strict=True)),
+        "one sensor": {"xyz": points, "sensors": np.array([0.0, 1, 5])},
+    }
+    for name, members in archives.items():
+        np.savez(tmp_path / "x.npz", **members)
+        scan = read_scan(tmp_path / "x.npz")
+        np.testing.assert_allclose(scan.points, points, atol=1e-6)
+        assert (scan.sensors is not None) == (name == "one sensor")
+    np.savez(tmp_path / "x.npz", vertices=POINTS, triangles=FACES)
+    assert read_mesh(tmp_path / "x.npz").is_watertight
+
+
 def lzf(data: bytes) -> bytes:
     """LZF by h5py, as the only chunk of a dataset."""
     file = io.BytesIO()
@@ -458,6 +491,7 @@ def test_files_in_containers_have_the_name_of_the_scan(tmp_path: Path) -> None:
     gltf.write(tmp_path / "x.gltf")
     with zipfile.ZipFile(tmp_path / "anna.zip", "w") as archive:
         archive.write(tmp_path / "x.gltf", "anna/x.gltf")
+        archive.writestr("anna/readme.txt", "scanned in May")
         archive.write(tmp_path / "data.bin", "anna/data.bin")
         archive.writestr("__MACOSX/anna/._x.gltf", b"x")
         archive.writestr("anna/texture.png", b"x")
@@ -466,6 +500,21 @@ def test_files_in_containers_have_the_name_of_the_scan(tmp_path: Path) -> None:
         np.testing.assert_allclose(scan.points, POINTS, atol=1e-6)
         assert scan.name == stem(tmp_path / name) == "anna"
     np.testing.assert_array_equal(read_bytes(gzip.compress(data)).faces, FACES)
+
+
+def test_files_of_the_right_format_without_a_scan_say_what_to_pass(tmp_path: Path) -> None:
+    broken = {
+        "x.gltf": (
+            b'{"asset": {"version": "1.0"}, "meshes": {"a": {}}}',
+            "glTF 1.0 is not read. Convert it to glTF 2.0",
+        ),
+        "cameras.txt": (b"# Camera list with one line of data per camera:\n1 PINHOLE 9 9 1 1 4 4\n", "Pass its points"),
+        "x.ply": (ply("element vertex 1\nproperty float px\n", bytes(4)), "vertices with px, without x, y and z"),
+    }
+    for name, (content, message) in broken.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_scan(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", sorted(CONVERSIONS))
@@ -494,6 +543,10 @@ def test_the_unit_of_depth_is_asked_for_if_nobody_is_in_the_picture(tmp_path: Pa
             read_scan(tmp_path / "x.png")
     (tmp_path / "x.json").write_text(json.dumps({**camera, "depth_unit_scale_factor": 0.0001}))
     assert np.ptp(read_scan(tmp_path / "x.png").points[:, 1]) == pytest.approx(1.58, abs=0.05)
+    (tmp_path / "x.json").write_text(json.dumps(camera))
+    Image.fromarray((depth * 100).astype(np.uint16)).save(tmp_path / "x.png")  # centimeters
+    with pytest.raises(ValueError, match=r"with 0\.001 m per value .* to 0\.01 \(a body of 1\.4"):
+        read_scan(tmp_path / "x.png")
     np.save(tmp_path / "y.npy", (1000 * depth).astype(np.float32))  # floats in millimeters
     (tmp_path / "y.json").write_text(json.dumps(camera))
     with pytest.raises(ValueError, match=r"with 1 m per value .* to 0\.001 \(a body of 1\.4"):

@@ -165,6 +165,33 @@ def test_obj_keeps_its_order_with_texture_seams_and_negative_indices(tmp_path):
     np.testing.assert_array_equal(back.faces, mesh.faces)
 
 
+def test_obj_may_have_a_byte_order_mark_comments_behind_numbers_and_vertices_that_are_none(tmp_path):
+    mesh = capsule()
+    lines = [f"v {x} {y} {z} # vertex" for x, y, z in mesh.vertices] + ["v -nan(ind) -1.#IND nan"]
+    lines += [f"f {a + 1} {b + 1} {c + 1} # face" for a, b, c in mesh.faces]
+    (tmp_path / "m.obj").write_text("\n".join(lines), encoding="utf-8-sig")
+    scan = read_scan(tmp_path / "m.obj")
+    np.testing.assert_allclose(scan.points, mesh.vertices, atol=1e-6)
+    np.testing.assert_array_equal(scan.faces, mesh.faces)
+    assert [found.code for found in scan.findings] == ["invalid-vertices-dropped"]
+
+
+def test_binary_stl_with_other_bytes_behind_or_a_count_that_was_not_filled_in(tmp_path):
+    data = trimesh.exchange.stl.export_stl(capsule())
+    for name, content in {
+        "solid": b"solid of a scanner".ljust(80) + data[80:],
+        "tail": data + b"made by",
+        "count": data[:80] + bytes(4) + data[84:],
+    }.items():
+        (tmp_path / f"{name}.stl").write_bytes(content)
+        scan = read_scan(tmp_path / f"{name}.stl")
+        np.testing.assert_allclose(scan.points[scan.faces], capsule().triangles, atol=1e-6)
+        assert [found.code for found in scan.findings] == (["trailing-data-ignored"] if name == "tail" else [])
+    (tmp_path / "cut.stl").write_bytes(data[:-70])
+    with pytest.raises(ValueError, match=r"cut\.stl: truncated\. The header declares [\d,]+ triangles"):
+        read_scan(tmp_path / "cut.stl")
+
+
 def test_the_parts_of_a_scene_stand_where_it_puts_them_mirrored_ones_outward(tmp_path):
     mirror = np.diag([-1.0, 1, 1, 1])
     mirror[:3, 3] = (-3, 0, 0)
@@ -292,9 +319,8 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda p: p.write_bytes(b"ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nend_header\n"),
         "the header declares no vertices",
     ),
-    "nan": ("s.npy", lambda p: np.save(p, _with(cloud(), (7, 1), np.nan)), "1 of 200 points have NaN or infinite"),
     "nothing measured": ("s.npy", lambda p: np.save(p, np.full((200, 3), np.nan)), ": 0 points, at least"),
-    "infinite": ("s.npy", lambda p: np.save(p, _with(cloud(), 7, np.inf)), "1 of 200 points have NaN or infinite"),
+    "infinite": ("s.npy", lambda p: np.save(p, np.full((200, 3), np.inf)), "200 of 200 points have NaN or infinite"),
     "one point": ("s.npy", lambda p: np.save(p, cloud(1)), f": 1 points, at least {MIN_POINTS} are required"),
     "same points": ("s.npy", lambda p: np.save(p, np.ones((200, 3))), "all 200 points are equal"),
     "too large": ("s.npy", lambda p: np.save(p, cloud() * 1e300), "too large for float32"),
@@ -302,11 +328,11 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "text array": ("s.npy", lambda p: np.save(p, cloud().astype(str)), "array of <U32 .* Save an array of numbers"),
     "objects": ("s.npy", lambda p: np.save(p, np.array([{}] * 200, dtype=object)), "not a valid NPY file"),
     "object npz": ("s.npz", lambda p: _npz(p, points=np.array([{}] * 200, dtype=object)), "not a valid NPZ file"),
-    "no key": ("s.npz", lambda p: _npz(p, xyz=cloud()), "contains xyz and none of points, vertices"),
-    "nan normals": (
+    "no key": ("s.npz", lambda p: _npz(p, a=cloud(), b=cloud()), "contains a, b and none of points, vertices"),
+    "nan sensors": (
         "s.npz",
-        lambda p: _npz(p, points=cloud(), normals=_with(unit_vectors(), 3, np.nan)),
-        "1 of 200 normals have NaN",
+        lambda p: _npz(p, points=cloud(), sensors=_with(unit_vectors(), 3, np.nan)),
+        "1 of 200 sensors have NaN",
     ),
     "few normals": (
         "s.npz",
