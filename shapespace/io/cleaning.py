@@ -16,6 +16,8 @@ _MIN_ZEROS = 3  # points at (0, 0, 0): two may be one point, measured twice
 _MIN_REPEATED = 20  # equal points elsewhere,
 _MIN_REPEATED_SHARE = 0.005  # of all points,
 _REPEATED_RATIO = 4  # this many times as often as any other point
+_MAX_LEVELS = 4  # of a confidence: phones have low, medium and high; more are a measurement of unknown scale
+_MAX_LOW_SHARE = 0.5  # of the points at the lowest level: more are all that there is
 _FAR = 3.0  # sizes of the scan: a point is far from the others beyond this,
 _LONG_EDGE = 0.3  # or if all its edges are longer than this (sizes of the scan)
 _LONG_EDGE_RATIO = 30  # and than this many median edges;
@@ -33,7 +35,14 @@ def clean(raw: RawScan) -> RawScan:
         return raw  # check_faces refuses them
     raw = replace(raw, points=points, faces=faces)
     if faces is None:
-        for step in (_drop_unmeasured, _drop_zeros, _drop_repeated, _drop_far_points, _drop_without_normal):
+        for step in (
+            _drop_unmeasured,
+            _drop_zeros,
+            _drop_repeated,
+            _drop_low_confidence,
+            _drop_far_points,
+            _drop_without_normal,
+        ):
             raw = step(raw) if len(raw.points) else raw
         return raw
     for step in (_drop_invalid_vertices, _drop_unused_vertices, _drop_far_vertices):
@@ -68,7 +77,7 @@ def _keep(raw: RawScan, kept: Bool[np.ndarray, "n"], code: str, **values: Any) -
         values |= {"faces": int((~whole).sum())} if code != "unused-vertices-dropped" else {}
         faces = (np.cumsum(kept) - 1)[faces[whole]]
     found = Finding(code, {"count": int((~kept).sum()), "total": len(kept), **values})
-    rows = {name: select(getattr(raw, name)) for name in ("points", "normals", "sensors", "quality")}
+    rows = {name: select(getattr(raw, name)) for name in ("points", "normals", "sensors", "quality", "confidence")}
     return replace(raw, faces=faces, findings=(*raw.findings, found), **rows)
 
 
@@ -104,6 +113,17 @@ def _drop_repeated(raw: RawScan) -> RawScan:
         return raw
     shown = "(" + ", ".join(f"{value:.6g}" for value in point.tolist()) + ")"
     return _keep(raw, ~same, "repeated-points-dropped", point=shown)
+
+
+def _drop_low_confidence(raw: RawScan) -> RawScan:
+    """The points of the lowest of a few levels of confidence, if they are not most of the scan."""
+    levels = np.asarray([] if raw.confidence is None else raw.confidence).reshape(-1)
+    if len(levels) != len(raw.points) or levels.dtype.kind not in "fiub":
+        return raw
+    lowest = levels == levels.min()
+    if lowest.mean() > _MAX_LOW_SHARE or len(np.unique(levels)) > _MAX_LEVELS:
+        return raw
+    return _keep(raw, ~lowest, "low-confidence-points-dropped", level=float(levels.min()))
 
 
 def _most_frequent(points: Float[np.ndarray, "n 3"]) -> tuple[Float[np.ndarray, "3"], int]:

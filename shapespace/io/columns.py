@@ -26,7 +26,7 @@ def find_named(names: Sequence[str]) -> tuple[list[int], list[int]]:
     """Columns of x, y, z and of nx, ny, nz by their names; an empty list for what is not complete."""
     points, normals = dict[int, int](), dict[int, int]()
     for column, name in enumerate(names):
-        word = name.strip().strip("\"'#/%").strip().lower()
+        word = _word(name)
         normal = _NORMAL_NAME.fullmatch(word)
         point = None if word.isdigit() else _POINT_NAME.fullmatch(word)
         if normal:
@@ -37,6 +37,11 @@ def find_named(names: Sequence[str]) -> tuple[list[int], list[int]]:
             points.setdefault(_SURVEY_NAMES[word], column)
     complete = ([found[axis] for axis in range(3)] if len(found) == 3 else [] for found in (points, normals))
     return next(complete), next(complete)
+
+
+def _word(name: str) -> str:
+    """Name of a column without quotes and marks of comments, in lower case."""
+    return name.strip().strip("\"'#/%").strip().lower()
 
 
 def split_columns(path: Path, table: Shaped[np.ndarray, "..."], names: Sequence[str] = ()) -> RawScan:
@@ -57,7 +62,9 @@ def split_columns(path: Path, table: Shaped[np.ndarray, "..."], names: Sequence[
         )
     points, normals = find_named(names)
     if points:
-        return RawScan(table[:, points], normals=table[:, normals] if normals else None)
+        words = [_word(name) for name in names]
+        confidence = table[:, words.index("confidence")] if "confidence" in words else None
+        return RawScan(table[:, points], normals=table[:, normals] if normals else None, confidence=confidence)
     if table.shape[1] == 2 or (table.shape[1] == 4 and are_normals(table[:, 2:])):
         normals_2d = _in_space(table[:, 2:]) if table.shape[1] == 4 else None
         return RawScan(_in_space(table[:, :2]), normals=normals_2d)

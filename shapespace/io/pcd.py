@@ -45,7 +45,8 @@ def read_pcd(path: Path) -> RawScan:
     found = matrix("x", "y", "z")
     if found is None:
         raise BadFileError(f"{path}: fields {', '.join(header['FIELDS'])[:60]} without x, y and z. Export it again.")
-    return RawScan(found, normals=matrix("normal_x", "normal_y", "normal_z"))
+    confidence = matrix("confidence")
+    return RawScan(found, normals=matrix("normal_x", "normal_y", "normal_z"), confidence=confidence)
 
 
 def _read_header(path: Path, file: BinaryIO) -> dict[str, list[str]]:

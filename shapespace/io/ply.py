@@ -95,6 +95,8 @@ def read_ply(path: Path) -> RawScan:
         scan.sensors = _matrix(content["sensor"], "x", "y", "z")[_column(vertex, "sensor").astype(np.int64)]
     if "quality" in vertex:
         scan.quality = _column(vertex, "quality")
+    if "confidence" in vertex:
+        scan.confidence = _column(vertex, "confidence")
     if {"opacity", "f_dc_0"} <= vertex.keys():
         return splats_of_columns(scan, 1 / (1 + np.exp(-_column(vertex, "opacity").astype(np.float64))))
     return scan

@@ -23,5 +23,7 @@ class RawScan:
     sensors: Any = None
     quality: Any = None
     """A length for each vertex (PLY property `quality`)."""
+    confidence: Any = None
+    """How far each point is to be trusted, by the program that wrote the file."""
     findings: tuple[Finding, ...] = ()
     """What the reader noticed."""

@@ -73,6 +73,32 @@ def test_few_normals_of_length_zero_are_dropped_with_their_points_many_with_all_
     assert codes(read_scan(tmp_path / "x.npz", normals="drop")) == []
 
 
+@pytest.mark.parametrize(("levels", "dropped"), [((0, 1, 2), True), ((1.0, 0.0), True), ((7,), False)])
+def test_points_of_the_lowest_confidence_are_dropped(tmp_path: Path, levels: tuple[float, ...], dropped: bool) -> None:
+    confidence = np.resize(levels, 1000)
+    if levels[0] == 1:
+        confidence[: len(confidence) // 2 + 100] = 1  # a mask that excludes few
+    table = np.column_stack([POINTS, confidence])
+    kept = confidence > min(levels) if dropped else np.ones(1000, dtype=bool)
+    rows = "".join(" ".join(f"{value:.6f}" for value in row) + "\n" for row in table)
+    header = "ply\nformat ascii 1.0\nelement vertex 1000\n"
+    properties = "".join(f"property float {name}\n" for name in ("x", "y", "z", "confidence"))
+    (tmp_path / "x.ply").write_text(header + properties + "end_header\n" + rows)
+    (tmp_path / "x.txt").write_text("x y z confidence\n" + rows)
+    for name in ("x.ply", "x.txt"):
+        scan = read_scan(tmp_path / name)
+        np.testing.assert_allclose(scan.points, POINTS[kept], atol=1e-6)
+        count = {"count": int((~kept).sum()), "total": 1000, "level": min(levels)}
+        assert codes(scan) == ([("low-confidence-points-dropped", count)] if dropped else [])
+
+
+def test_a_confidence_of_unknown_scale_changes_nothing(tmp_path: Path) -> None:
+    rows = np.column_stack([POINTS, RNG.uniform(0, 1, 1000)])
+    (tmp_path / "x.csv").write_text("x,y,z,confidence\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    scan = read_scan(tmp_path / "x.csv")
+    assert (len(scan), codes(scan)) == (1000, [])
+
+
 def test_rows_that_are_partly_nan_or_infinite_are_dropped(tmp_path: Path) -> None:
     points = POINTS.copy()
     points[3, 2], points[5], points[7, 0] = np.nan, np.inf, -np.inf
