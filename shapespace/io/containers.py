@@ -17,8 +17,8 @@ _CHUNK = 1 << 20
 _STREAMS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 CONTAINERS = frozenset({*_STREAMS, ".zip"})
 _MAX_MEMBERS = 10_000
-# Of a mesh in an archive: its textures, settings, buffers, and notes about it.
-_COMPANIONS = (".png", ".json", ".exr", ".bin", ".mtl", ".txt", ".csv", ".dat")
+_COMPANIONS = (".png", ".json", ".exr", ".bin", ".mtl")  # of a mesh in an archive: its textures, settings and buffers
+_NOTES = (".txt", ".csv", ".dat")  # about a mesh, or a table of points if there is no other scan
 
 
 @contextmanager
@@ -56,7 +56,8 @@ def _unpack_archive(path: Path, folder: Path, readable: frozenset[str]) -> Path:
     with zipfile.ZipFile(path) as archive:
         members = [info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
         scans = [info for info in members if PurePosixPath(info.filename).suffix.lower() in readable]
-        shapes = [info for info in scans if PurePosixPath(info.filename).suffix.lower() not in _COMPANIONS] or scans
+        others = [info for info in scans if PurePosixPath(info.filename).suffix.lower() not in _COMPANIONS] or scans
+        shapes = [info for info in others if PurePosixPath(info.filename).suffix.lower() not in _NOTES] or others
         if len(members) > _MAX_MEMBERS or len(shapes) != 1:
             names = ", ".join(info.filename for info in shapes[:4]) + (", ..." if len(shapes) > 4 else "")
             listed = f" ({names[:120]})" if names else ""

@@ -377,6 +377,13 @@ def test_arrays_of_other_programs(tmp_path: Path) -> None:
     assert read_mesh(tmp_path / "x.npz").is_watertight
 
 
+def test_a_table_in_an_archive_is_the_scan_if_there_is_no_other(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("cloud.txt", "".join(f"{x} {y} {z}\n" for x, y, z in POINTS.tolist()))
+        archive.writestr("photo.png", b"x")
+    np.testing.assert_allclose(read_scan(tmp_path / "x.zip").points, POINTS, atol=1e-6)
+
+
 def lzf(data: bytes) -> bytes:
     """LZF by h5py, as the only chunk of a dataset."""
     file = io.BytesIO()
