@@ -486,3 +486,11 @@ def test_a_shard_leaves_the_store_to_the_one_that_is_at_it(do, tmp_path):
     assert do(shard=(1, 2)).path == tmp_path / "s.h5.2of2"
     done.set()
     process.join()
+
+
+def test_a_scale_that_is_too_small_for_giants_is_doubted_first(synthetic_root, tmp_path):
+    dataset = Synthetic(unit=1.7)  # people of 2.6 m and more
+    with pytest.raises(
+        ValueError, match=r"outside .* It is 2\.\d+ m large, .* Check --unit.* If it is right, pass --s"
+    ):
+        preprocess(dataset, synthetic_root, tmp_path / "s.h5", PreprocessOptions(points=300))
