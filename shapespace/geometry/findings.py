@@ -26,7 +26,7 @@ FINDINGS: dict[str, str] = {
         "dropped {count:,} of {total:,} points of {name} that all equal {point}: no surface has one point so often."
     ),
     "low-confidence-points-dropped": (
-        "dropped {count:,} of {total:,} points of {name} with the lowest confidence in the file ({level:g})."
+        "dropped {count:,} of {total:,} points of {name} with a confidence of at most {level:g} (median {median:g})."
     ),
     "invalid-vertices-dropped": (
         "dropped {count:,} of {total:,} vertices of {name} that are not finite (the first is row {first:,}), with "

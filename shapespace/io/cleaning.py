@@ -16,8 +16,9 @@ _MIN_ZEROS = 3  # points at (0, 0, 0): two may be one point, measured twice
 _MIN_REPEATED = 20  # equal points elsewhere,
 _MIN_REPEATED_SHARE = 0.005  # of all points,
 _REPEATED_RATIO = 4  # this many times as often as any other point
-_MAX_LEVELS = 4  # of a confidence: phones have low, medium and high; more are a measurement of unknown scale
-_MAX_LOW_SHARE = 0.5  # of the points at the lowest level: more are all that there is
+_MAX_LEVELS = 4  # of a confidence: phones have low, medium and high
+_LOW_CONFIDENCE = 0.5  # of the median: less is low, where there are more values than levels
+_MAX_LOW_SHARE = 0.5  # of the points of low confidence: more are all that there is
 _FAR = 3.0  # sizes of the scan: a point is far from the others beyond this,
 _LONG_EDGE = 0.3  # or if all its edges are longer than this (sizes of the scan)
 _LONG_EDGE_RATIO = 30  # and than this many median edges;
@@ -116,14 +117,21 @@ def _drop_repeated(raw: RawScan) -> RawScan:
 
 
 def _drop_low_confidence(raw: RawScan) -> RawScan:
-    """The points of the lowest of a few levels of confidence, if they are not most of the scan."""
-    levels = np.asarray([] if raw.confidence is None else raw.confidence).reshape(-1)
-    if len(levels) != len(raw.points) or levels.dtype.kind not in "fiub":
+    """The points of the lowest of a few levels of confidence, or of far less than the median; not most of a scan."""
+    values = np.asarray([] if raw.confidence is None else raw.confidence).reshape(-1)
+    if len(values) != len(raw.points) or values.dtype.kind not in "fiub":
         return raw
-    lowest = levels == levels.min()
-    if lowest.mean() > _MAX_LOW_SHARE or len(np.unique(levels)) > _MAX_LEVELS:
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all() or values.min() < 0:
         return raw
-    return _keep(raw, ~lowest, "low-confidence-points-dropped", level=float(levels.min()))
+    level, median = float(values.min()), float(np.median(values))
+    if len(np.unique(values)) > _MAX_LEVELS:
+        level = _LOW_CONFIDENCE * median
+    low = values <= level
+    if not low.any() or low.mean() > _MAX_LOW_SHARE:
+        return raw
+    shown = {"level": round(level, 4), "median": round(median, 4)}
+    return _keep(raw, ~low, "low-confidence-points-dropped", **shown)
 
 
 def _most_frequent(points: Float[np.ndarray, "n 3"]) -> tuple[Float[np.ndarray, "3"], int]:

@@ -88,15 +88,20 @@ def test_points_of_the_lowest_confidence_are_dropped(tmp_path: Path, levels: tup
     for name in ("x.ply", "x.txt"):
         scan = read_scan(tmp_path / name)
         np.testing.assert_allclose(scan.points, POINTS[kept], atol=1e-6)
-        count = {"count": int((~kept).sum()), "total": 1000, "level": min(levels)}
+        values = {"level": min(levels), "median": np.median(confidence)}
+        count = {"count": int((~kept).sum()), "total": 1000, **values}
         assert codes(scan) == ([("low-confidence-points-dropped", count)] if dropped else [])
 
 
-def test_a_confidence_of_unknown_scale_changes_nothing(tmp_path: Path) -> None:
-    rows = np.column_stack([POINTS, RNG.uniform(0, 1, 1000)])
+@pytest.mark.parametrize(("low", "dropped"), [((0, 20), 300), ((-20, 0), 0), ((60, 90), 0)])
+def test_points_of_less_than_half_of_the_median_confidence_are_dropped(
+    tmp_path: Path, low: tuple[float, float], dropped: int
+) -> None:
+    confidence = np.concatenate([RNG.uniform(*low, 300), RNG.uniform(60, 90, 700)])
+    rows = np.column_stack([POINTS, confidence])
     (tmp_path / "x.csv").write_text("x,y,z,confidence\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
     scan = read_scan(tmp_path / "x.csv")
-    assert (len(scan), codes(scan)) == (1000, [])
+    assert (len(scan), len(codes(scan))) == (1000 - dropped, int(dropped > 0))
 
 
 def test_rows_that_are_partly_nan_or_infinite_are_dropped(tmp_path: Path) -> None:
