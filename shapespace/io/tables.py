@@ -14,6 +14,7 @@ from shapespace.io.columns import find_named, split_columns
 from shapespace.io.errors import BadFileError
 from shapespace.io.raw_scan import NOT_A_NUMBER, RawScan
 
+_MAX_NOTES = 20  # lines of words between numbers or after them
 _PREAMBLE = 200  # lines in which a table must begin
 _COMMENT = ("#", "//", "%", "!", ";")
 _MISSING = {"", "-", "na", "n/a", "null", "none", "nil"}
@@ -138,7 +139,7 @@ def _parse(lines: Callable[[], Iterator[str]], dialect: _Dialect) -> Float[np.nd
 
 def _parse_slowly(lines: Iterator[str], dialect: _Dialect) -> Float[np.ndarray, "n k"]:
     """The same for tables with missing fields, words, or counts of points between their parts."""
-    rows, words, width = list[list[float]](), 0, 0
+    rows, words, width, notes = list[list[float]](), 0, 0, 0
     for number, line in enumerate(lines):
         fields = dialect.fields(line)
         if len(fields) == 1 and (width > 1 or not rows) and fields[0].isdigit():
@@ -146,6 +147,9 @@ def _parse_slowly(lines: Iterator[str], dialect: _Dialect) -> Float[np.ndarray, 
         if len(fields) == width + 1 and not fields[-1]:
             fields.pop()  # a comma at the end
         width = width or len(fields)
+        if len(fields) != width and notes < _MAX_NOTES and not any(map(str.isdigit, "".join(fields))):
+            notes += 1  # "END"
+            continue
         if len(fields) != width:
             raise ValueError(f"row {number + 1:,} of the numbers has {len(fields)} columns, the first has {width}")
         row = []

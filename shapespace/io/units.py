@@ -215,7 +215,10 @@ def check_size(scan: Scan, *, scale: float, unit: float = 1.0, remedy: str = "")
             f"multiply depth_unit_scale_factor there by about {factor:.2g}."
         )
     elif least <= sizes[likely] <= most:
-        remedy = f"If the files are in {likely}, pass --unit {likely}."
+        remedy = (
+            f"If the files are in {likely}, pass --unit {likely}, or multiply the coordinates by "
+            f"{UNITS[likely] / unit:g}."
+        )
     elif not remedy:
         remedy = (
             f"If it is a person, its lengths must be multiplied by about {factor:.2g}: check --unit, or scale the file."

@@ -279,7 +279,7 @@ def test_if_no_scan_is_good_nothing_is_left(synthetic_root, tmp_path):
         preprocess(
             Synthetic(unit=0.001), synthetic_root, tmp_path / "s.h5", PreprocessOptions(points=300, max_rejected=100)
         )
-    assert "If the files are in m, pass --unit m." in str(error.value)
+    assert "If the files are in m, pass --unit m, or multiply" in str(error.value)
     assert not list(tmp_path.glob("s.h5*"))
 
 

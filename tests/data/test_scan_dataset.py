@@ -231,11 +231,11 @@ def test_a_person_is_of_plausible_size(size):
         (
             1.0,
             1700,
-            r"scan a/b/1: size 1,6\d\d m, expected 0\.3 to 3 m\. If the files are in mm, pass --unit mm\.",
+            r"scan a/b/1: size 1,6\d\d m, expected 0\.3 to 3 m\. If the files are in mm, pass --unit mm, or multiply the coordinates by 0\.001\.",
         ),
         (1.0, 170, r"If the files are in cm, pass --unit cm"),
         (1.0, 67, r"If the files are in in, pass --unit in"),
-        (0.001, 0.0017, r"If the files are in m, pass --unit m\."),
+        (0.001, 0.0017, r"If the files are in m, pass --unit m, or multiply the coordinates by 1000\."),
         (1.0, 1e-5, r"If it is no person, pass --scale"),
     ],
 )

@@ -34,6 +34,7 @@ WRITTEN: dict[str, tuple[str, bytes | str]] = {
     "names behind slashes": ("x.txt", "//X Y Z\n" + rows(POINTS)),
     "names in a comment": ("x.xyz", "# scanned in May\n# x y z\n\n" + rows(POINTS)),
     "a title above the names": ("x.txt", "Point cloud, exported\n\nX\tY\tZ\n" + rows(POINTS, sep="\t")),
+    "words at the end": ("x.xyz", rows(POINTS) + "END\n"),
     "a count": ("x.xyz", "150\n" + rows(POINTS)),
     "counts of two parts": ("x.pts", "100\n" + rows(POINTS[:100]) + "50\n" + rows(POINTS[100:])),
     "comments everywhere": ("x.xyz", "% one\n" + rows(POINTS[:9]) + "// two\n# three\n" + rows(POINTS[9:]) + "; end\n"),

@@ -94,7 +94,7 @@ def test_bad_scans_are_named_as_they_come_and_at_the_end(synthetic_root, tmp_pat
             ("dfaust-registrations", "{root}/splits", "{out}"),
             "registrations_m.hdf5 of D-FAUST from dfaust.is.tue.mpg.de",
         ),
-        (("synthetic", "{root}", "{out}", "--unit", "mm"), "If the files are in m, pass --unit m."),
+        (("synthetic", "{root}", "{out}", "--unit", "mm"), "If the files are in m, pass --unit m, or multiply"),
         (("synthetic", "{root}", "{out}", "--scale", "-1"), "--scale -1.0: must be a positive number of meters."),
         (
             ("synthetic", "{root}", "{out}", "--pattern", "{{frame}}"),
