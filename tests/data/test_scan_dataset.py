@@ -231,7 +231,8 @@ def test_a_person_is_of_plausible_size(size):
         (
             1.0,
             1700,
-            r"scan a/b/1: size 1,6\d\d m, expected 0\.3 to 3 m\. If the files are in mm, pass --unit mm, or multiply the coordinates by 0\.001\.",
+            r"scan a/b/1: size 1,6\d\d m, expected 0\.3 to 3 m\. If the files are in mm, pass --unit mm, or multiply "
+            r"the coordinates by 0\.001\.",
         ),
         (1.0, 170, r"If the files are in cm, pass --unit cm"),
         (1.0, 67, r"If the files are in in, pass --unit in"),
