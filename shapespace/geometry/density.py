@@ -1,7 +1,7 @@
 """Density of points: which ones are strays, and a subset of even density where parts are measured thinly.
 
-A stray is alone or fills space; a thinly measured part is a surface, too. Around a point of a surface the 32nd neighbor
-is twice as far as the 8th, in a cloud that fills space 1.6 times: the dimension that follows tells the two apart.
+A stray is alone or fills space; a thinly measured part is a surface, too. Around a point of a surface the 8th neighbor
+is 2.2 times as far as the 2nd, in a cloud that fills space 1.7 times: the dimension that follows tells the two apart.
 """
 
 import numpy as np
@@ -12,11 +12,13 @@ from shapespace.geometry import proximity
 
 NEIGHBOR = 8  # a point is far from the others if its 8th neighbor
 FAR_RATIO = 3.0  # is this many times as far as that of the median point,
-MIN_FAR = 0.02  # and far points are judged only above this share: fewer are rims and corners
-_OUTER = 32  # the neighbor that is compared with the 8th
-_SMOOTH = 64  # far points around one, over which the dimension is averaged
+MIN_FAR = 0.02  # and far points are judged only above this share, or if they can be a part: else rims and corners
+MAX_RATIO = 8.0  # the distance that counts for the area of a point: parts thinned 64 times
+_INNER = 2  # the neighbor that is compared with the 8th: nearer than the other side of a limb, or of the box of strays
+_GROWTH = 1.593  # mean of ln(8th / 2nd distance) times the dimension, for uniform points: digamma(8) - digamma(2)
+_SMOOTH = 64  # far points around one, over which the dimension is averaged; fewer are no part
 MAX_DIMENSION = (
-    2.25  # of a surface (parts of people thinned 5 to 50 times: 1.0 to 2.1; uniform points in a box 2.3 to 2.8)
+    2.25  # of a surface (parts of people thinned 5 to 50 times: 1.5 to 2.2; uniform points in a box 2.2 to 3)
 )
 _LOCAL_RATIO = 3.0  # a far point is alone if its 8th far neighbor is this many times as far as around it
 THIN_AREA = 0.3  # share of the area: its most thinly measured part
@@ -30,25 +32,34 @@ MIN_EVEN = 700  # points that a subset of even density has at least
 def strays(points: Float[np.ndarray, "n 3"], distance: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
     """Mask of points that belong to no surface; `distance` is that to the 8th neighbor of each.
 
-    None, if at most 2 % are far from the others. Of the far points those are strays that fill space, and those that are
-    alone among their neighbors.
+    None, if at most 2 % and 64 are far from the others. Of the far points those are strays that fill space, and those
+    that are alone among their neighbors.
     """
     far = distance > FAR_RATIO * np.median(distance)
-    if far.mean() <= MIN_FAR:
+    if far.mean() <= MIN_FAR and far.sum() <= _SMOOTH:
         return np.zeros(len(points), dtype=np.bool_)
-    if far.sum() <= 2 * _OUTER:
+    if far.sum() <= _SMOOTH:
         return far  # too few to be a part
     some = points[far].astype(np.float64)
-    tree = cKDTree(some)
-    length = np.asarray(tree.query(some, k=_OUTER + 1)[0])
-    inner = length[:, NEIGHBOR]
-    growth = np.log(np.maximum(length[:, _OUTER], 1e-12) / np.maximum(inner, 1e-12))
-    near = np.asarray(tree.query(some, k=min(_SMOOTH + 1, len(some)))[1])[:, 1:]
-    dimension = np.log(_OUTER / NEIGHBOR) / np.maximum(growth[near].mean(axis=1), 1e-6)
-    alone = inner > _LOCAL_RATIO * np.median(inner[near], axis=1)
+    length, near = (np.asarray(values) for values in cKDTree(some).query(some, k=_SMOOTH + 1))
+    outer, near = length[:, NEIGHBOR], near[:, 1:]
+    growth = np.log(np.maximum(outer, 1e-12) / np.maximum(length[:, _INNER], 1e-12))
+    dimension = _GROWTH / np.maximum(growth[near].mean(axis=1), 1e-6)
+    alone = outer > _LOCAL_RATIO * np.median(outer[near], axis=1)
     mask = np.zeros(len(points), dtype=np.bool_)
     mask[np.flatnonzero(far)[(dimension > MAX_DIMENSION) | alone]] = True
     return mask
+
+
+def limited(distance: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """The distances up to a limit, which is lower for a few far points.
+
+    Those are not judged, and can be strays in the space around a person: five of them in 3,000 would stand for more
+    area than all the rest.
+    """
+    median = float(np.median(distance))
+    few = int((distance > FAR_RATIO * median).sum()) <= _SMOOTH
+    return np.minimum(distance, (FAR_RATIO if few else MAX_RATIO) * median)
 
 
 def thin_share(distance: Float[np.ndarray, "n"]) -> float:

@@ -1,6 +1,7 @@
 """Strays are told from thinly measured surface; subsets are even."""
 
 import numpy as np
+import pytest
 
 from shapespace.geometry import density
 from shapespace.geometry.scan import Scan
@@ -38,6 +39,17 @@ def test_points_that_fill_space_are_strays() -> None:
     assert isolated[:7000].mean() < 0.01
     kept = Scan("anna", points).even_out(keep_outliers=True)
     assert len(kept) == len(points)
+
+
+@pytest.mark.parametrize("count", [5, 60, 90, 300])
+def test_few_strays_in_the_space_around_a_body_do_not_make_it_uneven(count: int) -> None:
+    rng = np.random.default_rng(4)
+    points = np.concatenate([body(3000, rng) * (0.3, 0.8, 0.2), rng.uniform(-1, 1, (count, 3)) * (0.6, 1.6, 0.4)])
+    scan = Scan("anna", points).even_out()
+    assert scan.findings == ()
+    outside = (np.square(scan.points / (0.3, 0.8, 0.2)).sum(axis=1) > 1.5).sum()
+    assert outside < 0.02 * 3000
+    assert len(scan) >= 3000
 
 
 def test_even_points_are_left_as_they_are() -> None:
