@@ -160,6 +160,17 @@ def _make_synthetic() -> Callable[[Path], Path]:
     return make_synthetic
 
 
+@pytest.fixture
+def first_fit_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep fits out of distribution, without three more at other places and turned.
+
+    To a toy space every scan is unlike its few people. Tests of `ScanFitter.fit_checked` do not use this.
+    """
+    from shapespace.fitting.fitter import ScanFitter
+
+    monkeypatch.setattr(ScanFitter, "_placed_anew", lambda self, fit, *_: fit)
+
+
 @pytest.fixture(name="make_body")
 def _make_body() -> Callable[..., Trimesh]:
     """The function that makes a body, for tests that need one alone."""
