@@ -24,6 +24,29 @@ _PARTS = (
 )
 
 
+# The files that take longest, which come first: what a worker begins last, it may end alone.
+LONGEST = (
+    "tools/test_verbs.py",
+    "tools/test_families.py",
+    "tools/test_register.py",
+    "tools/test_robustness.py",
+    "fitting/test_articulated.py",
+    "tools/test_pipes.py",
+    "trust/test_kill.py",
+    "fitting/test_other_device.py",
+    "fitting/test_part_targets.py",
+    "fitting/test_refine.py",
+    "fitting/test_fit.py",
+    "trust/test_scan_checks.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files of tests; pytest-xdist keeps the order with `--no-loadscope-reorder`."""
+    rank = {Path(__file__).parent / name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 def make_body(stature: float = 1.0, raised: float = 0.0) -> Trimesh:
     """A closed, outward body of six ellipsoids, always of the same topology: `raised` turns the arms (radians)."""
     parts = []
