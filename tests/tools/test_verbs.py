@@ -100,6 +100,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     # Every scan is unlike the few people of the toy models, and would be fitted three times more, elsewhere and turned.
     monkeypatch.setattr(fitter, "ood_score", lambda *_: 0.0)
     monkeypatch.setattr(refine, "NUM_TARGETS", 2_000)
+    monkeypatch.setattr("shapespace.reconstruct.MAX_POINTS", 5_000)
     monkeypatch.setattr(surface_benchmarks, "_CELLS", 64)
     monkeypatch.setattr(tensorboard, "THUMBNAIL_RESOLUTION", 16)
     monkeypatch.setattr(tensorboard, "MESH_RESOLUTION", 16)
