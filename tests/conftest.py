@@ -1,6 +1,7 @@
 """Tiny data sets in the exact layouts of D-FAUST, FAUST, CAPE and our own synthetic scans."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,10 +172,16 @@ def make_synthetic(root: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def synthetic_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three people in three poses, for `synthetic_root`."""
+    return make_synthetic(tmp_path_factory.mktemp("people") / "synthetic")
+
+
 @pytest.fixture
-def synthetic_root(tmp_path: Path) -> Path:
-    """Three people in three poses, for one test."""
-    return make_synthetic(tmp_path / "synthetic")
+def synthetic_root(synthetic_people: Path, tmp_path: Path) -> Path:
+    """A copy of them, for one test."""
+    return Path(shutil.copytree(synthetic_people, tmp_path / "synthetic"))
 
 
 @pytest.fixture(scope="session", name="make_synthetic")
