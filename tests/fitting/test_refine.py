@@ -1,6 +1,7 @@
 """Refining: the detail of the scan near its points, the fitted surface elsewhere."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,7 @@ def test_the_field_of_a_complete_scan_becomes_its_distance(model: IGR) -> None:
     code = fit.fit_lm(model, [scan]).code
     options = RefineOptions(steps=50, trust_distance=float("inf"))
     refined = refine(model, scan, code, WEIGHTS, options)
+    solved = refine(model, scan, code, WEIGHTS, replace(options, steps=1))  # its last layer is solved for, and no more
     x = np.random.default_rng(1).uniform(-1, 1, (2000, 3)).astype(np.float32)
     away = np.linalg.norm(x[:, None] - ball(0.06, count=20_000, seed=3).points, axis=2).min(axis=1)
 
@@ -160,7 +162,7 @@ def test_the_field_of_a_complete_scan_becomes_its_distance(model: IGR) -> None:
             found = made.field(torch.from_numpy(x)[None], code)[0].numpy()
         return float((np.abs(np.abs(found) - away) / (away + 0.03)).mean())
 
-    assert off(refined) < 0.5 * off(model)
+    assert off(refined) < 0.9 * off(solved) < 0.5 * off(model)  # 0.010, 0.012 and 0.035
 
 
 def test_detail_is_the_mean_height_above_the_tangent_planes(model: IGR) -> None:
