@@ -21,6 +21,8 @@ from shapespace.models.igr import IGR
 from shapespace.training.config import LossWeights
 from shapespace.training.run import find_model
 
+pytestmark = pytest.mark.usefixtures("first_fit_only")
+
 
 def sphere(radius: float, center: tuple[float, float, float], count: int = 2000) -> Scan:
     normals = np.random.default_rng(0).normal(size=(count, 3))
@@ -113,7 +115,10 @@ def test_a_space_comes_with_the_package() -> None:
         ShapeSpace.load("humens")
 
 
-def test_refined_spaces_are_one_for_each_scan(space: ShapeSpace, tmp_path: Path) -> None:
+def test_refined_spaces_are_one_for_each_scan(
+    space: ShapeSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shapespace.fitting.refine.NUM_TARGETS", 8_000)
     scans = [sphere(1.1, (0, 1, 0)), sphere(0.9, (3, 1, 0))]
     fits = space.fit_scans(scans)
     space.metadata["weights"] = asdict(LossWeights(tangent_plane=3.0))

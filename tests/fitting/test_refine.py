@@ -1,6 +1,7 @@
 """Refining: the detail of the scan near its points, the fitted surface elsewhere."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,9 +65,16 @@ def model() -> IGR:
     return made
 
 
-OPTIONS = RefineOptions(steps=120)
+OPTIONS = RefineOptions(steps=50)
 
 
+@pytest.fixture
+def few_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of the target points: the shapes here are balls."""
+    monkeypatch.setattr("shapespace.fitting.refine.NUM_TARGETS", 8_000)
+
+
+@pytest.mark.usefixtures("few_targets")
 @pytest.mark.parametrize("with_normals", [True, False])
 def test_the_scan_is_fitted_and_the_model_is_unchanged(model: IGR, with_normals: bool) -> None:
     whole = ball(0.06)
@@ -81,6 +89,7 @@ def test_the_scan_is_fitted_and_the_model_is_unchanged(model: IGR, with_normals:
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.usefixtures("few_targets")
 def test_the_normals_of_a_mesh_are_those_of_its_faces(model: IGR) -> None:
     mesh = trimesh.creation.icosphere(subdivisions=3, radius=0.55)
     scan = Scan("ball/mesh/0", np.asarray(mesh.vertices, dtype=np.float32), faces=np.asarray(mesh.faces))
@@ -92,6 +101,7 @@ def test_the_normals_of_a_mesh_are_those_of_its_faces(model: IGR) -> None:
     assert ((rising.gradient * x).sum(dim=-1) > 0).all()
 
 
+@pytest.mark.usefixtures("few_targets")
 def test_unseen_surface_stays_as_fitted(model: IGR) -> None:
     """Only the half with the bump was seen; the other half neither moves nor opens."""
     whole = ball(0.06)
@@ -137,11 +147,13 @@ def test_targets_are_drawn_where_the_field_is_wrong(model: IGR) -> None:
     assert errors.probability[errors.rows < 300].sum() > 0.999
 
 
+@pytest.mark.usefixtures("few_targets")
 def test_the_field_of_a_complete_scan_becomes_its_distance(model: IGR) -> None:
     scan = ball(0.06)
     code = fit.fit_lm(model, [scan]).code
-    options = RefineOptions(steps=120, trust_distance=float("inf"))
+    options = RefineOptions(steps=50, trust_distance=float("inf"))
     refined = refine(model, scan, code, WEIGHTS, options)
+    solved = refine(model, scan, code, WEIGHTS, replace(options, steps=1))  # its last layer is solved for, and no more
     x = np.random.default_rng(1).uniform(-1, 1, (2000, 3)).astype(np.float32)
     away = np.linalg.norm(x[:, None] - ball(0.06, count=20_000, seed=3).points, axis=2).min(axis=1)
 
@@ -150,7 +162,7 @@ def test_the_field_of_a_complete_scan_becomes_its_distance(model: IGR) -> None:
             found = made.field(torch.from_numpy(x)[None], code)[0].numpy()
         return float((np.abs(np.abs(found) - away) / (away + 0.03)).mean())
 
-    assert off(refined) < 0.5 * off(model)
+    assert off(refined) < 0.9 * off(solved) < 0.5 * off(model)  # 0.010, 0.012 and 0.035
 
 
 def test_detail_is_the_mean_height_above_the_tangent_planes(model: IGR) -> None:
@@ -174,6 +186,7 @@ def test_detail_is_the_mean_height_above_the_tangent_planes(model: IGR) -> None:
     assert np.array_equal(found[far], smooth[far])
 
 
+@pytest.mark.usefixtures("few_targets")
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_ripples_are_detail_and_noise_is_not(model: IGR, noise: float) -> None:
     """Ripples that the network cannot represent; points so noisy that the network alone is best."""

@@ -8,7 +8,9 @@ import pytest
 
 from shapespace.data.store import ScanStore
 from shapespace.io.scan_files import read_mesh
+from shapespace.rendering import renderer
 from shapespace.tools.__main__ import cli
+from shapespace.training import tensorboard
 
 SMALL = {
     "articulated": "--model.code-dim 8 --model.num-parts 8 --model.local-dim 3 --model.width 12 --model.depth 3 "
@@ -36,10 +38,13 @@ def call(line: str) -> None:
 
 
 @pytest.mark.parametrize("config", SMALL)
-def test_every_verb_works(config: str, store: Path, tmp_path: Path) -> None:
-    scans = "--batch.scans 4 --batch.points 512 --batch.surface-points 48"
-    if config == "occupancy":
-        scans += " --batch.occupancy-points 256 --projector-codes 1"
+def test_every_verb_works(config: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorboard, "THUMBNAIL_RESOLUTION", 16)
+    monkeypatch.setattr(tensorboard, "MESH_RESOLUTION", 16)
+    monkeypatch.setattr(renderer, "MAX_POINT_MARKERS", 1_000)
+    scans = "--batch.scans 4 --batch.points 512 --batch.surface-points 48 --projector-codes 1"
+    if config in ("occupancy", "multiscale"):
+        scans += " --batch.occupancy-points 256"
     count = 20 if config == "articulated" else 40 if config.endswith(("scans", "occupancy")) else 120
     steps = f"--optim.warmup-steps 5 --optim.lr 5e-3 --optim.max-steps {count}"
     call(f"train {store} --split train --config {config} {SMALL[config]} {scans} {steps} --out {tmp_path / 'run'}")
@@ -48,11 +53,11 @@ def test_every_verb_works(config: str, store: Path, tmp_path: Path) -> None:
     call(f"encode {given} --out {tmp_path / 'encoded'}")
     call(f"fit {given} --method adam --adam.init encoder --adam.steps 2 --adam.points 128 --out {tmp_path / 'fitted'}")
     codes = tmp_path / "fitted" / "codes.safetensors"
-    out = tmp_path / "interpolated"
+    out = tmp_path / "run" / "interpolation"  # where the report looks for it before it makes its own, which is finer
     call(f"interpolate {tmp_path / 'run'} {codes}:{a} {codes}:{b} --steps 3 --resolution 24 --out {out}")
     meshes = [
         read_mesh(file)
-        for folder in ("encoded", "fitted", "interpolated")
+        for folder in ("encoded", "fitted", "run/interpolation")
         for file in (tmp_path / folder).glob("*.*")
         if file.suffix in (".ply", ".obj")
     ]
@@ -75,4 +80,6 @@ def test_every_verb_works(config: str, store: Path, tmp_path: Path) -> None:
     )
     assert (settings["fit_seconds"], settings["parameter_bytes"] == 0) == (None, config == "voxel")
     call(f"report {tmp_path / 'run'}")
-    assert f" {settings['code_dim']:,} " in (tmp_path / "run" / "report.md").read_text()
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert f" {settings['code_dim']:,} " in page
+    assert "No interpolation" not in page

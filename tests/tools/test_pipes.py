@@ -20,6 +20,8 @@ from shapespace.io.scan_files import read_bytes, read_scan, write_scan
 from shapespace.tools.__main__ import main
 from shapespace.tools._outputs import warn_about_fits
 
+pytestmark = pytest.mark.usefixtures("first_fit_only")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -236,6 +236,7 @@ def test_fit_writes_registered_templates_with_samples_and_uncertainty(
     assert all(0.8 < record["coverage"] <= 1 for record in json.loads((fitted / "fits.json").read_text()))
 
 
+@pytest.mark.usefixtures("first_fit_only")
 @pytest.mark.parametrize("meshing", ["--surface template", "--surface field --resolution 16", "--resolution 0"])
 def test_a_fit_has_one_verdict(place: Path, space: ShapeSpace, tmp_path: Path, meshing: str) -> None:
     """In Python, in fits.json and in the viewer, whatever is meshed; the scan is half a body."""
@@ -354,6 +355,7 @@ def test_an_interpolation_of_templates_is_one_mesh_that_moves(
             np.testing.assert_allclose(mesh.vertices, space.register(fit).vertices, atol=1e-4)
 
 
+@pytest.mark.usefixtures("first_fit_only")
 def test_evaluate_scores_the_template_vertex_by_vertex(place: Path, space: ShapeSpace, tmp_path: Path) -> None:
     metrics = "--metrics vertex_distance surface_distance"
     out = f"{metrics} --out {tmp_path / 'scored'}"

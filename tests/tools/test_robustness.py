@@ -21,25 +21,28 @@ from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
 from shapespace.io.units import UNITS
 from shapespace.models import igr
+from shapespace.rendering import renderer
 from shapespace.tools import robustness as tool
 
-
-@pytest.fixture
-def store(tmp_path: Path, synthetic_root: Path) -> Path:
-    return preprocess(
-        get_dataset("synthetic"), synthetic_root, tmp_path / "people.h5", PreprocessOptions(points=3000)
-    ).path
+pytestmark = pytest.mark.usefixtures("first_fit_only")
 
 
-@pytest.fixture
-def untrained(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, make_synthetic: Callable[[Path], Path]) -> Path:
+    root = tmp_path_factory.mktemp("people")
+    people = make_synthetic(root / "synthetic")
+    return preprocess(get_dataset("synthetic"), people, root / "people.h5", PreprocessOptions(points=3000)).path
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     sizes = igr.IGRConfig(code_dim=4, width=24, depth=3, skip=1, init_radius=0.4, encoder_points=128)
     model = igr.build_igr(sizes).eval()
     with torch.no_grad():
         for entry in (model.decoder.code_in, model.decoder.code_skip):
             entry.weight.mul_(0.1)  # codes change the sphere a little: no fit loses its surface
-    path = tmp_path / "m.safetensors"
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
     ShapeSpace(model, sizes, scale=1.25, metadata={"weights": {}}).save(path)
     return str(path)
 
@@ -48,8 +51,13 @@ QUICK = LMOptions(num_points=128, max_steps=5, trial_steps=1, free_space_points=
 
 
 def test_every_case_ends_in_a_row(
-    store: Path, untrained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Path,
+    untrained: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(renderer, "MAX_POINT_MARKERS", 200)  # the picture has a row of scans
     tool.main(untrained, store, lm=QUICK, split=None, limit=1, resolution=16, out=tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "robustness.json").read_text())["rows"]
     assert [row["case"] for row in rows] == list(corruptions.CORRUPTIONS)

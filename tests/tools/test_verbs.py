@@ -1,13 +1,15 @@
 """Commands as users call them: the lines of README and guide, public datasets, and invalid input."""
 
+import ast
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from shapespace.evaluation import surface_benchmarks
 from shapespace.fitting import fitter, refine
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_mesh, write_scan
-from shapespace.tools import benchmark
-from shapespace.tools.__main__ import VERBS, main
+from shapespace.rendering import renderer
+from shapespace.tools import ablate, benchmark
+from shapespace.tools.__main__ import VERBS, cli, main
+from shapespace.tools._subprocess import run_command
+from shapespace.training import tensorboard
 
 ROOT = Path(__file__).parents[2]
 # In this order: later pages use the files that earlier ones write.
@@ -95,7 +100,29 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     # Every scan is unlike the few people of the toy models, and would be fitted three times more, elsewhere and turned.
     monkeypatch.setattr(fitter, "ood_score", lambda *_: 0.0)
     monkeypatch.setattr(refine, "NUM_TARGETS", 2_000)
+    monkeypatch.setattr("shapespace.reconstruct.MAX_POINTS", 5_000)
     monkeypatch.setattr(surface_benchmarks, "_CELLS", 64)
+    monkeypatch.setattr(tensorboard, "THUMBNAIL_RESOLUTION", 16)
+    monkeypatch.setattr(tensorboard, "MESH_RESOLUTION", 16)
+    monkeypatch.setattr(renderer, "MAX_POINT_MARKERS", 1_000)
+    # Trainings and scorings of `ablate` are commands; run_command is tested below.
+    monkeypatch.setattr(ablate, "run_command", run_here)
+
+
+def run_here(words: Sequence[object], threads: int = 1) -> None:
+    """Run a command as `run_command` does, but in this process, which saves the imports."""
+    assert threads >= 1
+    verb, *rest = map(str, words)
+    cli(import_module(f"shapespace.tools.{verb}").main, rest, verb)
+
+
+def test_a_command_runs_in_a_process_of_its_own() -> None:
+    """What it prints comes back, and of a failure the last line."""
+    assert run_command(["--help"]).startswith("usage: shapespace")
+    with pytest.raises(
+        ValueError, match=r"^shapespace fti 'a b' failed: shapespace: no command 'fti'\. Did you mean fit"
+    ):
+        run_command(["fti", "a b"], threads=1)
 
 
 @pytest.mark.usefixtures("coarse")
@@ -123,16 +150,27 @@ def test_the_commands_of_readme_and_guide_run_as_they_are(tmp_path: Path, ok: Ca
     assert len(record["volume_m3"]) == 5
 
 
-@pytest.mark.parametrize("page", ["README.md", *GUIDE, "docs/reference/python.md"])
-def test_the_python_blocks_run_as_they_are(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def code_of(block: str) -> str:
+    """The block without comments and empty lines: pages that share an example run it once."""
+    return ast.unparse(ast.parse(block))
+
+
+PYTHON = {
+    code_of(block): f"{page}, {index}"
+    for page in reversed(["README.md", *GUIDE, "docs/reference/python.md"])
+    for index, block in enumerate(blocks(page, "python"))
+}
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=PYTHON.get)
+def test_the_python_blocks_run_as_they_are(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for block in blocks(page, "python"):
-        names: dict[str, Any] = {}
-        exec(block, names)
-        meshes = [*names.get("meshes", []), *(names[name] for name in ("mesh", "body") if name in names)]
-        assert all(len(mesh.faces) > 100 for mesh in meshes)
-        if "fitted.ply" in block:
-            assert read_mesh(tmp_path / "fitted.ply").volume > 0.01
+    names: dict[str, Any] = {}
+    exec(block, names)
+    meshes = [*names.get("meshes", []), *(names[name] for name in ("mesh", "body") if name in names)]
+    assert all(len(mesh.faces) > 100 for mesh in meshes)
+    if "fitted.ply" in block:
+        assert read_mesh(tmp_path / "fitted.ply").volume > 0.01
 
 
 def test_readme_and_guide_have_python_blocks() -> None:
@@ -150,6 +188,7 @@ def test_the_makefile_uses_existing_commands() -> None:
     )
 
 
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize(
     ("dataset", "fixture", "split"),
     [("dfaust", "dfaust_root", "train_all"), ("faust", "faust_root", "train"), ("cape", "cape_root", "train")],
@@ -295,6 +334,7 @@ def test_the_benchmark_compares_equals(
     else:
         tiny = replace(benchmark.QUICK, code_dim=8, width=32, people=1, poses=2, training=2, times=1, scans=2)
         monkeypatch.setattr(benchmark, "QUICK", tiny)
+        monkeypatch.setattr(benchmark, "run_command", run_here)
         out = ok(f"shapespace {line}")
     figures = json.loads((tmp_path / "figures.json").read_text())
     expected = ["step", "fit", "mesh", "encode", "load"] if sections == "all" else sections.split()

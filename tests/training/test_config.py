@@ -1,7 +1,5 @@
 """Configs: each packaged one parses, and mistakes are reported."""
 
-import subprocess
-import sys
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -9,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shapespace.tools import train
+from shapespace.tools.__main__ import cli
 from shapespace.tools._config import config_of_settings, expand_config_option, load_yaml, parse_config
 
 NAMES = sorted(
@@ -69,12 +69,14 @@ def test_unknown_names_and_bad_files(tmp_path: Path) -> None:
         expand_config_option(["--config"])
 
 
-def test_a_wrong_key_and_a_wrong_type_are_refused_by_the_parser(tmp_path: Path) -> None:
+def test_a_wrong_key_and_a_wrong_type_are_refused_by_the_parser(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "mine.yaml"
     for text, message in (("model: {hiden: 3}", "model.hiden"), ("optim: {max_steps: 1.5}", "steps")):
         file.write_text(text)
-        words = [sys.executable, "-m", "shapespace.tools.train", "store.h5", "--config", str(file)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert message in done.stderr + done.stdout
-        assert "Traceback" not in done.stderr
+        with pytest.raises(SystemExit) as stop:
+            cli(train.main, ["store.h5", "--config", str(file)], "train")
+        printed = capsys.readouterr()
+        assert stop.value.code != 0
+        assert message in printed.err + printed.out

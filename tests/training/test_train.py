@@ -35,10 +35,17 @@ from shapespace.training.run import Run, describe_hardware
 from shapespace.training.warm_start import load_pretrained
 
 
+@pytest.fixture(scope="module")
+def store_file(tmp_path_factory: pytest.TempPathFactory, make_synthetic: Callable[[Path], Path]) -> Path:
+    """The file of a store; read only."""
+    folder = tmp_path_factory.mktemp("people")
+    people = make_synthetic(folder / "synthetic")
+    return preprocess(get_dataset("synthetic"), people, folder / "store.h5", PreprocessOptions(points=2000)).path
+
+
 @pytest.fixture
-def store(synthetic_root: Path, tmp_path: Path) -> ScanStore:
-    preprocess(get_dataset("synthetic"), synthetic_root, tmp_path / "store.h5", PreprocessOptions(points=2000))
-    return ScanStore(tmp_path / "store.h5")
+def store(store_file: Path) -> ScanStore:
+    return ScanStore(store_file)
 
 
 def tiny(*arguments: str) -> TrainConfig[Any]:

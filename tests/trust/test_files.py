@@ -18,6 +18,8 @@ from shapespace.io.atomic import claimed, flush_to_disk, replacing
 from shapespace.tools import fit, preprocess, train
 from shapespace.tools.__main__ import cli, main
 
+pytestmark = pytest.mark.usefixtures("first_fit_only")
+
 
 def in_a_child(work: Callable[[], object]) -> int:
     """Exit code of a forked process that does the work; 1 if it raises."""

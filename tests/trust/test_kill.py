@@ -28,6 +28,8 @@ from shapespace.tools import {verb}
 from shapespace.tools import _resume
 from shapespace.tools.__main__ import cli
 _resume.CHUNK_SIZE = 2
+from shapespace.fitting.fitter import ScanFitter
+ScanFitter._placed_anew = lambda self, fit, *_: fit
 cli({verb}.main, {words})
 """
 PRELOADED = [f"shapespace.tools.{verb}" for verb in ("preprocess", "train", "fit", "evaluate")]

@@ -14,6 +14,8 @@ from shapespace.tools import _resume, evaluate, fit
 from shapespace.tools.__main__ import cli
 from shapespace.tools._resume import Chunk, resumable
 
+pytestmark = pytest.mark.usefixtures("first_fit_only")
+
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:

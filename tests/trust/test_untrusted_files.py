@@ -302,6 +302,7 @@ def _tree(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
+@pytest.mark.usefixtures("first_fit_only")
 def test_commands_write_no_file_outside_their_folder(
     store: Path, tmp_path: Path, tried: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
