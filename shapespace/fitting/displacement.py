@@ -15,7 +15,8 @@ from scipy.sparse import coo_array, csr_array, diags_array
 from torch import Tensor
 from trimesh import Trimesh
 
-from shapespace.fitting.levenberg_marquardt import DisplacementOptions
+from shapespace.fitting.articulated import fit_parts_of
+from shapespace.fitting.levenberg_marquardt import DisplacementOptions, LMOptions
 from shapespace.fitting.registration import Registration, factorize, register
 from shapespace.fitting.residuals import estimate_normals, orient_normals
 from shapespace.geometry import proximity
@@ -44,6 +45,33 @@ class Displacement(NamedTuple):
     def concatenate(cls, parts: "Sequence[Displacement]") -> "Displacement":
         """Those of several batches."""
         return cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+class LocalFit(NamedTuple):
+    """Result of the levels after the first: codes with the states of the parts, and the displacements of the third."""
+
+    code: Code
+    part_covariance: Float[Tensor, "b k p p"]
+    displacement: Displacement | None
+
+
+def fit_local_levels(
+    model: ArticulatedSDF,
+    scans: Sequence[Scan],
+    code: Code,
+    registration: Registration | None,
+    options: LMOptions,
+    seed: int,
+) -> LocalFit:
+    """The second level of fits, and the third if `options` and a template (`registration`) allow.
+
+    The scans are in the frames of the codes.
+    """
+    if options.levels < 3 or registration is None:
+        return LocalFit(*fit_parts_of(model, scans, code, options, seed), None)
+    code, part_covariance = fit_parts_of(model, scans, code, options.before_displacement(), seed)
+    displacement = fit_displacements(model, scans, code, registration, options.displacement, seed)
+    return LocalFit(code, part_covariance, displacement)
 
 
 def fit_displacements(

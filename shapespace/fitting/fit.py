@@ -12,12 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from shapespace.data.loader import collate, derive_seed
-from shapespace.fitting.articulated import fit_parts_of
-from shapespace.fitting.displacement import Displacement, fit_displacements
+from shapespace.fitting.displacement import Displacement, fit_local_levels
 from shapespace.fitting.levenberg_marquardt import LMOptions, cholesky, levenberg_marquardt
 from shapespace.fitting.registration import Registration
-from shapespace.fitting.residuals import FitProblem, estimate_normals, orient_normals, resample, residuals
-from shapespace.fitting.starts import search_codes, start_codes
+from shapespace.fitting.residuals import (
+    FitProblem,
+    estimate_normals,
+    orient_normals,
+    resample,
+    residuals,
+    robust_loss,
+)
+from shapespace.fitting.starts import outside_share, search_codes, start_codes
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
@@ -31,6 +37,7 @@ REFINEMENT_ANGLES = (24.0, 12.0)  # degrees: half the spacing of the grid of rot
 ENCODER_POINTS = 4096  # points of a scan that the encoder sees
 ALIGNMENT_POINTS = 256  # points whose mean residual compares alignments of a scan
 
+OUTSIDE_DISTANCE = 0.05  # model units from the scan at which a part that is outside of it counts
 MOSTLY_FAR = 0.5  # share of a scan that is far from its fit: no limb is so large
 
 CodeMethod = Literal["auto", "lm", "adam"]
@@ -213,9 +220,7 @@ def _fit_lm_chunk(
     moved = [one.scan for one in first.starts]
     code, part_covariance, displacement = first.code, None, None
     if isinstance(model, ArticulatedSDF) and options.levels >= 2:
-        code, part_covariance = fit_parts_of(model, moved, code, options, seed)
-        if options.levels == 3 and registration is not None:
-            displacement = fit_displacements(model, moved, code, registration, options.displacement, seed)
+        code, part_covariance, displacement = fit_local_levels(model, moved, code, registration, options, seed)
     residual = residuals(model, moved, code, seed)
     frames = [one.frame for one in first.starts]
     return BatchFit(code, first.covariance, residual, frames, part_covariance, displacement)
@@ -240,12 +245,15 @@ class Trials:
 
 
 class FirstLevel(NamedTuple):
-    """Fitted codes, as many scans in the frames of their fits, and the cost and the covariance of each code."""
+    """Fitted codes, as many scans in the frames of their fits, and the covariance of each code."""
 
     code: Code
     starts: list[Start]
     cost: Float[Tensor, "b"]
+    """What was minimized, and the loss of what is outside: a share of the body counts as this share of a scan."""
     covariance: Float[Tensor, "b k k"]
+    outside: Float[Tensor, "b"]
+    """`outside_share` of each fit; 0 for models without parts."""
 
 
 def _first_level(trials: Trials) -> FirstLevel:
@@ -265,24 +273,32 @@ def _first_level(trials: Trials) -> FirstLevel:
         max_steps=options.max_steps - options.trial_steps,
         ftol=options.ftol,
     )
-    best = best_per_scan(state.cost, [one.scan_index for one in starts], 1)
-    flat, alignments = problem.split(state.x[best])
-    results = [starts[row] for row in best]
-    if problem.has_alignment:
-        results = _align(results, alignments)
+    flat, alignments = problem.split(state.x)
+    fitted = _align(starts, alignments) if problem.has_alignment else starts
+    outside = flat.new_zeros(len(flat))
+    if isinstance(model, ArticulatedSDF):
+        code = codes.unflatten(flat)
+        shares = [outside_share(model, one.scan, code[row], seed) for row, one in enumerate(fitted)]
+        outside = flat.new_tensor(shares)
+    far = flat.new_full((1,), OUTSIDE_DISTANCE)
+    loss, _ = robust_loss(far, torch.zeros_like(far, dtype=torch.bool), options)
+    cost = state.cost + options.num_points * loss * outside
+    best = best_per_scan(cost, [one.scan_index for one in starts], 1)
     covariance = torch.cholesky_inverse(cholesky(state.hessian[best]))[:, : flat.shape[1], : flat.shape[1]].to(flat)
-    return FirstLevel(codes.unflatten(flat), results, state.cost[best], covariance)
+    return FirstLevel(codes.unflatten(flat[best]), [fitted[row] for row in best], cost[best], covariance, outside[best])
 
 
 def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: int) -> FirstLevel:
-    """Fit the scans again of which a part, such as a limb, is far from the surface: from searched codes.
+    """Fit the scans again whose first fit has lost a limb, from searched codes.
 
-    They stay in the frame of their first fit, and a fit is replaced by one of lower cost. A scan most of which is far
-    is no person, or not one alone: no limb of it is searched.
+    Either some of the scan is far from the surface, or a part of the body is where the scan shows that nothing is. They
+    stay in the frame of their first fit, and a fit is replaced by one of lower cost. A scan most of which is far is no
+    person, or not one alone: no limb of it is searched.
     """
     far = residuals(model, [one.scan for one in first.starts], first.code, seed) > options.far_distance
     share = far.float().mean(dim=1)
-    poor = ((share > options.max_far_share) & (share < MOSTLY_FAR)).nonzero()[:, 0].tolist()
+    has_lost = (share > options.max_far_share) | (first.outside > options.max_outside_share)
+    poor = (has_lost & (share < MOSTLY_FAR)).nonzero()[:, 0].tolist()
     again = [first.starts[row] for row in poor]
     if not again:
         return first
@@ -291,14 +307,13 @@ def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: i
         return search_codes(model, scan, encoded, options.search_starts, seed)
 
     second = _first_level(Trials(model, again, options, seed, options.max_starts, searched))
-    starts, tensors = list(first.starts), [first.code.flat.clone(), first.cost.clone(), first.covariance.clone()]
+    starts, (code, *rest) = list(first.starts), [part.clone() for part in (first.code.flat, *first[2:])]
     for row, (place, cost) in enumerate(zip(poor, second.cost, strict=True)):
         if cost < first.cost[place]:
             starts[place] = second.starts[row]
-            for whole, own in zip(tensors, (second.code.flat, second.cost, second.covariance), strict=True):
+            for whole, own in zip((code, *rest), (second.code.flat, *second[2:]), strict=True):
                 whole[place] = own[row]
-    flat, cost, covariance = tensors
-    return FirstLevel(first.code.unflatten(flat), starts, cost, covariance)
+    return FirstLevel(first.code.unflatten(code), starts, *rest)
 
 
 def _run_trials(trials: Trials) -> tuple[list[Start], Code]:

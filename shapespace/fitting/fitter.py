@@ -243,7 +243,7 @@ class ScanFitter:
         if not isinstance(model, SDFModel):
             return [remove_clutter(scan, None, seed=seed) for scan in scans]
         quick = replace(lm or LMOptions(), num_points=512, free_space_points=256, max_steps=6, trial_steps=3)
-        quick = replace(quick, levels=1, max_far_share=QUICK_FAR_SHARE)
+        quick = replace(quick, levels=1, max_far_share=QUICK_FAR_SHARE, max_outside_share=1.0)
         if quick.alignment == "fixed":
             quick = replace(quick, alignment="local")  # the center of a part is not that of the person
 

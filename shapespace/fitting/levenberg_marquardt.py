@@ -101,8 +101,11 @@ class LMOptions:
     families that have parts."""
     far_distance: float = 0.02
     """Distance from the surface beyond which a point of the scan is far."""
-    max_far_share: float = 0.01
+    max_far_share: float = 0.003
     """Share of far points above which the pose is searched."""
+    max_outside_share: float = 0.005
+    """Share of the parts of the fitted body, by the areas of their spheres, that are outside of the scan (in front of
+    its surface) above which the pose is searched."""
     trial_steps: int = 4
     """Number of steps with a quarter of the points, after which the best starts of each scan are selected."""
     alignment: Alignment = "local"
@@ -139,6 +142,10 @@ class LMOptions:
             free_space_points=self.free_space_points // 2,
             ftol=10 * self.ftol,
         )
+
+    def before_displacement(self) -> "LMOptions":
+        """The settings of the second level if the third follows, which makes up for the last of its steps."""
+        return replace(self, parts=replace(self.parts, ftol=3 * self.parts.ftol))
 
     def coarse(self) -> "LMOptions":
         """The settings of the trial steps: a quarter of the points, and stiffer joints."""

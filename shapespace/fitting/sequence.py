@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shapespace.fitting import tridiagonal
-from shapespace.fitting.articulated import fit_parts_of
-from shapespace.fitting.displacement import Displacement, fit_displacements
+from shapespace.fitting.displacement import Displacement, fit_local_levels
 from shapespace.fitting.levenberg_marquardt import LMOptions, LMState, levenberg_marquardt
 from shapespace.fitting.quality import ood_score
 from shapespace.fitting.registration import Registration
@@ -148,15 +147,14 @@ def fit_jointly(
     displacement = None
     if lm.levels >= 2 and isinstance(model, ArticulatedSDF):
         moved = [fitted[index].scan.to_model(result[index]) for index in rows]
-        parts, part_covariance = fit_parts_of(model, moved, code[torch.tensor(rows)], lm, seed)
+        local = fit_local_levels(model, moved, code[torch.tensor(rows)], registration, lm, seed)
         code = model.expand(code)
         for place, index in enumerate(rows):
-            by_part[index] = part_covariance[place]
-            for whole, own in zip(code.parts, parts.parts, strict=True):
+            by_part[index] = local.part_covariance[place]
+            for whole, own in zip(code.parts, local.code.parts, strict=True):
                 whole[index] = own[place]
-        if lm.levels == 3 and registration is not None:
-            some = fit_displacements(model, moved, parts, registration, lm.displacement, seed)
-            displacement = Displacement(*(_at_all_frames(rows, tensor, len(scans)) for tensor in some))
+        if local.displacement is not None:
+            displacement = Displacement(*(_at_all_frames(rows, tensor, len(scans)) for tensor in local.displacement))
     residual = [
         residuals(model, [fit.scan.to_model(frame)], code[index], seed)[0] if index in fitted else flat.new_zeros(0)
         for index, (fit, frame) in enumerate(zip(sequence, result, strict=True))

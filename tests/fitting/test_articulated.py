@@ -34,6 +34,7 @@ from shapespace.fitting.starts import (
     SPHERE,
     _codes_of_poses,
     _exchange_limbs,
+    outside_share,
     search_codes,
     sphere_distance,
     start_codes,
@@ -492,7 +493,7 @@ def test_both_levels_are_nearer_an_unseen_figure_than_the_code_alone(model: Arti
     both = fit.fit_lm(model, [scan], LM)
     assert (len(first.code.parts), first.part_covariance) == (1, None)
     assert [tuple(part.shape[1:]) for part in both.code.parts] == list(model.code_shapes)
-    alone = fit.fit_lm(model, [scan], replace(LM, max_far_share=1.0))
+    alone = fit.fit_lm(model, [scan], replace(LM, max_far_share=1.0, max_outside_share=1.0))
     start = fit.Start(0, scan.infer_sensor(), None)
     assert torch.equal(alone.code.parts[0], fit._first_level(fit.Trials(model, [start], LM, 0, 1)).code.flat)
     assert both.part_covariance is not None
@@ -742,19 +743,43 @@ def test_a_scan_far_from_its_first_fit_is_fitted_again_from_searched_codes(
     monkeypatch.setattr(fit, "start_codes", lambda *_: torch.stack([wrong, wrong]))
     monkeypatch.setattr(fit, "search_codes", searched)
     few = replace(LM, alignment="fixed", levels=1, trial_steps=1, max_steps=1, search_starts=7)
-    once = fit.fit_lm(model, [scan], replace(few, max_far_share=1.0))
+    once = fit.fit_lm(model, [scan], replace(few, max_far_share=1.0, max_outside_share=1.0))
     assert not counts
     assert (once.residual > few.far_distance).float().mean() > few.max_far_share
     twice = fit.fit_lm(model, [scan, scan], few)
     assert counts == [7, 7]
     assert (twice.residual > few.far_distance).float().mean() <= few.max_far_share
     torch.testing.assert_close(twice.code.flat[0], twice.code.flat[1])
+    counts.clear()
+    fit.fit_lm(model, [scan], replace(few, max_far_share=1.0))
+    assert counts == [7]  # an arm of the wrong body is outside of the scan
     second = torch.stack([10 * wrong, -10 * wrong])
     torch.testing.assert_close(fit.fit_lm(model, [scan], few).code.flat, once.code.flat)
     monkeypatch.setattr(fit, "MOSTLY_FAR", float((once.residual > few.far_distance).float().mean()))
     counts.clear()
     fit.fit_lm(model, [scan], few)
     assert not counts  # no limb is lost where most of the scan is
+
+
+@torch.no_grad()
+def test_parts_are_outside_of_a_scan_where_it_shows_that_nothing_is(model: ArticulatedSDF) -> None:
+    """An arm that is elsewhere is; what the scan ends before, or what its normals do not tell, is not."""
+    hand = left_arm(model, model.training_states())[0]
+    height = model.training_states().center[:, hand, 1]
+    up, down = (code_of(model, int(row)) for row in (height.argmax(), height.argmin()))
+    scan = sampled(surface_of(model, up, model.states(up)), count=8000)
+    assert scan.normals is not None
+    assert outside_share(model, scan, up, seed=0) == 0
+    share = outside_share(model, scan, down, seed=0)
+    radius = model.decoder.radius.square()
+    assert radius[hand] / radius.sum() * 0.99 < share < 0.5
+    signs = np.where(np.arange(len(scan)) % 2, 1, -1)[:, None]
+    unsure = Scan(scan.name, scan.points, unoriented_normals=signs * scan.normals)
+    assert outside_share(model, unsure, up, seed=0) == 0
+    for seen in (scan.points[:, 0] < 0.3, scan.points[:, 2] > 0, scan.points[:, 1] > 0):
+        assert outside_share(model, scan.select(np.flatnonzero(seen)), up, seed=0) == 0
+    inward = replace(scan, normals=-scan.normals)
+    assert outside_share(model, inward, down, seed=0) < share
 
 
 def test_spheres_are_compared_with_a_scan_both_ways(model: ArticulatedSDF) -> None:
