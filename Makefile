@@ -59,7 +59,7 @@ runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/
 # in tests); modules are compiled once for all processes. The files of tests come in the order of tests/conftest.py.
 QUICK := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=67108864 PYTHONDONTWRITEBYTECODE=
 
-test: $(VENV)/ready  ## the test suite: about 15 minutes on 2 cores
+test: $(VENV)/ready  ## the test suite: about 11 minutes on 2 cores
 	$(QUICK) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready  ## format, lint, types, layers of imports

@@ -237,7 +237,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_scan(root / "unit" / "scan.ply", person(1000))
     points = person().points
     for name, columns in {
-        "nan": np.where(np.arange(points.size).reshape(points.shape) == 10, np.nan, points),
+        "infinite": points * (1, 1, np.inf),
         "alone": points[:1],
         "normals": np.hstack([points, np.zeros_like(points)]),
         "bare": points,
@@ -255,7 +255,7 @@ MISTAKES = {
     "shapespace fit {run} {bad}/empty/scan.ply": r"scan\.ply: empty \(0 bytes\)",
     "shapespace fit {run} {bad}/truncated/scan.ply": r"scan\.ply: truncated\. .* the file has \d,\d+",
     "shapespace fit {run} {bad}/unit/scan.ply --unit m": "size 1,660 m, .* --unit mm",
-    "shapespace fit {run} {bad}/nan/scan.npy": "1 of 500 points have NaN",
+    "shapespace fit {run} {bad}/infinite/scan.npy": "500 of 500 points have NaN or infinite",
     "shapespace fit {run} {bad}/alone/scan.npy": ": 1 points, at least 100 are required",
     "shapespace encode {run}": "no scans given",
     "shapespace evaluate-paths {run} nowhere": "nowhere: not a synthetic dataset",
@@ -281,7 +281,7 @@ MISTAKES = {
     "shapespace preprocess folder {bad}/empty out.h5": r"scan\.ply: empty \(0 bytes\)",
     "shapespace preprocess folder {bad}/truncated out.h5": r"scan\.ply: truncated\. .* the file has \d,\d+",
     "shapespace preprocess folder {bad}/unit out.h5": "size 1,660 m, .* --unit mm",
-    "shapespace preprocess folder {bad}/nan out.h5": "1 of 500 points have NaN",
+    "shapespace preprocess folder {bad}/infinite out.h5": "500 of 500 points have NaN or infinite",
     "shapespace preprocess folder {bad}/alone out.h5": ": 1 points, at least 100 are required",
     "shapespace preprocess folder {bad}/normals out.h5 --normals require": "500 points without faces or normals",
     "shapespace preprocess folder {bad}/bare out.h5 --normals require": r"faces or normals \(--normals require\)",
