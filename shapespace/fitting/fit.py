@@ -278,10 +278,9 @@ def _first_level(trials: Trials) -> FirstLevel:
     outside = flat.new_zeros(len(flat))
     if isinstance(model, ArticulatedSDF):
         code = codes.unflatten(flat)
-        shares = [outside_share(model, one.scan, code[row], seed) for row, one in enumerate(fitted)]
-        outside = flat.new_tensor(shares)
-    far = flat.new_full((1,), OUTSIDE_DISTANCE)
-    loss, _ = robust_loss(far, torch.zeros_like(far, dtype=torch.bool), options)
+        outside = flat.new_tensor([outside_share(model, one.scan, code[row], seed) for row, one in enumerate(fitted)])
+    distance = flat.new_full((1,), OUTSIDE_DISTANCE)
+    loss, _ = robust_loss(distance, distance < 0, options)
     cost = state.cost + options.num_points * loss * outside
     best = best_per_scan(cost, [one.scan_index for one in starts], 1)
     covariance = torch.cholesky_inverse(cholesky(state.hessian[best]))[:, : flat.shape[1], : flat.shape[1]].to(flat)

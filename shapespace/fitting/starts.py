@@ -24,7 +24,7 @@ SEARCH_POINTS = 512  # the same in the search; with 128 it found four of nine lo
 SCORED_CODES = 8  # training codes whose field is evaluated, at least; those whose spheres are the nearest
 MAX_DISTANCE = 0.1  # model units, towards which the distance of a far point goes: it may be clutter
 OUTSIDE_POINTS = 8192  # points of a scan that tell which parts are outside of it
-OUTSIDE_DISTANCE = 0.02  # model units between the sphere of such a part and the scan, at least
+OUTSIDE_GAP = 0.02  # model units between the sphere of such a part and the scan, at least
 OUTSIDE_COSINE = 0.3  # of the angle between the normal and the direction to such a part, at least
 NEIGHBORS, BORDER_SHIFT = 24, 0.3  # half a disk shifts the mean by 0.42 of its radius
 CHUNK = 2**18  # distances that are computed at once: about as many as a core has in its caches
@@ -72,8 +72,8 @@ def search_codes(
     """Codes from which a scan (model frame) is fitted again, whose first fit has lost a limb.
 
     The codes of the encoder, of the mean and of the `count` nearest training bodies descend on the distance of their
-    spheres. Then the best ones get limbs of other training bodies, and descend again. Returns
-    the best by the field and the spheres, that are not nearly the same.
+    spheres. Then the best ones get limbs of other training bodies, and descend again. Returns the best by the field and
+    the spheres that are not nearly the same.
     """
     points = _points(model, scan, seed, SEARCH_POINTS)
     table: Tensor | None = model.codes_parameter
@@ -127,7 +127,7 @@ def outside_share(model: ArticulatedSDF, scan: Scan, code: Code, seed: int) -> f
     center, radius = model.states(code).center[0].cpu().numpy(), model.decoder.radius.cpu().numpy()
     distance, nearest = proximity.nearest_point(center, sample.points)
     height = ((center - sample.points[nearest]) * sample.normals[nearest]).sum(axis=1)
-    is_outside = (distance > SPHERE * radius + OUTSIDE_DISTANCE) & (height > OUTSIDE_COSINE * distance)
+    is_outside = (distance > SPHERE * radius + OUTSIDE_GAP) & (height > OUTSIDE_COSINE * distance)
     is_outside &= ~_at_border(sample.points[nearest], sample.points)
     return float(np.square(radius[is_outside]).sum() / np.square(radius).sum())
 
