@@ -23,7 +23,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 UNSEEN := $(addprefix data/demo/scans/,04/walk/walk.000000.ply 24/walk/walk.000000.ply)
 ENDS   := 00/walk/000000 00/limits/000000
 
-demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/report.html  ## train on synthetic people, fit, evaluate, report: at most 15 minutes on 2 cores
+demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/report.html  ## train on synthetic people, fit, evaluate, report: about 11 minutes on 2 cores
 	@echo "The model trained now:"; cat runs/demo/scores.md
 	@echo "humans, the packaged model, on the same scans:"; cat runs/demo/humans/scores.md
 	@echo "Report, opens in a browser: runs/demo/report.html"
