@@ -20,7 +20,7 @@ from shapespace.models.code import Code
 from shapespace.nn.hypernetwork import pose_weights, rotation_to_6d
 
 SCORED_POINTS = 256  # points of a scan that compare codes
-SEARCH_POINTS = 512  # the same in the search; with 128 it found four of nine lost limbs, with 256 six, with 512 seven
+SEARCH_POINTS = 512  # the same in the search; with 128 it found four of the nine lost limbs below, with 256 six
 SCORED_CODES = 8  # training codes whose field is evaluated, at least; those whose spheres are the nearest
 MAX_DISTANCE = 0.1  # model units, towards which the distance of a far point goes: it may be clutter
 OUTSIDE_POINTS = 8192  # points of a scan that tell which parts are outside of it
@@ -30,7 +30,7 @@ NEIGHBORS, BORDER_SHIFT = 24, 0.3  # half a disk shifts the mean by 0.42 of its 
 CHUNK = 2**18  # distances that are computed at once: about as many as a core has in its caches
 SPHERE = 0.6  # radius of the sphere that stands for a part, over the part's radius: about where its surface is
 
-# Search, chosen on tuning people: of 198 scans of 100, nine lost a limb or a hand, seven of which are found.
+# Search, chosen on nine of 198 scans of tuning people, whose first fit lost a limb or a hand: seven are found.
 STEPS = 60  # of Adam, and half as many after an exchange
 LEARNING_RATE = 0.3  # in standard deviations of the codes
 PRIOR = 4e-5  # weight of the squared deviations beside the distances (model units)
