@@ -55,8 +55,8 @@ runs/demo/interpolation/interpolation.png: runs/demo/trained
 runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/interpolation/interpolation.png
 	$(BIN)/shapespace report runs/demo > /dev/null
 
-# One thread a process; memory that one step frees stays with the process for the next (a tenth of the time of trainings
-# in tests); modules are compiled once for all processes. The files of tests come in the order of tests/conftest.py.
+# One thread a process; memory that one step of a training frees stays with the process for the next; modules are
+# compiled once for all processes. The files of tests come in the order of tests/conftest.py.
 QUICK := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=67108864 PYTHONDONTWRITEBYTECODE=
 
 test: $(VENV)/ready  ## the test suite: about 11 minutes on 2 cores

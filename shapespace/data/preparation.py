@@ -61,9 +61,9 @@ class ScanPreparer:
         outside = float((np.abs(scan.points).max(axis=1) > 1).mean())
         if outside > MAX_OUTSIDE:
             larger = self.dataset.scale * float(np.percentile(np.abs(scan.points), 99.5)) * 1.1
-            doubt = [found.message("it") for found in whole.findings if found.code == "unlikely-size"]
-            remedy = f"pass --scale {larger:.3g}, the same for the whole dataset."
-            remedy = f"{doubt[0][0].upper()}{doubt[0][1:]} If it is right, {remedy}" if doubt else f"P{remedy[1:]}"
+            option = f"--scale {larger:.3g}, the same for the whole dataset."
+            doubts = [found.message("It") for found in whole.findings if found.code == "unlikely-size"]
+            remedy = f"{doubts[0]} If it is right, pass {option}" if doubts else f"Pass {option}"
             raise ValueError(
                 f"scan {entry.name}: {outside:.0%} of the points are outside [-1, 1]^3 with {self.dataset.scale:g} m "
                 f"per model unit. {remedy}"

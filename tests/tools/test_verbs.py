@@ -20,7 +20,7 @@ import trimesh
 
 from shapespace.data.store import ScanStore
 from shapespace.evaluation import surface_benchmarks
-from shapespace.fitting import fitter, refine
+from shapespace.fitting import refine
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import read_mesh, write_scan
 from shapespace.rendering import renderer
@@ -95,10 +95,8 @@ def result_paths(line: str, folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+def coarse(monkeypatch: pytest.MonkeyPatch, first_fit_only: None) -> None:
     """Less work inside of the commands; its results are tested elsewhere."""
-    # Every scan is unlike the few people of the toy models, and would be fitted three times more, elsewhere and turned.
-    monkeypatch.setattr(fitter, "ood_score", lambda *_: 0.0)
     monkeypatch.setattr(refine, "NUM_TARGETS", 2_000)
     monkeypatch.setattr("shapespace.reconstruct.MAX_POINTS", 5_000)
     monkeypatch.setattr(surface_benchmarks, "_CELLS", 64)
