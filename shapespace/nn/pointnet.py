@@ -1,10 +1,29 @@
 """PointNet: from an unordered set of points to a code, or to a Gaussian over codes."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+class ReLULayers(nn.Module):
+    """Linear layers of these sizes, each followed by ReLU.
+
+    The weights have the names of `torch_geometric.nn.MLP`, whose import would take most of the start of a command.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.lins = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+
+    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        """The last layer's output, after its ReLU."""
+        for linear in self.lins:
+            x = linear(x).relu()
+        return x
 
 
 class PointNet(nn.Module):
@@ -19,11 +38,9 @@ class PointNet(nn.Module):
 
     def __init__(self, *, code_dim: int, num_points: int, width: int, features: int, variational: bool = False) -> None:
         super().__init__()
-        from torch_geometric.nn import MLP  # three seconds: only where a model is built
-
         self.count = num_points
-        self.points = MLP([3, width // 2, width, features], norm=None, plain_last=False)
-        self.pooled = MLP([features, features // 2, features // 2], norm=None, plain_last=False)
+        self.points = ReLULayers([3, width // 2, width, features])
+        self.pooled = ReLULayers([features, features // 2, features // 2])
         self.mean = nn.Linear(features // 2, code_dim)
         self.log_variance = nn.Linear(features // 2, code_dim) if variational else None
         self._initialize()
@@ -35,7 +52,7 @@ class PointNet(nn.Module):
         fifth; the default delays the separation of scans by hundreds of steps. The last layer has small weights:
         otherwise the first steps only shrink its output.
         """
-        for linear in (*self.points.lins, *self.pooled.lins):
+        for linear in cast(Sequence[nn.Linear], (*self.points.lins, *self.pooled.lins)):
             nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
             nn.init.uniform_(linear.bias, -0.5, 0.5)
         nn.init.normal_(self.mean.weight, 0.0, 0.4 / self.mean.in_features**0.5)
@@ -48,7 +65,7 @@ class PointNet(nn.Module):
     def forward(self, points: Float[Tensor, "b n 3"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"] | None]:
         """Mean of the code, and the logarithm of its variance for a variational encoder."""
         points = points[:, : self.count]
-        features = cast(Tensor, self.points(points.flatten(0, 1))).view(*points.shape[:2], -1).amax(dim=1)
+        features = cast(Tensor, self.points(points)).amax(dim=1)
         pooled = self.pooled(features)
         return self.mean(pooled), None if self.log_variance is None else self.log_variance(pooled)
 

@@ -3,7 +3,7 @@
 import torch
 
 from shapespace.nn.latent import CodeTable, GaussianPrior
-from shapespace.nn.pointnet import PointNet, kl_divergence, sample_normal
+from shapespace.nn.pointnet import PointNet, ReLULayers, kl_divergence, sample_normal
 
 
 def test_pointnet_reads_its_first_points_in_any_order() -> None:
@@ -14,6 +14,17 @@ def test_pointnet_reads_its_first_points_in_any_order() -> None:
     assert log_variance is None
     shuffled = torch.cat([points[:, torch.randperm(50)], 100 * torch.ones(2, 30, 3)], dim=1)
     torch.testing.assert_close(net(shuffled)[0], code)
+
+
+def test_layers_are_those_of_torch_geometric() -> None:
+    from torch_geometric.nn import MLP
+
+    torch.manual_seed(0)
+    sizes = [3, 8, 16, 5]
+    twin, layers = MLP(sizes, norm=None, plain_last=False), ReLULayers(sizes)
+    layers.load_state_dict(twin.state_dict())
+    x = torch.randn(40, 3)
+    torch.testing.assert_close(layers(x), twin(x))
 
 
 def test_divergence_is_the_monte_carlo_mean_of_the_log_ratio() -> None:

@@ -33,7 +33,7 @@ ScanFitter._placed_anew = lambda self, fit, *_: fit
 cli({verb}.main, {words})
 """
 PRELOADED = [f"shapespace.tools.{verb}" for verb in ("preprocess", "train", "fit", "evaluate")]
-PRELOADED += ["torch.utils.tensorboard", "torch_geometric.nn", "typeguard", "matplotlib.pyplot", "skimage.measure"]
+PRELOADED += ["torch.utils.tensorboard", "typeguard", "matplotlib.pyplot", "skimage.measure"]
 
 QUICK = ("--lm.max-steps", 5, "--lm.num-points", 256, "--resolution", 16)
 
