@@ -20,7 +20,7 @@ MAX_POINTS = 30_000  # points of a scan that are sent to the page: more make no 
 
 @dataclass(frozen=True)
 class FittedScan:
-    """A scan (meters), its fit, and its ground truth if there is one."""
+    """A scan (meters) as it was fitted, its fit, and its ground truth if there is one."""
 
     scan: Scan
     fit: Fit
@@ -63,8 +63,7 @@ class ScanCollection:
             raise ValueError(f"there is no scan {name!r}. {did_you_mean(name, self.names)}")
         with self._lock:
             if name not in self._fitted:
-                scan = self._scans[name]
-                self._fitted[name] = FittedScan(scan, self.space.fit_scans([scan])[0], self._ground_truth(name))
+                self._fitted[name] = self._fit(self._scans[name], self._ground_truth(name))
             return self._fitted[name]
 
     def is_fitted(self, name: str) -> bool:
@@ -74,4 +73,10 @@ class ScanCollection:
     def fit(self, scan: Scan) -> FittedScan:
         """Fit an uploaded scan, which only its visitor sees, after the fits that have begun."""
         with self._lock:
-            return FittedScan(scan, self.space.fit_scans([scan])[0])
+            return self._fit(scan)
+
+    def _fit(self, scan: Scan, ground_truth: Trimesh | None = None) -> FittedScan:
+        """As the command `fit` does: without floor, walls and separate parts."""
+        (cleaned,) = self.space.remove_clutter([scan])
+        (fit,) = self.space.fit_scans([cleaned])
+        return FittedScan(cleaned, fit, ground_truth)

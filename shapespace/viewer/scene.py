@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from trimesh import Trimesh
 
 from shapespace.evaluation import metrics
-from shapespace.fitting.checks import assess_fit
+from shapespace.fitting.checks import assess_fit, quality_findings
 from shapespace.fitting.result import Fit
 from shapespace.geometry.proximity import closest_point
 from shapespace.geometry.scan import Scan
@@ -69,7 +69,7 @@ class Scene:
     ground_truth: Trimesh | None = None
     slice: Slice | None = None
     summary: tuple[str, ...] = ()
-    """Errors and quality of the fit, one line each."""
+    """Errors, quality and findings of the fit, one line each."""
     unturned: Trimesh | None = None
     """The shape before joints were turned; None: none are."""
     seconds: float = 0.0
@@ -298,14 +298,17 @@ class SceneBuilder:
         return mesh, None, [_no_color_reason(request, fitted)]
 
     def _with_scores(self, scene: Scene, fitted: FittedScan) -> Scene:
-        """The scene with the quality of the fit, and its metric if there is ground truth."""
-        summary = [*scene.summary, assess_fit(self.space.model, fitted.fit, fitted.scan).summary]
+        """The scene with the quality of the fit, its metric if there is ground truth, and the findings."""
+        quality = assess_fit(self.space.model, fitted.fit, fitted.scan)
+        summary = [*scene.summary, quality.summary]
         if fitted.ground_truth is not None:
             row = metrics.score(["surface_distance"], scene.mesh, fitted.ground_truth)["surface_distance"]
             summary.append(
                 f"Metric surface_distance: completeness {row['completeness']:.2f} mm, "
                 f"accuracy {row['accuracy']:.2f} mm."
             )
+        findings = (*fitted.fit.findings, *quality_findings(quality))
+        summary += [f"Note: {finding.message(fitted.fit.name)}" for finding in findings]
         return replace(scene, summary=tuple(summary), seconds=time.perf_counter() - scene.request.created)
 
 

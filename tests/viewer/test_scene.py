@@ -1,5 +1,6 @@
 """Scenes of the viewer, without a window."""
 
+import io
 import re
 import threading
 import time
@@ -249,6 +250,22 @@ def test_a_file_is_read_fitted_and_shown_to_its_visitor_alone(
     assert "istribution: score" in scene.summary[1]
     with pytest.raises(ValueError, match=r"there is no scan 'me\.ply'"):
         next(theirs.build(ViewRequest(ScanShape("me.ply"))))
+
+
+def test_findings_are_shown_and_clutter_is_removed(space: ShapeSpace, scan: Scan) -> None:
+    ball = np.random.default_rng(0).normal(size=(300, 3))
+    ball = 0.1 * ball / np.linalg.norm(ball, axis=1, keepdims=True) + np.array([7.5, 2.0, -3.0])
+    zeros = np.zeros((90, 3))
+    builder = SceneBuilder(ScanCollection(space))
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate([scan.points, ball, zeros]).astype(np.float32))
+    builder.add_upload("me.npy", buffer.getvalue(), unit="m")
+    *_, scene = builder.build(ViewRequest(ScanShape("me.npy"), detail=COARSE))
+    assert scene.scan is not None
+    assert len(scene.scan.points) == len(scan.points)
+    notes = [line for line in scene.summary if line.startswith("Note: ")]
+    assert any(line.startswith("Note: dropped 90 of 3,390 points") for line in notes)
+    assert any("removed" in line for line in notes)
 
 
 BAD = {
