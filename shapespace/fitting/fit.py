@@ -14,6 +14,7 @@ from tqdm import tqdm
 from shapespace.data.loader import collate, derive_seed
 from shapespace.fitting.displacement import Displacement, fit_local_levels
 from shapespace.fitting.levenberg_marquardt import LMOptions, cholesky, levenberg_marquardt
+from shapespace.fitting.limb_search import search_codes
 from shapespace.fitting.registration import Registration
 from shapespace.fitting.residuals import (
     FitProblem,
@@ -23,7 +24,7 @@ from shapespace.fitting.residuals import (
     residuals,
     robust_loss,
 )
-from shapespace.fitting.starts import outside_share, search_codes, start_codes
+from shapespace.fitting.starts import outside_share, start_codes
 from shapespace.geometry import similarity
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.scan import Scan
@@ -299,7 +300,7 @@ def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: i
     has_lost = (share > options.max_far_share) | (first.outside > options.max_outside_share)
     poor = (has_lost & (share < MOSTLY_FAR)).nonzero()[:, 0].tolist()
     again = [first.starts[row] for row in poor]
-    if not again:
+    if not again or not len(model.template.vertices):
         return first
 
     def searched(scan: Scan, encoded: Float[Tensor, "k"]) -> Float[Tensor, "s k"]:

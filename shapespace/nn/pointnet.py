@@ -12,12 +12,16 @@ from torch import Tensor, nn
 class ReLULayers(nn.Module):
     """Linear layers of these sizes, each followed by ReLU.
 
-    The weights have the names of `torch_geometric.nn.MLP`, whose import would take most of the start of a command.
+    Names and initial values are those of `torch_geometric.nn.MLP`, whose import would take most of the start of a
+    command.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
-        self.lins = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        layers = [nn.Linear(*pair) for pair in pairwise(sizes)]
+        for linear in layers:  # a second time, as there: a seed gives the models that it always gave
+            linear.reset_parameters()
+        self.lins = nn.ModuleList(layers)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """The last layer's output, after its ReLU."""

@@ -26,24 +26,26 @@ from shapespace.fitting.articulated import (
 )
 from shapespace.fitting.joints import JointPrior
 from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions, levenberg_marquardt
+from shapespace.fitting.limb_search import (
+    FOUND,
+    NORMAL_LENGTH,
+    NORMAL_WEIGHT,
+    SCAN_SPACING,
+    TEMPLATE_SPACING,
+    TemplateDistance,
+    _codes_of_poses,
+    _exchange_limbs,
+    search_codes,
+)
 from shapespace.fitting.posterior import SCAN_STD
 from shapespace.fitting.result import Fit, load_fits, save_fits
 from shapespace.fitting.sequence import SequenceOptions
-from shapespace.fitting.starts import (
-    FOUND,
-    SPHERE,
-    _codes_of_poses,
-    _exchange_limbs,
-    outside_share,
-    search_codes,
-    sphere_distance,
-    start_codes,
-)
+from shapespace.fitting.starts import SPHERE, outside_share, sphere_distance, start_codes
 from shapespace.geometry import primitives
 from shapespace.geometry.articulation import PartPoses
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import isosurface
-from shapespace.geometry.proximity import closest_point
+from shapespace.geometry.proximity import closest_point, vertex_normals
 from shapespace.geometry.scan import Scan
 from shapespace.geometry.similarity import cross_matrix, left_jacobian
 from shapespace.io.checkpoints import load_tensors, save_tensors
@@ -793,6 +795,43 @@ def test_spheres_are_compared_with_a_scan_both_ways(model: ArticulatedSDF) -> No
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("has_normals", [True, False])
+def test_templates_are_compared_with_a_scan_both_ways(model: ArticulatedSDF, has_normals: bool) -> None:
+    """Against a plain twin: closest point by place and normal, then height, distance along, and angle."""
+    states, template = model.training_states().select(slice(0, 2)), model.template.part_template()
+    scan = sampled(figure(0.3, -0.5))
+    scan = scan if has_normals else Scan(scan.name, scan.points)
+    distance = TemplateDistance(model, scan, seed=0)
+    points, normals = distance.posed(states)
+    vertices = model.template(states)
+    rest = torch.from_numpy(vertex_normals(template.vertices.numpy(), template.faces.numpy())).float()
+    for body in range(2):
+        gap, vertex = (points[body][:, None] - vertices[body]).norm(dim=2).min(dim=1)  # each is a vertex of its part
+        assert gap.max() < 1e-5
+        assert (template.labels[vertex] == distance.part).all()
+        turned = (states.rotation[body, distance.part] @ rest[vertex][..., None])[..., 0]
+        torch.testing.assert_close(normals[body], turned)
+        total = 0.0
+        sides = (
+            ((distance.points, distance.normals), (points[body], normals[body]), TEMPLATE_SPACING),
+            ((points[body], normals[body]), (distance.dense, distance.dense_normals), SCAN_SPACING),
+        )
+        for (x, n), (y, k), spacing in sides:
+            each = []
+            for place, normal in zip(x, n, strict=True):
+                apart = (y - place).square().sum(dim=1) + (NORMAL_LENGTH * (k - normal)).square().sum(dim=1)
+                closest = apart.argmin()
+                offset = place - y[closest]
+                height = offset @ k[closest]
+                along = max(0.0, float((offset - height * k[closest]).norm()) - spacing)
+                each.append(abs(float(height)) + along + NORMAL_WEIGHT * (1 - float(normal @ k[closest])))
+            d = torch.tensor(each)
+            d = d * 0.1 / (d + 0.1)
+            total += float(d.mean() if x is distance.points else d @ distance.weight)
+        assert float(distance(states)[body]) == pytest.approx(total, rel=0.01)
+
+
+@torch.no_grad()
 def test_poses_become_codes_again(model: ArticulatedSDF) -> None:
     states = model.training_states()
     start = model.prior.mean.expand(len(states.center), -1)
@@ -809,13 +848,11 @@ def test_a_limb_is_exchanged_if_the_scan_has_that_of_another_body(model: Articul
     states = model.training_states()
     hand = states.center[:, left_arm(model, states)[0], 1]
     up, down = int(hand.argmax()), int(hand.argmin())
-    points = torch.from_numpy(sampled(surface_of(model, code_of(model, up), states.select(slice(up, up + 1)))).points)
+    scan = sampled(surface_of(model, code_of(model, up), states.select(slice(up, up + 1))))
     donors = PartPoses(states.center[up : up + 1], states.rotation[up : up + 1])
-    codes = _exchange_limbs(model, points[:256].float(), table[down : down + 1], donors)
-    before, after = (
-        sphere_distance(model, points[:256].float(), model.hypernetwork(code).center)
-        for code in (table[down : down + 1], codes)
-    )
+    distance = TemplateDistance(model, scan, seed=0)
+    codes = _exchange_limbs(model, distance, table[down : down + 1], donors)
+    before, after = (distance(model.hypernetwork(code)) for code in (table[down : down + 1], codes))
     assert after.min() < 0.8 * before.min()
 
 

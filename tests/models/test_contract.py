@@ -105,9 +105,9 @@ def model(family: str) -> ShapeModel:
     torch.manual_seed(0)
     made = FAMILIES[family].make().eval()
     FAMILIES[family].prepare(made)
-    for parameter in made.parameters():  # away from weights at which the code has no effect; bodies stay in the cube
+    for parameter in made.parameters():  # away from initial weights at which the code has no effect
         if not parameter.abs().sum() > 0 and not family.startswith("igr"):
-            parameter.data += 0.02 * torch.randn_like(parameter)
+            parameter.data += 0.05 * torch.randn_like(parameter)
     return made
 
 

@@ -19,11 +19,13 @@ def test_pointnet_reads_its_first_points_in_any_order() -> None:
 def test_layers_are_those_of_torch_geometric() -> None:
     from torch_geometric.nn import MLP
 
-    torch.manual_seed(0)
-    sizes = [3, 8, 16, 5]
-    twin, layers = MLP(sizes, norm=None, plain_last=False), ReLULayers(sizes)
-    layers.load_state_dict(twin.state_dict())
     x = torch.randn(40, 3)
+    torch.manual_seed(0)
+    twin, after = MLP([3, 8, 16, 5], norm=None, plain_last=False), torch.rand(1)
+    torch.manual_seed(0)
+    layers = ReLULayers([3, 8, 16, 5])
+    assert torch.rand(1) == after
+    assert list(layers.state_dict()) == list(twin.state_dict())
     torch.testing.assert_close(layers(x), twin(x))
 
 

@@ -260,7 +260,7 @@ def test_a_fit_has_one_verdict(place: Path, space: ShapeSpace, tmp_path: Path, m
     collection._fitted[scan.name] = FittedScan(scan, fit)
     for detail in (POSED, REGISTERED, 16):
         *_, scene = SceneBuilder(collection).build(ViewRequest(ScanShape(scan.name), detail=detail))
-        assert scene.summary == (quality.summary,)
+        assert scene.summary == (quality.summary, *(f"Note: {found['message']}" for found in record["findings"]))
 
 
 def test_the_field_is_meshed_on_request(fitted: Path, space: ShapeSpace, fits: list[Fit], tmp_path: Path) -> None:
