@@ -18,6 +18,7 @@ from shapespace.data.scan_dataset import ScanDataset, ScanEntry
 from shapespace.data.store_writer import PreparedScan
 from shapespace.geometry import proximity
 from shapespace.geometry.orientation import check_orientation
+from shapespace.geometry.surroundings import check_surroundings
 from shapespace.io.checks import Normals
 from shapespace.io.units import check_person_size
 
@@ -49,7 +50,7 @@ class ScanPreparer:
     def _prepare(self, entry: ScanEntry) -> PreparedScan:
         read = self.dataset.read_scan(entry, self.normals)
         self.dataset.check_size(read)
-        whole = check_orientation(check_person_size(read))
+        whole = check_surroundings(check_orientation(check_person_size(read)))
         if self.strict and whole.findings:
             raise ValueError(" ".join(f"{found.message(entry.name)} [{found.code}]" for found in whole.findings))
         drawn = whole.sample(self.points, _generator(self.seed, entry.name))
