@@ -19,8 +19,8 @@ MAX_RATIO = 8.0  # the distance that counts for the area of a point: parts thinn
 # neighbor instead of the nearest, strays in a flat box around a sparse person look like a surface.
 _GROWTH = 2.593
 _SMOOTH = 64  # far points around one, over which the dimension is averaged; fewer are no part
-# Dimension of all far points above which they are mostly strays: parts of people thinned 10 to 50 times have up to 2.17,
-# uniform points in boxes of 1 to 2 times the size of a person, 6 to 20 % of 1,500 to 10,000 points, 2.22 to 3.
+# Dimension of all far points above which they are mostly strays: parts of people thinned 10 to 50 times have up to
+# 2.17, uniform points in boxes of 1 to 2 times the size of a person, 6 to 20 % of 1,500 to 10,000 points, 2.22 to 3.
 MAX_DIMENSION = 2.2
 _MIN_STRAY = 2.15  # the same around a point, above which it is a stray among strays
 _MIN_STRAY_ON_PART = 2.5  # and where most far points are a part

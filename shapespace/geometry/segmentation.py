@@ -14,8 +14,8 @@ from shapespace.geometry import proximity
 
 MIN_AREA = 0.6  # square meters of a plane; people of the tuning set have at most 0.41 in a plane that bounds them
 MIN_GAP = 0.05  # meters between two parts
-# Square meters of a level surface on which nothing stands. 180 synthetic people alone, half of them in wide poses, have at
-# most 0.057, of 1,500 points 0.082; boards of 0.3 m and more with a fifth of the density of a person 0.075 and more.
+# Square meters of a level surface on which nothing stands. 180 synthetic people alone, many of them in wide poses, have
+# at most 0.057, of 1,500 points 0.082; boards of 0.3 m with a fifth of the density of a person 0.075 and more.
 MIN_PLATFORM = 0.06
 MIN_PLATFORM_FEW = 0.085  # the same for few points
 _MANY = 2500
@@ -100,7 +100,7 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
     cell = max(_PLATFORM_CELL, 1.5 * float(np.quantile(radius, 0.9)))  # has six points on average
     planes = [plane for plane in _hypotheses(bottom, rng) if abs(plane.normal[1]) > _MIN_LEVEL]
     heights = np.arange(low, low + _PLATFORM_HEIGHT, _MIN_THICKNESS)
-    # Of the triples of a thinly measured board one in a thousand has all points on its top: level planes are tried, too.
+    # One in a thousand triples has all points on the top of a thinly measured board: level planes are tried, too.
     planes += [Plane(np.array([0.0, 1.0, 0.0]), float(height), _MIN_THICKNESS) for height in heights]
     planes = [Plane(-p.normal, -p.offset, p.thickness) if p.normal[1] < 0 else p for p in planes]
     planes.sort(key=lambda plane: int((np.abs(plane.height(bottom)) < _MIN_THICKNESS).sum()))

@@ -14,8 +14,8 @@ OUTLIER_POINTS = 50_000  # points among which outliers are searched; fewer would
 SAMPLE_POINTS = 10_000  # points in which planes and parts are searched
 MIN_ASKED_SHARE = 0.002  # of the points: smaller parts are specks
 MIN_TOLD_POINTS = 8  # of a sample: fewer are no thing of which a size can be told
-# Meters around a part that `check_surroundings` names. Hands and feet beyond gaps of raw scans: 4 of 160 synthetic people
-# have such a part 0.05 to 0.13 m away, one of them beyond this.
+# Meters around a part that `check_surroundings` names. Limbs beyond gaps of raw scans: 4 of 160 synthetic people have
+# such a part 0.05 to 0.13 m away, one of them farther than this.
 MIN_FOUND_GAP = 0.08
 
 

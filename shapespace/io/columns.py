@@ -49,7 +49,7 @@ def split_columns(path: Path, table: Shaped[np.ndarray, "..."], names: Sequence[
 
     With names, x, y, z and nx, ny, nz are taken. Without them the first three columns are points, and three of the
     others are normals if their lengths agree and some are negative; 2 columns, and 4 with unit normals in the plane,
-    are points of the plane z = 0. A first column that counts the rows is skipped, as are two of the row and column in the
+    are points of the plane z = 0. A first column that counts the rows is skipped, as are the row and the column in the
     image of a scanner. The rest is ignored, with a finding.
     """
     if table.ndim == 3 and 3 <= table.shape[2] <= MAX_CHANNELS:

@@ -21,6 +21,7 @@ _MISSING = {"", "-", "na", "n/a", "null", "none", "nil"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:,\d+)?(?:[eE][+-]?\d+)?")
 _PTS_NAMES = ["x", "y", "z", "intensity", "red", "green", "blue"]
 _COLMAP = "POINT3D_ID"
+_MIN_NUMERIC = 0.2  # share of numbers in a column that is no column of names or codes
 _MAX_WRONG = 3  # numbers in an unknown spelling that are dropped with their rows
 # Marks of thousands that are no separator of columns, and the minus sign of typography
 _SPELLING = str.maketrans({"'": None, "\u2019": None, "\u00a0": None, "\u202f": None, "\u2212": "-"})
@@ -174,7 +175,8 @@ def _parse_slowly(lines: Iterator[str], dialect: _Dialect) -> Float[np.ndarray, 
         raise ValueError("rows of words")
     table = np.array(rows, dtype=np.float64)
     for column, found in wrong.items():
-        if len(found) > _MAX_WRONG and np.isfinite(table[:, column]).any():  # else it is a column of names
+        is_numeric = np.isfinite(table[:, column]).mean() > _MIN_NUMERIC  # else it is a column of names
+        if is_numeric and len(found) > _MAX_WRONG:
             raise ValueError(f"row {found[0][0]:,}, column {column + 1} is no number: {found[0][1][:30]}")
     return table[:, :-1] if width > 3 and np.isnan(table[:, -1]).all() else table
 

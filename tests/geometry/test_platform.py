@@ -60,7 +60,7 @@ def test_a_board_with_a_quarter_of_the_density_of_the_person_is_found(person: np
     board = Scan.from_mesh(creation.box((0.45, 0.05, 0.36))).sample(250, np.random.default_rng(seed)).points
     low = person[:, 1].min()
     few = person[np.random.default_rng(seed).permutation(len(person))[:3000]]
-    platform = find_platform(np.concatenate([few, board + [0, low - 0.026, 0]]), np.random.default_rng(seed))
+    platform = find_platform(np.concatenate([few, board + np.array([0, low - 0.026, 0])]), np.random.default_rng(seed))
     assert platform is not None
     assert platform.plane.offset == pytest.approx(low, abs=0.012)
     assert find_platform(few, np.random.default_rng(seed)) is None
