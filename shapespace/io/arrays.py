@@ -2,7 +2,9 @@
 
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +48,7 @@ def _is_across(array: np.ndarray) -> bool:
 
 def _unpacked_fields(array: np.ndarray) -> np.ndarray:
     """Records with a field of three numbers for the points (and one for the normals) as records of single numbers."""
-    fields = array.dtype.fields or {}
+    fields: Mapping[str, Any] = array.dtype.fields or {}
     wide = {name.lower(): name for name, (kind, *_) in fields.items() if kind.shape == (3,)}
     points = next((wide[key] for key in POINT_KEYS if key in wide), None)
     if points is None:
@@ -54,7 +56,10 @@ def _unpacked_fields(array: np.ndarray) -> np.ndarray:
     normals = next((wide[key] for key in (*NORMAL_KEYS, "n") if key in wide), None)
     chosen = [("", points), *([("n", normals)] if normals else [])]
     columns = {prefix + axis: array[name][..., i] for prefix, name in chosen for i, axis in enumerate(_AXES)}
-    return np.rec.fromarrays(list(columns.values()), names=list(columns))
+    records = np.empty(array.shape, dtype=[(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        records[name] = column
+    return records
 
 
 def _scan_of_array(path: Path, array: np.ndarray) -> RawScan:
