@@ -81,7 +81,7 @@ def remove_clutter(scan: Scan, quick_fit: Callable[[Scan], QuickFit] | None, *, 
 
 def _left_out(around: Surroundings, is_person: Bool[np.ndarray, "p"]) -> Finding:
     """The finding about parts that are not the person's."""
-    values = part_values(around, is_person)
+    values = part_values(around, ~is_person, is_person)
     is_large = 2 * values["share"] * len(around.parts) > is_person[around.parts].sum() and values["size"] > 1.2
     return Finding("parts-left-out", {**values, "like": "another person" if is_large else "an object"})
 

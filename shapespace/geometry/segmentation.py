@@ -108,6 +108,7 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
     planes = [plane for plane in planes if (np.abs(plane.height(bottom)) < _MIN_THICKNESS).mean() > _MIN_SHARE]
     by_height = {round(float(plane.height(middle[None])[0]) / _MIN_THICKNESS): plane for plane in planes}
     found = [Platform(plane, _free_area(wide, plane, cell)) for plane in by_height.values()]
+    found = [one for one in found if _free_area(wide, one.plane, cell, np.inf) >= MIN_PLATFORM_FILLED]
     best = max(found, key=lambda platform: platform.free_area, default=None)
     if best is None or best.free_area < MIN_PLATFORM_FILLED:
         return None
@@ -135,17 +136,18 @@ def _is_covered(points: Float[np.ndarray, "n 3"], plane: Plane) -> bool:
     return float(np.mean(gap < 0.75 * _FILLED_CELL)) > _MIN_FILLED
 
 
-def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
-    """Area of the cells of a level plane that have points in it and none just above, and two such neighbors at least.
+def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float, reach: float = _STANDING_HEIGHT) -> float:
+    """Area of the cells of a level plane that have points in it and none above, and two such neighbors at least.
 
-    Not in the whole column above: the trunk and the arms are above most of a small board.
+    `reach`: height (meters) up to which points count. In the whole column above are the trunk and the arms, over most
+    of a small board; but also the top of a cabinet over its bottom, all of which they must not cover.
     """
     height = plane.height(points)
     index = np.floor(points[:, [0, 2]] / cell).astype(int)
     index -= index.min(axis=0) - 1
     free = np.zeros(index.max(axis=0) + 2, dtype=np.int8)
     free[tuple(index[np.abs(height) < plane.thickness].T)] = 1
-    free[tuple(index[(height > plane.thickness) & (height < _STANDING_HEIGHT)].T)] = 0
+    free[tuple(index[(height > plane.thickness) & (height < reach)].T)] = 0
     neighbors = convolve(free, np.ones((3, 3), dtype=np.int8), mode="constant") - free
     return int((free * (neighbors >= 2)).sum()) * cell**2
 

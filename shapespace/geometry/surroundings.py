@@ -76,26 +76,30 @@ def check_surroundings(scan: Scan, *, seed: int = 0) -> Scan:
         found.append(Finding("platform-found", values))
     is_apart = _apart(around)
     if is_apart.any():
-        found.append(Finding("parts-found", part_values(around, ~is_apart)))
+        sizes = np.bincount(around.parts)
+        found.append(Finding("parts-found", part_values(around, is_apart, sizes > sizes[is_apart].max())))
     return scan.with_findings(*found)
 
 
 def _apart(around: Surroundings) -> Bool[np.ndarray, "p"]:
-    """Mask of the parts but the largest that are no specks and far from all others."""
+    """Mask of the parts that are no specks and far from all larger ones."""
     sizes, points = np.bincount(around.parts), around.sample.points
-    is_apart = (sizes >= around.least_part) & (np.arange(len(sizes)) != sizes.argmax())
+    is_apart = sizes >= around.least_part
+    is_apart[sizes.argmax()] = False
     for part in np.flatnonzero(is_apart):
-        own = around.parts == part
-        is_apart[part] = proximity.nearest_point(points[own], points[~own])[0].min() > MIN_FOUND_GAP
+        larger = (sizes > sizes[part])[around.parts]
+        is_apart[part] = proximity.nearest_point(points[around.parts == part], points[larger])[0].min() > MIN_FOUND_GAP
     return is_apart
 
 
-def part_values(around: Surroundings, is_person: Bool[np.ndarray, "p"]) -> dict[str, Any]:
+def part_values(
+    around: Surroundings, is_apart: Bool[np.ndarray, "p"], is_person: Bool[np.ndarray, "p"]
+) -> dict[str, Any]:
     """Number of the parts that are not the person's; share, size and distance (m) of the largest of them."""
-    largest = int(np.where(is_person, 0, np.bincount(around.parts)).argmax())
+    largest = int(np.where(is_apart, np.bincount(around.parts), 0).argmax())
     own, person = around.sample.points[around.parts == largest], around.sample.points[is_person[around.parts]]
     return {
-        "count": int((~is_person).sum()),
+        "count": int(is_apart.sum()),
         "share": round(float((around.parts == largest).mean()), 4),
         "size": round(float(np.ptp(own, axis=0).max()), 2),
         "distance": round(float(proximity.nearest_point(own, person)[0].min()), 2),

@@ -7,7 +7,7 @@ import pytest
 from trimesh import Trimesh, creation, transformations, util
 
 from shapespace.geometry.scan import Scan
-from shapespace.geometry.surroundings import check_surroundings
+from shapespace.geometry.surroundings import check_surroundings, find_surroundings
 
 LEVEL = transformations.rotation_matrix(np.pi / 2, (1, 0, 0))
 
@@ -53,3 +53,19 @@ def test_what_is_no_person_is_a_finding_and_stays(
     share = thing.area / (body.area + thing.area)
     if not faces or code == "parts-found":  # shares of planes are those of vertices where there are faces
         assert found.values["share"] == pytest.approx(share, rel=0.35)
+
+
+def test_a_thing_of_two_pieces_is_found(body: Trimesh) -> None:
+    """They are near each other, and far from the person."""
+    rng = np.random.default_rng(1)
+    ball = Scan.from_mesh(creation.icosphere(radius=0.04))
+    pieces = [ball.sample(count, rng).points + np.array([1.0, y, 0.0]) for count, y in ((70, 0.5), (50, 0.64))]
+    person = Scan.from_mesh(body).sample(3000, rng).points
+    scan = Scan("anna", np.concatenate([person, *pieces]).astype(np.float32))
+    around = find_surroundings(scan)
+    assert around is not None
+    assert np.bincount(around.parts).tolist() == [3000, 70, 50]
+    (found,) = check_surroundings(scan).findings
+    assert found.code == "parts-found"
+    assert found.values["share"] == pytest.approx(70 / 3120, abs=1e-4)
+    assert found.values["distance"] > 0.2
