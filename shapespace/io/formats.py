@@ -74,9 +74,10 @@ def read_raw(path: Path) -> RawScan | list[DepthImage]:
         kind = _recognized(path)
         if kind in ("", suffix) or {kind, suffix} in _ALIKE:
             raise
+        inner = Path(path.stem)  # of a file that is named as a container, and is none
+        name = inner if inner.suffix.lower() == kind else inner.with_name(inner.name + kind)
         raise BadFileError(
-            f"{path}: contains {kind[1:].upper()} and is named {suffix[1:].upper()}. Rename it to "
-            f"{path.with_suffix(kind).name}."
+            f"{path}: contains {kind[1:].upper()} and is named {suffix[1:].upper()}. Rename it to {name}."
         ) from error
 
 
