@@ -106,6 +106,8 @@ def main(
         print(f"findings about {len(result.findings):,} of {result.scans:,} scans (--strict rejects them):")
         for name, codes in result.findings.items():
             print(f"  {name:<{width}}  {', '.join(codes)}")
+        for code, sentence in result.sentences.items():
+            print(f"note: {sentence} [{code}]")
     if result.rejected:
         print(f"rejected {len(result.rejected):,} scans: {', '.join(list(result.rejected)[:5])}")
     if result.path != out:

@@ -18,10 +18,12 @@ from shapespace.data.scan_dataset import ScanDataset, ScanEntry
 from shapespace.data.store_writer import PreparedScan
 from shapespace.geometry import proximity
 from shapespace.geometry.orientation import check_orientation
+from shapespace.geometry.surroundings import check_surroundings
 from shapespace.io.checks import Normals
 from shapespace.io.units import check_person_size
 
 MAX_OUTSIDE = 0.01  # share of the points of a scan outside the model cube: raw scans have outliers
+MIN_CHECKED_POINTS = 1000  # of a scan in the store; with fewer the search for clutter takes longer than all else
 MAX_GROUND_TRUTH_DISTANCE = 0.04  # model units (5 cm for people): a mesh farther away is in another frame
 
 GroundTruth = Literal["auto", "drop"]
@@ -50,6 +52,8 @@ class ScanPreparer:
         read = self.dataset.read_scan(entry, self.normals)
         self.dataset.check_size(read)
         whole = check_orientation(check_person_size(read))
+        if self.points >= MIN_CHECKED_POINTS:
+            whole = check_surroundings(whole)
         if self.strict and whole.findings:
             raise ValueError(" ".join(f"{found.message(entry.name)} [{found.code}]" for found in whole.findings))
         drawn = whole.sample(self.points, _generator(self.seed, entry.name))

@@ -91,6 +91,8 @@ class PreprocessResult:
     notes: tuple[str, ...]
     findings: dict[str, list[str]]
     """Codes of the findings about each scan that has any."""
+    sentences: dict[str, str]
+    """Sentence of each code, for the first scan that has it."""
     created: bool
 
 
@@ -295,6 +297,10 @@ def _summarize(out: Path, created: bool) -> PreprocessResult:
     """Count the contents of a store."""
     with ScanStore(out) as store:
         notes = (store.provenance(name)["note"] for name in store.names)
+        found = {name: some for name in store.names if (some := store.findings(name))}
+        sentences = dict[str, str]()
+        for one in (one for some in found.values() for one in some):
+            sentences.setdefault(str(one["code"]), str(one.get("message", "")))
         return PreprocessResult(
             path=out,
             scans=len(store),
@@ -303,8 +309,7 @@ def _summarize(out: Path, created: bool) -> PreprocessResult:
             size=out.stat().st_size,
             rejected=store.rejected,
             notes=tuple(filter(None, notes)),
-            findings={
-                name: [str(one["code"]) for one in found] for name in store.names if (found := store.findings(name))
-            },
+            findings={name: [str(one["code"]) for one in some] for name, some in found.items()},
+            sentences=sentences,
             created=created,
         )

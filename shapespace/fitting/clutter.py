@@ -1,18 +1,19 @@
 """Remove floor, walls and furniture from a scan before fitting.
 
-Planes are found in the points (`geometry.segmentation`). Parts that are separate from the rest can be furniture, or a
+Planes are found in the points (`geometry.surroundings`). Parts that are separate from the rest can be furniture, or a
 leg whose knee no camera saw: quick fits decide which parts are one person.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from shapespace.geometry import proximity, segmentation
+from shapespace.geometry import proximity
 from shapespace.geometry.findings import Finding
 from shapespace.geometry.scan import MIN_POINTS, Scan
+from shapespace.geometry.surroundings import MIN_ASKED_SHARE, Surroundings, find_surroundings, part_values
 from shapespace.nn.latent import OOD_THRESHOLD
 
 Clutter = Literal["remove", "keep"]
@@ -21,9 +22,7 @@ Clutter = Literal["remove", "keep"]
 # Arbitrary values:
 MAX_PART_DISTANCE = 0.03  # meters: at most the median distance of a person's part from the surface of the fit
 MIN_PART_SHARE = 0.05  # of the points: smaller parts are judged by the fit of the others
-MIN_ASKED_SHARE = 0.002  # of the points: still smaller parts are specks, which alone are no reason for a quick fit
 MIN_REMOVED_SHARE = 0.005  # of the points: the robust loss tolerates fewer
-MIN_TOLD_POINTS = 8  # of a sample: fewer are no thing of which a size can be told
 MIN_ASKED_SHARE_UNEVEN = MIN_PART_SHARE  # where thinly measured limbs fall to pieces, small parts are kept
 MAX_LIMB_DISTANCE = 0.015  # meters: the same for a small part away from the fit of the others, once it is fitted too
 LIMB_SCORE = 2.5  # ood score of a fit with a limb beyond a gap: people have 1 to 3
@@ -34,8 +33,6 @@ LIMB_QUANTILE = 0.97  # of the distances of the person's points: a limb has some
 MAX_LOSS = 1.25  # they may grow by this factor
 MAX_LIMBS = 3  # small parts that are fitted together with the person
 MIN_PERSON_SHARE = 0.25  # of the points of the largest part: a leg alone has a low ood score too
-OUTLIER_POINTS = 50_000  # points among which outliers are searched; fewer would be too far apart
-SAMPLE_POINTS = 10_000  # points in which planes and parts are searched
 
 
 class QuickFit(NamedTuple):
@@ -54,65 +51,39 @@ def remove_clutter(scan: Scan, quick_fit: Callable[[Scan], QuickFit] | None, *, 
     """
     if len(scan) < MIN_POINTS:
         return scan
-    rng = np.random.default_rng(seed)
-    sample = scan.sample(OUTLIER_POINTS, rng).even_out(seed=seed).sample(SAMPLE_POINTS, rng)
-    planes = segmentation.bounding_planes(sample.points, rng)
-    sample = sample.select(np.flatnonzero(_above_planes(planes, sample.points)))
-    platform = None if any(abs(plane.normal[1]) > 0.9 for plane in planes) else _platform(sample, rng)
-    if platform is not None:
-        sample = sample.select(np.flatnonzero(~platform.plane.below(sample.points)))
-    if len(sample) < MIN_POINTS:
+    around = find_surroundings(scan, seed=seed)
+    if around is None:
         return scan
-    parts = segmentation.connected_parts(sample.points)
-    is_person = np.ones(parts.max() + 1, dtype=np.bool_)
+    is_person = np.ones(around.parts.max() + 1, dtype=np.bool_)
     if quick_fit is not None:
-        is_uneven = any(found.code == "uneven-density" for found in sample.findings)
+        is_uneven = any(found.code == "uneven-density" for found in around.sample.findings)
         asked = MIN_ASKED_SHARE_UNEVEN if is_uneven else MIN_ASKED_SHARE
-        is_person = parts_of_person(sample, parts, quick_fit, asked)
-    if not planes and platform is None and is_person.all():
+        is_person = parts_of_person(around.sample, around.parts, quick_fit, asked)
+    has_surface = bool(around.planes) or around.platform is not None
+    if not has_surface and is_person.all():
         return scan
-    above = _above_planes(planes, scan.points)
-    on = above if platform is None else above & ~platform.plane.below(scan.points)
-    _, nearest = proximity.nearest_point(scan.points, sample.points)
-    person = scan.mask(on & is_person[parts[nearest]])
+    on = around.above(scan.points)
+    _, nearest = proximity.nearest_point(scan.points, around.sample.points)
+    person = scan.mask(on & is_person[around.parts[nearest]])
     if len(person) < MIN_POINTS:
         return scan
-    if not planes and platform is None and len(person) > (1 - MIN_REMOVED_SHARE) * len(scan):
+    if not has_surface and len(person) > (1 - MIN_REMOVED_SHARE) * len(scan):
         return scan
     found = [Finding("clutter-removed", {"share": round(1 - len(person) / len(scan), 4)})]
-    if platform is not None:
-        values = {"area": round(platform.free_area, 3), "share": round(float((above & ~on).mean()), 4)}
+    if around.platform is not None:
+        share = float((around.above_planes(scan.points) & ~on).mean())
+        values = {"area": round(around.platform.free_area, 3), "share": round(share, 4)}
         found.append(Finding("platform-removed", values))
-    if np.bincount(parts)[~is_person].max(initial=0) >= max(MIN_ASKED_SHARE * len(parts), MIN_TOLD_POINTS):
-        found.append(_left_out(sample, parts, is_person))
+    if np.bincount(around.parts)[~is_person].max(initial=0) >= around.least_part:
+        found.append(_left_out(around, is_person))
     return person.with_findings(*found)
 
 
-def _platform(sample: Scan, rng: np.random.Generator) -> segmentation.Platform | None:
-    """A platform, unless it is most of what there is."""
-    platform = segmentation.find_platform(sample.points, rng)
-    return None if platform is None or platform.plane.below(sample.points).mean() > 0.5 else platform
-
-
-def _left_out(sample: Scan, parts: Int[np.ndarray, "n"], is_person: Bool[np.ndarray, "p"]) -> Finding:
+def _left_out(around: Surroundings, is_person: Bool[np.ndarray, "p"]) -> Finding:
     """The finding about parts that are not the person's."""
-    sizes = np.bincount(parts)
-    largest = int(np.where(is_person, 0, sizes).argmax())
-    own, person = sample.points[parts == largest], sample.points[is_person[parts]]
-    size = float(np.ptp(own, axis=0).max())
-    like = "another person" if 2 * sizes[largest] > sizes[is_person].sum() and size > 1.2 else "an object"
-    values = {
-        "count": int((~is_person).sum()),
-        "share": round(float(sizes[largest] / len(parts)), 4),
-        "size": round(size, 2),
-        "distance": round(float(proximity.nearest_point(own, person)[0].min()), 2),
-        "like": like,
-    }
-    return Finding("parts-left-out", values)
-
-
-def _above_planes(planes: Sequence[segmentation.Plane], points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:
-    return ~np.any([plane.below(points) for plane in planes], axis=0) if planes else np.ones(len(points), np.bool_)
+    values = part_values(around, ~is_person, is_person)
+    is_large = 2 * values["share"] * len(around.parts) > is_person[around.parts].sum() and values["size"] > 1.2
+    return Finding("parts-left-out", {**values, "like": "another person" if is_large else "an object"})
 
 
 def parts_of_person(

@@ -78,6 +78,20 @@ FINDINGS: dict[str, str] = {
         "left out {count} parts of {name} apart from the person; the largest has {share:.1%} of the points, is "
         "{size:.2f} m large, {distance:.2f} m away, and like {like}. --clutter keep fits them too."
     ),
+    # The same in `preprocess`, which keeps all points
+    "planes-found": (
+        "{share:.0%} of {name} are in {count} planes or beyond them (floor, walls). They are stored: cut them from the "
+        "file, or reject such scans with --strict."
+    ),
+    "platform-found": (
+        "{name} has a platform under the feet ({area:.2f} m² on which nothing stands, {share:.0%} of the points). It "
+        "is stored: cut it from the file, or reject such scans with --strict."
+    ),
+    "parts-found": (
+        "{count} parts of {name} are apart from the rest; the largest has {share:.1%} of the points, is {size:.2f} m "
+        "large and {distance:.2f} m away. They are stored: if it is no part of the person, cut it from the file, or "
+        "reject such scans with --strict."
+    ),
     # Faces, normals and sensors
     "faces-turned": (
         "faces of {name} point inward ({share:.0%}): turned. If one axis was negated by the program that wrote them, "

@@ -150,7 +150,7 @@ class Scan:
         scan = self
         if isolated.any():
             scan, distance = self.select(np.flatnonzero(~isolated)), distance[~isolated]
-        distance = density.limited(distance)
+        distance = density.limited(distance, had_strays=bool(isolated.any()))
         share = density.thin_share(distance)
         if share > density.MIN_THIN_SHARE:
             return scan

@@ -14,8 +14,10 @@ from shapespace.geometry import proximity
 
 MIN_AREA = 0.6  # square meters of a plane; people of the tuning set have at most 0.41 in a plane that bounds them
 MIN_GAP = 0.05  # meters between two parts
-MIN_PLATFORM = 0.045  # square meters of a level surface on which nothing stands (people alone: at most 0.043)
-MIN_PLATFORM_FEW = 0.06  # the same for few points
+# Square meters of a level surface on which nothing stands. 180 synthetic people alone, many of them in wide poses, have
+# at most 0.057, of 1,500 points 0.082; boards of 0.3 m with a fifth of the density of a person 0.075 and more.
+MIN_PLATFORM = 0.06
+MIN_PLATFORM_FEW = 0.085  # the same for few points
 _MANY = 2500
 # Scales carry the feet on most of their area. A smaller free area is enough where the hull of the level points is large
 # and covered: between the feet of people alone are gaps. People alone cover at most 0.56 of hulls of 0.03 square meters
@@ -26,6 +28,8 @@ _MIN_FILLED = 0.8  # share of the hull that has points in it, or up to
 _FILLED_HEIGHT = 0.1  # meters above it
 _FILLED_CELL = 0.04  # meters
 _PLATFORM_HEIGHT = 0.35  # meters above the lowest point: the top of a platform is below
+_MIN_REFITTED = 0.9  # of the free area that a plane has before it is fitted to its points
+_STANDING_HEIGHT = 0.3  # meters above it in which the feet on it have points
 _PLATFORM_CELL = 0.03  # meters
 _MIN_SHARE = 0.08  # of the lowest points: a plane with fewer is no platform
 _PLATFORM_SAMPLE = 600  # points from which its planes are drawn
@@ -95,18 +99,22 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
     radius = proximity.k_nearest_distance(some, wide, 8)
     cell = max(_PLATFORM_CELL, 1.5 * float(np.quantile(radius, 0.9)))  # has six points on average
     planes = [plane for plane in _hypotheses(bottom, rng) if abs(plane.normal[1]) > _MIN_LEVEL]
+    heights = np.arange(low, low + _PLATFORM_HEIGHT, _MIN_THICKNESS)
+    # One in a thousand triples has all points on the top of a thinly measured board: level planes are tried, too.
+    planes += [Plane(np.array([0.0, 1.0, 0.0]), float(height), _MIN_THICKNESS) for height in heights]
     planes = [Plane(-p.normal, -p.offset, p.thickness) if p.normal[1] < 0 else p for p in planes]
     planes.sort(key=lambda plane: int((np.abs(plane.height(bottom)) < _MIN_THICKNESS).sum()))
     middle = bottom.mean(axis=0)
     planes = [plane for plane in planes if (np.abs(plane.height(bottom)) < _MIN_THICKNESS).mean() > _MIN_SHARE]
     by_height = {round(float(plane.height(middle[None])[0]) / _MIN_THICKNESS): plane for plane in planes}
     found = [Platform(plane, _free_area(wide, plane, cell)) for plane in by_height.values()]
+    found = [one for one in found if _free_area(wide, one.plane, cell, np.inf) >= MIN_PLATFORM_FILLED]
     best = max(found, key=lambda platform: platform.free_area, default=None)
     if best is None or best.free_area < MIN_PLATFORM_FILLED:
         return None
     plane = _refit(bottom, best.plane)
     area = _free_area(wide, plane, cell)
-    refitted = Platform(plane, area) if area > best.free_area else best
+    refitted = Platform(plane, area) if area > _MIN_REFITTED * best.free_area else best
     if best.free_area >= (MIN_PLATFORM if len(wide) > _MANY else MIN_PLATFORM_FEW):
         return refitted
     return refitted if len(wide) > _MANY and _is_covered(wide, refitted.plane) else None
@@ -128,14 +136,18 @@ def _is_covered(points: Float[np.ndarray, "n 3"], plane: Plane) -> bool:
     return float(np.mean(gap < 0.75 * _FILLED_CELL)) > _MIN_FILLED
 
 
-def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
-    """Area of the cells of a level plane that have points in it and none above, and at least two such neighbors."""
+def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float, reach: float = _STANDING_HEIGHT) -> float:
+    """Area of the cells of a level plane that have points in it and none above, and two such neighbors at least.
+
+    `reach`: height (meters) up to which points count. In the whole column above are the trunk and the arms, over most
+    of a small board; but also the top of a cabinet over its bottom, all of which they must not cover.
+    """
     height = plane.height(points)
     index = np.floor(points[:, [0, 2]] / cell).astype(int)
     index -= index.min(axis=0) - 1
     free = np.zeros(index.max(axis=0) + 2, dtype=np.int8)
     free[tuple(index[np.abs(height) < plane.thickness].T)] = 1
-    free[tuple(index[height > plane.thickness].T)] = 0
+    free[tuple(index[(height > plane.thickness) & (height < reach)].T)] = 0
     neighbors = convolve(free, np.ones((3, 3), dtype=np.int8), mode="constant") - free
     return int((free * (neighbors >= 2)).sum()) * cell**2
 

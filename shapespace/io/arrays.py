@@ -2,7 +2,9 @@
 
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from shapespace.io.raw_scan import RawScan
 # Names in an NPZ. `v_posed` is that of CAPE, `arr_0` that of an array without a name.
 POINT_KEYS = ("points", "vertices", "verts", "v", "pos", "v_posed", "xyz", "coords", "pc", "arr_0")
 FACE_KEYS = ("faces", "f", "triangles", "tris")
-_OTHER_KEYS = ("normals", "sensors")
+NORMAL_KEYS = ("normals", "normal")
 _AXES = ("x", "y", "z")
 
 
@@ -44,10 +46,26 @@ def _is_across(array: np.ndarray) -> bool:
     return array.ndim in (2, 3) and 3 <= array.shape[0] <= MAX_CHANNELS < min(array.shape[1:])
 
 
+def _unpacked_fields(array: np.ndarray) -> np.ndarray:
+    """Records with a field of three numbers for the points (and one for the normals) as records of single numbers."""
+    fields: Mapping[str, Any] = array.dtype.fields or {}
+    wide = {name.lower(): name for name, (kind, *_) in fields.items() if kind.shape == (3,)}
+    points = next((wide[key] for key in POINT_KEYS if key in wide), None)
+    if points is None:
+        return array
+    normals = next((wide[key] for key in (*NORMAL_KEYS, "n") if key in wide), None)
+    chosen = [("", points), *([("n", normals)] if normals else [])]
+    columns = {prefix + axis: array[name][..., i] for prefix, name in chosen for i, axis in enumerate(_AXES)}
+    records = np.empty(array.shape, dtype=[(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        records[name] = column
+    return records
+
+
 def _scan_of_array(path: Path, array: np.ndarray) -> RawScan:
     """Points of an array: rows, columns (3, n), or records with the fields x, y, z."""
     names: tuple[str, ...] = ()
-    array = _without_single_axes(array)
+    array = _unpacked_fields(_without_single_axes(array))
     if array.dtype.names and find_named(array.dtype.names)[0]:
         names = tuple(array.dtype.names)
         wanted = [names[column] for columns in find_named(names) for column in columns]
@@ -78,7 +96,8 @@ def read_npz(path: Path) -> RawScan:
                 "points under one of these names."
             )
         faces = next((arrays[key] for key in FACE_KEYS if key in arrays), None)
-        normals, sensors = (arrays.get(key) for key in _OTHER_KEYS)
+        normals = next((arrays[key] for key in NORMAL_KEYS if key in arrays), None)
+        sensors = arrays.get("sensors")
     if sensors is not None and sensors.size == 3 and sensors.dtype.kind in "fiu":
         sensors = np.tile(sensors.reshape(1, 3), (len(points), 1))  # one for all points
     if any(rows is not None for rows in (faces, normals, sensors)) or points.shape[1:] == (3,):
@@ -100,7 +119,7 @@ def _check_npz(path: Path) -> list[str]:
                 header = np.lib.format.read_array_header_1_0 if version == 1 else np.lib.format.read_array_header_2_0
                 shape, _, kind = header(member)
             size = math.prod(shape) * kind.itemsize
-            is_known = key in (*POINT_KEYS, *FACE_KEYS, *_OTHER_KEYS, *_AXES)
+            is_known = key in (*POINT_KEYS, *FACE_KEYS, *NORMAL_KEYS, "sensors", *_AXES)
             if not is_known and (len(shape) != 2 or shape[1] not in (3, 6) or kind.kind != "f"):
                 continue
             if not is_known:

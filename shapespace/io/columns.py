@@ -49,7 +49,8 @@ def split_columns(path: Path, table: Shaped[np.ndarray, "..."], names: Sequence[
 
     With names, x, y, z and nx, ny, nz are taken. Without them the first three columns are points, and three of the
     others are normals if their lengths agree and some are negative; 2 columns, and 4 with unit normals in the plane,
-    are points of the plane z = 0. A first column that counts the rows is skipped. The rest is ignored, with a finding.
+    are points of the plane z = 0. A first column that counts the rows is skipped, as are the row and the column in the
+    image of a scanner. The rest is ignored, with a finding.
     """
     if table.ndim == 3 and 3 <= table.shape[2] <= MAX_CHANNELS:
         table = table.reshape(-1, table.shape[2])  # an organized cloud: rows and columns of an image
@@ -68,7 +69,7 @@ def split_columns(path: Path, table: Shaped[np.ndarray, "..."], names: Sequence[
     if table.shape[1] == 2 or (table.shape[1] == 4 and are_normals(table[:, 2:])):
         normals_2d = _in_space(table[:, 2:]) if table.shape[1] == 4 else None
         return RawScan(_in_space(table[:, :2]), normals=normals_2d)
-    first = int(table.shape[1] > 3 and _counts_rows(table[:, 0]))
+    first = 2 if _has_grid_indices(table) else int(table.shape[1] > 3 and _counts_rows(table[:, 0]))
     starts = range(first + 3, table.shape[1] - 2)
     start = next((start for start in starts if are_normals(table[:, start : start + 3])), None)
     used = {*range(first, first + 3), *(() if start is None else range(start, start + 3))}
@@ -99,6 +100,16 @@ def are_normals(vectors: Float[np.ndarray, "n k"]) -> bool:
 
 def _counts_rows(column: Float[np.ndarray, "n"]) -> bool:
     return len(column) > 2 and column[0] in (0, 1) and bool((np.diff(column) == 1).all())
+
+
+def _has_grid_indices(table: Float[np.ndarray, "n k"]) -> bool:
+    """Whether two whole numbers are before the points: row and column in the image of a scanner."""
+    if table.shape[1] < 5 or len(table) < 3:
+        return False
+    with np.errstate(invalid="ignore"):
+        is_whole = (table[:, :5] == np.floor(table[:, :5])).mean(axis=0) == 1
+        is_grid = bool(is_whole[:2].all() and not is_whole[2:].any() and (table[:, :2] >= 0).all())
+    return is_grid and not (table.shape[1] > 5 and are_normals(table[:, 3:6]))
 
 
 def _findings(table: Float[np.ndarray, "n k"], rest: list[int]) -> tuple[Finding, ...]:

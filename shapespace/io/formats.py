@@ -67,8 +67,18 @@ def read_raw(path: Path) -> RawScan | list[DepthImage]:
         raise ValueError(f"{path}: is a pipe or a device. Pass a file, or - to read standard input.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: empty (0 bytes). Copy it again.")
-    with damage_as_error(path, COPY_AGAIN), warnings.catch_warnings(action="ignore"):
-        return _read_unpacked(path) if suffix in CONTAINERS else READERS[suffix](path)
+    try:
+        with damage_as_error(path, COPY_AGAIN), warnings.catch_warnings(action="ignore"):
+            return _read_unpacked(path) if suffix in CONTAINERS else READERS[suffix](path)
+    except BadFileError as error:
+        kind = _recognized(path)
+        if kind in ("", suffix) or {kind, suffix} in _ALIKE:
+            raise
+        inner = Path(path.stem)  # of a file that is named as a container, and is none
+        name = inner if inner.suffix.lower() == kind else inner.with_name(inner.name + kind)
+        raise BadFileError(
+            f"{path}: contains {kind[1:].upper()} and is named {suffix[1:].upper()}. Rename it to {name}."
+        ) from error
 
 
 def _read_unpacked(path: Path) -> RawScan | list[DepthImage]:
@@ -154,6 +164,15 @@ def _read_scene(path: Path) -> RawScan:
     return RawScan(np.concatenate(points), joined if len(joined) else None)
 
 
+def _recognized(path: Path) -> str:
+    """Suffix of the format whose mark a file begins with; an empty string without one."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"PK\x03\x04") and b".npy" not in start:
+        return ".zip"
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
+
+
 def sniff_format(start: bytes) -> str:
     """Suffix of the format that the first bytes of a file indicate, by default `.ply`."""
     for magic, kind in _MAGIC.items():
@@ -179,6 +198,13 @@ _MAGIC = {
     b"solid": ".stl",
     b"\x89PNG": ".png",
 }
+
+_ALIKE: tuple[set[str], ...] = (  # one mark, two formats
+    {".npz", ".zip"},
+    {".las", ".laz"},
+    {".glb", ".gltf"},
+    {".stl", ".stl_ascii"},
+)
 
 _STL_HEADER = 84  # bytes: a comment, and the number of triangles
 _STL_TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])

@@ -32,6 +32,9 @@ _HARMLESS = (
     "KHR_lights_",
     "KHR_animation_",
     "KHR_xmp",
+    "EXT_structural_metadata",
+    "EXT_mesh_features",
+    "EXT_instance_features",
 )
 _TRIANGLES, _STRIP, _FAN, _POINTS = 4, 5, 6, 0
 

@@ -32,6 +32,8 @@ _TYPES = {
 }
 _ENCODINGS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _HEADER_CHUNK, _MAX_HEADER = 65_536, 10_000_000  # bytes
+_TEXT_SAMPLE = 256  # bytes of a body that are text or not
+_TEXT = re.compile(rb"[\d+\-.eE\s]*")
 
 
 @dataclass
@@ -106,7 +108,7 @@ def _read_header(path: Path) -> tuple[str, list[_Element], int]:
     """Encoding, elements, and the place of the first byte after the header."""
     with path.open("rb") as file:
         head = file.read(_HEADER_CHUNK)
-        first = re.match(rb"ply[ \t]*(\r\n|\n|\r)", head)
+        first = re.match(rb"(?:\xef\xbb\xbf)?ply[ \t]*(\r\n|\n|\r)", head)  # some editors begin text with a mark
         newline = first.group(1) if first else b""
         while first and newline + b"end_header" not in head and len(head) < _MAX_HEADER:
             more = file.read(_HEADER_CHUNK)
@@ -144,6 +146,12 @@ class _Binary:
     def __init__(self, path: Path, start: int, order: str) -> None:
         self.data = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)
         self.start, self.place, self.end, self.order = start, start, len(self.data), order
+        some = bytes(self.data[start : start + _TEXT_SAMPLE])
+        if len(some) == _TEXT_SAMPLE and _TEXT.fullmatch(some):
+            raise BadFileError(
+                f"{path}: the header declares binary data and text follows. Write `format ascii 1.0` in its second "
+                "line, or export it again."
+            )
 
     def size(self, kind: str) -> int:
         return int(kind[1])

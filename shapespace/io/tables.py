@@ -21,6 +21,11 @@ _MISSING = {"", "-", "na", "n/a", "null", "none", "nil"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:,\d+)?(?:[eE][+-]?\d+)?")
 _PTS_NAMES = ["x", "y", "z", "intensity", "red", "green", "blue"]
 _COLMAP = "POINT3D_ID"
+_MIN_NUMERIC = 0.2  # share of numbers in a column that is no column of names or codes
+_MAX_WRONG = 3  # numbers in an unknown spelling that are dropped with their rows
+# Marks of thousands that are no separator of columns, and the minus sign of typography
+_SPELLING = str.maketrans({"'": None, "\u2019": None, "\u00a0": None, "\u202f": None, "\u2212": "-"})
+_THOUSANDS = re.compile(r"(?<=\d)\.(?=\d{3}(?:[.,]|\D|$))")
 
 
 @dataclass
@@ -32,20 +37,23 @@ class _Dialect:
 
     def plain(self, line: str) -> str:
         """The line with blanks between its numbers and points in them."""
+        line = line.translate(_SPELLING)
         line = line.replace('","', " ").replace(";", " ").replace("|", " ").replace('"', " ")
-        return line.replace(",", "." if self.decimal_comma else " ")
+        if self.decimal_comma:
+            return (_THOUSANDS.sub("", line) if "." in line else line).replace(",", ".")
+        return line.replace(",", " ")
 
     def fields(self, line: str) -> list[str]:
         """The fields of a line; empty ones too, if something other than blanks separates them."""
         separator = "," if self.comma_separates else ";" if ";" in line else "\t" if "\t" in line else None
-        words = [word.strip().strip('"') for word in line.strip("\r\n ").split(separator)]
-        return [word.replace(",", ".") if self.decimal_comma else word for word in words]
+        words = [word.strip().strip('"') for word in line.translate(_SPELLING).strip("\r\n ").split(separator)]
+        return [_THOUSANDS.sub("", word).replace(",", ".") if self.decimal_comma else word for word in words]
 
 
 def read_table(path: Path) -> RawScan:
     """One point per line; a line of names before them, comments and a count of points are understood."""
     with path.open(encoding=_encoding(path), errors="replace") as file:
-        head = list(islice(file, _PREAMBLE))
+        head = [line.translate(_SPELLING) for line in islice(file, _PREAMBLE)]
         if path.stem.lower() == "points3d" or any(_COLMAP in line for line in head):
             return read_points_text(chain(head, file))
         if any(line.startswith(("# Camera list", "# Image list")) for line in head):
@@ -140,6 +148,7 @@ def _parse(lines: Callable[[], Iterator[str]], dialect: _Dialect) -> Float[np.nd
 def _parse_slowly(lines: Iterator[str], dialect: _Dialect) -> Float[np.ndarray, "n k"]:
     """The same for tables with missing fields, words, or counts of points between their parts."""
     rows, words, width, notes = list[list[float]](), 0, 0, 0
+    wrong: dict[int, list[tuple[int, str]]] = {}  # by the column: row and spelling of what has digits and is no number
     for number, line in enumerate(lines):
         fields = dialect.fields(line)
         if len(fields) == 1 and (width > 1 or not rows) and fields[0].isdigit():
@@ -153,16 +162,22 @@ def _parse_slowly(lines: Iterator[str], dialect: _Dialect) -> Float[np.ndarray, 
         if len(fields) != width:
             raise ValueError(f"row {number + 1:,} of the numbers has {len(fields)} columns, the first has {width}")
         row = []
-        for field in fields:
+        for column, field in enumerate(fields):
             try:
                 row.append(float(field))
             except ValueError:
                 row.append(np.nan)
                 words += field.lower() not in _MISSING
+                if any(map(str.isdigit, field)):
+                    wrong.setdefault(column, []).append((number + 1, field))
         rows.append(row)
     if not rows or 2 * words > len(rows) * width:
         raise ValueError("rows of words")
     table = np.array(rows, dtype=np.float64)
+    for column, found in wrong.items():
+        is_numeric = np.isfinite(table[:, column]).mean() > _MIN_NUMERIC  # else it is a column of names
+        if is_numeric and len(found) > _MAX_WRONG:
+            raise ValueError(f"row {found[0][0]:,}, column {column + 1} is no number: {found[0][1][:30]}")
     return table[:, :-1] if width > 3 and np.isnan(table[:, -1]).all() else table
 
 

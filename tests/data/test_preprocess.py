@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import trimesh
 
 from shapespace.data.preprocess import PreprocessOptions, PreprocessResult, preprocess
 from shapespace.data.store import ScanStore
@@ -494,3 +495,17 @@ def test_a_scale_that_is_too_small_for_giants_is_doubted_first(synthetic_root, t
         ValueError, match=r"outside .* It is 2\.\d+ m large, .* Check --unit.* If it is right, pass --s"
     ):
         preprocess(dataset, synthetic_root, tmp_path / "s.h5", PreprocessOptions(points=300))
+
+
+def test_what_is_no_person_is_named_and_strictly_rejected(synthetic_root, tmp_path, path_of, make_body, make_raw):
+    ball = trimesh.creation.icosphere(radius=0.15).apply_translation((1.0, 0.5, 0.0))
+    floor = trimesh.creation.box((1.6, 0.02, 1.6)).apply_translation((0, -0.011, 0)).subdivide_loop(3)
+    body = make_body(1.0, -0.8)
+    for frame, thing in ((0, ball), (1, floor)):
+        make_raw(trimesh.util.concatenate([body, thing]), 3).export(path_of(1, frame))
+    packed = preprocess(Synthetic(scale=1.6), synthetic_root, tmp_path / "s.h5", PreprocessOptions(points=1000))
+    assert packed.findings == {"p001/poses/000000": ["parts-found"], "p001/poses/000001": ["planes-found"]}
+    strict = PreprocessOptions(points=1000, max_rejected=2, strict=True)
+    rejected = preprocess(Synthetic(scale=1.6), synthetic_root, tmp_path / "strict.h5", strict).rejected
+    assert rejected.keys() == packed.findings.keys()
+    assert "cut it from the file" in rejected["p001/poses/000000"]

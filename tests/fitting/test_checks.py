@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from trimesh import Trimesh
 
-from shapespace import ShapeSpace
+from shapespace import ScanWarning, ShapeSpace, example_scan
 from shapespace.fitting.checks import body_parts
 from shapespace.fitting.fitter import ScanFitter
+from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.result import Fit
+from shapespace.geometry import proximity
 from shapespace.geometry.scan import Scan
 
 
@@ -66,3 +69,33 @@ def test_a_fit_of_a_part_replaces_one_out_of_distribution(body: Trimesh, monkeyp
     assert len(centers) == 1  # no second fit of what is in distribution
     closer = fitted(unusual, 0.0005)
     assert fitter._placed_anew(closer, scan, None, 0, "remove") is closer
+
+
+def test_a_person_who_faces_elsewhere_is_turned_if_the_fit_is_out_of_distribution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first fit is a stand-in, the one with another heading is real."""
+    space, example, fit = ShapeSpace.load("humans"), example_scan(), ScanFitter.fit
+    prior = space.model.prior
+    rotation = Rotation.from_rotvec([0, np.deg2rad(120), 0]).as_matrix()
+    scan = replace(example, points=(example.points @ rotation.T).astype(np.float32), normals=None)
+    (encoded,) = space.encode_scans([scan])
+    unusual = encoded.code.unflatten((prior.mean + 5.0 * prior.covariance.diagonal().sqrt())[None])
+    asked = list[str]()
+
+    def fit_turned(fitter: ScanFitter, scans: list[Scan], *, lm: LMOptions, **options: Any) -> list[Fit]:
+        asked.append(lm.alignment)
+        if lm.alignment == "yaw":
+            return fit(fitter, scans, lm=lm, **options)
+        return [replace(encoded, code=unusual, residuals=np.full(10, 0.05), findings=())]
+
+    monkeypatch.setattr(ScanFitter, "fit", fit_turned)
+    few = LMOptions(levels=1, num_points=256, free_space_points=128)
+    with pytest.warns(ScanWarning, match=r"faces another way.*\[heading-found\]"):
+        (turned,) = space.fit_scans([scan], lm=few)
+    assert asked == ["local", "yaw"]
+    (found,) = turned.findings
+    assert found.values["degrees"] == pytest.approx(-120, abs=25)  # a twisted trunk has no one heading
+    body = space.mesh(turned)
+    distance, _, _ = proximity.closest_point(scan.points[:500].astype(np.float64), body)
+    assert np.median(distance) < 0.01

@@ -52,6 +52,25 @@ def test_few_strays_in_the_space_around_a_body_do_not_make_it_uneven(count: int)
     assert len(scan) >= 3000
 
 
+@pytest.mark.parametrize("count", [200, 300])
+def test_strays_inside_of_a_flat_box_around_a_sparse_body_are_no_thin_part(count: int) -> None:
+    rng = np.random.default_rng(4)
+    points = np.concatenate([body(3000, rng) * (0.3, 0.8, 0.2), rng.uniform(-1, 1, (count, 3)) * (0.45, 0.9, 0.2)])
+    scan = Scan("anna", points).even_out()
+    assert scan.findings == ()
+    assert 3000 <= len(scan) < 3000 + 0.7 * count
+
+
+def test_points_that_were_measured_twice_are_judged_as_if_once() -> None:
+    rng = np.random.default_rng(2)
+    points = np.concatenate([body(7000, rng), rng.uniform(-1.5, 1.5, (3000, 3))])
+    once = density.strays(points, density.neighbor_distance(points))
+    twice = np.repeat(points, 2, axis=0)
+    isolated = density.strays(twice, density.neighbor_distance(twice))
+    assert isolated[::2].tolist() == isolated[1::2].tolist()
+    assert isolated.mean() == pytest.approx(once.mean(), rel=0.2)
+
+
 def test_even_points_are_left_as_they_are() -> None:
     scan = Scan("anna", body(3000, np.random.default_rng(3)))
     assert scan.even_out() is scan

@@ -52,3 +52,15 @@ def test_scales_are_a_platform_and_feet_are_none(person: np.ndarray) -> None:
     assert platform.plane.offset == pytest.approx(0.0, abs=0.01)
     assert platform.free_area < MIN_PLATFORM  # found by its covered hull alone
     assert find_platform(body, rng) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_board_with_a_quarter_of_the_density_of_the_person_is_found(person: np.ndarray, seed: int) -> None:
+    """The body above most of it does not hide it, and few triples of points have all three on it."""
+    board = Scan.from_mesh(creation.box((0.45, 0.05, 0.36))).sample(250, np.random.default_rng(seed)).points
+    low = person[:, 1].min()
+    few = person[np.random.default_rng(seed).permutation(len(person))[:3000]]
+    platform = find_platform(np.concatenate([few, board + np.array([0, low - 0.026, 0])]), np.random.default_rng(seed))
+    assert platform is not None
+    assert platform.plane.offset == pytest.approx(low, abs=0.012)
+    assert find_platform(few, np.random.default_rng(seed)) is None

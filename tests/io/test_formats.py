@@ -354,6 +354,7 @@ def test_arrays_of_other_programs(tmp_path: Path) -> None:
         "four channels": image,
         "channels first": np.moveaxis(image, 2, 0),
         "four rows": image.reshape(-1, 4).T,
+        "records of three": np.rec.fromarrays([np.arange(count), points], dtype=[("id", "i4"), ("xyz", "f8", 3)]),
     }
     for name, array in arrays.items():
         np.save(tmp_path / "x.npy", array)
@@ -517,6 +518,9 @@ def test_files_of_the_right_format_without_a_scan_say_what_to_pass(tmp_path: Pat
         ),
         "cameras.txt": (b"# Camera list with one line of data per camera:\n1 PINHOLE 9 9 1 1 4 4\n", "Pass its points"),
         "x.ply": (ply("element vertex 1\nproperty float px\n", bytes(4)), "vertices with px, without x, y and z"),
+        "text.ply": (ply("element vertex 9\nproperty float x\n", b"1.5 -2\n" * 90), "declares binary data and text"),
+        "cloud.ply": (b"# .PCD v0.7\n", r"contains PCD and is named PLY\. Rename it to cloud\.pcd\."),
+        "scan.npy": (b"PK\x03\x04" + bytes(60), r"contains ZIP and is named NPY\. Rename it to scan\.zip\."),
     }
     for name, (content, message) in broken.items():
         (tmp_path / name).write_bytes(content)
@@ -558,3 +562,10 @@ def test_the_unit_of_depth_is_asked_for_if_nobody_is_in_the_picture(tmp_path: Pa
     (tmp_path / "y.json").write_text(json.dumps(camera))
     with pytest.raises(ValueError, match=r"with 1 m per value .* to 0\.001 \(a body of 1\.4"):
         read_scan(tmp_path / "y.npy")
+
+
+def test_a_text_ply_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    header = f"ply\nformat ascii 1.0\nelement vertex {len(POINTS)}\n{XYZ}end_header\n"
+    rows = "".join(f"{x} {y} {z}\n" for x, y, z in POINTS.tolist())
+    (tmp_path / "x.ply").write_text(header + rows, encoding="utf-8-sig")
+    np.testing.assert_allclose(read_scan(tmp_path / "x.ply").points, POINTS, atol=1e-6)

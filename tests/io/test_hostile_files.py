@@ -364,12 +364,12 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str | None]] = {
     "gz cut off": ({"x.ply.gz": gzip.compress(mesh(FACES))[:-40]}, "not a valid GZ file"),
     "gz of a gz": ({"x.ply.gz.gz": gzip.compress(gzip.compress(mesh(FACES)))}, None),
     "gz of nothing": ({"x.ply.gz": gzip.compress(b"")}, r"\(x\.ply\): empty"),
-    "gz that is none": ({"x.ply.gz": mesh(FACES)}, "not a valid GZ file"),
+    "gz that is none": ({"x.ply.gz": mesh(FACES)}, r"contains PLY and is named GZ\. Rename it to x\.ply\.$"),
     "zip of two": ({"x.zip": archive(**{"a.ply": mesh(FACES), "b.ply": mesh(FACES)})}, r"2 scans \(a\.ply, b\.ply\)"),
     "zip of none": ({"x.zip": archive(**{"a.docx": b"x"})}, "an archive with 0 scans"),
     "zip to elsewhere": ({"x.zip": archive(**{"../../../a.ply": mesh(FACES)})}, None),
     "zip of an absolute path": ({"x.zip": archive(**{"/tmp/a.ply": mesh(FACES)})}, None),
-    "zip that is none": ({"x.zip": mesh(FACES)}, "not a valid ZIP file"),
+    "zip that is none": ({"x.zip": mesh(FACES)}, r"contains PLY and is named ZIP\. Rename it to x\.ply\.$"),
     # ---- numbers
     "nan": ({"x.ply": vertices(np.where(np.arange(603).reshape(-1, 3) == 7, np.nan, POINTS))}, None),
     "nan, and one normal for all": (

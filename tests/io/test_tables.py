@@ -1,5 +1,6 @@
 """Tables of points as programs write them: the right columns, numbers and findings."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,11 @@ def commas(text: str) -> str:
     return text.replace(".", ",")
 
 
+def grouped(join: Callable[[Iterable[str]], str], mark: str) -> str:
+    """Rows in thousandths, with a mark between thousands."""
+    return "".join(join(f"{1000 * value:,.1f}".replace(",", mark) for value in row) + "\n" for row in POINTS)
+
+
 WRITTEN: dict[str, tuple[str, bytes | str]] = {
     "names": ("x.csv", "x,y,z\n" + rows(POINTS, sep=",")),
     "names in quotes": ("x.csv", '"X","Y","Z"\n' + rows(POINTS, sep=",")),
@@ -44,6 +50,8 @@ WRITTEN: dict[str, tuple[str, bytes | str]] = {
     "decimal commas, blanks": ("x.xyz", commas(rows(POINTS))),
     "decimal commas, semicolons": ("x.csv", "x;y;z\n" + commas(rows(POINTS, sep=";"))),
     "decimal commas, tabs": ("x.tsv", commas(rows(POINTS, sep="\t"))),
+    "thousands, Swiss": ("x.txt", grouped(";".join, "'").replace("-", "\u2212")),
+    "thousands, German": ("x.csv", "x;y;z\n" + commas(grouped(";".join, "_")).replace("_", ".")),
     "decimal commas, quotes": (
         "x.csv",
         "".join(",".join(f'"{commas(word)}"' for word in row.split()) + "\n" for row in rows(POINTS).splitlines()),
@@ -65,7 +73,7 @@ WRITTEN: dict[str, tuple[str, bytes | str]] = {
 def test_points_come_out_of_any_table_without_findings(tmp_path: Path, case: str) -> None:
     name, content = WRITTEN[case]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    scan = read_scan(tmp_path / name)
+    scan = read_scan(tmp_path / name, unit=0.001 if "thousands" in case else 1.0)
     np.testing.assert_allclose(scan.points, POINTS, atol=1e-6)
     assert scan.normals is None
     assert scan.findings == ()
@@ -104,6 +112,7 @@ def test_normals_are_columns_of_one_length_or_of_their_names(
         ((POINTS, NORMALS * RNG.uniform(1, 9, (150, 1))), "columns-dropped", "4, 5, 6"),
         ((POINTS, -900 + 0 * GRAY, GRAY, GRAY, GRAY), "columns-dropped", "4, 5, 6, 7"),
         ((np.arange(150), POINTS), "columns-dropped", "1"),
+        ((np.arange(150) // 12, np.arange(150) % 12, POINTS + 1e-4, -GRAY), "columns-dropped", "1, 2, 6"),
         ((POINTS, NORMALS, COLORS), "colors-dropped", "7, 8, 9"),
     ],
 )
@@ -115,7 +124,7 @@ def test_what_is_no_normal_is_ignored_with_a_finding(
     (tmp_path / "x.xyz").write_text(rows(table, form="%.6f"))
     for name in ("x.npy", "x.xyz"):
         scan = read_scan(tmp_path / name)
-        np.testing.assert_allclose(scan.points[:, :2], POINTS[:, :2], atol=1e-6)
+        np.testing.assert_allclose(scan.points[:, :2], POINTS[:, :2], atol=1e-3)
         assert (scan.normals is not None) == (ignored == "7, 8, 9")
         assert [(found.code, found.values["columns"]) for found in scan.findings] == [(code, ignored)]
 
@@ -147,6 +156,10 @@ def test_empty_fields_are_missing_values(tmp_path: Path) -> None:
             r"not a valid CSV file \(row 151 of the numbers has 2 columns, the first has 3",
         ),
         ("only words\nhere\n", r"not a valid CSV file \(no row of numbers"),
+        (
+            "x,y,z\n" + rows(POINTS, sep=",").replace(",-0.", ",-0o"),
+            r"not a valid CSV file \(row \d+, column [23] is no number: -0o\d+\)",
+        ),
         ("ncols 4\nnrows 5\n1 2 3 4\n", r"a grid of heights \(ncols, nrows\) is no scan\. Export it as points"),
     ],
 )

@@ -3,9 +3,11 @@
 The damage is a function of the number: `mutated(whole, number)` makes a case again.
 """
 
+import bz2
 import faulthandler
 import gzip
 import json
+import lzma
 import multiprocessing
 import os
 import re
@@ -90,6 +92,29 @@ def _ptx(path: Path) -> None:
 def _pcd(path: Path) -> None:
     header = "# .PCD v0.7\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 102\nHEIGHT 1\n"
     path.write_bytes(f"{header}POINTS 102\nDATA binary\n".encode() + POINTS.astype("<f4").tobytes())
+
+
+def _pcd_compressed(path: Path) -> None:
+    """Runs of at most 32 bytes, uncompressed, are valid LZF."""
+    header = "# .PCD v0.7\nVERSION 0.7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 102\nHEIGHT 1\n"
+    data = POINTS.astype("<f4").T.tobytes()
+    runs = (data[start : start + 32] for start in range(0, len(data), 32))
+    packed = b"".join(bytes([len(run) - 1]) + run for run in runs)
+    sizes = struct.pack("<II", len(packed), len(data))
+    path.write_bytes(f"{header}POINTS 102\nDATA binary_compressed\n".encode() + sizes + packed)
+
+
+def _splats(path: Path) -> None:
+    names = ("x", "y", "z", "f_dc_0", "opacity")
+    head = "ply\nformat binary_little_endian 1.0\nelement vertex 102\n"
+    head += "".join(f"property float {name}\n" for name in names) + "end_header\n"
+    path.write_bytes(head.encode() + np.column_stack([POINTS, np.ones((102, 2))]).astype("<f4").tobytes())
+
+
+def _records(path: Path) -> None:
+    rows = np.zeros(102, dtype=[("xyz", "<f4", 3), ("rgb", "u1", 3), ("normal", "<f4", 3)])
+    rows["xyz"], rows["normal"] = POINTS, (0, 0, 1)
+    np.save(path, rows)
 
 
 def _colmap(path: Path) -> None:
@@ -243,6 +268,9 @@ FORMATS = {
     "pts": Format("x.pts", lambda path: np.savetxt(path, POINTS, fmt="%.2f", header="102", comments="")),
     "ptx": Format("x.ptx", _ptx),
     "pcd": Format("x.pcd", _pcd),
+    "pcd, compressed": Format("x.pcd", _pcd_compressed),
+    "ply, splats": Format("x.ply", _splats),
+    "npy, records": Format("x.npy", _records),
     "colmap": Format("points3D.bin", _colmap),
     "colmap, text": Format("points3D.txt", _colmap_text),
     "splat": Format("x.splat", _splat),
@@ -250,6 +278,8 @@ FORMATS = {
     "laz": Format("x.laz", _las),
     "e57": Format("x.e57", _e57),
     "gz": Format("x.ply.gz", lambda path: path.write_bytes(gzip.compress(_bytes_of(_mesh, "x.ply")))),
+    "bz2": Format("x.ply.bz2", lambda path: path.write_bytes(bz2.compress(_bytes_of(_mesh, "x.ply")))),
+    "xz": Format("x.ply.xz", lambda path: path.write_bytes(lzma.compress(_bytes_of(_mesh, "x.ply")))),
     "zip": Format("x.zip", _zip),
     "depth png": Format("x.png", _png),
     "depth exr": Format("x.exr", _exr),

@@ -14,6 +14,7 @@ from trimesh import Trimesh, creation
 from shapespace import Finding, Fit, Scan, ScanWarning, ShapeSpace, example_scan
 from shapespace.fitting.checks import check_scan
 from shapespace.geometry import proximity
+from shapespace.io.scan_arrays import scan_of_arrays
 
 GRACE = 0.0005  # meters
 
@@ -65,6 +66,17 @@ def spoil(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray |
         low = points[:, 1] < np.quantile(points[:, 1], rng.uniform(0.2, 0.6))
         kept = ~low | (rng.random(len(points)) < rng.uniform(0.05, 0.3))
         return points[kept], normals[kept], back
+    if kind == "zeros":
+        count = int(rng.integers(3, 2 * len(points)))
+        order = rng.permutation(len(points) + count)
+        zeros = np.zeros((count, 3))
+        return np.concatenate([points, zeros])[order], np.concatenate([normals, zeros])[order], back
+    if kind == "board":
+        low = points[points[:, 1] < points[:, 1].min() + 0.1]
+        size = np.maximum(np.ptp(low, axis=0) + 0.05, 0.32)
+        board = creation.box((size[0], 0.05, size[2])).sample(int(rng.integers(200, 1500)))
+        middle = (low.min(axis=0) + low.max(axis=0)) / 2
+        return np.concatenate([points, board + np.array([middle[0], low[:, 1].min() - 0.026, middle[2]])]), None, back
     if kind == "heading":
         rotation = Rotation.from_rotvec([0, rng.uniform(-np.pi, np.pi), 0]).as_matrix()
         back[:3, :3] = rotation.T
@@ -80,15 +92,27 @@ def spoil(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray |
     return np.concatenate([points, thing]), None, back
 
 
-KINDS = ("rows", "offset", "unit", "flipped block", "inward", "long normals", "density", "heading", "clutter")
+KINDS = (
+    "rows",
+    "offset",
+    "unit",
+    "flipped block",
+    "inward",
+    "long normals",
+    "zeros",
+    "density",
+    "heading",
+    "clutter",
+    "board",
+)
 
 
 def check(kind: str, seed: int) -> None:
     points, normals, back = spoil(kind, np.random.default_rng(seed))
-    scan = Scan("spoilt", points, normals)
+    scan = scan_of_arrays(points, normals) if kind == "zeros" else Scan("spoilt", points, normals)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScanWarning)
-        if kind == "clutter":
+        if kind in ("clutter", "board"):
             (scan,) = space().remove_clutter([scan])
         (fit,) = space().fit_scans([scan])
         fit = space().assess(fit, scan)
@@ -147,6 +171,13 @@ def test_flipped_normals_are_mended_or_few(share: float, seed: int) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_spoilt_scan_is_fitted_as_well_or_noticed(kind: str, seed: int) -> None:
     check(kind, seed)
+
+
+def test_zeros_of_a_camera_among_points_from_python_are_dropped() -> None:
+    points, normals, _ = spoil("zeros", np.random.default_rng(1))
+    scan = scan_of_arrays(points, normals)
+    assert len(scan) == len(clean()[0])
+    assert [found.code for found in scan.findings] == ["zero-points-dropped"]
 
 
 def test_a_thing_beside_a_person_is_left_out() -> None:
