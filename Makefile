@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check slow trust docs figures gallery humans licenses bench clean
+.PHONY: help demo test check slow trust versions gpu docs figures gallery humans licenses bench clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,28 @@ slow: $(VENV)/ready  ## the tests that take minutes
 
 trust: $(VENV)/ready  ## fault-injection tests (kills, full disks, damaged files) and their table: at most 30 minutes on 2 cores
 	$(BIN)/python -m pytest -q tests/trust --full
+
+# The suite on other versions (docs/development/versions.md): 3.N is a version of Python with the newest packages, and
+# `lowest` is Python 3.11 with the lowest versions of pyproject.toml's ranges. PINS are further requirements, such as
+# PINS='torch==2.13.0'. uv fetches an interpreter that is missing; UV_TORCH_BACKEND=cpu gets torch without CUDA.
+VERSIONS ?= 3.11 3.12 3.13 3.14 lowest
+TESTS    ?= tests
+
+versions: $(VERSIONS:%=build/versions/%/result.txt)  ## the test suite on other versions of Python, numpy and torch: 12 minutes each on 2 cores
+	@tail -n 1 $^
+
+build/versions/%/result.txt: UV = $(VENV)/bin/uv pip install --quiet --python build/versions/$* $(PINS)
+build/versions/%/result.txt: $(VENV)/ready pyproject.toml
+	$(PIP) uv
+	$(VENV)/bin/uv venv --quiet --clear --python $(if $(filter lowest,$*),3.11,$*) build/versions/$*
+	$(UV) $(if $(filter lowest,$*),--resolution lowest-direct) --editable .
+	$(UV) --editable '.[dev]'
+	build/versions/$*/bin/python -c 'import sys, numpy, torch; print("Python", sys.version.split()[0], "numpy", numpy.__version__, "torch", torch.__version__)' > $@.part
+	$(QUICK) build/versions/$*/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS) >> $@.part || { tail -n 40 $@.part; exit 1; }
+	mv $@.part $@
+
+gpu: $(VENV)/ready  ## times and results on a GPU against the CPU: at most eight minutes
+	$(BIN)/python -m shapespace.tools._gpu --out runs/gpu
 
 docs: $(VENV)/ready  ## the reference pages that are made from the code
 	$(BIN)/python -m shapespace.tools._reference docs/reference
