@@ -70,30 +70,29 @@ def compare(
     bound: float,
     unit: str,
     *,
-    times: int = 1,
+    times: int = 0,
     scale: tuple[float, float] = (1.0, 1.0),
 ) -> Row:
-    """Compare `work` on the CPU with `work` on the device; the first call on each is not timed.
+    """Compare `work` on the CPU with `work` on the device.
 
-    `scale` multiplies the seconds of the CPU and of the device, for results of different sizes.
+    Seconds are medians of `times` calls after the first one; with 0, that of the first call on the CPU and of the
+    second on the device. `scale` multiplies the seconds of the CPU and of the device, for results of different sizes.
     """
     expected, cpu_s = _timed(work, "cpu", times)
-    result, device_s = _timed(work, device, times)
+    result, device_s = _timed(work, device, times or int(device != "cpu"))
     cpu_s, device_s = cpu_s * scale[0], device_s * scale[1]
     return Row("", "", cpu_s, device_s, float(distance(expected, result)), bound, unit)
 
 
 def _timed(work: Callable[[str], Result], device: str, times: int) -> tuple[Result, float]:
-    """Result of the first call, and the median seconds of the next ones."""
-    result = work(device)
+    """Result of the first call, and the median seconds of `times` more calls; of the first one if there are no more."""
     seconds = []
-    for _ in range(times):
-        _wait(device)
+    for _ in range(1 + times):
         began = time.perf_counter()
-        work(device)
+        result = work(device)
         _wait(device)
         seconds.append(time.perf_counter() - began)
-    return result, float(np.median(seconds))
+    return result, float(np.median(seconds[1:] or seconds))
 
 
 def _wait(device: str) -> None:
