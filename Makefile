@@ -55,9 +55,11 @@ runs/demo/interpolation/interpolation.png: runs/demo/trained
 runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/interpolation/interpolation.png
 	$(BIN)/shapespace report runs/demo > /dev/null
 
-# One thread a process; memory that one step of a training frees stays with the process for the next; modules are
-# compiled once for all processes. The files of tests come in the order of tests/conftest.py.
-QUICK := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=67108864 PYTHONDONTWRITEBYTECODE=
+# One thread a process; memory that one step of a training frees stays with the process for the next (all three settings
+# of malloc, docs/results/speed.md); modules are compiled once for all processes. The files of tests come in the order of
+# tests/conftest.py.
+MALLOC := MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=67108864 MALLOC_MMAP_THRESHOLD_=33554432
+QUICK  := OMP_NUM_THREADS=1 $(MALLOC) PYTHONDONTWRITEBYTECODE=
 
 test: $(VENV)/ready  ## the test suite: about 11 minutes on 2 cores
 	$(QUICK) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
