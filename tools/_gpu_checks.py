@@ -286,6 +286,7 @@ def _igr_step(device: str, sizes: Sizes, execution: Execution) -> Row:
     config = igr.IGRConfig(code_dim=sizes.code_dim, width=sizes.width, encoder="autodecoder", code_init_std=0.1)
     model = igr.build_igr(config, num_scans=4)
     weights = {"surface": 1.0, "normal": 1.0, "eikonal": 0.1, "code_reg": 1e-3}
+    weights |= {"tangent_plane": 0.0, "unsigned_distance": 0.0}
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     @cache

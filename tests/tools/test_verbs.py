@@ -35,7 +35,17 @@ PAGES = (
     "README.md",
     *(
         f"docs/guide/{page}.md"
-        for page in ("train", "many_scans", "evaluate", "interpolate", "fit", "data", "reconstruct", "pictures", "sequences")
+        for page in (
+            "train",
+            "many_scans",
+            "evaluate",
+            "interpolate",
+            "fit",
+            "data",
+            "reconstruct",
+            "pictures",
+            "sequences",
+        )
     ),
 )
 GUIDE = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/guide").glob("*.md"))
