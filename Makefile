@@ -84,17 +84,17 @@ trust: $(VENV)/ready  ## fault-injection tests (kills, full disks, damaged files
 VERSIONS ?= 3.11 3.12 3.13 3.14 lowest
 TESTS    ?= tests
 
-versions: $(VERSIONS:%=build/versions/%/result.txt)  ## the test suite on other versions of Python, numpy and torch: 12 minutes each on 2 cores
+versions: $(VERSIONS:%=.venv.versions/%/result.txt)  ## the test suite on other versions of Python, numpy and torch: 12 minutes each on 2 cores
 	@tail -n 1 $^
 
-build/versions/%/result.txt: UV = $(VENV)/bin/uv pip install --quiet --python build/versions/$* $(PINS)
-build/versions/%/result.txt: $(VENV)/ready pyproject.toml
+.venv.versions/%/result.txt: UV = $(VENV)/bin/uv pip install --quiet --python .venv.versions/$* $(PINS)
+.venv.versions/%/result.txt: $(VENV)/ready pyproject.toml
 	$(PIP) uv
-	$(VENV)/bin/uv venv --quiet --clear --python $(if $(filter lowest,$*),3.11,$*) build/versions/$*
+	$(VENV)/bin/uv venv --quiet --clear --python $(if $(filter lowest,$*),3.11,$*) .venv.versions/$*
 	$(UV) $(if $(filter lowest,$*),--resolution lowest-direct) --editable .
 	$(UV) --editable '.[dev]'
-	build/versions/$*/bin/python -c 'import sys, numpy, torch; print("Python", sys.version.split()[0], "numpy", numpy.__version__, "torch", torch.__version__)' > $@.part
-	$(QUICK) build/versions/$*/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS) >> $@.part || { tail -n 40 $@.part; exit 1; }
+	.venv.versions/$*/bin/python -c 'import sys, numpy, torch; print("Python", sys.version.split()[0], "numpy", numpy.__version__, "torch", torch.__version__)' > $@.part
+	$(QUICK) .venv.versions/$*/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS) >> $@.part || { tail -n 40 $@.part; exit 1; }
 	mv $@.part $@
 
 gpu: $(VENV)/ready  ## times and results on a GPU against the CPU: at most eight minutes
@@ -164,4 +164,4 @@ bench: $(VENV)/ready  ## time and memory against the reference implementation
 	$(BIN)/shapespace benchmark
 
 clean:  ## remove the environment and build files; runs and data stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv.versions build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -235,9 +235,9 @@ def _many_fits(device: str, sizes: Sizes) -> Row:
         return _space("humans", where).fit_scans(scans[: count[where]], lm=sizes.lm)
 
     def distance(expected: list[Fit], result: list[Fit]) -> float:
-        pairs = zip(expected, result[: sizes.few], strict=False)
         space = _space("humans", "cpu")
-        return max(_rows(*(_vertices(space, fit, sizes) for fit in pair), measure=np.mean) for pair in pairs)
+        pairs = zip(expected, result[: sizes.few], strict=True)
+        return max(_rows(_vertices(space, a, sizes), _vertices(space, b, sizes), np.mean) for a, b in pairs)
 
     return compare(fitted, device, distance, FITTED_MM, "mm", scale=(1 / count["cpu"], 1 / count[device]))
 
@@ -376,15 +376,15 @@ def _component(space: ShapeSpace, _: list[Fit], sizes: Sizes) -> np.ndarray:
 
 
 def _between(space: ShapeSpace, fits: list[Fit], sizes: Sizes) -> np.ndarray:
-    return _vertices(space, space.interpolate_codes(*fits, 3)[1], sizes)
+    return _vertices(space, space.interpolate_codes(fits[0], fits[1], 3)[1], sizes)
 
 
 def _geodesic(space: ShapeSpace, fits: list[Fit], sizes: Sizes) -> np.ndarray:
-    return _vertices(space, space.interpolate_codes(*fits, 3, path="geodesic")[1], sizes)
+    return _vertices(space, space.interpolate_codes(fits[0], fits[1], 3, path="geodesic")[1], sizes)
 
 
 def _transferred(space: ShapeSpace, fits: list[Fit], sizes: Sizes) -> np.ndarray:
-    return _vertices(space, space.transfer_pose(*fits), sizes)
+    return _vertices(space, space.transfer_pose(fits[0], fits[1]), sizes)
 
 
 def _joints(space: ShapeSpace, fits: list[Fit], _: Sizes) -> np.ndarray:
@@ -393,7 +393,7 @@ def _joints(space: ShapeSpace, fits: list[Fit], _: Sizes) -> np.ndarray:
 
 def _cleared(space: ShapeSpace, _: list[Fit], sizes: Sizes) -> np.ndarray:
     scan = _scan()
-    far = Scan("far", np.concatenate([scan.points, scan.points[::3] + np.float32([3, 0, 0])]))
+    far = Scan("far", np.concatenate([scan.points, scan.points[::3] + np.array([3, 0, 0], dtype=np.float32)]))
     return space.remove_clutter([far], lm=sizes.lm)[0].points
 
 
