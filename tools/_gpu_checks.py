@@ -1,7 +1,7 @@
 """Checks of `shapespace.tools._gpu`: fits, training steps, the API and whole trainings on a device against the CPU.
 
 The bounds of direct computations are those of float32. A fit or a training repeats rounding errors many times: its
-bound is ten times the difference that another order of the same sums makes on a CPU (docs/development/gpu.md).
+bound is wider. All were chosen, not measured (docs/development/gpu.md).
 """
 
 import os
@@ -111,7 +111,7 @@ def list_checks(device: str, sections: Sequence[str], out: Path, *, quick: bool)
         "train": partial(_trainings, device, sizes, out),
     }
     if unknown := [section for section in sections if section not in made]:
-        raise ValueError(f"no section {unknown[0]!r}. There are {', '.join(made)}: --sections NAME ...")
+        raise ValueError(f"no section {unknown[0]!r}. Give some of {', '.join(made)}.")
     return [check for section in sections for check in made[section]()]
 
 

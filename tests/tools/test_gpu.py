@@ -59,7 +59,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no GPU here"):
         main(out=tmp_path)
-    with pytest.raises(ValueError, match=r"no section 'fti'\. There are step, fit"):
+    with pytest.raises(ValueError, match=r"no section 'fti'\. Give some of step, fit"):
         main("cpu", sections=("fti",), quick=True, out=tmp_path)
 
 
