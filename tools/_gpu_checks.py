@@ -116,8 +116,8 @@ def list_checks(device: str, sections: Sequence[str], out: Path, *, quick: bool)
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Sizes of networks, data and measurements."""
+class CheckSizes:
+    """CheckSizes of networks, data and measurements."""
 
     code_dim: int
     width: int
@@ -139,8 +139,8 @@ class Sizes:
     lm: LMOptions
 
 
-FULL = Sizes(256, 512, 1000, 7, 100, 4, 128, 40, 50, (), LMOptions())
-QUICK = Sizes(
+FULL = CheckSizes(256, 512, 1000, 7, 100, 4, 128, 40, 50, (), LMOptions())
+QUICK = CheckSizes(
     code_dim=16,
     width=32,
     points=128,
@@ -203,7 +203,7 @@ def _relative(expected: Tensor, result: Tensor) -> float:
 # ----------------------------------------------------------------------------------------------------------------- fit
 
 
-def _fits(device: str, sizes: Sizes) -> Iterator[Check]:
+def _fits(device: str, sizes: CheckSizes) -> Iterator[Check]:
     """Fits of one scan and of many in a call, by both spaces; meshes of the same code on both devices."""
     for name in SPACES:
         yield "fit", f"one scan, {name}", partial(_one_fit, name, device, sizes)
@@ -214,7 +214,7 @@ def _fits(device: str, sizes: Sizes) -> Iterator[Check]:
     yield "fit", "registered template, humans", partial(_template_mesh, device, sizes)
 
 
-def _one_fit(name: str, device: str, sizes: Sizes) -> Row:
+def _one_fit(name: str, device: str, sizes: CheckSizes) -> Row:
     def fitted(where: str) -> np.ndarray:
         (fit,) = _space(name, where).fit_scans([_scan()], lm=sizes.lm)
         return _vertices(_space(name, "cpu"), fit, sizes)
@@ -223,11 +223,11 @@ def _one_fit(name: str, device: str, sizes: Sizes) -> Row:
     return compare(fitted, device, distance, FITTED_MM, "mm")
 
 
-def _vertices(space: ShapeSpace, fit: Fit, sizes: Sizes) -> np.ndarray:
+def _vertices(space: ShapeSpace, fit: Fit, sizes: CheckSizes) -> np.ndarray:
     return np.asarray(space.mesh(fit, resolution=sizes.cells).vertices)
 
 
-def _many_fits(device: str, sizes: Sizes) -> Row:
+def _many_fits(device: str, sizes: CheckSizes) -> Row:
     scans = [_scan(seed) for seed in range(sizes.scans)]
     count = {"cpu": sizes.few, device: sizes.scans}
 
@@ -243,13 +243,13 @@ def _many_fits(device: str, sizes: Sizes) -> Row:
 
 
 @cache
-def _cpu_fits(name: str, sizes: Sizes) -> list[Fit]:
+def _cpu_fits(name: str, sizes: CheckSizes) -> list[Fit]:
     """Two fits on the CPU, the input of what follows on both devices."""
     scans = [_scan(0), _scan(1)]
     return _space(name, "cpu").fit_scans(scans, lm=sizes.lm)
 
 
-def _field_mesh(name: str, device: str, sizes: Sizes) -> Row:
+def _field_mesh(name: str, device: str, sizes: CheckSizes) -> Row:
     fit = _cpu_fits(name, sizes)[0]
 
     def mesh(where: str) -> np.ndarray:
@@ -258,7 +258,7 @@ def _field_mesh(name: str, device: str, sizes: Sizes) -> Row:
     return compare(mesh, device, _surfaces, DIRECT_MM, "mm", times=sizes.times)
 
 
-def _template_mesh(device: str, sizes: Sizes) -> Row:
+def _template_mesh(device: str, sizes: CheckSizes) -> Row:
     fit = _cpu_fits("humans", sizes)[0]
 
     def mesh(where: str) -> np.ndarray:
@@ -270,7 +270,7 @@ def _template_mesh(device: str, sizes: Sizes) -> Row:
 # ---------------------------------------------------------------------------------------------------------------- step
 
 
-def _steps(device: str, sizes: Sizes) -> Iterator[Check]:
+def _steps(device: str, sizes: CheckSizes) -> Iterator[Check]:
     """Gradients of three batches in turn: `igr` in every execution of the device, and the parts of `humans`."""
     executions: list[Execution] = ["eager"] if device == "cuda" else ["eager", "chunked"]
     if device == "cuda" or has_compiler():
@@ -281,7 +281,7 @@ def _steps(device: str, sizes: Sizes) -> Iterator[Check]:
     yield "step", "humans, 4 scans, eager", partial(_parts_step, device, sizes)
 
 
-def _igr_step(device: str, sizes: Sizes, execution: Execution) -> Row:
+def _igr_step(device: str, sizes: CheckSizes, execution: Execution) -> Row:
     torch.manual_seed(0)
     config = igr.IGRConfig(code_dim=sizes.code_dim, width=sizes.width, encoder="autodecoder", code_init_std=0.1)
     model = igr.build_igr(config, num_scans=4)
@@ -307,14 +307,14 @@ def _igr_step(device: str, sizes: Sizes, execution: Execution) -> Row:
     return compare(step, device, _relative, GRADIENT, "of the norm", times=sizes.times, scale=(1 / 3, 1 / 3))
 
 
-def _batch(sizes: Sizes, seed: int) -> Batch:
+def _batch(sizes: CheckSizes, seed: int) -> Batch:
     """Four sets of points of the example scan, in the model frame."""
     scans = [_scan(4 * seed + index, sizes.points) for index in range(4)]
     placed = [replace(scan, points=(scan.points - scan.points.mean(axis=0)) / 1.25) for scan in scans]
     return collate(placed, half_extent=1.0, scan_index=list(range(4)), seed=seed)
 
 
-def _parts_step(device: str, sizes: Sizes) -> Row:
+def _parts_step(device: str, sizes: CheckSizes) -> Row:
     weights = {**vars(load_config("articulated").weights), "part_center": 0.0, "part_rotation": 0.0}
     batches = [_batch(sizes, seed) for seed in range(3)]
     codes = [encode(_space("humans", "cpu").model, [_scan().to_model(_cpu_fits("humans", sizes)[0].frame)])]
@@ -336,73 +336,73 @@ def _parts_step(device: str, sizes: Sizes) -> Row:
 
 # ----------------------------------------------------------------------------------------------------------------- api
 
-Call = Callable[[ShapeSpace, list[Fit], Sizes], np.ndarray]
+Call = Callable[[ShapeSpace, list[Fit], CheckSizes], np.ndarray]
 
 
-def _encoded(space: ShapeSpace, _: list[Fit], sizes: Sizes) -> np.ndarray:
+def _encoded(space: ShapeSpace, _: list[Fit], sizes: CheckSizes) -> np.ndarray:
     return _vertices(space, space.encode_scans([_scan()])[0], sizes)
 
 
-def _adam(space: ShapeSpace, _: list[Fit], sizes: Sizes) -> np.ndarray:
+def _adam(space: ShapeSpace, _: list[Fit], sizes: CheckSizes) -> np.ndarray:
     adam = AdamOptions(points=256, steps=5, half_extent=1.0)
     return _vertices(space, space.fit_scans([_scan()], method="adam", adam=adam)[0], sizes)
 
 
-def _fit_of_arrays(space: ShapeSpace, _: list[Fit], sizes: Sizes) -> np.ndarray:
+def _fit_of_arrays(space: ShapeSpace, _: list[Fit], sizes: CheckSizes) -> np.ndarray:
     return _vertices(space, space.fit(_scan().points), sizes)
 
 
-def _assessed(space: ShapeSpace, fits: list[Fit], _: Sizes) -> np.ndarray:
+def _assessed(space: ShapeSpace, fits: list[Fit], _: CheckSizes) -> np.ndarray:
     quality = space.assess(fits[0], _scan()).quality
     assert quality is not None
     return np.array([[quality.ood_score, quality.coverage]]) / 1e3
 
 
-def _uncertainty(space: ShapeSpace, fits: list[Fit], sizes: Sizes) -> np.ndarray:
+def _uncertainty(space: ShapeSpace, fits: list[Fit], sizes: CheckSizes) -> np.ndarray:
     mesh = _space(_name(space), "cpu").mesh(fits[0], resolution=sizes.cells)
     return space.uncertainty(fits[0], mesh)[:, None]
 
 
-def _posterior(space: ShapeSpace, fits: list[Fit], sizes: Sizes) -> np.ndarray:
+def _posterior(space: ShapeSpace, fits: list[Fit], sizes: CheckSizes) -> np.ndarray:
     return _vertices(space, space.sample_posterior(fits[0], 1)[0], sizes)
 
 
-def _sampled(space: ShapeSpace, _: list[Fit], sizes: Sizes) -> np.ndarray:
+def _sampled(space: ShapeSpace, _: list[Fit], sizes: CheckSizes) -> np.ndarray:
     return np.asarray(space.mesh(space.sample(1), resolution=sizes.cells).vertices)
 
 
-def _component(space: ShapeSpace, _: list[Fit], sizes: Sizes) -> np.ndarray:
+def _component(space: ShapeSpace, _: list[Fit], sizes: CheckSizes) -> np.ndarray:
     return _vertices(space, space.from_principal_components([1.0]), sizes)
 
 
-def _between(space: ShapeSpace, fits: list[Fit], sizes: Sizes) -> np.ndarray:
+def _between(space: ShapeSpace, fits: list[Fit], sizes: CheckSizes) -> np.ndarray:
     return _vertices(space, space.interpolate_codes(fits[0], fits[1], 3)[1], sizes)
 
 
-def _geodesic(space: ShapeSpace, fits: list[Fit], sizes: Sizes) -> np.ndarray:
+def _geodesic(space: ShapeSpace, fits: list[Fit], sizes: CheckSizes) -> np.ndarray:
     return _vertices(space, space.interpolate_codes(fits[0], fits[1], 3, path="geodesic")[1], sizes)
 
 
-def _transferred(space: ShapeSpace, fits: list[Fit], sizes: Sizes) -> np.ndarray:
+def _transferred(space: ShapeSpace, fits: list[Fit], sizes: CheckSizes) -> np.ndarray:
     return _vertices(space, space.transfer_pose(fits[0], fits[1]), sizes)
 
 
-def _joints(space: ShapeSpace, fits: list[Fit], _: Sizes) -> np.ndarray:
+def _joints(space: ShapeSpace, fits: list[Fit], _: CheckSizes) -> np.ndarray:
     return np.stack(list(space.joints(fits[0]).values()))
 
 
-def _cleared(space: ShapeSpace, _: list[Fit], sizes: Sizes) -> np.ndarray:
+def _cleared(space: ShapeSpace, _: list[Fit], sizes: CheckSizes) -> np.ndarray:
     scan = _scan()
     far = Scan("far", np.concatenate([scan.points, scan.points[::3] + np.array([3, 0, 0], dtype=np.float32)]))
     return space.remove_clutter([far], lm=sizes.lm)[0].points
 
 
-def _sequence(space: ShapeSpace, _: list[Fit], sizes: Sizes) -> np.ndarray:
+def _sequence(space: ShapeSpace, _: list[Fit], sizes: CheckSizes) -> np.ndarray:
     scans = [replace(_scan(seed), name=f"example/walk/{seed}") for seed in range(3)]
     return _vertices(space, space.fit_sequence(scans, lm=sizes.lm)[1], sizes)
 
 
-def _refined(space: ShapeSpace, fits: list[Fit], sizes: Sizes) -> np.ndarray:
+def _refined(space: ShapeSpace, fits: list[Fit], sizes: CheckSizes) -> np.ndarray:
     (refined,) = space.refine([_scan()], fits[:1], RefineOptions(steps=sizes.refine_steps))
     return np.asarray(refined.mesh(fits[0], resolution=sizes.cells, surface="field").vertices)
 
@@ -430,7 +430,7 @@ ITERATED: dict[str, Call] = {
 }
 
 
-def _api(device: str, sizes: Sizes) -> Iterator[Check]:
+def _api(device: str, sizes: CheckSizes) -> Iterator[Check]:
     """Calls of the public API by both spaces; every call gets the fits of the CPU."""
     for name in SPACES:
         calls = {**DIRECT, **(PARTS if name == "humans" else {"geodesic path": _geodesic})}
@@ -441,7 +441,7 @@ def _api(device: str, sizes: Sizes) -> Iterator[Check]:
 
 
 def _call(
-    name: str, function: Call, device: str, sizes: Sizes, measure: Callable[[np.ndarray], Any], bound: float
+    name: str, function: Call, device: str, sizes: CheckSizes, measure: Callable[[np.ndarray], Any], bound: float
 ) -> Row:
     def called(where: str) -> np.ndarray:
         space = _space(name, where)
@@ -455,7 +455,7 @@ def _call(
 # --------------------------------------------------------------------------------------------------------------- train
 
 
-def _trainings(device: str, sizes: Sizes, out: Path) -> Iterator[Check]:
+def _trainings(device: str, sizes: CheckSizes, out: Path) -> Iterator[Check]:
     """Trainings of both families by the command, in one process and by torchrun (NCCL on GPUs)."""
     data = _Data(out)
     tiny = ("--config", "tiny", "--optim.max-steps", str(2 * sizes.steps))
