@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check slow trust docs figures gallery humans licenses bench clean
+.PHONY: help demo test check slow trust versions gpu docs figures gallery humans licenses bench clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,9 +55,11 @@ runs/demo/interpolation/interpolation.png: runs/demo/trained
 runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/interpolation/interpolation.png
 	$(BIN)/shapespace report runs/demo > /dev/null
 
-# One thread a process; memory that one step of a training frees stays with the process for the next; modules are
-# compiled once for all processes. The files of tests come in the order of tests/conftest.py.
-QUICK := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=67108864 PYTHONDONTWRITEBYTECODE=
+# One thread a process; memory that one step of a training frees stays with the process for the next (all three settings
+# of malloc, docs/results/speed.md); modules are compiled once for all processes. The files of tests come in the order of
+# tests/conftest.py.
+MALLOC := MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=67108864 MALLOC_MMAP_THRESHOLD_=33554432
+QUICK  := OMP_NUM_THREADS=1 $(MALLOC) PYTHONDONTWRITEBYTECODE=
 
 test: $(VENV)/ready  ## the test suite: about 11 minutes on 2 cores
 	$(QUICK) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
@@ -75,6 +77,28 @@ slow: $(VENV)/ready  ## the tests that take minutes
 
 trust: $(VENV)/ready  ## fault-injection tests (kills, full disks, damaged files) and their table: at most 30 minutes on 2 cores
 	$(BIN)/python -m pytest -q tests/trust --full
+
+# The suite on other versions (docs/development/versions.md): 3.N is a version of Python with the newest packages, and
+# `lowest` is Python 3.11 with the lowest versions of pyproject.toml's ranges. PINS are further requirements, such as
+# PINS='torch==2.13.0'. uv fetches an interpreter that is missing; UV_TORCH_BACKEND=cpu gets torch without CUDA.
+VERSIONS ?= 3.11 3.12 3.13 3.14 lowest
+TESTS    ?= tests
+
+versions: $(VERSIONS:%=.venv.versions/%/result.txt)  ## the test suite on other versions of Python, numpy and torch: 12 minutes each on 2 cores
+	@tail -n 1 $^
+
+.venv.versions/%/result.txt: UV = $(VENV)/bin/uv pip install --quiet --python .venv.versions/$* $(PINS)
+.venv.versions/%/result.txt: $(VENV)/ready pyproject.toml
+	$(PIP) uv
+	$(VENV)/bin/uv venv --quiet --clear --python $(if $(filter lowest,$*),3.11,$*) .venv.versions/$*
+	$(UV) $(if $(filter lowest,$*),--resolution lowest-direct) --editable .
+	$(UV) --editable '.[dev]'
+	.venv.versions/$*/bin/python -c 'import sys, numpy, torch; print("Python", sys.version.split()[0], "numpy", numpy.__version__, "torch", torch.__version__)' > $@.part
+	$(QUICK) .venv.versions/$*/bin/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS) >> $@.part || { tail -n 40 $@.part; exit 1; }
+	mv $@.part $@
+
+gpu: $(VENV)/ready  ## times and results on a GPU against the CPU: at most eight minutes
+	$(BIN)/python -m shapespace.tools._gpu --out runs/gpu
 
 docs: $(VENV)/ready  ## the reference pages that are made from the code
 	$(BIN)/python -m shapespace.tools._reference docs/reference
@@ -140,4 +164,4 @@ bench: $(VENV)/ready  ## time and memory against the reference implementation
 	$(BIN)/shapespace benchmark
 
 clean:  ## remove the environment and build files; runs and data stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv.versions build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -67,7 +67,13 @@ class Reconstruction:
 
 
 def reconstruct(
-    scan: Scan, run: Run, config: TrainConfig[IGRConfig], refine: RefineOptions | None = None, *, seed: int = 0
+    scan: Scan,
+    run: Run,
+    config: TrainConfig[IGRConfig],
+    refine: RefineOptions | None = None,
+    *,
+    seed: int = 0,
+    resume: bool = False,
 ) -> Reconstruction:
     """Reconstruct the surface of a scan in any unit; all files of the training are in `run`.
 
@@ -96,7 +102,7 @@ def reconstruct(
         model=replace(config.model, code_dim=0, encoder="autodecoder", dims=2 if is_planar else 3, init_radius=radius),
         batch=replace(config.batch, scans=1, near_std=near_std),
     )
-    space = ShapeSpace.train(store, [scan.name], run, config)
+    space = ShapeSpace.train(store, [scan.name], run, config, resume=resume)
     fit = Fit(Code((torch.zeros(1, 0, device=space.device),)), frame, np.empty(0), name=scan.name)
     if refine is not None and not is_planar:
         (space,) = space.refine([oriented], [fit], refine, seed=seed)

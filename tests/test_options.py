@@ -34,6 +34,7 @@ ELSEWHERE = {
     ("tools/_outputs.py", "--posterior-samples"),  # of `fit` and `encode` alone
     ("tools/_outputs.py", "--resolution"),  # the same
 }
+OF_OTHERS = ("--logdir", "--standalone", "--nproc-per-node")  # options of TensorBoard and torchrun
 RUN_OTHERS = ("ablate", "benchmark", "reproduce", "train")  # they run or name other commands
 
 
@@ -85,7 +86,7 @@ def test_an_option_that_is_named_exists(module: str) -> None:
             assert [verb for verb in SHARED[module] if option not in options()[verb]] == [], option
         elif module.startswith("tools/") and verb in options() and verb not in RUN_OTHERS:
             assert option in options()[verb], option
-        elif option != "--logdir":  # TensorBoard's
+        elif option not in OF_OTHERS:
             assert option in everywhere or any(known.startswith(f"{option}.") for known in everywhere), option
 
 

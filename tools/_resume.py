@@ -7,6 +7,7 @@ They are removed when the result is written.
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,6 +109,13 @@ def _remove_if_empty(*folders: Path) -> Iterator[None]:
             for folder in folders:
                 folder.rmdir()
         raise
+
+
+def given_shard(shard: str | None) -> str | None:
+    """The shard of this process: that of --shard, or under torchrun that of its rank; None without both."""
+    if shard is None and "RANK" in os.environ:
+        return f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
+    return shard
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:

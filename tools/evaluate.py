@@ -46,7 +46,7 @@ from shapespace.io import scan_files
 from shapespace.rendering import colors, renderer, sheet
 from shapespace.space import ShapeSpace
 from shapespace.tools._outputs import choose_surface, fit_provenance, model_folder, model_provenance
-from shapespace.tools._resume import Chunk, resumable
+from shapespace.tools._resume import Chunk, given_shard, resumable
 from shapespace.training.run import describe_hardware
 
 ERROR_LIMIT = 20.0  # mm: end of the color scale of errors
@@ -95,7 +95,8 @@ def main(
             dataset: medians by label, too.
         out: Folder for scores and meshes; the folder of the model by default.
         seed: Seed of sampled points.
-        shard: Share of the scans for this process, such as 2/4. The last process to finish writes the result.
+        shard: Share of the scans for this process, such as 2/4; under torchrun it is given by the rank. The last
+            process to finish writes the result.
 
     """
     space, scans = ShapeSpace.load(run), ScanStore(store)
@@ -118,7 +119,7 @@ def main(
         "scans": [(split, name, scans.provenance(name)["sha256"]) for split, name in names],
         "options": (scans.metadata, options),
     }
-    with resumable(folder, identity, names, work, space, shard) as results:
+    with resumable(folder, identity, names, work, space, given_shard(shard)) as results:
         if results is None:
             return
         settings = {**model_provenance(run, space), "store": scans.path.name}

@@ -42,7 +42,7 @@ from shapespace.tools._outputs import (
     write_meshes,
     write_results,
 )
-from shapespace.tools._resume import Chunk, resumable
+from shapespace.tools._resume import Chunk, given_shard, resumable
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,11 @@ def main(
         out: Folder for codes, meshes and fits.json, or - for one mesh on standard output; by default `fitted`, or - for
             a scan from standard input.
         strict: Exit code 2 if a scan is out of distribution or a fit has low confidence; all results are written first.
-        shard: Share of the scans for this process: 2/4 is the second of four. The last shard writes the result.
+        shard: Share of the scans for this process: 2/4 is the second of four; under torchrun it is given by the rank.
+            The last shard writes the result.
 
     """
+    shard = given_shard(shard)
     where = output_path(out, scans, "fitted", meshing)
     check_options(options, shard, where)
     space = ShapeSpace.load(run)

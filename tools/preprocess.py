@@ -12,7 +12,6 @@ several that see the same folders, can share the scans:
     torchrun --nproc-per-node 4 -m shapespace.tools.preprocess dfaust D-FAUST dfaust.h5
 """
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +25,7 @@ from shapespace.datasets import get_dataset
 from shapespace.datasets.folder import Folder
 from shapespace.io.checks import Normals
 from shapespace.io.units import UNITS, UnitName, Up
-from shapespace.tools._resume import parse_shard
+from shapespace.tools._resume import given_shard, parse_shard
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,7 @@ def main(
             the store; so does the same command without --shard.
 
     """
-    if shard is None and "RANK" in os.environ:
-        shard = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
+    shard = given_shard(shard)
     options = PreprocessOptions(
         points=points,
         splits=split,

@@ -6,10 +6,15 @@
     shapespace reproduce shape-space data/people.h5 --tests unseen_poses unseen_people --minutes 30
 
 Each prints a table with published values beside the measured ones, and writes `table.md` and `rows.json` to `--out`.
+After an interruption the same command continues: with the finished surfaces of known-surfaces, with the checkpoint of
+every training, and with the finished steps of shape-space.
 """
 
+import hashlib
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,17 +28,23 @@ from shapespace.data.store import ScanStore
 from shapespace.evaluation import metrics
 from shapespace.evaluation.baselines import screened_poisson
 from shapespace.evaluation.scores import markdown_table, write_results
-from shapespace.evaluation.surface_benchmarks import FieldError, field_error, known_surfaces, load_benchmark
+from shapespace.evaluation.surface_benchmarks import (
+    FieldError,
+    KnownSurface,
+    field_error,
+    known_surfaces,
+    load_benchmark,
+)
 from shapespace.fitting.fit import FitMethod
 from shapespace.fitting.refine import RefineOptions
 from shapespace.geometry.scan import Scan
-from shapespace.io.atomic import replacing
+from shapespace.io.atomic import claimed, make_folder, replacing
 from shapespace.io.scan_files import file_name
 from shapespace.reconstruct import DETAIL, Reconstruction, reconstruct
 from shapespace.rendering import renderer, sheet
 from shapespace.tools._config import load_config
 from shapespace.tools._subprocess import run_command
-from shapespace.training.config import LossWeights
+from shapespace.training.config import LossWeights, TrainConfig
 from shapespace.training.run import Run
 
 # The points cover a closed surface, so they determine the signed distance at every distance from it.
@@ -138,14 +149,17 @@ Experiment = (
 
 def main(experiment: Annotated[Experiment, tyro.conf.arg(name="")]) -> None:
     """Run one experiment."""
-    if isinstance(experiment, KnownSurfaces):
-        _known_surfaces(experiment)
-    elif isinstance(experiment, Detail):
-        _detail(experiment)
-    elif isinstance(experiment, Benchmark):
-        _benchmark(experiment)
-    else:
-        _shape_space(experiment)
+    if isinstance(experiment, ShapeSpaceExperiment):
+        _shape_space(experiment)  # its commands lock the folder
+        return
+    make_folder(experiment.out)
+    with claimed(experiment.out):
+        if isinstance(experiment, KnownSurfaces):
+            _known_surfaces(experiment)
+        elif isinstance(experiment, Detail):
+            _detail(experiment)
+        else:
+            _benchmark(experiment)
 
 
 def _known_surfaces(experiment: KnownSurfaces) -> None:
@@ -154,17 +168,32 @@ def _known_surfaces(experiment: KnownSurfaces) -> None:
         raise ValueError(f"no known surface {unknown[0]!r}. There are {', '.join(surfaces)}: --surfaces NAME ...")
     rows: list[dict[str, Any]] = []
     for name in tqdm(experiment.surfaces, desc="known surfaces", unit="surface"):
-        known = surfaces[name]
-        scan = known.points(experiment.points, np.random.default_rng(experiment.single.seed))
-        result = _reconstruct(scan, experiment.single, experiment.out / name, EVERYWHERE)
-        center = result.fit.frame.center.numpy()
-        error = field_error(result.field, known, center - result.space.scale, center + result.space.scale)
-        rows.append({"surface": name, **error._asdict()})
-        tqdm.write(f"{name}: mean relative error {error.relative:.2%}, median {error.median:.2%}")
+        row = _row_of_surface(experiment, surfaces[name])
+        tqdm.write(f"{name}: mean relative error {row['relative']:.2%}, median {row['median']:.2%}")
+        rows.append(row)
     lines = [["surface", "mean relative error", "median", "mean / mean", "mean, mm", "correct sign", "published"]]
     lines += [[row["surface"], *_error_cells(FieldError(*list(row.values())[1:])), PUBLISHED_KNOWN] for row in rows]
     note = f"At 100,000 points of the model cube; {experiment.points:,} points with normals of each surface."
     _write(experiment.out, lines, rows, experiment, note)
+
+
+def _row_of_surface(experiment: KnownSurfaces, known: KnownSurface) -> dict[str, Any]:
+    """Errors of the field of one surface; they are stored in its folder, and read if the settings are the same."""
+    single, file = experiment.single, experiment.out / known.name / "row.json"
+    settings = {"points": experiment.points, "training": asdict(_config(single))}
+    settings |= {"refine": asdict(EVERYWHERE) if single.detail else None}
+    with suppress(FileNotFoundError, ValueError, KeyError):
+        stored = json.loads(file.read_text())
+        if stored["settings"] == json.loads(json.dumps(settings)):
+            return dict(stored["row"])
+    scan = known.points(experiment.points, np.random.default_rng(single.seed))
+    result = _reconstruct(scan, single, file.parent, EVERYWHERE)
+    center = result.fit.frame.center.numpy()
+    error = field_error(result.field, known, center - result.space.scale, center + result.space.scale)
+    row = {"surface": known.name, **error._asdict()}
+    with replacing(file) as part:
+        part.write_text(json.dumps({"settings": settings, "row": row}))
+    return row
 
 
 def _error_cells(error: FieldError) -> list[str]:
@@ -266,13 +295,45 @@ def _shape_space(experiment: ShapeSpaceExperiment) -> None:
 def _reconstruct(
     scan: Scan, single: Single, out: Path, refine: RefineOptions, weights: LossWeights | None = None
 ) -> Reconstruction:
-    config = load_config(single.config, "--seed", str(single.seed))
-    if single.minutes is not None:
-        config = replace(config, optim=replace(config.optim, max_minutes=single.minutes))
+    """Train on a scan and refine; a training of the same scan and settings continues from its checkpoint."""
+    config = _config(single)
     config = config if weights is None else replace(config, weights=weights)
     run = Run(out)
-    run.create({"scan": scan.name, **asdict(config)})
-    return reconstruct(scan, run, config, refine if single.detail else None, seed=single.seed)
+    settings = {"scan": scan.name, "points": _digest(scan), **asdict(config)}
+    resume = run.checkpoint.is_file()
+    if resume and (changed := _difference(run.settings(), json.loads(json.dumps(settings)))):
+        raise FileExistsError(
+            f"{out}: holds a training with other settings ({changed}). Use the same settings, remove the folder, or "
+            "choose another --out."
+        )
+    if not resume:
+        run.create(settings)
+    return reconstruct(scan, run, config, refine if single.detail else None, seed=single.seed, resume=resume)
+
+
+def _config(single: Single) -> TrainConfig[Any]:
+    config = load_config(single.config, "--seed", str(single.seed))
+    if single.minutes is None:
+        return config
+    return replace(config, optim=replace(config.optim, max_minutes=single.minutes))
+
+
+def _digest(scan: Scan) -> str:
+    """Digest of points and normals."""
+    arrays = [array for array in (scan.points, scan.normals) if array is not None]
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any], section: str = "") -> str:
+    """The first setting that differs, with both values; empty if none does."""
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            if found := _difference(before, value, f"{section}{key}."):
+                return found
+        elif before != value:
+            return f"{section}{key} was {before}, is now {value}"
+    return ""
 
 
 def _write(out: Path, lines: Sequence[Sequence[str]], rows: Sequence[Any], experiment: Any, note: str) -> None:

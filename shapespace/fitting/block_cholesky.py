@@ -169,8 +169,10 @@ class BlockPattern:
                 for move in moves:
                     (panel if move.to_panel else rest)[move.target].add_(remainder[move.source])
             own, info = torch.linalg.cholesky_ex(panel[:pivots])
-            if int(info):
-                block, unknown = divmod(front.pivots.start + int(info) - 1, size)
+            invalid = ~own.diagonal().isfinite()  # not every LAPACK reports NaN
+            if int(info) or bool(invalid.any()):
+                pivot = int(info) - 1 if int(info) else int(invalid.int().argmax())
+                block, unknown = divmod(front.pivots.start + pivot, size)
                 raise LinAlgError(
                     f"BlockPattern.factorize: the matrix is not positive definite at unknown {unknown} of block "
                     f"{int(self.order[block])} ({blocks.dtype}). Raise the damping of the diagonal, or check for NaN."

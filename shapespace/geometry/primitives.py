@@ -13,7 +13,9 @@ def sphere(x: Float[Tensor, "*b 3"], center: Float[Tensor, "3"], radius: float) 
 def box(x: Float[Tensor, "*b 3"], half_extents: Float[Tensor, "3"]) -> Float[Tensor, "*b"]:
     """Distance to the box [-half_extents, half_extents]; negative inside."""
     beyond = x.abs() - half_extents
-    return beyond.clamp(min=0).norm(dim=-1) + beyond.amax(dim=-1).clamp(max=0)
+    deepest = beyond.amax(dim=-1)
+    # not clamp: on the surface its gradient is 0 since torch 2.14, and 1 before
+    return beyond.clamp(min=0).norm(dim=-1) + torch.where(deepest > 0, torch.zeros_like(deepest), deepest)
 
 
 def torus(x: Float[Tensor, "*b 3"], ring: float, tube: float) -> Float[Tensor, "*b"]:

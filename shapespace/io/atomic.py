@@ -1,11 +1,17 @@
 """Atomic writing of files, and locks that allow one writer at a time."""
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "this system has no file locks (fcntl): shapespace runs on Linux and macOS. On Windows, install it in WSL."
+    ) from error
 
 _locks: set[int] = set()  # file descriptors of the locks of this process
 

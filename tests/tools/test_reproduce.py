@@ -1,19 +1,27 @@
 """Every experiment of the IGR paper, once on small data."""
 
 import json
+import multiprocessing
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from trimesh import creation
 
 from shapespace.data.preprocess import PreprocessOptions, preprocess
 from shapespace.datasets import get_dataset
 from shapespace.geometry.scan import Scan
 from shapespace.io.scan_files import write_mesh, write_scan
+from shapespace.tools import reproduce
 from shapespace.tools.__main__ import main
+from shapespace.training.run import Run
 
 SMALL = """
 model: {width: 48, depth: 4, skip: 2, init_radius: null, encoder: autodecoder, code_dim: 0}
@@ -21,6 +29,14 @@ batch: {scans: 1, points: 512, surface_points: 128, half_extent: 1.0}
 optim: {max_steps: 60, lr: 3.0e-3, schedule: cosine}
 weights: {surface: 3, normal: 0.3, eikonal: 0.1, tangent_plane: 3, unsigned_distance: 1, code_reg: 0}
 """
+
+
+@pytest.fixture(scope="module")
+def surfaces() -> Iterator[None]:
+    """The known surfaces are made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "known_surfaces", cache(reproduce.known_surfaces))
+        yield
 
 
 @pytest.fixture
@@ -44,6 +60,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 SINGLE = ("--config", "small.yaml", "--no-detail", "--resolution", 32)
 
 
+@pytest.mark.usefixtures("surfaces")
 def test_known_surfaces(call: Callable[..., str], tmp_path: Path) -> None:
     printed = call("known-surfaces", "--surfaces", "sphere", "--points", 2000, *SINGLE, "--out", "known")
     assert "| sphere" in printed
@@ -51,6 +68,44 @@ def test_known_surfaces(call: Callable[..., str], tmp_path: Path) -> None:
     assert 0 < row["relative"] < 0.5
     assert row["sign"] > 0.95
     assert "no known surface 'teapot'. There are sphere" in call("known-surfaces", "--surfaces", "teapot", fails=True)
+
+
+@pytest.mark.usefixtures("surfaces")
+def test_known_surfaces_continue_after_a_kill(
+    call: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the threads of the parent do not exist in a fork
+    (tmp_path / "small.yaml").write_text(SMALL + "save_every: 20\n")
+    line = ("known-surfaces", "--surfaces", "sphere", "torus", "--points", 2000, *SINGLE, "--out")
+    call(*line, "whole")
+    steps: list[tuple[str, int]] = []
+    save = Run.save_checkpoint
+
+    def saved(run: Run, state: dict[str, Any]) -> None:
+        save(run, state)
+        steps.append((run.folder.name, state["step"]))
+        if steps[-1] == ("torus", 40) and os.getpid() != pytest_pid:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pytest_pid = os.getpid()
+    monkeypatch.setattr(Run, "save_checkpoint", saved)
+    child = multiprocessing.get_context("fork").Process(target=call, args=(*line, "killed"))
+    child.start()
+    child.join(100)
+    assert child.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "rows.json").exists()
+    call(*line, "killed")
+    assert steps[0] == ("torus", 60)  # neither the sphere nor the first forty steps again
+    whole, killed = (json.loads((tmp_path / out / "rows.json").read_text())["rows"] for out in ("whole", "killed"))
+    assert [row["surface"] for row in killed] == ["sphere", "torus"]
+    assert killed == whole
+    steps.clear()
+    call(*line, "killed")
+    assert steps == []
+    printed = call(*line, "killed", "--seed", 1, fails=True)
+    assert "killed/sphere: holds a training with other settings (points was " in printed
+    torch.set_num_threads(threads)
 
 
 def test_the_folder_of_a_benchmark(call: Callable[..., str], tmp_path: Path) -> None:

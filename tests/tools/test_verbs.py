@@ -31,13 +31,8 @@ from shapespace.training import tensorboard
 
 ROOT = Path(__file__).parents[2]
 # In this order: later pages use the files that earlier ones write.
-PAGES = (
-    "README.md",
-    *(
-        f"docs/guide/{page}.md"
-        for page in ("train", "evaluate", "interpolate", "fit", "data", "reconstruct", "pictures", "sequences")
-    ),
-)
+GUIDES = ("train", "many_scans", "evaluate", "interpolate", "fit", "data", "reconstruct", "pictures", "sequences")
+PAGES = ("README.md", *(f"docs/guide/{page}.md" for page in GUIDES))
 GUIDE = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/guide").glob("*.md"))
 BIN = Path(sys.executable).parent
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import h5py
 import pytest
 
 from shapespace.data.store import ScanStore
+from shapespace.io import atomic
 from shapespace.io.atomic import claimed, flush_to_disk, replacing
 from shapespace.tools import fit, preprocess, train
 from shapespace.tools.__main__ import cli, main
@@ -156,6 +158,12 @@ def test_a_file_system_without_flushes_is_tolerated_and_a_broken_disk_is_not(
     with pytest.raises(OSError, match="nput/output error"):
         write("new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "old"}
+
+
+def test_a_system_without_file_locks_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with pytest.raises(ModuleNotFoundError, match=r"runs on Linux and macOS\. On Windows, install it in WSL"):
+        runpy.run_path(atomic.__file__)
 
 
 def test_windows_flushes_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from shapespace.tools.__main__ import cli
 _resume.CHUNK_SIZE = 2
 from shapespace.fitting.fitter import ScanFitter
 ScanFitter._placed_anew = lambda self, fit, *_: fit
+{more}
 cli({verb}.main, {words})
 """
 PRELOADED = [f"shapespace.tools.{verb}" for verb in ("preprocess", "train", "fit", "evaluate")]
@@ -38,6 +39,22 @@ PRELOADED += ["torch.utils.tensorboard", "typeguard", "matplotlib.pyplot", "skim
 QUICK = ("--lm.max-steps", 5, "--lm.num-points", 256, "--resolution", 16)
 
 Words = list[object]
+
+
+# In the call of a shard: names of the scans and chunks that it has written, one a line, and its messages.
+LOGGED = """
+import sys
+from shapespace.data import preprocess as _preprocess
+def _log(function, name):
+    def call(*arguments):
+        function(*arguments)
+        with open({log!r}, "a") as file:
+            file.write(name(*arguments) + "\\n")
+    return call
+_resume._save = _log(_resume._save, lambda file, *_: file.name)
+_preprocess.write_scan_group = _log(_preprocess.write_scan_group, lambda _, prepared, *rest: prepared.entry.name)
+sys.stderr = open({log!r} + ".err", "a")
+"""
 
 
 @dataclass(frozen=True)
@@ -50,30 +67,41 @@ class Verb:
 
 
 @pytest.fixture(scope="module")
-def forked() -> Iterator[Callable[..., float | None]]:
-    """Run a verb in a forked process, killed after some seconds; its duration (s), or None if it was killed."""
+def started() -> Iterator[Callable[..., Any]]:
+    """Start a verb in a forked process; `more` is run before the call."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
 
-    def called(verb: Verb, folder: Path, after: float | None = None) -> float | None:
-        words = [str(word) for word in verb.line(folder)]
-        process = context.Process(target=exec, args=(CALL.format(verb=verb.name, words=words), {}), daemon=True)
-        began = time.perf_counter()
+    def start(verb: str, words: Words, more: str = "") -> Any:
+        call = CALL.format(verb=verb, words=[str(word) for word in words], more=more)
+        process = context.Process(target=exec, args=(call, {}), daemon=True)
         process.start()
-        process.join(after)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            return None
-        assert process.exitcode == 0, (words, process.exitcode)
-        return time.perf_counter() - began
+        return process
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         warm = context.Process(target=exec, args=("", {}))
         warm.start()  # the server imports before the first measurement
         warm.join()
-        yield called
+        yield start
+
+
+@pytest.fixture(scope="module")
+def forked(started: Callable[..., Any]) -> Callable[..., float | None]:
+    """Run a verb in a forked process, killed after some seconds; its duration (s), or None if it was killed."""
+
+    def called(verb: Verb, folder: Path, after: float | None = None) -> float | None:
+        began = time.perf_counter()
+        process = started(verb.name, verb.line(folder))
+        process.join(after)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return None
+        assert process.exitcode == 0, (verb.line(folder), process.exitcode)
+        return time.perf_counter() - began
+
+    return called
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +221,56 @@ def test_the_same_command_gives_the_same_bits(
         results.append(verbs[what].result(tmp_path / str(index)))
     same = sum(result == results[0] for result in results)
     tried(f"{what}: the same command in another process", len(results), same, "the same bits")
+
+
+@pytest.mark.parametrize("what", ["preprocessing", "fits"])
+def test_two_shards_one_killed_at_random_lose_nothing_and_write_nothing_twice(
+    what: str,
+    verbs: dict[str, Verb],
+    learned: Path,
+    store: Path,
+    started: Callable[..., Any],
+    forked: Callable[..., float | None],
+    rounds: Callable[[int, int], int],
+    tried: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """Two processes share a folder; the one that is killed is started again, as a scheduler does."""
+    scans = [f"p{person:03d}/poses/{frame:06d}" for person in range(3) for frame in range(3)]
+    verb = verbs[what]
+    if what == "fits":
+        verb = replace(verb, line=lambda out: [learned, *scans, "--store", store, *QUICK, "--out", out])
+    units = scans if what == "preprocessing" else [f"{number:05d}.json" for number in range(5)]
+    usual = forked(verb, tmp_path / "one")
+    assert usual is not None
+    wanted, rng, many, passed, killed = verb.result(tmp_path / "one"), random.Random(what), rounds(1, 25), 0, 0
+    for number in range(many):
+        out, log = tmp_path / f"two{number}", tmp_path / f"log{number}"
+        more = LOGGED.format(log=str(log))
+        shards = [[*verb.line(out), "--shard", f"{index}/2"] for index in (1, 2)]
+        workers = [started(verb.name, shard, more) for shard in shards]
+        victim = rng.randrange(2)
+        workers[victim].join(rng.uniform(0.05, 0.7) * usual)
+        workers[victim].kill()
+        for worker in workers:
+            worker.join()
+        assert workers[1 - victim].exitcode == 0
+        killed += workers[victim].exitcode != 0
+        assert not broken(out)
+        if list(out.rglob("unfinished")) or not list(out.glob("*.h5" if what == "preprocessing" else "fits.json")):
+            again = started(verb.name, shards[victim], more)
+            again.join()
+            assert again.exitcode == 0
+        assert verb.result(out) == wanted
+        assert not list(out.rglob("unfinished"))
+        assert not list(out.glob("*of2*"))
+        written = log.read_text().split()
+        if "damaged by an interruption" not in Path(f"{log}.err").read_text():  # killed in the tables of HDF5
+            assert len(written) == len(set(written))
+        passed += set(written) <= set(units)
+    tried(
+        f"{what} by two shards, one killed at a random moment", many, passed, f"{killed} killed, equal to one process"
+    )
 
 
 def test_a_command_in_its_own_process_continues(

@@ -131,12 +131,17 @@ VERBS: dict[str, tuple[Callable[..., None], Callable[[Path, Path], list[object]]
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_shards_give_the_result_of_one_process(verb: str, learned: Path, store: Path, tmp_path: Path) -> None:
+def test_shards_give_the_result_of_one_process(
+    verb: str, learned: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool, line = VERBS[verb]
     words = [str(word) for word in [*line(learned, store), "--lm.num-points", 256, "--resolution", 16, "--out"]]
     cli(tool, [*words, str(tmp_path / "one")])
-    for index in (1, 2):
-        cli(tool, [*words, str(tmp_path / "two"), "--shard", f"{index}/2"])
+    cli(tool, [*words, str(tmp_path / "two"), "--shard", "1/2"])
+    assert not (tmp_path / "two" / "codes.safetensors").exists()
+    monkeypatch.setenv("RANK", "1")  # as torchrun sets it for the second process
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cli(tool, [*words, str(tmp_path / "two")])
     one, two = ({file.relative_to(root): file for file in files(root)} for root in (tmp_path / "one", tmp_path / "two"))
     assert one.keys() == two.keys()
     for name, file in one.items():
