@@ -23,7 +23,6 @@ from shapespace.io.checks import Normals
 from shapespace.io.units import check_person_size
 
 MAX_OUTSIDE = 0.01  # share of the points of a scan outside the model cube: raw scans have outliers
-MIN_CHECKED_POINTS = 1000  # of a scan in the store; with fewer the search for clutter takes longer than all else
 MAX_GROUND_TRUTH_DISTANCE = 0.04  # model units (5 cm for people): a mesh farther away is in another frame
 
 GroundTruth = Literal["auto", "drop"]
@@ -52,7 +51,8 @@ class ScanPreparer:
         read = self.dataset.read_scan(entry, self.normals)
         self.dataset.check_size(read)
         whole = check_orientation(check_person_size(read))
-        if self.points >= MIN_CHECKED_POINTS:
+        mesh = self.dataset.ground_truth(self.root, entry.name) if self.ground_truth == "auto" else None
+        if mesh is None:  # whoever registered a scan has seen what is in it
             whole = check_surroundings(whole)
         if self.strict and whole.findings:
             raise ValueError(" ".join(f"{found.message(entry.name)} [{found.code}]" for found in whole.findings))
@@ -72,9 +72,7 @@ class ScanPreparer:
                 f"scan {entry.name}: {outside:.0%} of the points are outside [-1, 1]^3 with {self.dataset.scale:g} m "
                 f"per model unit. {remedy}"
             )
-        mesh, note = None, ""
-        if self.ground_truth == "auto":
-            mesh = self.dataset.ground_truth(self.root, entry.name)
+        note = ""
         if mesh is not None and whole.origin is not None:
             mesh = Trimesh(mesh.vertices - whole.origin, mesh.faces, process=False)
         if mesh is not None:

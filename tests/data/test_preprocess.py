@@ -503,9 +503,11 @@ def test_what_is_no_person_is_named_and_strictly_rejected(synthetic_root, tmp_pa
     body = make_body(1.0, -0.8)
     for frame, thing in ((0, ball), (1, floor)):
         make_raw(trimesh.util.concatenate([body, thing]), 3).export(path_of(1, frame))
-    packed = preprocess(Synthetic(scale=1.6), synthetic_root, tmp_path / "s.h5", PreprocessOptions(points=1000))
+    packed = preprocess(
+        Synthetic(scale=1.6), synthetic_root, tmp_path / "s.h5", PreprocessOptions(points=500, ground_truth="drop")
+    )
     assert packed.findings == {"p001/poses/000000": ["parts-found"], "p001/poses/000001": ["planes-found"]}
-    strict = PreprocessOptions(points=1000, max_rejected=2, strict=True)
+    strict = PreprocessOptions(points=500, ground_truth="drop", max_rejected=2, strict=True)
     rejected = preprocess(Synthetic(scale=1.6), synthetic_root, tmp_path / "strict.h5", strict).rejected
     assert rejected.keys() == packed.findings.keys()
     assert "cut it from the file" in rejected["p001/poses/000000"]
