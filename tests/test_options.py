@@ -29,6 +29,7 @@ SHARED = {
 # Options of one of these commands that another does not need, since it never comes to the message.
 ELSEWHERE = {
     ("shapespace/io/units.py", "--up"),  # the value that is refused
+    ("shapespace/geometry/findings.py", "--strict"),  # findings of `preprocess` alone
     ("tools/_outputs.py", "--method"),  # surfaces of refined and reconstructed shapes
     ("tools/_outputs.py", "--lm.alignment"),  # notes about fits
     ("tools/_outputs.py", "--posterior-samples"),  # of `fit` and `encode` alone

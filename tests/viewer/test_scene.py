@@ -62,9 +62,10 @@ def test_coarse_then_fine_then_numbers(collection: ScanCollection) -> None:
     assert len(coarse.mesh.vertices) < len(fine.mesh.vertices)
     assert coarse.summary == fine.summary == ()
     median, p95 = 1e3 * np.percentile(collection.fitted_scan("a/b/0").fit.residuals, [50, 95])
-    verdict, score = numbers.summary
+    verdict, score, stature = numbers.summary
     assert f"within {median:.1f} mm, 95 % within {p95:.1f} mm" in verdict
     assert re.fullmatch(r"Metric surface_distance: completeness \d+\.\d\d mm, accuracy \d+\.\d\d mm\.", score)
+    assert re.fullmatch(r"Note: the body of a/b/0 is \d\.\d\d m tall, which is unlikely .*", stature)
     assert 0 < coarse.seconds <= fine.seconds <= numbers.seconds
     low = np.percentile(numbers.scan.points[:, 1], 0.5)  # type: ignore[union-attr]
     assert numbers.floor[1] == pytest.approx(low)
