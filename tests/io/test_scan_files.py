@@ -301,8 +301,8 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         r"s\.ply: truncated\. The header declares at least [\d,]+ bytes",
     ),
     "truncated header": ("s.ply", lambda p: p.write_bytes(_ply()[:60]), "truncated inside the header"),
-    "no ply": ("s.ply", lambda p: p.write_bytes(b"solid nothing\n" * 50), "contains STL and is named PLY"),
-    "words": ("s.ply", lambda p: p.write_bytes(b"nothing here\n" * 50), "truncated inside the header, or not a PLY"),
+    "stl": ("s.ply", lambda p: p.write_bytes(b"solid nothing\n" * 50), "contains STL and is named PLY"),
+    "no ply": ("s.ply", lambda p: p.write_bytes(b"nothing here\n" * 50), "truncated inside the header, or not a PLY"),
     "truncated ascii": (
         "s.ply",
         lambda p: p.write_bytes(trimesh.exchange.ply.export_ply(capsule(), encoding="ascii")[:-3000]),
