@@ -133,11 +133,15 @@ class TemplateDistance:
         """
         matches = self.match(states, stride) if matches is None else matches
         points, normals = self.posed(states)
-        own = [tensor[::stride].expand(len(points), -1, -1) for tensor in (self.points, self.normals)]
-        closest = [tensor.gather(1, matches.of_scan[..., None].expand(-1, -1, 3)) for tensor in (points, normals)]
-        dense = [tensor[matches.of_template] for tensor in (self.dense, self.dense_normals)]
-        to_template = _apart(*own, *closest, TEMPLATE_SPACING)
-        to_scan = _apart(points, normals, *dense, SCAN_SPACING)
+        scan_points, scan_normals = (
+            tensor[::stride].expand(len(points), -1, -1) for tensor in (self.points, self.normals)
+        )
+        closest, closest_normals = (
+            tensor.gather(1, matches.of_scan[..., None].expand(-1, -1, 3)) for tensor in (points, normals)
+        )
+        to_template = _apart(scan_points, scan_normals, closest, closest_normals, TEMPLATE_SPACING)
+        measured, measured_normals = self.dense[matches.of_template], self.dense_normals[matches.of_template]
+        to_scan = _apart(points, normals, measured, measured_normals, SCAN_SPACING)
         robust = [d * max_distance / (d + max_distance) for d in (to_template, to_scan)]
         return robust[0].mean(dim=1) + robust[1] @ self.weight
 
