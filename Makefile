@@ -23,7 +23,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 UNSEEN := $(addprefix data/demo/scans/,04/walk/walk.000000.ply 24/walk/walk.000000.ply)
 ENDS   := 00/walk/000000 00/limits/000000
 
-demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/report.html  ## train on synthetic people, fit, evaluate, report: about 11 minutes on 2 cores
+demo: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/fitted/codes.safetensors runs/demo/report.html  ## train on synthetic people, fit, evaluate, report: about 12 minutes on 2 cores
 	@echo "The model trained now:"; cat runs/demo/scores.md
 	@echo "humans, the packaged model, on the same scans:"; cat runs/demo/humans/scores.md
 	@echo "Report, opens in a browser: runs/demo/report.html"
@@ -61,7 +61,7 @@ runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/
 MALLOC := MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=67108864 MALLOC_MMAP_THRESHOLD_=33554432
 QUICK  := OMP_NUM_THREADS=1 $(MALLOC) PYTHONDONTWRITEBYTECODE=
 
-test: $(VENV)/ready  ## the test suite: about 11 minutes on 2 cores
+test: $(VENV)/ready  ## the test suite: about 13 minutes on 2 cores
 	$(QUICK) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready  ## format, lint, types, layers of imports

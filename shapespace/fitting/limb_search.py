@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from shapespace.fitting.residuals import resample
-from shapespace.fitting.starts import sphere_distance
+from shapespace.fitting.starts import MAX_DISTANCE, sphere_distance
 from shapespace.geometry.articulation import PartPoses, PartTree, RelativePoses, compose, relative
 from shapespace.geometry.proximity import vertex_normals
 from shapespace.geometry.scan import Scan
@@ -30,7 +30,6 @@ POINTS_OF_PART = 5  # points of the template on each part
 TEMPLATE_SPACING, SCAN_SPACING = 0.05, 0.012  # distances along the surface up to which sparse points are one surface
 NORMAL_LENGTH = 0.04  # by which normals are scaled beside the places, for the closest points
 NORMAL_WEIGHT = 0.01  # of 1 - cosine of the normals
-MAX_DISTANCE = 0.1  # towards which the distance of a far point goes: it may be clutter
 MATCH_STEPS = 3  # of a descent with the same closest points
 
 # Search. The distance of spheres that stand for the parts finds the nearest training bodies, but descents on it fit the

@@ -92,8 +92,8 @@ def _at_border(points: Float[np.ndarray, "n 3"], scan: Float[np.ndarray, "m 3"])
     return shift > BORDER_SHIFT * np.linalg.norm(offset, axis=2).max(axis=1)
 
 
-def _points(model: SDFModel, scan: Scan, seed: int, count: int = SCORED_POINTS) -> Float[Tensor, "n 3"]:
-    return torch.from_numpy(resample(scan, count, seed).points).float().to(model.prior.mean)
+def _points(model: SDFModel, scan: Scan, seed: int) -> Float[Tensor, "n 3"]:
+    return torch.from_numpy(resample(scan, SCORED_POINTS, seed).points).float().to(model.prior.mean)
 
 
 def _field_distance(
