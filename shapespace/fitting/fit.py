@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -292,8 +292,9 @@ def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: i
     """Fit the scans again whose first fit has lost a limb, from searched codes.
 
     Either some of the scan is far from the surface, or a part of the body is where the scan shows that nothing is. They
-    stay in the frame of their first fit, and a fit is replaced by one of lower cost. A scan most of which is far is no
-    person, or not one alone: no limb of it is searched.
+    stay in the frame of their first fit, and a fit is replaced by one of lower cost. They converge as if no second level
+    followed, since their costs decide. A scan most of which is far is no person, or not one alone: no limb of it is
+    searched.
     """
     far = residuals(model, [one.scan for one in first.starts], first.code, seed) > options.far_distance
     share = far.float().mean(dim=1)
@@ -306,7 +307,8 @@ def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: i
     def searched(scan: Scan, encoded: Float[Tensor, "k"]) -> Float[Tensor, "s k"]:
         return search_codes(model, scan, encoded, options.search_starts, seed)
 
-    second = _first_level(Trials(model, again, options, seed, options.max_starts, searched))
+    converging = replace(options, levels=1)
+    second = _first_level(Trials(model, again, converging, seed, options.max_starts, searched))
     starts, (code, *rest) = list(first.starts), [part.clone() for part in (first.code.flat, *first[2:])]
     for row, (place, cost) in enumerate(zip(poor, second.cost, strict=True)):
         if cost < first.cost[place]:

@@ -752,6 +752,9 @@ def test_a_scan_far_from_its_first_fit_is_fitted_again_from_searched_codes(
     assert counts == [7, 7]
     assert (twice.residual > few.far_distance).float().mean() <= few.max_far_share
     torch.testing.assert_close(twice.code.flat[0], twice.code.flat[1])
+    more = replace(few, max_steps=6, ftol=1e-9)
+    one, two = (fit.fit_lm(model, [scan], replace(more, levels=levels)).code.parts[0] for levels in (1, 2))
+    torch.testing.assert_close(one, two)  # a search that a second level follows converges as well
     counts.clear()
     fit.fit_lm(model, [scan], replace(few, max_far_share=1.0))
     assert counts == [7]  # an arm of the wrong body is outside of the scan
