@@ -292,9 +292,9 @@ def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: i
     """Fit the scans again whose first fit has lost a limb, from searched codes.
 
     Either some of the scan is far from the surface, or a part of the body is where the scan shows that nothing is. They
-    stay in the frame of their first fit, and a fit is replaced by one of lower cost. They converge as if no second level
-    followed, since their costs decide. A scan most of which is far is no person, or not one alone: no limb of it is
-    searched.
+    stay in the frame of their first fit, and a fit is replaced by one of lower cost. Costs decide, so these fits
+    converge as if no second level followed. A scan most of which is far is no person, or not one alone: no limb of it
+    is searched.
     """
     far = residuals(model, [one.scan for one in first.starts], first.code, seed) > options.far_distance
     share = far.float().mean(dim=1)
