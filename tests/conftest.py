@@ -192,13 +192,16 @@ def _make_synthetic() -> Callable[[Path], Path]:
 
 @pytest.fixture
 def first_fit_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep fits out of distribution, without three more at other places and turned.
+    """Keep fits out of distribution, without three more at other places and turned, and those that lost a limb.
 
-    To a toy space every scan is unlike its few people. Tests of `ScanFitter.fit_checked` do not use this.
+    To a toy space every scan is unlike its few people. Tests of `ScanFitter.fit_checked` and of the search of limbs do
+    not use this.
     """
+    from shapespace.fitting import fit
     from shapespace.fitting.fitter import ScanFitter
 
     monkeypatch.setattr(ScanFitter, "_placed_anew", lambda self, fit, *_: fit)
+    monkeypatch.setattr(fit, "_retry", lambda model, first, *_: first)
 
 
 @pytest.fixture(name="make_body")

@@ -29,6 +29,7 @@ def call(line: str) -> None:
     cli(import_module(f"shapespace.tools.{verb}").main, words, verb)
 
 
+@pytest.mark.usefixtures("first_fit_only")
 def test_a_store_without_registrations_is_fitted_by_another_space(
     synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
