@@ -154,9 +154,10 @@ class ShapeSpace:
         `lm` if the model is an SDF with a vector as the code, otherwise 200 steps of Adam from the encoder's code.
         `seed` draws the points of each scan: the same seed gives the same fits. Isolated points are removed unless
         `outliers` is `keep`. Scans are checked, and a fit by `lm` that is out of distribution is tried with other
-        headings; findings are in the fits, and raised as `ScanWarning`s. `assess` adds the quality of a fit. Raises
-        `ValueError` for `lm` with another model, and for a scan with arrays of wrong shapes, too few points, points
-        that are not finite, or the size of another unit.
+        headings; findings are in the fits, and raised as `ScanWarning`s. `assess` adds the quality of a fit. On Linux,
+        four scans or more are shared among copies of this process by a model with parts on the CPU, one for each
+        thread of torch. Raises `ValueError` for `lm` with another model, and for a scan with arrays of wrong shapes,
+        too few points, points that are not finite, or the size of another unit; `OSError` if a process dies.
         """
         fits = self._fitter.fit_checked(scans, method=method, lm=lm, adam=adam, seed=seed, outliers=outliers)
         warn(fits)

@@ -11,7 +11,6 @@ from trimesh import Trimesh
 
 from shapespace.data.loader import Batch, StepDataset
 from shapespace.data.store import ScanStore
-from shapespace.fitting import fit
 from shapespace.fitting.levenberg_marquardt import LMOptions
 from shapespace.fitting.registration import register
 from shapespace.geometry.isosurface import Balls, bounded, dense_isosurface
@@ -19,6 +18,7 @@ from shapespace.geometry.scan import Scan
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.nn.mlp_reference import reference_of_parts
 from shapespace.nn.part_mlp import NEAREST, PartMLP, PartStates
+from shapespace.space import ShapeSpace
 from shapespace.tools import _timing as timing
 from shapespace.tools._config import load_config
 from shapespace.tools._timing import Comparison, compare, interleaved
@@ -28,14 +28,17 @@ CELLS = 128
 PASSES = 3  # forward, and two products for each layer in the backward pass
 
 
-def measure(model: ArticulatedSDF, store: ScanStore, scans: Sequence[Scan], *, times: int) -> Iterator[Comparison]:
-    """Comparisons of a model: the first of `scans` is fitted alone, all of them in one call.
+def measure(space: ShapeSpace, store: ScanStore, names: Sequence[str], *, times: int) -> Iterator[Comparison]:
+    """Comparisons of a space: the first of the named scans is fitted alone, all of them in one call.
 
     The reference of a training step has every part at every point, with autograd.
     """
+    model = space.model
+    assert isinstance(model, ArticulatedSDF)
+    scans = [store.scan(name) for name in names]
     yield from _step(model, store, times)
-    yield from _fit(model, scans)
-    yield from _mesh(model, scans[0], times)
+    yield from _fit(space, scans)
+    yield from _mesh(space, scans[0], times)
 
 
 def _step(model: ArticulatedSDF, store: ScanStore, times: int) -> Iterator[Comparison]:
@@ -85,22 +88,24 @@ def _operations(model: ArticulatedSDF, step: Callable[[], Tensor]) -> float:
     return 2.0 * min(NEAREST, decoder.num_parts) * each * sum(passes)
 
 
-def _fit(model: ArticulatedSDF, scans: Sequence[Scan]) -> Iterator[Comparison]:
-    """Both levels against the first alone, and many scans in one call against one."""
+def _fit(space: ShapeSpace, scans: Sequence[Scan]) -> Iterator[Comparison]:
+    """Both levels against the first alone, all three against both, and many scans in one call against one."""
 
-    def fitted(levels: Literal[1, 2]) -> Tensor:
-        return fit.fit_lm(model, scans[:1], LMOptions(levels=levels)).code.flat
+    def fitted(levels: Literal[1, 2, 3]) -> Tensor:
+        return space.fit_scans(scans[:1], lm=LMOptions(levels=levels))[0].code.flat
 
-    yield compare(
-        "parts", "fit, both levels; reference: code alone", partial(fitted, 1), partial(fitted, 2), None, times=3
-    )
+    for name, before, after in (("both levels; reference: code alone", 1, 2), ("three levels; reference: both", 2, 3)):
+        yield compare("parts", f"fit, {name}", partial(fitted, before), partial(fitted, after), None, times=3)
     name = f"fit, {len(scans)} scans in one call, for each; reference: one alone"
-    yield timing.compare_many_with_one("parts", name, partial(fit.fit_lm, model), scans)
+    yield timing.compare_many_with_one("parts", name, space.fit_scans, scans)
 
 
-def _mesh(model: ArticulatedSDF, scan: Scan, times: int) -> Iterator[Comparison]:
+def _mesh(space: ShapeSpace, scan: Scan, times: int) -> Iterator[Comparison]:
     """The surface in the domain against the dense grid; the registered template."""
-    code = fit.fit_lm(model, [scan]).code
+    model = space.model
+    assert isinstance(model, ArticulatedSDF)
+    (fit,) = space.fit_scans([scan])
+    code = fit.code
     domain = Balls(*(part.cpu() for part in model.domain(code)))  # the points of the grid are on the CPU
     field = bounded(lambda x: model.field(x.to(code.flat.device)[None], code)[0], domain)
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Float
+from tqdm import tqdm
 
 from shapespace.fitting.checks import MAX_RETRIED_SHARE, body_parts, check_scan
 from shapespace.fitting.clutter import Clutter, QuickFit, remove_clutter
@@ -28,8 +29,10 @@ from shapespace.models import registry
 from shapespace.models.articulated import ArticulatedSDF
 from shapespace.models.base import ModelConfig, SDFModel, ShapeModel
 from shapespace.nn.latent import OOD_THRESHOLD
+from shapespace.nn.parallel import can_fork, forked_results
 
 QUICK_FAR_SHARE = 0.1  # share of far points above which a quick fit searches the pose: a limb, not a thing beside it
+MIN_FORKED = 4  # scans that are shared among processes
 MIN_TURN = 30.0  # degrees of another heading; less is within reach of the first fit
 
 
@@ -100,12 +103,28 @@ class ScanFitter:
         outliers: Clutter = "remove",
     ) -> list[Fit]:
         """Fits of scans, which are checked; one by `lm` out of distribution is tried at other places."""
-        checked = [check_scan(scan) for scan in scans]
-        fits = self.fit(checked, method=method, lm=lm, adam=adam, seed=seed, outliers=outliers)
         is_lm = method == "lm" or (method == "auto" and isinstance(self.model, SDFModel))
-        if not is_lm or (lm or LMOptions()).alignment != "local":
-            return fits
-        return [self._placed_anew(fit, scan, lm, seed, outliers) for fit, scan in zip(fits, checked, strict=True)]
+
+        def fit_some(some: Sequence[Scan]) -> list[Fit]:
+            checked = [check_scan(scan) for scan in some]
+            fits = self.fit(checked, method=method, lm=lm, adam=adam, seed=seed, outliers=outliers)
+            if not is_lm or (lm or LMOptions()).alignment != "local":
+                return fits
+            return [self._placed_anew(fit, scan, lm, seed, outliers) for fit, scan in zip(fits, checked, strict=True)]
+
+        if not is_lm or not self._is_for_processes(scans):
+            return fit_some(scans)
+        _ = self.registration  # once, for all processes
+        start = time.perf_counter()
+        each = forked_results(fit_some, [[scan] for scan in scans])
+        fits = [fit for (fit,) in tqdm(each, total=len(scans), desc="fit", unit="scan")]
+        seconds = (time.perf_counter() - start) / len(scans)
+        return [replace(fit, seconds=seconds) for fit in fits]
+
+    def _is_for_processes(self, scans: Sequence[Scan]) -> bool:
+        """Whether scans are worked on in processes: a fit of parts has thousands of small products."""
+        is_here = next(self.model.parameters()).device.type == "cpu"
+        return isinstance(self.model, ArticulatedSDF) and is_here and len(scans) >= MIN_FORKED and can_fork()
 
     def fit(
         self,
@@ -262,4 +281,7 @@ class ScanFitter:
             # on the scale of the limit of one vector, for which the constants of the clutter are
             return QuickFit(ood_score(fit.code, model.prior) * OOD_THRESHOLD / model.prior.ood_limit, distance)
 
-        return [remove_clutter(scan, quick_fit, seed=seed) for scan in scans]
+        def remove(scan: Scan) -> Scan:
+            return remove_clutter(scan, quick_fit, seed=seed)
+
+        return list(forked_results(remove, scans) if self._is_for_processes(scans) else map(remove, scans))

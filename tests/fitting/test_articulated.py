@@ -1,6 +1,9 @@
 """Second level of a fit: derivatives against autograd, known motions of parts, unseen parts, files, sequences."""
 
 import copy
+import os
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from trimesh import Trimesh
 from shapespace import ShapeSpace
 from shapespace.data.loader import StepDataset
 from shapespace.data.registration import part_poses
-from shapespace.fitting import articulated, fit
+from shapespace.fitting import articulated, fit, fitter
 from shapespace.fitting.articulated import (
     POSE_SIZE,
     BlockSolver,
@@ -24,6 +27,7 @@ from shapespace.fitting.articulated import (
     draw_by_part,
     fit_parts,
 )
+from shapespace.fitting.checks import check_scan
 from shapespace.fitting.joints import JointPrior
 from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions, levenberg_marquardt
 from shapespace.fitting.limb_search import (
@@ -43,6 +47,7 @@ from shapespace.fitting.sequence import SequenceOptions
 from shapespace.fitting.starts import SPHERE, outside_share, sphere_distance, start_codes
 from shapespace.geometry import primitives
 from shapespace.geometry.articulation import PartPoses
+from shapespace.geometry.findings import ScanWarning
 from shapespace.geometry.frame import Frame
 from shapespace.geometry.isosurface import isosurface
 from shapespace.geometry.proximity import closest_point, vertex_normals
@@ -515,6 +520,39 @@ def test_many_scans_equal_each_alone(model: ArticulatedSDF) -> None:
         alone = fit.fit_lm(model, [scan], lm)
         for part, own in zip(together.code.parts[1:], alone.code.parts[1:], strict=True):
             torch.testing.assert_close(part[index : index + 1], own, atol=3e-3, rtol=0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+def test_scans_are_shared_among_processes_with_the_result_of_one(
+    space: ShapeSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = [replace(sampled(figure(angle, -0.3)), name=f"{angle}") for angle in (0.4, 0.2, -0.1, -0.4)]
+    scans[1] = replace(scans[1], normals=-scans[1].normals)  # type: ignore[operator]
+    lm = replace(LM, num_points=256, max_steps=4, parts=replace(LM.parts, num_points=256, max_steps=2))
+    before, here = torch.get_num_threads(), os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScanWarning)
+        torch.set_num_threads(1)
+        alone = [space.fit_scans([scan], lm=lm)[0] for scan in scans]
+        cleaned = space.remove_clutter(scans, lm=lm)
+        torch.set_num_threads(2)
+        elsewhere = list[bool]()
+        monkeypatch.setattr(
+            fitter, "check_scan", lambda scan: elsewhere.append(os.getpid() != here) or check_scan(scan)
+        )
+        together = space.fit_scans(scans, lm=lm)
+        assert not elsewhere  # the list of this process
+        also_cleaned = space.remove_clutter(scans, lm=lm)
+    torch.set_num_threads(before)
+    for one, other in zip(alone, together, strict=True):
+        assert (one.name, one.findings) == (other.name, other.findings)
+        for part, same in zip(one.code.parts, other.code.parts, strict=True):
+            assert torch.equal(part, same)
+        for name in ("residuals", "covariance", "part_covariance", "displacement", "unseen"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert {finding.code for finding in together[1].findings} >= {"normals-turned"}
+    for scan, same in zip(cleaned, also_cleaned, strict=True):
+        np.testing.assert_array_equal(scan.points, same.points)
 
 
 # -------------------------------------------------------------------------------------------------------- third level

@@ -330,7 +330,7 @@ def test_the_benchmark_compares_equals(
         monkeypatch.setattr(benchmark, "run_command", run_here)
         out = ok(f"shapespace {line}")
     figures = json.loads((tmp_path / "figures.json").read_text())
-    expected = ["step", "fit", "mesh", "encode", "load"] if sections == "all" else sections.split()
+    expected = ["step", "fit", "mesh", "encode", "load", "parts"] if sections == "all" else sections.split()
     assert list(dict.fromkeys(figure["section"] for figure in figures)) == expected
     assert all(figure["equal"] in (True, None) for figure in figures), out
     assert all(figure["ratio"] == pytest.approx(figure["reference_s"] / figure["ours_s"]) for figure in figures)
