@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from shapespace.tools._timing import Comparison, compare, interleaved
 from shapespace.training.objective import Objective
 
 CELLS = 128
+Levels = Literal[1, 2, 3]
 PASSES = 3  # forward, and two products for each layer in the backward pass
 
 
@@ -91,11 +92,12 @@ def _operations(model: ArticulatedSDF, step: Callable[[], Tensor]) -> float:
 def _fit(space: ShapeSpace, scans: Sequence[Scan]) -> Iterator[Comparison]:
     """Both levels against the first alone, all three against both, and many scans in one call against one."""
 
-    def fitted(levels: Literal[1, 2, 3]) -> Tensor:
+    def fitted(levels: Levels) -> Tensor:
         return space.fit_scans(scans[:1], lm=LMOptions(levels=levels))[0].code.flat
 
-    for name, before, after in (("both levels; reference: code alone", 1, 2), ("three levels; reference: both", 2, 3)):
-        yield compare("parts", f"fit, {name}", partial(fitted, before), partial(fitted, after), None, times=3)
+    one, two, three = (partial(fitted, levels) for levels in get_args(Levels))
+    yield compare("parts", "fit, both levels; reference: code alone", one, two, None, times=3)
+    yield compare("parts", "fit, three levels; reference: both", two, three, None, times=3)
     name = f"fit, {len(scans)} scans in one call, for each; reference: one alone"
     yield timing.compare_many_with_one("parts", name, space.fit_scans, scans)
 
