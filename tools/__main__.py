@@ -4,12 +4,14 @@ import errno
 import importlib
 import inspect
 import os
+import platform
 import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import tyro
@@ -49,8 +51,12 @@ def main() -> None:
         if not arguments or arguments[0] in ("-h", "--help"):
             print("usage: shapespace COMMAND ...\n\nLearned shape spaces of human bodies from raw 3-D scans.\n")
             print("\n".join(f"  {verb:<18} {result}" for verb, result in VERBS.items()))
-            print("\nshapespace COMMAND --help lists the options of a command.")
+            print("\nshapespace COMMAND --help lists the options of a command, shapespace --version the versions.")
             sys.exit(0 if arguments else 2)
+        if arguments[0] == "--version":
+            versions = (f"{name} {version(name)}" for name in ("shapespace", "torch", "numpy"))
+            print(*versions, f"Python {platform.python_version()}", sep=", ")
+            sys.exit()
         verb = arguments[0]
         if verb not in VERBS:
             if verb in migration.VERBS:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.ndimage import convolve
+from scipy.ndimage import binary_erosion, convolve, label
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull, cKDTree
@@ -30,6 +30,8 @@ _FILLED_CELL = 0.04  # meters
 _PLATFORM_HEIGHT = 0.35  # meters above the lowest point: the top of a platform is below
 _MIN_REFITTED = 0.9  # of the free area that a plane has before it is fitted to its points
 _STANDING_HEIGHT = 0.3  # meters above it in which the feet on it have points
+_MAX_WALLS = 0.7  # share of the edge of a platform with something on it: boards 0 to 0.4, bottoms of boxes 0.9 to 1
+_MIN_STANDING = 0.015  # square meters on which something ends: on boards 0.024 and more, on boxes beside a person 0.009
 _PLATFORM_CELL = 0.03  # meters
 _MIN_SHARE = 0.08  # of the lowest points: a plane with fewer is no platform
 _PLATFORM_SAMPLE = 600  # points from which its planes are drawn
@@ -108,9 +110,9 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
     planes = [plane for plane in planes if (np.abs(plane.height(bottom)) < _MIN_THICKNESS).mean() > _MIN_SHARE]
     by_height = {round(float(plane.height(middle[None])[0]) / _MIN_THICKNESS): plane for plane in planes}
     found = [Platform(plane, _free_area(wide, plane, cell)) for plane in by_height.values()]
-    found = [one for one in found if _free_area(wide, one.plane, cell, np.inf) >= MIN_PLATFORM_FILLED]
+    found = [one for one in found if one.free_area >= MIN_PLATFORM_FILLED and _carries(wide, one.plane, cell)]
     best = max(found, key=lambda platform: platform.free_area, default=None)
-    if best is None or best.free_area < MIN_PLATFORM_FILLED:
+    if best is None:
         return None
     plane = _refit(bottom, best.plane)
     area = _free_area(wide, plane, cell)
@@ -136,20 +138,65 @@ def _is_covered(points: Float[np.ndarray, "n 3"], plane: Plane) -> bool:
     return float(np.mean(gap < 0.75 * _FILLED_CELL)) > _MIN_FILLED
 
 
-def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float, reach: float = _STANDING_HEIGHT) -> float:
-    """Area of the cells of a level plane that have points in it and none above, and two such neighbors at least.
+def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
+    """Area of the cells of a level plane that have points in it and none just above, and two such neighbors at least.
 
-    `reach`: height (meters) up to which points count. In the whole column above are the trunk and the arms, over most
-    of a small board; but also the top of a cabinet over its bottom, all of which they must not cover.
+    Not in the whole column above: the trunk and the arms are above most of a small board.
     """
-    height = plane.height(points)
-    index = np.floor(points[:, [0, 2]] / cell).astype(int)
-    index -= index.min(axis=0) - 1
-    free = np.zeros(index.max(axis=0) + 2, dtype=np.int8)
-    free[tuple(index[np.abs(height) < plane.thickness].T)] = 1
-    free[tuple(index[(height > plane.thickness) & (height < reach)].T)] = 0
+    level, standing = _cells(points, plane, cell)
+    free = (level & ~standing).astype(np.int8)
     neighbors = convolve(free, np.ones((3, 3), dtype=np.int8), mode="constant") - free
     return int((free * (neighbors >= 2)).sum()) * cell**2
+
+
+def _carries(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> bool:
+    """Whether something stands on the free part of a level plane, which is not the bottom of a box.
+
+    What stands on it ends there: the legs beside a box go on below its top. A box has walls on the edge of its bottom,
+    or a level top over it.
+    """
+    level, standing = _cells(points, plane, cell)
+    parts, _ = label(level, structure=np.ones((3, 3)))
+    own = level & (parts == np.bincount(parts[level & ~standing]).argmax())
+    if standing[own & ~binary_erosion(own)].mean() > _MAX_WALLS or _has_top(points, plane, own & ~standing, cell):
+        return False
+    height = plane.height(points)
+    between = (height < -2 * plane.thickness) & (height > height.min() + 2 * plane.thickness)
+    ends = own & standing & ~_occupied(points, between, cell)
+    return bool(ends.sum() * cell**2 >= _MIN_STANDING)
+
+
+def _has_top(points: Float[np.ndarray, "n 3"], plane: Plane, free: Bool[np.ndarray, "a b"], cell: float) -> bool:
+    """Whether a level surface is above nearly all free cells of a plane; trunk and arms above a board are not level."""
+    height = plane.height(points)
+    above = height > _STANDING_HEIGHT
+    lowest = np.full(free.shape, np.inf)
+    np.minimum.at(lowest, tuple(_places(points, cell)[above].T), height[above])
+    low, high = np.quantile(lowest[free], [0.05, 0.95], method="nearest")
+    return bool(high < low + _BEYOND_DEPTH)
+
+
+def _cells(
+    points: Float[np.ndarray, "n 3"], plane: Plane, cell: float
+) -> tuple[Bool[np.ndarray, "a b"], Bool[np.ndarray, "a b"]]:
+    """Cells of a horizontal grid that have points in a level plane, and those that have points just above it."""
+    height = plane.height(points)
+    standing = (height > plane.thickness) & (height < _STANDING_HEIGHT)
+    return _occupied(points, np.abs(height) < plane.thickness, cell), _occupied(points, standing, cell)
+
+
+def _occupied(points: Float[np.ndarray, "n 3"], chosen: Bool[np.ndarray, "n"], cell: float) -> Bool[np.ndarray, "a b"]:
+    """Cells of a horizontal grid around all points that have chosen ones."""
+    index = _places(points, cell)
+    occupied = np.zeros(index.max(axis=0) + 2, dtype=np.bool_)
+    occupied[tuple(index[chosen].T)] = True
+    return occupied
+
+
+def _places(points: Float[np.ndarray, "n 3"], cell: float) -> Int[np.ndarray, "n 2"]:
+    """Cell of each point in a horizontal grid with one empty cell around all of them."""
+    index = np.floor(points[:, [0, 2]] / cell).astype(int)
+    return np.asarray(index - index.min(axis=0) + 1)
 
 
 def connected_parts(points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:

@@ -93,7 +93,7 @@ def forked_results(work: Callable[[Item], Result], items: Sequence[Item]) -> Ite
             yield pickle.loads(result)
     except BrokenProcessPool as error:
         raise OSError(
-            "a process of a fit died, probably because memory ran out. Run it again with one: OMP_NUM_THREADS=1."
+            "a process died, probably because memory ran out. Run it again with one thread: OMP_NUM_THREADS=1."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

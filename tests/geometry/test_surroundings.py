@@ -69,3 +69,28 @@ def test_a_thing_of_two_pieces_is_found(body: Trimesh) -> None:
     assert found.code == "parts-found"
     assert found.values["share"] == pytest.approx(70 / 3120, abs=1e-4)
     assert found.values["distance"] > 0.2
+
+
+BESIDE = [(0.25, 0.3, 0.25), (0.35, 0.2, 0.35), (0.4, 0.33, 0.4)]
+
+
+@pytest.mark.parametrize("gap", [0.04, 0.2])
+@pytest.mark.parametrize("size", BESIDE, ids=str)
+def test_the_top_of_a_box_beside_a_person_is_no_platform(body: Trimesh, size: tuple[float, ...], gap: float) -> None:
+    """Nothing stands on it, and all below it, the feet, would be removed with it."""
+    foot = np.asarray(body.vertices)[np.asarray(body.vertices)[:, 1] < size[1]]
+    at = (foot[:, 0].max() + gap + size[0] / 2, size[1] / 2, 0.0)
+    box = creation.box(size).apply_translation(at)
+    scan = Scan.from_mesh(util.concatenate([body, box])).sample(9000, np.random.default_rng(0))
+    around = find_surroundings(scan)
+    assert around is not None
+    assert around.platform is None
+
+
+def test_a_board_all_of_which_is_below_the_trunk_and_the_arms_is_a_platform(body: Trimesh) -> None:
+    board = creation.box((0.55, 0.02, 0.3)).apply_translation((0, -0.011, 0))
+    scan = Scan.from_mesh(util.concatenate([body, board])).sample(9000, np.random.default_rng(0))
+    around = find_surroundings(scan)
+    assert around is not None
+    assert around.platform is not None
+    assert abs(around.platform.plane.offset) < 0.02

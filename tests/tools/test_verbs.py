@@ -112,6 +112,9 @@ def run_here(words: Sequence[object], threads: int = 1) -> None:
 def test_a_command_runs_in_a_process_of_its_own() -> None:
     """What it prints comes back, and of a failure the last line."""
     assert run_command(["--help"]).startswith("usage: shapespace")
+    assert re.fullmatch(
+        r"shapespace [\d.]+, torch [\d.]+\S*, numpy [\d.]+, Python [\d.]+\n", run_command(["--version"])
+    )
     with pytest.raises(
         ValueError, match=r"^shapespace fti 'a b' failed: shapespace: no command 'fti'\. Did you mean fit"
     ):
