@@ -349,13 +349,19 @@ def isosurface_by_sign(
 
 
 def dense_isosurface(field: Field, *, resolution: int, half_extent: float = 1.0, level: float = 0.0) -> Trimesh:
-    """Mesh of `field == level` from all nodes of the grid: the reference for tests and benchmarks."""
+    """Mesh of `field == level` from all nodes of the grid: the reference for tests and benchmarks.
+
+    By the cases of Lorensen & Cline 1987, as in `isosurface`: those of Lewiner et al. 2003, scikit-image's default, add
+    a vertex in the middle of some ambiguous cells.
+    """
     axis = np.linspace(-half_extent, half_extent, resolution + 1)
     nodes = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
     values = evaluate(field, nodes).reshape(resolution + 1, resolution + 1, resolution + 1)
     if not (values.min() < level < values.max()):
         raise _no_surface(field, half_extent, level)
-    vertices, faces, _, _ = marching_cubes(values, level, spacing=(2 * half_extent / resolution,) * 3)
+    vertices, faces, _, _ = marching_cubes(
+        values, level, spacing=(2 * half_extent / resolution,) * 3, method="lorensen"
+    )
     return Trimesh(vertices - half_extent, faces, process=False)
 
 
