@@ -100,6 +100,7 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
     some = wide[rng.permutation(len(wide))[:_PLATFORM_SAMPLE]]
     radius = proximity.k_nearest_distance(some, wide, 8)
     cell = max(_PLATFORM_CELL, 1.5 * float(np.quantile(radius, 0.9)))  # has six points on average
+    columns = _Columns(wide, cell)
     planes = [plane for plane in _hypotheses(bottom, rng) if abs(plane.normal[1]) > _MIN_LEVEL]
     heights = np.arange(low, low + _PLATFORM_HEIGHT, _MIN_THICKNESS)
     # One in a thousand triples has all points on the top of a thinly measured board: level planes are tried, too.
@@ -109,13 +110,13 @@ def find_platform(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) ->
     middle = bottom.mean(axis=0)
     planes = [plane for plane in planes if (np.abs(plane.height(bottom)) < _MIN_THICKNESS).mean() > _MIN_SHARE]
     by_height = {round(float(plane.height(middle[None])[0]) / _MIN_THICKNESS): plane for plane in planes}
-    found = [Platform(plane, _free_area(wide, plane, cell)) for plane in by_height.values()]
-    found = [one for one in found if one.free_area >= MIN_PLATFORM_FILLED and _carries(wide, one.plane, cell)]
+    found = [Platform(plane, _free_area(columns, plane)) for plane in by_height.values()]
+    found = [one for one in found if one.free_area >= MIN_PLATFORM_FILLED and _carries(columns, one.plane)]
     best = max(found, key=lambda platform: platform.free_area, default=None)
     if best is None:
         return None
     plane = _refit(bottom, best.plane)
-    area = _free_area(wide, plane, cell)
+    area = _free_area(columns, plane)
     refitted = Platform(plane, area) if area > _MIN_REFITTED * best.free_area else best
     if best.free_area >= (MIN_PLATFORM if len(wide) > _MANY else MIN_PLATFORM_FEW):
         return refitted
@@ -138,65 +139,63 @@ def _is_covered(points: Float[np.ndarray, "n 3"], plane: Plane) -> bool:
     return float(np.mean(gap < 0.75 * _FILLED_CELL)) > _MIN_FILLED
 
 
-def _free_area(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> float:
+class _Columns:
+    """Points (y up) by the cells of a horizontal grid, with one empty cell around all of them."""
+
+    def __init__(self, points: Float[np.ndarray, "n 3"], cell: float) -> None:
+        index = np.floor(points[:, [0, 2]] / cell).astype(int)
+        self.points, self.area, self.index = points, cell**2, index - index.min(axis=0) + 1
+        self.shape = self.index.max(axis=0) + 2
+
+    def occupied(self, chosen: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "a b"]:
+        """Cells that have chosen points."""
+        occupied = np.zeros(self.shape, dtype=np.bool_)
+        occupied[tuple(self.index[chosen].T)] = True
+        return occupied
+
+    def on(self, plane: Plane) -> tuple[Bool[np.ndarray, "a b"], Bool[np.ndarray, "a b"]]:
+        """Cells that have points in a level plane, and those that have points just above it."""
+        height = plane.height(self.points)
+        standing = (height > plane.thickness) & (height < _STANDING_HEIGHT)
+        return self.occupied(np.abs(height) < plane.thickness), self.occupied(standing)
+
+
+def _free_area(columns: _Columns, plane: Plane) -> float:
     """Area of the cells of a level plane that have points in it and none just above, and two such neighbors at least.
 
     Not in the whole column above: the trunk and the arms are above most of a small board.
     """
-    level, standing = _cells(points, plane, cell)
+    level, standing = columns.on(plane)
     free = (level & ~standing).astype(np.int8)
     neighbors = convolve(free, np.ones((3, 3), dtype=np.int8), mode="constant") - free
-    return int((free * (neighbors >= 2)).sum()) * cell**2
+    return int((free * (neighbors >= 2)).sum()) * columns.area
 
 
-def _carries(points: Float[np.ndarray, "n 3"], plane: Plane, cell: float) -> bool:
+def _carries(columns: _Columns, plane: Plane) -> bool:
     """Whether something stands on the free part of a level plane, which is not the bottom of a box.
 
     What stands on it ends there: the legs beside a box go on below its top. A box has walls on the edge of its bottom,
     or a level top over it.
     """
-    level, standing = _cells(points, plane, cell)
+    level, standing = columns.on(plane)
     parts, _ = label(level, structure=np.ones((3, 3)))
     own = level & (parts == np.bincount(parts[level & ~standing]).argmax())
-    if standing[own & ~binary_erosion(own)].mean() > _MAX_WALLS or _has_top(points, plane, own & ~standing, cell):
+    if standing[own & ~binary_erosion(own)].mean() > _MAX_WALLS or _has_top(columns, plane, own & ~standing):
         return False
-    height = plane.height(points)
+    height = plane.height(columns.points)
     between = (height < -2 * plane.thickness) & (height > height.min() + 2 * plane.thickness)
-    ends = own & standing & ~_occupied(points, between, cell)
-    return bool(ends.sum() * cell**2 >= _MIN_STANDING)
+    ends = own & standing & ~columns.occupied(between)
+    return bool(ends.sum() * columns.area >= _MIN_STANDING)
 
 
-def _has_top(points: Float[np.ndarray, "n 3"], plane: Plane, free: Bool[np.ndarray, "a b"], cell: float) -> bool:
+def _has_top(columns: _Columns, plane: Plane, free: Bool[np.ndarray, "a b"]) -> bool:
     """Whether a level surface is above nearly all free cells of a plane; trunk and arms above a board are not level."""
-    height = plane.height(points)
+    height = plane.height(columns.points)
     above = height > _STANDING_HEIGHT
     lowest = np.full(free.shape, np.inf)
-    np.minimum.at(lowest, tuple(_places(points, cell)[above].T), height[above])
+    np.minimum.at(lowest, tuple(columns.index[above].T), height[above])
     low, high = np.quantile(lowest[free], [0.05, 0.95], method="nearest")
     return bool(high < low + _BEYOND_DEPTH)
-
-
-def _cells(
-    points: Float[np.ndarray, "n 3"], plane: Plane, cell: float
-) -> tuple[Bool[np.ndarray, "a b"], Bool[np.ndarray, "a b"]]:
-    """Cells of a horizontal grid that have points in a level plane, and those that have points just above it."""
-    height = plane.height(points)
-    standing = (height > plane.thickness) & (height < _STANDING_HEIGHT)
-    return _occupied(points, np.abs(height) < plane.thickness, cell), _occupied(points, standing, cell)
-
-
-def _occupied(points: Float[np.ndarray, "n 3"], chosen: Bool[np.ndarray, "n"], cell: float) -> Bool[np.ndarray, "a b"]:
-    """Cells of a horizontal grid around all points that have chosen ones."""
-    index = _places(points, cell)
-    occupied = np.zeros(index.max(axis=0) + 2, dtype=np.bool_)
-    occupied[tuple(index[chosen].T)] = True
-    return occupied
-
-
-def _places(points: Float[np.ndarray, "n 3"], cell: float) -> Int[np.ndarray, "n 2"]:
-    """Cell of each point in a horizontal grid with one empty cell around all of them."""
-    index = np.floor(points[:, [0, 2]] / cell).astype(int)
-    return np.asarray(index - index.min(axis=0) + 1)
 
 
 def connected_parts(points: Float[np.ndarray, "n 3"]) -> Int[np.ndarray, "n"]:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -524,12 +525,13 @@ def test_many_scans_equal_each_alone(model: ArticulatedSDF) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 def test_scans_are_shared_among_processes_with_the_result_of_one(
-    space: ShapeSpace, monkeypatch: pytest.MonkeyPatch
+    space: ShapeSpace, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     scans = [replace(sampled(figure(angle, -0.3)), name=f"{angle}") for angle in (0.4, 0.2, -0.1, -0.4)]
     scans[1] = replace(scans[1], normals=-scans[1].normals)  # type: ignore[operator]
     lm = replace(LM, num_points=256, max_steps=4, parts=replace(LM.parts, num_points=256, max_steps=2))
-    before, here = torch.get_num_threads(), os.getpid()
+    here = os.getpid()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScanWarning)
         torch.set_num_threads(1)
@@ -543,7 +545,6 @@ def test_scans_are_shared_among_processes_with_the_result_of_one(
         together = space.fit_scans(scans, lm=lm)
         assert not elsewhere  # the list of this process
         also_cleaned = space.remove_clutter(scans, lm=lm)
-    torch.set_num_threads(before)
     for one, other in zip(alone, together, strict=True):
         assert (one.name, one.findings) == (other.name, other.findings)
         for part, same in zip(one.code.parts, other.code.parts, strict=True):
