@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.ndimage import binary_erosion, convolve, label
+from scipy.ndimage import binary_dilation, binary_erosion, convolve, label
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull, cKDTree
@@ -38,7 +38,8 @@ _PLATFORM_SAMPLE = 600  # points from which its planes are drawn
 _MIN_LEVEL = 0.99  # cosine of the tilt of a platform: 8 degrees
 _MAX_PLANES = 4  # a floor and three walls
 _NUM_HYPOTHESES = 500
-_TRIPLE_RADIUS = 0.5  # meters: the three points of a hypothesis are this close
+_TRIPLE_RADIUS = 0.5  # meters: the other two points of a hypothesis are this close to the first,
+_DRAWN = 64  # the first two that are, of so many
 _MIN_THICKNESS, _MAX_THICKNESS = 0.01, 0.02  # meters to either side; hypotheses have the least
 _MAX_BEYOND = 0.02  # share of the points that may be beyond a bounding plane
 _BEYOND_DEPTH = 0.03  # meters that count as beyond: the other side of a board belongs to the plane
@@ -184,7 +185,9 @@ def _carries(columns: _Columns, plane: Plane) -> bool:
         return False
     height = plane.height(columns.points)
     between = (height < -2 * plane.thickness) & (height > height.min() + 2 * plane.thickness)
-    ends = own & standing & ~columns.occupied(between)
+    below = binary_dilation(columns.occupied(between), structure=np.ones((3, 3)))  # a leg is thinner further down
+    on_it = columns.occupied((height > 2 * plane.thickness) & (height < _STANDING_HEIGHT))  # not its own upper points
+    ends = own & on_it & ~below
     return bool(ends.sum() * columns.area >= _MIN_STANDING)
 
 
@@ -210,11 +213,12 @@ def _largest(points: Float[np.ndarray, "n 3"], cell: float, rng: np.random.Gener
     """The bounding plane of the largest area, if it has at least `MIN_AREA`."""
     sample = points[rng.permutation(len(points))[:_SAMPLE]]
     best, largest = None, 0.0
-    for plane in _hypotheses(sample, rng):
-        height = plane.height(sample)
-        if (height < -_BEYOND_DEPTH).mean() > _MAX_BEYOND:
-            continue
-        area = _area(sample[np.abs(height) < _MIN_THICKNESS], plane, cell)
+    if not (planes := _hypotheses(sample, rng)):
+        return None
+    heights = sample @ np.stack([plane.normal for plane in planes]).T - [plane.offset for plane in planes]
+    for index in np.flatnonzero((heights < -_BEYOND_DEPTH).mean(axis=0) <= _MAX_BEYOND):
+        plane = planes[index]
+        area = _area(sample[np.abs(heights[:, index]) < _MIN_THICKNESS], plane, cell)
         if area > largest:
             best, largest = plane, area
     if best is None:
@@ -229,12 +233,11 @@ def _largest(points: Float[np.ndarray, "n 3"], cell: float, rng: np.random.Gener
 def _hypotheses(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[Plane]:
     """Planes through triples of points, oriented to the side of most points."""
     first = rng.integers(len(points), size=_NUM_HYPOTHESES)
-    around = cKDTree(points).query_ball_point(points[first], _TRIPLE_RADIUS)
-    counts = np.array([len(near) for near in around])
-    starts = np.cumsum(counts) - counts
-    drawn = (rng.random((2, len(first))) * counts).astype(int)  # two of the points around each, or one twice
-    second, third = np.concatenate(around).astype(int)[starts + drawn]
-    a, b, c = points[first], points[second], points[third]
+    drawn = rng.integers(len(points), size=(_NUM_HYPOTHESES, _DRAWN))
+    a = points[first]
+    is_close = np.square(points[drawn] - a[:, None]).sum(axis=-1) < _TRIPLE_RADIUS**2
+    second, third = np.take_along_axis(drawn, np.argsort(~is_close, axis=1, kind="stable")[:, :2], axis=1).T
+    b, c = points[second], points[third]
     cross = np.cross(b - a, c - a)
     size = np.linalg.norm(cross, axis=1)
     good = size > 1e-4  # a square centimeter

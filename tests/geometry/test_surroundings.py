@@ -74,15 +74,18 @@ def test_a_thing_of_two_pieces_is_found(body: Trimesh) -> None:
 BESIDE = [(0.25, 0.3, 0.25), (0.35, 0.2, 0.35), (0.4, 0.33, 0.4)]
 
 
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("gap", [0.04, 0.2])
 @pytest.mark.parametrize("size", BESIDE, ids=str)
-def test_the_top_of_a_box_beside_a_person_is_no_platform(body: Trimesh, size: tuple[float, ...], gap: float) -> None:
+def test_the_top_of_a_box_beside_a_person_is_no_platform(
+    body: Trimesh, size: tuple[float, ...], gap: float, seed: int
+) -> None:
     """Nothing stands on it, and all below it, the feet, would be removed with it."""
     foot = np.asarray(body.vertices)[np.asarray(body.vertices)[:, 1] < size[1]]
     at = (foot[:, 0].max() + gap + size[0] / 2, size[1] / 2, 0.0)
     box = creation.box(size).apply_translation(at)
-    scan = Scan.from_mesh(util.concatenate([body, box])).sample(9000, np.random.default_rng(0))
-    around = find_surroundings(scan)
+    scan = Scan.from_mesh(util.concatenate([body, box])).sample(9000, np.random.default_rng(seed))
+    around = find_surroundings(scan, seed=seed)
     assert around is not None
     assert around.platform is None
 
