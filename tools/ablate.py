@@ -56,6 +56,7 @@ def main(
     limit: int | None = None,
     jobs: int = 1,
     resolution: int = 128,
+    scoring: str = "",
     out: Path = Path("runs/ablation"),
 ) -> None:
     """Compare variants.
@@ -70,17 +71,19 @@ def main(
         limit: Maximum number of scans of each split.
         jobs: Number of trainings at the same time; they share the cores.
         resolution: Grid cells of the meshes along an edge of the model cube.
+        scoring: Further options of `shapespace evaluate`, in the form `--scoring="--lm.levels 2"`.
         out: Folder for the runs and the table.
 
     """
     trials = [Trial(variant, seed, out / f"{_slug(variant)}-{seed}") for seed in seeds for variant in variants]
     cores = max(1, torch.get_num_threads() // jobs)
-    scoring = ["--resolution", resolution, "--splits", *splits, *([] if limit is None else ["--limit", limit])]
+    options = ["--resolution", resolution, "--splits", *splits, *([] if limit is None else ["--limit", limit])]
+    options += shlex.split(scoring)
 
     def run(trial: Trial) -> None:
         _train(trial, store, minutes, cores)
         for method in methods:
-            _evaluate(trial, store, method, scoring, cores)
+            _evaluate(trial, store, method, options, cores)
 
     with ThreadPoolExecutor(jobs) as pool:
         for _ in tqdm(pool.map(run, trials), total=len(trials), desc="ablate", unit="training"):
@@ -91,6 +94,7 @@ def main(
         for method in methods
     ]
     settings = {"store": store.name, "minutes": minutes, "cores": cores, "side by side": jobs, "seeds": seeds}
+    settings |= {"scoring": scoring} if scoring else {}
     note = "Metric `surface_distance` (mm): median over the scans, mean (range) over the seeds."
     print(write_table(out, "ablation", rows, _lines(rows, splits), note, settings=settings, text_columns=3))
     print(f"table in {out / 'ablation.md'}, runs in {out}")
@@ -110,10 +114,10 @@ def _train(trial: Trial, store: Path, minutes: float, cores: int) -> None:
     finished.touch()
 
 
-def _evaluate(trial: Trial, store: Path, method: Method, scoring: list[Any], cores: int) -> None:
+def _evaluate(trial: Trial, store: Path, method: Method, options: list[Any], cores: int) -> None:
     if trial.scores(method).exists():
         return
-    words = ["evaluate", trial.folder, store, "--method", method, *scoring, "--metrics", "surface_distance"]
+    words = ["evaluate", trial.folder, store, "--method", method, *options, "--metrics", "surface_distance"]
     run_command([*words, "--out", trial.scores(method).parent], cores)
 
 
