@@ -40,6 +40,8 @@ ALIGNMENT_POINTS = 256  # points whose mean residual compares alignments of a sc
 
 OUTSIDE_DISTANCE = 0.05  # model units from the scan at which a part that is outside of it counts
 MOSTLY_FAR = 0.5  # share of a scan that is far from its fit: no limb is so large
+MORE_STARTS = 4  # codes from which a scan is fitted whose first fit has lost a limb, before a search
+SEARCHED_COST_RATIO = 1.15  # as `LMOptions.max_cost_ratio`, after a search: bodies that differ in small parts alone
 
 CodeMethod = Literal["auto", "lm", "adam"]
 """Optimizer of the code; `auto`: `lm` for signed distances with a vector as the code, else `adam` from the encoder."""
@@ -228,7 +230,7 @@ def _fit_lm_chunk(
 
 
 StartCodes = Callable[[Scan, Float[Tensor, "k"]], Float[Tensor, "s k"]]
-"""Codes from which a scan is fitted, equally many for all; the second argument is that of the encoder."""
+"""Codes from which a scan is fitted; the second argument is that of the encoder."""
 
 
 @dataclass(frozen=True)
@@ -289,28 +291,49 @@ def _first_level(trials: Trials) -> FirstLevel:
 
 
 def _retry(model: ArticulatedSDF, first: FirstLevel, options: LMOptions, seed: int) -> FirstLevel:
-    """Fit the scans again whose first fit has lost a limb, from searched codes.
+    """Fit the scans again whose first fit has lost a limb: from more starts, then from searched codes.
 
-    Either some of the scan is far from the surface, or a part of the body is where the scan shows that nothing is. They
-    stay in the frame of their first fit, and a fit is replaced by one of lower cost. Costs decide, so these fits
-    converge as if no second level followed. A scan most of which is far is no person, or not one alone: no limb of it
-    is searched.
+    All start in the frame of the first fit: more starts that do not help would move it farther from the right one. A
+    fit is replaced by one of lower cost. Costs decide, so fits from searched codes converge as if no second level
+    followed, on the same points.
     """
-    far = residuals(model, [one.scan for one in first.starts], first.code, seed) > options.far_distance
-    share = far.float().mean(dim=1)
-    has_lost = (share > options.max_far_share) | (first.outside > options.max_outside_share)
-    poor = (has_lost & (share < MOSTLY_FAR)).nonzero()[:, 0].tolist()
-    again = [first.starts[row] for row in poor]
-    if not again or not len(model.template.vertices):
+    if not len(model.template.vertices):
         return first
 
     def searched(scan: Scan, encoded: Float[Tensor, "k"]) -> Float[Tensor, "s k"]:
         return search_codes(model, scan, encoded, options.search_starts, seed)
 
-    converging = replace(options, levels=1)
-    second = _first_level(Trials(model, again, converging, seed, options.max_starts, searched))
+    starts = first.starts
+    ftol = options.ftol if options.levels == 1 else options.ftol / 10  # which `before_parts` takes back
+    converging = replace(options, ftol=ftol, max_cost_ratio=SEARCHED_COST_RATIO)
+    stages: list[tuple[LMOptions, StartCodes | None]] = [(converging, searched)]
+    if options.num_starts < MORE_STARTS:
+        stages = [(replace(options, num_starts=MORE_STARTS), None), *stages]
+    for changed, codes_of in stages:
+        if rows := _lost_limbs(model, first, options, seed):
+            second = _first_level(
+                Trials(model, [starts[row] for row in rows], changed, seed, options.max_starts, codes_of)
+            )
+            first = _with_better(first, second, rows)
+    return first
+
+
+def _lost_limbs(model: ArticulatedSDF, fitted: FirstLevel, options: LMOptions, seed: int) -> list[int]:
+    """Rows of the fits that have lost a limb.
+
+    Either some of the scan is far from the surface, or a part of the body is where the scan shows that nothing is. A
+    scan most of which is far is no person, or not one alone: no limb of it is searched.
+    """
+    far = residuals(model, [one.scan for one in fitted.starts], fitted.code, seed) > options.far_distance
+    share = far.float().mean(dim=1)
+    has_lost = (share > options.max_far_share) | (fitted.outside > options.max_outside_share)
+    return (has_lost & (share < MOSTLY_FAR)).nonzero()[:, 0].tolist()
+
+
+def _with_better(first: FirstLevel, second: FirstLevel, rows: list[int]) -> FirstLevel:
+    """The first fits, in whose `rows` are the second ones where those cost less."""
     starts, (code, *rest) = list(first.starts), [part.clone() for part in (first.code.flat, *first[2:])]
-    for row, (place, cost) in enumerate(zip(poor, second.cost, strict=True)):
+    for row, (place, cost) in enumerate(zip(rows, second.cost, strict=True)):
         if cost < first.cost[place]:
             starts[place] = second.starts[row]
             for whole, own in zip((code, *rest), (second.code.flat, *second[2:]), strict=True):
@@ -327,15 +350,15 @@ def _run_trials(trials: Trials) -> tuple[list[Start], Code]:
     starts_of = [codes_of(one.scan, code) for one, code in zip(candidates, encoded.flat, strict=True)]
     samples = [resample(one.scan, coarse.num_points, seed) for one in candidates]
     problem = FitProblem(model, samples, encoded, coarse, seed)
-    rows = torch.arange(len(candidates), device=encoded.flat.device).repeat(len(starts_of[0]))
-    flat = torch.stack(starts_of, dim=1).flatten(0, 1)
+    rows = torch.tensor([row for row, own in enumerate(starts_of) for _ in own], device=encoded.flat.device)
+    flat = torch.cat(starts_of)
     state = levenberg_marquardt(
         problem.objective(rows), problem.with_identity(flat), max_steps=options.trial_steps, ftol=options.ftol
     )
     scan_index = [candidates[row].scan_index for row in rows.tolist()]
     best = best_per_scan(state.cost, scan_index, trials.count, options.max_cost_ratio)
     flat, alignments = problem.split(state.x[best])
-    starts = [candidates[row % len(candidates)] for row in best]
+    starts = [candidates[row] for row in rows[best].tolist()]
     return _align(starts, alignments) if problem.has_alignment else starts, encoded.unflatten(flat)
 
 

@@ -31,6 +31,7 @@ TEMPLATE_SPACING, SCAN_SPACING = 0.05, 0.012  # distances along the surface up t
 NORMAL_LENGTH = 0.04  # by which normals are scaled beside the places, for the closest points
 NORMAL_WEIGHT = 0.01  # of 1 - cosine of the normals
 MATCH_STEPS = 3  # of a descent with the same closest points
+MATCH_EXCESS = 0.5  # share by which its points of the scan may be farther than the closest; 12 % are not the closest
 
 # Search. The distance of spheres that stand for the parts finds the nearest training bodies, but descents on it fit the
 # spheres: wrong bodies came to half of the distance of the true one.
@@ -39,13 +40,13 @@ LEARNING_RATE = 0.3  # in standard deviations of the codes
 PRIOR = 4e-6  # weight of the squared deviations beside the distances
 FIRST_MAX_DISTANCE = 0.3  # `MAX_DISTANCE` at the first step: far limbs are attracted
 ROUNDS = 2  # exchanges of limbs
-KEPT, CHANGED, FOUND = 6, 16, 8  # codes before and after an exchange, and after the search
-DONORS = 64  # training bodies whose limbs are tried
+KEPT, CHANGED, FOUND = 6, 16, 8  # codes before and after an exchange, and after the search, at most
+DONORS = 32  # training bodies whose limbs are tried
 EXCHANGES = 128  # exchanged limbs of a body that are compared by the template, the nearest by their spheres
 MIN_LIMB, MAX_LIMB = 1 / 16, 1 / 4  # parts of a limb, over all parts
 APART = 0.02  # mean distance of the parts of two bodies that are not the same
 POSE_STD = 0.01  # of a number of a pose from that of a code
-CHUNK = 4  # bodies that are compared at once: about as many as a core has in its caches
+CHUNK = 8  # bodies that are compared at once: about as many as a core has in its caches
 
 
 @torch.no_grad()
@@ -65,15 +66,14 @@ def search_codes(
     bodies = model.hypernetwork(table)
     nearest = sphere_distance(model, distance.points, bodies.center).argsort()[:count]
     start = torch.cat([encoded[None], model.prior.mean[None], table[nearest]])
-    codes = _descend(model, distance, start, STEPS, FIRST_MAX_DISTANCE)
+    codes = _descend(model, distance, start, STEPS, FIRST_MAX_DISTANCE, halve=True)
     chosen = torch.linspace(0, len(table) - 1, min(DONORS, len(table))).long()
     donors = PartPoses(bodies.center[chosen], bodies.rotation[chosen])
     for _ in range(ROUNDS):
         codes = codes[_best_codes(model, distance, codes, KEPT)]
         changed = _exchange_limbs(model, distance, codes, donors)
         codes = torch.cat([codes, _descend(model, distance, changed, STEPS // 2, MAX_DISTANCE)])
-    best = torch.tensor(_best_codes(model, distance, codes, FOUND), device=codes.device)
-    return codes[best[torch.arange(FOUND, device=best.device) % len(best)]]
+    return codes[_best_codes(model, distance, codes, FOUND)]
 
 
 class Matches(NamedTuple):
@@ -114,13 +114,19 @@ class TemplateDistance:
         return self.skin.pose(states), normals
 
     @torch.no_grad()
-    def match(self, states: PartStates, stride: int = 1) -> Matches:
-        """Closest points by place and normal, for every `stride`th point of the scan and all of the templates."""
+    def match(self, states: PartStates, stride: int = 1, excess: float = 0.0) -> Matches:
+        """Closest points by place and normal, for every `stride`th point of the scan and all of the templates.
+
+        Those of the templates are at most by the share `excess` farther than the closest.
+        """
         scan = torch.cat([self.points, NORMAL_LENGTH * self.normals], dim=1)[::stride]
         points, normals = self.posed(states)
         template = torch.cat([points, NORMAL_LENGTH * normals], dim=2)
-        of_scan = [torch.cdist(scan.expand(len(some), -1, -1), some).argmin(dim=2) for some in template.split(CHUNK)]
-        _, nearest = self.tree.query(template.flatten(0, 1).cpu().numpy())
+        of_scan = []
+        for some in template.split(CHUNK):  # |y|^2 - 2 x.y is least where |x - y| is, and faster than `torch.cdist`
+            squares = some.square().sum(dim=2)[:, None]
+            of_scan.append(torch.baddbmm(squares, scan.expand(len(some), -1, -1), some.mT, alpha=-2).argmin(dim=2))
+        _, nearest = self.tree.query(template.flatten(0, 1).cpu().numpy(), eps=excess)
         return Matches(torch.cat(of_scan), torch.from_numpy(nearest).view(template.shape[:2]).to(template.device))
 
     def __call__(
@@ -198,24 +204,32 @@ def _descend(
     codes: Float[Tensor, "b z"],
     steps: int,
     first_max_distance: float,
-) -> Float[Tensor, "b z"]:
-    """Codes after steps of Adam on the distance of their templates; its maximum goes to `MAX_DISTANCE` meanwhile."""
+    *,
+    halve: bool = False,
+) -> Float[Tensor, "c z"]:
+    """Codes after steps of Adam on the distance of their templates; its maximum goes to `MAX_DISTANCE` meanwhile.
+
+    `halve`: only the better half of them goes on after half of the steps.
+    """
     white, factor = _white(model, codes)
-    matches = None
+    going, cost, matches = torch.arange(len(white), device=white.device), white.new_zeros(len(white)), None
     with torch.enable_grad():
         white.requires_grad_()
         optimizer = torch.optim.Adam([white], lr=LEARNING_RATE)
         for step in range(steps):
             share = step / steps
             optimizer.param_groups[0]["lr"] = 0.5 * LEARNING_RATE * (1 + math.cos(math.pi * share))
-            states = model.hypernetwork(model.prior.mean + white @ factor.T)
-            if step % MATCH_STEPS == 0:
-                matches = distance.match(states)
+            if is_half := halve and step == steps // 2:
+                going = going[cost.argsort()[: -(-len(going) // 2)]]
+            own = white[going]
+            states = model.hypernetwork(model.prior.mean + own @ factor.T)
+            if step % MATCH_STEPS == 0 or is_half:
+                matches = distance.match(states, excess=MATCH_EXCESS)
             limit = first_max_distance * (MAX_DISTANCE / first_max_distance) ** share
-            loss = (distance(states, limit, matches) + PRIOR * white.square().sum(dim=1)).sum()
-            (white.grad,) = torch.autograd.grad(loss, white)
+            cost = distance(states, limit, matches) + PRIOR * own.square().sum(dim=1)
+            (white.grad,) = torch.autograd.grad(cost.sum(), white)
             optimizer.step()
-    return model.prior.mean + white.detach() @ factor.T
+    return model.prior.mean + white.detach()[going] @ factor.T
 
 
 def _exchange_limbs(

@@ -185,7 +185,8 @@ def _carries(columns: _Columns, plane: Plane) -> bool:
         return False
     height = plane.height(columns.points)
     between = (height < -2 * plane.thickness) & (height > height.min() + 2 * plane.thickness)
-    below = binary_dilation(columns.occupied(between), structure=np.ones((3, 3)))  # a leg is thinner further down
+    around = np.ones((3, 3), dtype=np.bool_)  # a leg is thinner further down
+    below = binary_dilation(columns.occupied(between), structure=around)
     on_it = columns.occupied((height > 2 * plane.thickness) & (height < _STANDING_HEIGHT))  # not its own upper points
     ends = own & on_it & ~below
     return bool(ends.sum() * columns.area >= _MIN_STANDING)
