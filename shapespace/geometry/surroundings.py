@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from shapespace.geometry import proximity, segmentation
 from shapespace.geometry.findings import Finding
+from shapespace.geometry.platforms import Platform, find_platform
 from shapespace.geometry.scan import MIN_POINTS, Scan
 
 OUTLIER_POINTS = 50_000  # points among which outliers are searched; fewer would be too far apart
@@ -25,7 +26,7 @@ class Surroundings(NamedTuple):
     sample: Scan
     """Points of even density, without those of the planes and the platform."""
     planes: Sequence[segmentation.Plane]
-    platform: segmentation.Platform | None
+    platform: Platform | None
     parts: Int[np.ndarray, "n"]
     """Part number of each point of the sample."""
 
@@ -106,9 +107,9 @@ def part_values(
     }
 
 
-def _platform(sample: Scan, rng: np.random.Generator) -> segmentation.Platform | None:
+def _platform(sample: Scan, rng: np.random.Generator) -> Platform | None:
     """A platform, unless it is most of what there is."""
-    platform = segmentation.find_platform(sample.points, rng)
+    platform = find_platform(sample.points, rng)
     return None if platform is None or platform.plane.below(sample.points).mean() > 0.5 else platform
 
 

@@ -7,8 +7,8 @@ import pytest
 from trimesh import Trimesh, creation, transformations
 
 from shapespace.fitting.clutter import remove_clutter
+from shapespace.geometry.platforms import MIN_PLATFORM, find_platform
 from shapespace.geometry.scan import Scan
-from shapespace.geometry.segmentation import MIN_PLATFORM, find_platform
 
 
 def points_of(mesh: Trimesh, density: float = 3000) -> np.ndarray:
