@@ -14,8 +14,8 @@ MIN_AREA = 0.6  # square meters of a plane; people of the tuning set have at mos
 MIN_GAP = 0.05  # meters between two parts
 _MAX_PLANES = 4  # a floor and three walls
 _NUM_HYPOTHESES = 500
-_TRIPLE_RADIUS = 0.5  # meters: the other two points of a hypothesis are this close to the first,
-_DRAWN = 64  # the first two that are, of so many
+_TRIPLE_RADIUS = 0.5  # meters: the three points of a hypothesis are this close
+_NEIGHBORS = 400  # points from which the second and the third are drawn
 MIN_THICKNESS, _MAX_THICKNESS = 0.01, 0.02  # meters to either side; hypotheses have the least
 _MAX_BEYOND = 0.02  # share of the points that may be beyond a bounding plane
 BEYOND_DEPTH = 0.03  # meters that count as beyond: the other side of a board belongs to the plane
@@ -86,11 +86,14 @@ def _largest(points: Float[np.ndarray, "n 3"], cell: float, rng: np.random.Gener
 def plane_hypotheses(points: Float[np.ndarray, "n 3"], rng: np.random.Generator) -> list[Plane]:
     """Planes through triples of points, oriented to the side of most points."""
     first = rng.integers(len(points), size=_NUM_HYPOTHESES)
-    drawn = rng.integers(len(points), size=(_NUM_HYPOTHESES, _DRAWN))
-    a = points[first]
-    is_close = np.square(points[drawn] - a[:, None]).sum(axis=-1) < _TRIPLE_RADIUS**2
-    second, third = np.take_along_axis(drawn, np.argsort(~is_close, axis=1, kind="stable")[:, :2], axis=1).T
-    b, c = points[second], points[third]
+    some = rng.permutation(len(points))[:_NEIGHBORS]
+    around = cKDTree(points[some]).query_ball_point(points[first], _TRIPLE_RADIUS)
+    counts = np.array([len(near) for near in around])
+    starts = np.cumsum(counts) - counts
+    near = np.append(some[np.concatenate(around).astype(int)], 0)
+    drawn = (rng.random((2, len(first))) * counts).astype(int)  # two of the points around each, or one twice
+    second, third = np.where(counts > 0, near[starts + drawn], first)
+    a, b, c = points[first], points[second], points[third]
     cross = np.cross(b - a, c - a)
     size = np.linalg.norm(cross, axis=1)
     good = size > 1e-4  # a square centimeter
