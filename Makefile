@@ -61,7 +61,7 @@ runs/demo/report.html: runs/demo/scores.md runs/demo/humans/scores.md runs/demo/
 MALLOC := MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=67108864 MALLOC_MMAP_THRESHOLD_=33554432
 QUICK  := OMP_NUM_THREADS=1 $(MALLOC) PYTHONDONTWRITEBYTECODE=
 
-test: $(VENV)/ready  ## the test suite: about 11 minutes on 2 cores
+test: $(VENV)/ready  ## the test suite: 11 to 13 minutes on 2 cores
 	$(QUICK) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready  ## format, lint, types, layers of imports
