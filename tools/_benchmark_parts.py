@@ -32,13 +32,13 @@ PASSES = 3  # forward, and two products for each layer in the backward pass
 
 
 def measure(space: ShapeSpace, store: ScanStore, names: Sequence[str], *, times: int) -> Iterator[Comparison]:
-    """Comparisons of a space: the first of the named scans is fitted alone, all of them in one call.
+    """Comparisons of a space: the first of the named scans is fitted alone, up to `MANY_SCANS` of them in one call.
 
     The reference of a training step has every part at every point, with autograd.
     """
     model = space.model
     assert isinstance(model, ArticulatedSDF)
-    scans = [store.scan(name) for name in names]
+    scans = [store.scan(name) for name in names[:MANY_SCANS]]
     yield from _step(model, store, times)
     yield from _fit(space, scans)
     yield from _mesh(space, scans[0], times)
@@ -100,13 +100,12 @@ def _fit(space: ShapeSpace, scans: Sequence[Scan]) -> Iterator[Comparison]:
     one, two, three = (partial(fitted, levels) for levels in get_args(Levels))
     yield compare("parts", "fit, both levels; reference: code alone", one, two, None, times=3)
     yield compare("parts", "fit, three levels; reference: both", two, three, None, times=3)
-    many = scans[:MANY_SCANS]  # the same for both: a scan with a lost limb takes some times as long as another
 
-    def one_by_one() -> list[Fit]:
-        return [fit for scan in many for fit in space.fit_scans([scan])]
+    def one_by_one() -> list[Fit]:  # the same scans: one with a lost limb takes several times as long as another
+        return [fit for scan in scans for fit in space.fit_scans([scan])]
 
-    name = f"fit, {len(many)} scans in one call; reference: a call for each"
-    yield compare("parts", name, one_by_one, partial(space.fit_scans, many), None, times=0)
+    name = f"fit, {len(scans)} scans in one call; reference: a call for each"
+    yield compare("parts", name, one_by_one, partial(space.fit_scans, scans), None, times=0)
 
 
 def _mesh(space: ShapeSpace, scan: Scan, times: int) -> Iterator[Comparison]:

@@ -32,6 +32,7 @@ from shapespace.fitting.checks import check_scan
 from shapespace.fitting.joints import JointPrior
 from shapespace.fitting.levenberg_marquardt import LMOptions, PartOptions, levenberg_marquardt
 from shapespace.fitting.limb_search import (
+    APART,
     FOUND,
     NORMAL_LENGTH,
     NORMAL_WEIGHT,
@@ -802,6 +803,10 @@ def test_a_scan_far_from_its_first_fit_is_fitted_again_from_searched_codes(
         for levels in (1, 2):
             fit.fit_lm(model, [scan], replace(few, levels=levels))
             assert ftols[-1] == pytest.approx(few.ftol)  # a search that a second level follows converges as well
+    more = replace(few, max_steps=12, ftol=1e-5)
+    half = replace(more.before_parts(), ftol=more.ftol)
+    one, two = (fit.fit_lm(model, [scan], lm).code.parts[0] for lm in (half, replace(more, levels=2)))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)  # and on the points of the first fit
     counts.clear()
     fit.fit_lm(model, [scan], replace(few, max_far_share=1.0))
     assert counts == [7]  # an arm of the wrong body is outside of the scan
@@ -886,6 +891,14 @@ def test_templates_are_compared_with_a_scan_both_ways(model: ArticulatedSDF, has
             d = d * 0.1 / (d + 0.1)
             total += float(d.mean() if x is distance.points else d @ distance.weight)
         assert float(distance(states)[body]) == pytest.approx(total, rel=0.01)
+        scanned = torch.cat([distance.dense, NORMAL_LENGTH * distance.dense_normals], dim=1)
+        posed = torch.cat([points[body], NORMAL_LENGTH * normals[body]], dim=1)
+        closest, near = (
+            (posed - scanned[distance.match(states, excess=excess).of_template[body]]).norm(dim=1)
+            for excess in (0.0, 0.5)
+        )
+        torch.testing.assert_close(closest, torch.cdist(posed, scanned).amin(dim=1), rtol=1e-3, atol=1e-4)
+        assert (near <= 1.5 * closest + 1e-4).all()
 
 
 @torch.no_grad()
@@ -921,6 +934,9 @@ def test_the_search_finds_arms_that_no_training_body_has_together(model: Articul
         center, _ = part_poses(template, torch.from_numpy(np.asarray(mesh.vertices)).float())
         codes = search_codes(model, sampled(mesh), model.prior.mean + 3, 8, seed=0)
         assert 1 <= len(codes) <= FOUND
+        found = model.hypernetwork(codes).center
+        apart = (found[:, None] - found).norm(dim=-1).mean(dim=2)
+        assert (apart[~torch.eye(len(codes), dtype=torch.bool)] > APART).all()  # no body twice
         nearest = (model.training_states().center - center).norm(dim=-1).mean(dim=1).min()
         assert (model.hypernetwork(codes[:1]).center - center).norm(dim=-1).mean() < 0.6 * nearest
         again = search_codes(model, sampled(mesh), model.prior.mean + 3, 8, seed=0)
